@@ -1,0 +1,93 @@
+"""The records that every stage passes on: prompt → rollout → outcome → verdict → group (plain data, no behaviour)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One problem, ready to be sampled."""
+
+    id: str
+    """Unique in its data set, e.g. `gsm8k-train.jsonl:17`; seeds and the run's ledger are derived from it."""
+    messages: tuple[dict[str, str], ...] | None = None
+    """Chat messages (`role`, `content`), rendered by the policy's chat template; None = `text` is sent as it is."""
+    text: str
+    """The problem in plain words: what the verifier, the judge and a reader see."""
+    answer: str
+    """Reference answer; never shown to the policy."""
+    source: str = ""
+    """Name of the data set."""
+    solution: str | None = None
+    """Worked solution, the target of a warm start; None where the data has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled completion."""
+
+    prompt_id: str
+    sample: int
+    """Index 0 … G−1 within the group."""
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """Response token ids, the end-of-sequence token included where one was sampled."""
+    logprobs: tuple[float, ...]
+    """Sampler's log-probability of each response token, *after* temperature (processed), same length as `tokens`."""
+    text: str
+    """The response, decoded without special tokens."""
+    finish_reason: str
+    """`stop` (end token) or `length` (cut at the token limit)."""
+    policy_version: int
+    """Number of weight syncs before this rollout was sampled."""
+
+
+class Outcome(str, Enum):
+    """What the verifier says of an answer. The five are never merged; only `CORRECT` earns +1."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    UNPARSEABLE = "unparseable"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of a correct rollout. `unknown` is never counted as sound, nor as flawed."""
+
+    kind: str
+    """`sound`, `flawed` or `unknown`."""
+    step: int | None = None
+    """`flawed`: index of the first wrong step, from 0."""
+    reason: str = ""
+    """`flawed`: the kind of flaw where it is known; `unknown`: why there is no verdict (`timeout`, `no_box`, …)."""
+
+    @classmethod
+    def sound(cls) -> Verdict:
+        return cls("sound")
+
+    @classmethod
+    def flawed(cls, step: int, reason: str = "") -> Verdict:
+        return cls("flawed", step, reason)
+
+    @classmethod
+    def unknown(cls, reason: str) -> Verdict:
+        return cls("unknown", None, reason)
+
+
+@dataclass(kw_only=True)
+class Group:
+    """The G rollouts of one prompt, with what each stage has said of them; the lists run parallel to `rollouts`."""
+
+    prompt: Prompt
+    rollouts: list[Rollout]
+    outcomes: list[Outcome] = field(default_factory=list)
+    verdicts: list[Verdict | None] = field(default_factory=list)
+    """None = not judged, since the answer was not correct."""
+    rewards: list[float] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    kept: list[bool] = field(default_factory=list)
+    """False = left the group (unknown verdict): no gradient, and no part in the group's mean and spread."""
