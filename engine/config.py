@@ -1,0 +1,260 @@
+"""All settings of a run: frozen dataclasses, one line of help each, checked as a whole when they are built."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from soundrl.kernels.policy_loss import CORRECTIONS
+
+
+def require(holds: bool, message: str) -> None:
+    """ValueError with `message`, which names the setting, the conflict and the cure, unless `holds`."""
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    path: str
+    """Folder in Hugging Face format with safetensors, or `arith` for the embedded world's model with fresh weights."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the forward and backward pass and of the sampler; master weights and optimizer state are always float32."""
+    max_length: int = 4096
+    """Longest prompt + response, in tokens."""
+    rope_base_length: int = 0
+    """Overrides `max_position_embeddings` of the folder's config (the paper's 7B recipe needs it); 0 keeps it."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass: about 30 % more time, activations of one layer instead of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    train: str
+    """Training problems: a .jsonl, .json or .parquet file, `rg:<name>` for a reasoning-gym data set, or `arith`."""
+    test: tuple[str, ...] = ()
+    """Evaluation sets, same forms; `arith` is followed by its tens-digit set."""
+    test_rows: int = 0
+    """Problems used of each evaluation set, the first ones; 0 = all (of an endless source: 400)."""
+    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    """Follows a blank line after the problem in rows of the form {problem, answer}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    steps: int = 0
+    """Supervised steps on rows with a `solution` before the first rollout; 0 = none."""
+    batch: int = 32
+    """Rows a step, over all ranks."""
+    lr: float = 1e-5
+    """AdamW learning rate; linear warm-up over 2 % of the steps, linear decay to a tenth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    engine: Literal["vllm", "torch"] = "vllm"
+    """Sampler: vLLM in this process, or plain torch with a KV cache (slow; where vLLM cannot be installed)."""
+    prompts: int = 512
+    """Prompts a step, over all ranks."""
+    samples: int = 8
+    """Rollouts a prompt (the group size G)."""
+    temperature: float = 1.0
+    """Sampling temperature of training rollouts; top-p and top-k stay off, as they would bias the log-probabilities."""
+    max_new_tokens: int = 1024
+    """Longest response, in tokens."""
+    memory: float = 0.4
+    """vLLM's share of a GPU's memory; on CPU its KV cache in GiB (rounded up)."""
+    tensor_parallel: int = 1
+    """Ranks that share one vLLM engine."""
+    eager: bool = False
+    """No compilation and no CUDA graphs in vLLM: starts in seconds, decodes slower on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    clip_low: float = 0.2
+    """Lower clip of the ratio: 1 − clip_low."""
+    clip_high: float = 0.28
+    """Upper clip of the ratio: 1 + clip_high (clip-higher, arXiv 2503.14476)."""
+    dual_clip: float = 10.0
+    """Bound on the loss of negative advantages, in multiples of the advantage."""
+    correction: str = "tis"
+    """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
+    correction_low: float = 0.5
+    """Lower edge of the icepop and sequence bands (of a probability ratio)."""
+    correction_high: float = 2.0
+    """Cap of tis, upper edge of the bands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float = 1e-6
+    """AdamW learning rate, constant after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moment decays."""
+    weight_decay: float = 0.1
+    """AdamW weight decay."""
+    warmup_steps: int = 10
+    """Optimizer steps of linear warm-up."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+    minibatch_prompts: int = 32
+    """Prompts (whole groups) per optimizer step, over all ranks."""
+    microbatch_tokens: int = 16384
+    """Tokens packed into one forward pass of a rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fapo:
+    lam: float = 1.0
+    """λ: what a flawed positive loses of its reward (arXiv 2510.22543 Eq. 8); 0 is GRPO."""
+    normalize_std: bool = True
+    """Divide the advantage by the group's standard deviation; off = Dr. GRPO."""
+    overlong_buffer: int = 0
+    """Tokens before `max_new_tokens` in which the length penalty grows linearly; 0 = no penalty."""
+    overlong_factor: float = 1.0
+    """Length penalty at `max_new_tokens`, in units of reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Genrm:
+    judge: Literal["oracle", "endpoint", "none"] = "endpoint"
+    """Who judges correct rollouts: the embedded world's exact oracle, an OpenAI-compatible endpoint, or nobody."""
+    urls: tuple[str, ...] = ()
+    """Base URL of the endpoint, e.g. http://127.0.0.1:8000/v1."""
+    model: str = ""
+    """Model name to ask for; empty = the only one served."""
+    max_tokens: int = 8192
+    """Longest critique, in tokens."""
+    temperature: float = 0.0
+    """Sampling temperature of the judge."""
+    deadline: float = 300.0
+    """Seconds until a verdict is given up as unknown(timeout)."""
+    concurrency: int = 64
+    """Requests under way at once, per rank."""
+    reference: bool = True
+    """Show the reference answer to the judge."""
+    unknown: Literal["drop", "rule"] = "drop"
+    """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule)."""
+    max_unknown: float = 0.5
+    """The run stops when a larger share of judged rollouts has no verdict, three steps in a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    name: str
+    """Run folder below `folder`."""
+    folder: str = "runs"
+    """Where run folders live."""
+    steps: int = 200
+    """Rollout batches to train on."""
+    seed: int = 0
+    """Seeds data order, sampling and fresh weights."""
+    eval_every: int = 10
+    """Steps between evaluations (one before the first and one after the last step as well); 0 = only those two."""
+    eval_samples: int = 1
+    """Rollouts a problem in evaluation (avg@k)."""
+    eval_temperature: float = 1.0
+    """Sampling temperature of evaluation."""
+    eval_top_p: float = 1.0
+    """Nucleus of evaluation sampling."""
+    export_every: int = 0
+    """Steps between exports of the policy as a safetensors folder; 0 = only at the end."""
+    gate: float = 1.05
+    """After each weight sync the mean of exp|Δ log-prob| between sampler and trainer may not exceed this, or the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete run. `engine/recipes.py` holds named ones; any setting can be overridden on the command line."""
+
+    model: Model
+    data: Data
+    run: Run
+    rollout: Rollout = field(default_factory=Rollout)
+    warm_start: WarmStart = field(default_factory=WarmStart)
+    loss: Loss = field(default_factory=Loss)
+    optim: Optim = field(default_factory=Optim)
+    fapo: Fapo = field(default_factory=Fapo)
+    genrm: Genrm = field(default_factory=Genrm)
+
+    def __post_init__(self) -> None:
+        rollout, optim, loss, genrm = self.rollout, self.optim, self.loss, self.genrm
+        for group, names in POSITIVE.items():
+            for name in names:
+                value = getattr(getattr(self, group), name)
+                require(value > 0, f"{group}.{name} is {value}, but must be > 0")
+        require(
+            rollout.prompts % optim.minibatch_prompts == 0,
+            f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
+            "mini-batches hold whole groups of one rollout batch: set one a multiple of the other",
+        )
+        require(rollout.samples >= 2, f"rollout.samples {rollout.samples} leaves no group to compare with; set at least 2")
+        require(
+            rollout.max_new_tokens < self.model.max_length,
+            f"rollout.max_new_tokens {rollout.max_new_tokens} leaves no room for a prompt in model.max_length "
+            f"{self.model.max_length}; raise model.max_length or shorten responses",
+        )
+        require(
+            optim.microbatch_tokens >= self.model.max_length,
+            f"optim.microbatch_tokens {optim.microbatch_tokens} cannot hold one sequence of model.max_length "
+            f"{self.model.max_length}; raise optim.microbatch_tokens or lower model.max_length",
+        )
+        require(
+            loss.correction in CORRECTIONS,
+            f"loss.correction {loss.correction!r} is unknown; use one of {', '.join(CORRECTIONS)}",
+        )
+        require(
+            0 < loss.correction_low < 1 < loss.correction_high,
+            f"loss.correction_low {loss.correction_low} and loss.correction_high {loss.correction_high} must lie on either side of 1",
+        )
+        require(0 <= loss.clip_low < 1, f"loss.clip_low {loss.clip_low} must be in [0, 1)")
+        require(loss.dual_clip > 1, f"loss.dual_clip {loss.dual_clip} must exceed 1")
+        require(self.fapo.lam >= 0, f"fapo.lam {self.fapo.lam} would reward flaws; use a value ≥ 0 (the paper's range is 0 … 2)")
+        require(
+            0 <= self.fapo.overlong_buffer < rollout.max_new_tokens,
+            f"fapo.overlong_buffer {self.fapo.overlong_buffer} must be below rollout.max_new_tokens {rollout.max_new_tokens}",
+        )
+        require(
+            genrm.judge != "none" or self.fapo.lam == 0,
+            f"genrm.judge is none, so fapo.lam {self.fapo.lam} has no verdicts to act on; set --fapo.lam 0 or name a judge",
+        )
+        require(
+            genrm.judge != "endpoint" or len(genrm.urls) == 1,
+            f"genrm.judge is endpoint, but genrm.urls holds {len(genrm.urls)} URLs; give one, e.g. --genrm.urls http://127.0.0.1:8000/v1",
+        )
+        require(
+            genrm.judge != "oracle" or self.data.train == "arith",
+            f"genrm.judge is oracle, which knows the embedded world only, but data.train is {self.data.train}; use endpoint or none",
+        )
+        require(0 <= genrm.max_unknown <= 1, f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1")
+        require(self.run.gate > 1, f"run.gate {self.run.gate} can never be met; use e.g. 1.05")
+        require(0 < self.run.eval_top_p <= 1, f"run.eval_top_p {self.run.eval_top_p} must be in (0, 1]")
+        require(
+            self.model.path != "arith" or self.data.train == "arith",
+            f"model.path arith knows only the characters of the embedded world, but data.train is {self.data.train}; "
+            "name a model folder, or set --data.train arith",
+        )
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self.model.max_length - self.rollout.max_new_tokens
+
+    def as_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+POSITIVE = {
+    "model": ("max_length",),
+    "rollout": ("prompts", "samples", "temperature", "max_new_tokens", "memory", "tensor_parallel"),
+    "optim": ("lr", "grad_clip", "minibatch_prompts", "microbatch_tokens"),
+    "warm_start": ("batch", "lr"),
+    "genrm": ("max_tokens", "deadline", "concurrency"),
+    "run": ("steps", "eval_samples"),
+}
+
+
+def count_settings() -> int:
+    """Number of settings a user can change (the budget is 60)."""
+    return sum(len(dataclasses.fields(group)) for group in (Model, Data, WarmStart, Rollout, Loss, Optim, Fapo, Genrm, Run))

@@ -1,0 +1,172 @@
+"""The policy: a transformers model under FSDP2, fed with packed sequences. Shapes: T tokens, R response tokens, V vocabulary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from soundrl.engine.config import Model
+from soundrl.engine.packing import PackedBatch
+from soundrl.engine.world import World
+from soundrl.kernels.logprob import selective_logprob
+from soundrl.kernels.varlen_attention import length_buckets, varlen_attention_reference
+
+ATTENTION = "soundrl_varlen"
+
+
+def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs) -> tuple[Tensor, None]:
+    """transformers' attention hook over one packed row: query [1, Hq, T, D] → [1, T, Hq, D]."""
+    out_THD = varlen_attention_reference(
+        query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), kwargs["length_buckets"], kwargs.get("scaling")
+    )
+    return out_THD[None], None
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+
+
+def check_folder(path: str) -> Path:
+    """The model folder, or ValueError in one line: it must hold a config and safetensors, and needs no code of its own."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"model.path {path} is no folder; name a Hugging Face folder, or convert one: python -m soundrl.engine.convert")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path {path} has no config.json; name a Hugging Face model folder")
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"model.path {path} has no .safetensors file (pickled weights are never loaded); convert it: python -m soundrl.engine.convert"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"model.path {path}: config.json is no JSON ({error})") from error
+    if "auto_map" in config:
+        raise ValueError(f"model.path {path} asks to run its own code (auto_map in config.json), which is refused; use an architecture of transformers")
+    return folder
+
+
+class Policy:
+    """Model and tokenizer. `model` holds float32 master weights, sharded over all ranks; it computes in `settings.dtype`."""
+
+    def __init__(self, folder: Path, settings: Model, world: World) -> None:
+        self.folder, self.settings, self.world = folder, settings, world
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        for name in ("dropout", "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "layerdrop"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)  # the gradient must be that of the distribution that was sampled
+        if settings.rope_base_length:
+            config.max_position_embeddings = settings.rope_base_length
+        if settings.max_length > config.max_position_embeddings:
+            raise ValueError(
+                f"model.max_length {settings.max_length} exceeds the context of {folder}, {config.max_position_embeddings} tokens; "
+                "lower model.max_length"
+            )
+        config.use_cache = False
+        self.config = config
+        # Parameters on meta: no rank ever holds the whole model, each reads its shards from the files below.
+        with init_empty_weights(include_buffers=False):
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+        if settings.activation_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._shard()
+        self._load()
+
+    def _shard(self) -> None:
+        precision = MixedPrecisionPolicy(param_dtype=getattr(torch, self.settings.dtype), reduce_dtype=torch.float32, output_dtype=torch.float32)
+        layers = next(module for module in self.model.modules() if isinstance(module, nn.ModuleList))
+        for layer in layers:
+            fully_shard(layer, mesh=self.world.mesh, mp_policy=precision)
+        fully_shard(self.model, mesh=self.world.mesh, mp_policy=precision)
+        assert isinstance(self.model, FSDPModule)
+        buffers = {name: buffer.to(self.world.device) for name, buffer in self.model.named_buffers()}
+        self.model.to_empty(device=self.world.device)
+        for name, buffer in buffers.items():  # to_empty() forgets what buffers hold, and RoPE frequencies are in no checkpoint
+            owner, _, leaf = name.rpartition(".")
+            self.model.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+        self.model.tie_weights()
+
+    @torch.no_grad()
+    def _load(self) -> None:
+        """Stream the folder's safetensors into the shards; every parameter must be found, and nothing may be left over."""
+        parameters = dict(self.model.named_parameters())
+        tied = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(parameters)
+        seen, unexpected = set(), []
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as reader:
+                for name in reader.keys():
+                    if name not in parameters:
+                        unexpected += [name] if name not in tied else []
+                        continue
+                    parameter, full = parameters[name], reader.get_tensor(name)
+                    if full.shape != parameter.shape:
+                        raise ValueError(f"{file}: {name} has shape {tuple(full.shape)}, config.json says {tuple(parameter.shape)}")
+                    assert isinstance(parameter, DTensor)
+                    full = full.to(self.world.device, torch.float32)
+                    # src_data_rank=None: every rank has read the tensor, so each takes its own slice and nothing is sent.
+                    shard = distribute_tensor(full, self.world.mesh, parameter.placements, src_data_rank=None)
+                    parameter.to_local().copy_(shard.to_local())
+                    seen.add(name)
+        missing = sorted(set(parameters) - seen)
+        if missing or unexpected:
+            raise ValueError(
+                f"{self.folder}: {len(missing)} tensors missing (first: {missing[:1]}), {len(unexpected)} unknown (first: "
+                f"{unexpected[:1]}); the weights do not belong to config.json"
+            )
+
+    def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter, unsharded, in `settings.dtype`, by its Hugging Face name and in model order (tied ones once).
+
+        A collective: all ranks must exhaust it together. One tensor is alive at a time unless the caller keeps more.
+        """
+        dtype = getattr(torch, self.settings.dtype)
+        for name, parameter in self.model.named_parameters():
+            assert isinstance(parameter, DTensor)
+            # Cast the shard first: the gather moves half the bytes in bf16.
+            yield name, parameter.detach().to(dtype).full_tensor()
+
+    def response_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy [R] of the batch's response tokens, in the order of `batch.response_index`.
+
+        Only the R rows that predict a response token go through the LM head.
+        """
+        target_R = batch.response_index
+        logits_RV = self.model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            logits_to_keep=target_R - 1,
+            length_buckets=length_buckets(batch.cu_seqlens),
+            use_cache=False,
+        ).logits[0]
+        return selective_logprob(logits_RV, batch.input_ids[target_R], temperature)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder (safetensors in float32 master precision) that transformers and vLLM load.
+
+        Written beside and renamed at once, so that `folder` is never half written. A collective; rank 0 writes.
+        """
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            full = parameter.detach().full_tensor()  # type: ignore[union-attr]
+            if self.world.main:
+                state[name] = full.cpu()
+        if self.world.main:
+            beside = folder.with_name(folder.name + ".part")
+            with init_empty_weights():
+                shell = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+            shell.config.use_cache = True
+            shell.generation_config = self.model.generation_config
+            shell.save_pretrained(beside, state_dict=state)
+            self.tokenizer.save_pretrained(beside)
+            beside.rename(folder)
+        dist.barrier()

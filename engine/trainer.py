@@ -1,0 +1,157 @@
+"""The optimizer's side: forward, backward and step over packed micro-batches, with one denominator for all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from soundrl.engine.config import Loss, Optim
+from soundrl.engine.packing import PackedBatch, Sample, pack, pack_all
+from soundrl.engine.policy import Policy
+from soundrl.kernels.policy_loss import METRIC_SUMS, policy_loss
+
+# (micro-batch, log-probs [R], entropy [R], token count) → loss, metric sums
+LossFunction = Callable[[PackedBatch, Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+class NotFiniteError(RuntimeError):
+    """The gradient was not finite several optimizer steps in a row."""
+
+
+class Trainer:
+    """AdamW on the policy's float32 master weights."""
+
+    def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float) -> None:
+        self.policy, self.world = policy, policy.world
+        self.settings, self.loss_settings, self.temperature = optim, loss, temperature
+        self.optimizer = torch.optim.AdamW(
+            policy.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+        self.updates = 0
+        self.skipped_in_a_row = 0
+
+    def pack(self, samples: Sequence[Sample]) -> list[PackedBatch]:
+        """This rank's micro-batches, padded with empty ones to the largest number of any rank: FSDP2's collectives must match."""
+        batches = pack_all(samples, self.settings.microbatch_tokens, self.world.device)
+        most = int(self.world.max(len(batches)))
+        return batches + [pack((), self.world.device)] * (most - len(batches))
+
+    def backward(self, batches: Sequence[PackedBatch], token_count: float, loss_function: LossFunction) -> dict[str, float]:
+        """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`loss`, `entropy` included).
+
+        `token_count` is the mini-batch's over all ranks. FSDP2 averages gradients over ranks, so each rank's loss is scaled by
+        the world size: the sum over ranks is the gradient of one rank that holds everything.
+        """
+        sums = dict.fromkeys(("loss", "entropy", *METRIC_SUMS), 0.0)
+        for batch in batches:
+            logprob_R, entropy_R = self.policy.response_logprobs(batch, self.temperature)
+            loss, metrics = loss_function(batch, logprob_R, entropy_R, token_count)
+            # + 0·Σ logprob: a micro-batch with nothing to train still runs backward, for the collectives of the others.
+            (self.world.size * loss + 0.0 * logprob_R.sum()).backward()
+            for name, value in (("loss", loss.detach()), ("entropy", entropy_R.sum()), *metrics.items()):
+                sums[name] += value.item()
+        return dict(zip(sums, self.world.sum(list(sums.values())), strict=True))
+
+    def update(self, lr: float) -> dict[str, float]:
+        """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
+        parameters = list(self.policy.model.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
+        # The norm is global already (DTensor); full_tensor() makes every rank read the same bits, so all take the same branch.
+        grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        finite = math.isfinite(grad_norm)
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.updates += 1
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        self.optimizer.zero_grad()
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NotFiniteError(
+                f"the gradient was not finite {self.skipped_in_a_row} optimizer steps in a row; the parameters are those of the last finite "
+                "step. Lower optim.lr or look at the rollouts of this step"
+            )
+        return {"grad_norm": grad_norm, "skipped": float(not finite)}
+
+    def learning_rate(self) -> float:
+        """Linear warm-up over `optim.warmup_steps` updates, then constant."""
+        return self.settings.lr * min(1.0, (self.updates + 1) / max(1, self.settings.warmup_steps))
+
+    def policy_loss(self, batch: PackedBatch, logprob_R: Tensor, entropy_R: Tensor, token_count: float) -> tuple[Tensor, dict[str, Tensor]]:
+        index_R, s = batch.response_index, self.loss_settings
+        return policy_loss(
+            logprob_R,
+            None if batch.old_logprobs is None else batch.old_logprobs[index_R],
+            batch.advantages[index_R],
+            batch.sampler_logprobs[index_R],
+            token_count,
+            cu_seqlens=batch.response_cu_seqlens,
+            clip_low=s.clip_low,
+            clip_high=s.clip_high,
+            dual_clip=s.dual_clip,
+            correction=s.correction,
+            correction_low=s.correction_low,
+            correction_high=s.correction_high,
+        )
+
+    @staticmethod
+    def supervised_loss(batch: PackedBatch, logprob_R: Tensor, entropy_R: Tensor, token_count: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the response tokens, mean over the whole batch."""
+        return -logprob_R.sum() / token_count, {"tokens": torch.tensor(float(logprob_R.numel()))}
+
+    @torch.no_grad()
+    def with_old_logprobs(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
+        """The same micro-batches with `old_logprobs` under the present weights."""
+        out = []
+        for batch in batches:
+            logprob_R, _ = self.policy.response_logprobs(batch, self.temperature)
+            old_T = torch.zeros_like(batch.sampler_logprobs)
+            old_T[batch.response_index] = logprob_R
+            out.append(PackedBatch(**{**batch.__dict__, "old_logprobs": old_T}))
+        return out
+
+    def train(self, minibatches: Sequence[Sequence[Sample]]) -> dict[str, float]:
+        """One optimizer step per mini-batch of the rollout batch; `minibatches` holds this rank's samples of each.
+
+        Samples without advantage have an exactly zero gradient: they count in the denominator and are not computed. The first
+        mini-batch trains on the weights that sampled (ratio exactly 1); for the others log-probabilities are taken before it.
+        Returns metrics over the whole batch.
+        """
+        token_counts = self.world.sum([float(sum(len(s.tokens) for s in samples)) for samples in minibatches])
+        packed = [self.pack([s for s in samples if s.advantage != 0.0 and s.tokens]) for samples in minibatches]
+        packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
+        totals: dict[str, float] = dict.fromkeys(("loss", "entropy", *METRIC_SUMS, "grad_norm", "skipped"), 0.0)
+        for batches, token_count in zip(packed, token_counts, strict=True):
+            stats = self.backward(batches, max(token_count, 1.0), self.policy_loss)
+            stats |= self.update(self.learning_rate())
+            totals = {name: totals[name] + stats[name] for name in totals}
+        filled = self.world.sum([float(sum(b.tokens for bs in packed for b in bs)), float(sum(len(bs) for bs in packed))])
+        tokens, steps = max(totals["tokens"], 1.0), len(minibatches)
+        return {
+            "loss/policy": totals["loss"] / steps,
+            "loss/entropy": totals["entropy"] / tokens,
+            "loss/clip_low": totals["clip_low"] / tokens,
+            "loss/clip_high": totals["clip_high"] / tokens,
+            "loss/dual_clip": totals["dual_clip"] / tokens,
+            "loss/kl": totals["kl"] / tokens,
+            "loss/corrected": totals["corrected"] / tokens,
+            "mismatch/exp_abs_dlogp": totals["exp_abs_dlogp"] / tokens,
+            "mismatch/kl": totals["sampler_kl"] / tokens,
+            "optim/grad_norm": totals["grad_norm"] / steps,
+            "optim/skipped": totals["skipped"],
+            "optim/lr": self.optimizer.param_groups[0]["lr"],
+            "tokens/trained": totals["tokens"],
+            "tokens/fill": filled[0] / (filled[1] * self.settings.microbatch_tokens),
+        }
+
+    def supervised_step(self, samples: Sequence[Sample], lr: float) -> dict[str, float]:
+        """One supervised optimizer step (warm start) on this rank's share of the batch."""
+        (token_count,) = self.world.sum([float(sum(len(s.tokens) for s in samples))])
+        stats = self.backward(self.pack(samples), max(token_count, 1.0), self.supervised_loss)
+        return stats | self.update(lr)

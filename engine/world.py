@@ -1,0 +1,64 @@
+"""The processes of a run: rank, device, process group and the few collectives the engine uses outside FSDP2."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a rank may sample for long while others wait; NCCL's 10 min default is too short
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+    """One dimension over all ranks: parameters, gradients and optimizer state are sharded over it."""
+
+    @classmethod
+    def start(cls) -> World:
+        """Join the process group torchrun describes: NCCL where there are GPUs, gloo on CPU."""
+        missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} not set: start with `torchrun engine/train.py` or `python engine/train.py`")
+        local_rank = int(os.environ["LOCAL_RANK"])
+        device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            # Both backends on GPU: object collectives and the barrier of host work must not occupy the card.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        return cls(dist.get_rank(), dist.get_world_size(), device, mesh)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over ranks, in fp64 on the host."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def max(self, value: float) -> float:
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable `value` of every rank, in rank order, on every rank (our own processes only, never outside data)."""
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value)
+        return out
+
+    def stop(self) -> None:
+        dist.destroy_process_group()
