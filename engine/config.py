@@ -255,6 +255,19 @@ POSITIVE = {
 }
 
 
+GROUPS = {
+    "model": Model,
+    "data": Data,
+    "run": Run,
+    "rollout": Rollout,
+    "warm_start": WarmStart,
+    "loss": Loss,
+    "optim": Optim,
+    "fapo": Fapo,
+    "genrm": Genrm,
+}
+
+
 def count_settings() -> int:
     """Number of settings a user can change (the budget is 60)."""
-    return sum(len(dataclasses.fields(group)) for group in (Model, Data, WarmStart, Rollout, Loss, Optim, Fapo, Genrm, Run))
+    return sum(len(dataclasses.fields(group)) for group in GROUPS.values())

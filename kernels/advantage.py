@@ -8,6 +8,11 @@ from torch import Tensor
 STD_EPSILON = 1e-6
 
 
+def fapo_reward(rewards_N: Tensor, flawed_N: Tensor, lam: float) -> Tensor:
+    """r − λ on flawed positives, r elsewhere (arXiv 2510.22543 Eq. 8); `lam = 0` returns `rewards_N` itself."""
+    return rewards_N if lam == 0.0 else rewards_N - lam * flawed_N.to(rewards_N.dtype)
+
+
 def group_advantage(
     rewards_N: Tensor,
     group_offsets: Tensor,
@@ -31,8 +36,8 @@ def group_advantage(
     >>> group_advantage(torch.tensor([1., 1, 0, 0, -1, -1, -1, -1]), torch.tensor([0, 8]))[[0, 2, 4]].tolist()
     [1.4100..., 0.2820..., -0.8460...]
     """
-    if flawed_N is not None and lam != 0.0:
-        rewards_N = rewards_N - lam * flawed_N.to(rewards_N.dtype)
+    if flawed_N is not None:
+        rewards_N = fapo_reward(rewards_N, flawed_N, lam)
     out_N = torch.zeros(len(rewards_N), dtype=torch.float64, device=rewards_N.device)
     values_N = rewards_N.double()
     bounds = group_offsets.tolist()

@@ -1,0 +1,150 @@
+"""From a configuration to the parts of a run: problems, verifier, judge, sampler. Everything a user can get wrong fails here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from soundrl.engine.config import Config
+from soundrl.engine.generator import Generator
+from soundrl.engine.policy import Policy
+from soundrl.engine.world import World
+from soundrl.fapo import arith
+from soundrl.fapo.data import load_prompts
+from soundrl.fapo.prompt_stream import PromptList, PromptSource
+from soundrl.fapo.judging import Judge
+from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.fapo.rewards import RewardSettings
+from soundrl.fapo.task import OracleJudge, ReasoningTask, done
+from soundrl.fapo.verifier import Verifier
+from soundrl.genrm.judge import EndpointJudge
+
+ENDLESS_TEST_ROWS = 400
+
+
+def build_sources(config: Config) -> tuple[PromptSource, dict[str, list[Prompt]]]:
+    """Training problems, and evaluation sets by name."""
+    data = config.data
+    if data.train == "arith":
+        train: PromptSource = arith.ArithSource(config.run.seed)
+    else:
+        train = PromptList(load_prompts(data.train, instruction=data.instruction))
+    tests: dict[str, list[Prompt]] = {}
+    rows = data.test_rows
+    for name in data.test:
+        if name == "arith":
+            # One evaluation seed for all runs, so that seeds can be compared; p = 2 asks for the tens digit, where carries pay.
+            for source in (arith.ArithSource(0, "test"), arith.ArithSource(0, "test", place=2)):
+                tests[source.name] = [source.prompt(i) for i in range(rows or ENDLESS_TEST_ROWS)]
+        else:
+            tests[Path(name).stem] = load_prompts(name, instruction=data.instruction)[: rows or None]
+    return train, tests
+
+
+def build_task(config: Config) -> ReasoningTask:
+    """Verifier and judge; the judge has been checked: it answers."""
+    if config.data.train == "arith":
+
+        def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
+            return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
+
+    else:
+        verifier = Verifier()
+
+        def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
+            return verifier.submit(rollout.text, prompt.answer)
+
+    judge: Judge | None = None
+    if config.genrm.judge == "oracle":
+        judge = OracleJudge(arith.oracle)
+    elif config.genrm.judge == "endpoint":
+        g = config.genrm
+        judge = EndpointJudge(
+            g.urls[0],
+            g.model,
+            max_tokens=g.max_tokens,
+            temperature=g.temperature,
+            deadline=g.deadline,
+            concurrency=g.concurrency,
+            with_reference=g.reference,
+        )
+        judge.check()
+    return ReasoningTask(verify, judge)
+
+
+def reward_settings(config: Config) -> RewardSettings:
+    return RewardSettings(
+        lam=config.fapo.lam,
+        normalize_std=config.fapo.normalize_std,
+        max_new_tokens=config.rollout.max_new_tokens,
+        overlong_buffer=config.fapo.overlong_buffer,
+        overlong_factor=config.fapo.overlong_factor,
+        drop_unknown=config.genrm.unknown == "drop",
+    )
+
+
+def build_generator(config: Config, policy: Policy, world: World) -> Generator:
+    if config.rollout.engine == "torch":
+        from soundrl.engine.torch_generator import TorchGenerator
+
+        return TorchGenerator(policy.folder, policy.tokenizer, config.model, world)
+    from soundrl.engine.vllm_generator import VllmGenerator
+
+    return VllmGenerator(policy.folder, policy.tokenizer, config.model, config.rollout, world)
+
+
+class Encoder:
+    """Prompts to token ids, by the tokenizer's chat template; remembers what it has encoded."""
+
+    def __init__(self, tokenizer: Any, max_prompt_tokens: int) -> None:
+        self.tokenizer, self.max_prompt_tokens = tokenizer, max_prompt_tokens
+        self.known: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of the prompt, up to where the response begins. ValueError, naming the row, where it is too long."""
+        tokens = self.known.get(prompt.id)
+        if tokens is None:
+            tokens = self.known[prompt.id] = tuple(self.tokenizer(self.render(prompt), add_special_tokens=prompt.messages is None)["input_ids"])
+        if len(tokens) > self.max_prompt_tokens:
+            raise ValueError(
+                f"{prompt.id}: the prompt has {len(tokens)} tokens, but model.max_length − rollout.max_new_tokens leaves "
+                f"{self.max_prompt_tokens}; raise model.max_length, lower rollout.max_new_tokens, or remove the row"
+            )
+        return tokens
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that is tokenized. A tokenizer without chat template (a base model) gets the messages' plain text."""
+        if prompt.messages is None:
+            return prompt.text
+        if self.tokenizer.chat_template is None:
+            return "\n\n".join(message["content"] for message in prompt.messages) + "\n\n"
+        return self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """Token ids of a supervised response, its end token included."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """ValueError for the first prompt that does not fit."""
+        for prompt in prompts:
+            self(prompt)
+
+
+Demonstration = Callable[[int, int], list[tuple[Prompt, str]]]
+
+
+def build_demonstrations(config: Config, source: PromptSource) -> Demonstration:
+    """(step, steps in all) → the warm start's rows of that step, over all ranks.
+
+    The embedded world plants errors in the last 40 %: planted from the first step on, arithmetic never forms.
+    """
+    batch = config.warm_start.batch
+    if isinstance(source, arith.ArithSource):
+        # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
+        return lambda step, steps: [source.demonstration(2**40 + step * batch + i, planted=step >= 0.6 * steps) for i in range(batch)]
+    rows = [prompt for prompt in source if prompt.solution is not None]  # type: ignore[attr-defined]
+    if not rows:
+        raise ValueError(f"warm_start.steps is {config.warm_start.steps}, but no row of {config.data.train} has a solution; set --warm-start.steps 0")
+    raise NotImplementedError

@@ -1,0 +1,115 @@
+"""The command line: recipe and overrides in, a checked `Config` out; starts torchrun where the user did not."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+
+import tyro
+
+from soundrl.engine.config import GROUPS, Config
+from soundrl.engine.recipes import RECIPES
+
+DEFAULT_RECIPE = "arith"
+HELP = ("-h", "--help")
+
+
+class UserError(ValueError):
+    """A mistake of the user's: shown as one line, without traceback."""
+
+
+@contextlib.contextmanager
+def users_mistakes() -> Iterator[None]:
+    """Around the preparation of a run (settings, files, model folder, judge): there a ValueError is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def parse_arguments(arguments: Sequence[str]) -> Config:
+    """`[recipe] [--group.setting value …]`; UserError in one line for an unknown recipe or setting, a bad value or a conflict."""
+    arguments = list(arguments)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP):
+        arguments = [DEFAULT_RECIPE, *arguments]
+    recipes = {name: ((recipe.__doc__ or "").split("\n")[0], recipe()) for name, recipe in RECIPES.items()}
+    for argument in arguments:
+        if argument.startswith("--") and argument not in HELP:
+            check_name(argument)
+    if arguments[0] not in RECIPES and arguments[0] not in HELP:
+        raise UserError(f"unknown recipe {arguments[0]!r}; choose one of {', '.join(RECIPES)}")
+    asks_help = any(argument in HELP for argument in arguments)
+    said = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        if not asks_help:
+            stack.enter_context(contextlib.redirect_stderr(said))
+        try:
+            return tyro.extras.overridable_config_cli(recipes, prog="engine/train.py", args=arguments)
+        except SystemExit:
+            if asks_help:
+                raise
+    raise UserError(one_line(said.getvalue()))
+
+
+def check_name(argument: str) -> None:
+    """UserError with the nearest setting where `--group.setting` (also `=value`, `--group.no-flag`) is none."""
+    name = argument.split("=")[0].removeprefix("--").replace("_", "-")
+    known = [f"{group.name}.{setting.name}".replace("_", "-") for group in fields(Config) for setting in fields(GROUPS[group.name])]
+    group, _, leaf = name.partition(".")
+    if name in known or f"{group}.{leaf.removeprefix('no-')}" in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.endswith("." + name)][:1]
+    raise UserError(f"unknown setting --{name}" + (f"; did you mean --{near[0]}?" if near else "") + " (--help lists all)")
+
+
+def one_line(panel: str) -> str:
+    """The message inside tyro's box, up to its first rule, as one line."""
+    lines: list[str] = []
+    for line in panel.splitlines()[1:]:
+        inner = line.strip(" │╭╮╰╯")
+        if inner.strip("─-"):
+            lines.append(inner)
+        elif lines:
+            break
+    return " ".join(lines).removeprefix("Error parsing Config: ") + " (--help lists all settings)"
+
+
+def run(main: Callable[[Config], None]) -> None:
+    """Entry of `engine/train.py`, under torchrun or plain python; a user's mistake ends it with one line and status 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers of tokenizers would share the trainer's threads
+    under_torchrun = "RANK" in os.environ
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        config = parse_arguments(sys.argv[1:])
+        if under_torchrun:
+            main(config)
+    except UserError as error:
+        if speaks:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # Not sys.exit: interpreter shutdown would wait for collectives of ranks that have not failed.
+        os._exit(2)
+    if not under_torchrun:
+        sys.exit(torchrun(sys.argv))
+
+
+def torchrun(arguments: Sequence[str]) -> int:
+    """Start this script again under torchrun on this machine, one process a GPU (one on CPU); returns its exit status."""
+    from torch.cuda import device_count
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun_main
+
+    # The worker has said in one line what is wrong; the launcher's own report of a failed child would bury it.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    processes = os.environ.get("NPROC", str(max(1, device_count())))
+    try:
+        torchrun_main(["--standalone", "--nproc-per-node", processes, *arguments])
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0

@@ -1,0 +1,68 @@
+"""Why a weight sync failed its gate: each suspect is put right in turn, and the first repair that closes the gap names the fault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from soundrl.engine.weight_sync import GateResult, WeightSync
+
+
+def diagnose(sync: WeightSync, failed: GateResult) -> str:
+    """One line for the user. A collective, like the sync itself; changes the sampler's weights, so the run must stop after it.
+
+    Order: raw log-probabilities (no repair needed to see it), tensors that were never sent, a stale prefix cache, then block by
+    block of the model, whose re-sending closes the gap.
+    """
+    found = (
+        f"weight sync failed its gate: mean exp|sampler − trainer log-prob| is {failed.exp_abs_dlogp:.4f} over {failed.tokens} tokens, "
+        f"limit run.gate {sync.limit}. "
+    )
+    healthy = max(sync.limit, 1 + 0.25 * (failed.exp_abs_dlogp - 1))  # repaired = the gate, or at least most of the gap, is closed
+    if sync.temperature != 1.0 and failed.untempered <= min(sync.limit, healthy):
+        return found + (
+            f"At temperature 1 the two agree ({failed.untempered:.4f}): the sampler reports raw log-probabilities, before "
+            f"temperature {sync.temperature}; it must be started with logprobs_mode='processed_logprobs'"
+        )
+    names = [name for name, _ in sync.policy.named_full_tensors()]
+    sent = set(sync.sent)
+    unsent = [name for name in names if name not in sent]
+    if unsent:
+        return found + f"{len(unsent)} of {len(names)} tensors were never sent; the first is {unsent[0]}"
+    sync.generator.reset_cache()
+    if sync.gate().exp_abs_dlogp <= sync.limit:
+        return found + "After a reset of the prefix cache the two agree: the sampler answered from prefixes cached under the old weights"
+    for block, members in blocks(names):
+        sync.generator.load(sync.stream(lambda name, members=members: name in members))
+        sync.generator.reset_cache()
+        if sync.gate().exp_abs_dlogp <= healthy:
+            return found + f"Sending {block} again closed the gap: the sampler had not taken it; its first tensor is {members[0]}"
+    sync.generator.load(sync.stream())
+    sync.generator.reset_cache()
+    again = sync.gate().exp_abs_dlogp
+    if again <= healthy:
+        return found + "Sending all tensors again closed the gap, no single block did: the first transfer was incomplete"
+    if sync.policy.config.tie_word_embeddings:
+        return found + (
+            f"Sending everything again left it at {again:.4f}, and this model ties lm_head to the embedding: the sampler keeps an old copy of "
+            "lm_head.weight (vLLM packs it on CPU); its post-load step must run after the embedding has been loaded"
+        )
+    return found + (
+        f"Sending everything again left it at {again:.4f}: the sampler computes something else than the trainer (other dtype, other RoPE "
+        "length, a kernel fault)"
+    )
+
+
+def blocks(names: list[str]) -> list[tuple[str, list[str]]]:
+    """Tensors grouped by the module that vLLM may fuse them into, in model order.
+
+    Worked example: `model.layers.0.self_attn.q_proj.weight` and `….k_proj.weight` → block `model.layers.0.self_attn`;
+    `model.embed_tokens.weight` → block `model.embed_tokens`.
+    """
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        block = ".".join(parts[:-1] if number is None else parts[: number + 2])
+        grouped.setdefault(block, []).append(name)
+    return list(grouped.items())

@@ -1,0 +1,63 @@
+"""What a batch of scored groups says: accuracy, flawed positives, the paper's ρ, verdicts without an answer (names: `fapo/…`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from soundrl.fapo.records import Group, Outcome
+from soundrl.fapo.rewards import is_flawed, is_unknown
+
+COUNTS = ("rollouts", "correct", "flawed", "unknown", "judged", "reward", "flawed_advantage", "groups", "past_shift", "signal", "tokens", "cut", "verifier_timeout", "unparseable", "no_answer")
+
+
+def count(groups: Sequence[Group], lam: float) -> dict[str, float]:
+    """Sums that add up over ranks; `rates` turns them into metrics. α, β, γ: sound, wrong, flawed rollouts of a group."""
+    sums = dict.fromkeys(COUNTS, 0.0)
+    for group in groups:
+        correct = sum(outcome is Outcome.CORRECT for outcome in group.outcomes)
+        flawed = [is_flawed(verdict) for verdict in group.verdicts]
+        unknown = sum(is_unknown(verdict) for verdict in group.verdicts)
+        outcomes = Counter(group.outcomes)
+        wrong, sound = len(group.rollouts) - correct, correct - sum(flawed) - unknown
+        sums["groups"] += 1
+        # ρ = α/β > 2/λ − 1: the group pushes its flawed rollouts down (App. A); written without the division by β = 0.
+        sums["past_shift"] += lam > 0 and correct > 0 and sound > (2 / lam - 1) * wrong
+        sums["signal"] += any(advantage != 0.0 for advantage in group.advantages)
+        sums["rollouts"] += len(group.rollouts)
+        sums["correct"] += correct
+        sums["flawed"] += sum(flawed)
+        sums["unknown"] += unknown
+        sums["judged"] += sum(verdict is not None for verdict in group.verdicts)
+        sums["reward"] += sum(group.rewards)
+        sums["flawed_advantage"] += sum(a for a, f in zip(group.advantages, flawed, strict=True) if f) if group.advantages else 0.0
+        sums["tokens"] += sum(len(rollout.tokens) for rollout in group.rollouts)
+        sums["cut"] += sum(rollout.finish_reason == "length" for rollout in group.rollouts)
+        sums["verifier_timeout"] += outcomes[Outcome.TIMEOUT]
+        sums["unparseable"] += outcomes[Outcome.UNPARSEABLE]
+        sums["no_answer"] += outcomes[Outcome.NO_ANSWER]
+    return sums
+
+
+def rates(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics of a step from the sums over all ranks; a share of nothing is 0."""
+
+    def share(part: str, whole: str) -> float:
+        return sums[part] / sums[whole] if sums[whole] else 0.0
+
+    sound, wrong = sums["correct"] - sums["flawed"] - sums["unknown"], sums["rollouts"] - sums["correct"]
+    return {
+        "reward/mean": share("reward", "rollouts"),
+        "reward/correct": share("correct", "rollouts"),
+        "reward/no_answer": share("no_answer", "rollouts"),
+        "reward/unparseable": share("unparseable", "rollouts"),
+        "reward/verifier_timeout": share("verifier_timeout", "rollouts"),
+        "reward/groups_with_signal": share("signal", "groups"),
+        "fapo/flawed_ratio": share("flawed", "correct"),
+        "fapo/rho": sound / wrong if wrong else float(sound > 0) * 1e9,
+        "fapo/past_shift": share("past_shift", "groups"),
+        "fapo/flawed_advantage": share("flawed_advantage", "flawed"),
+        "genrm/unknown": share("unknown", "judged"),
+        "tokens/response": share("tokens", "rollouts"),
+        "tokens/cut": share("cut", "rollouts"),
+    }

@@ -1,0 +1,98 @@
+"""The reasoning task: yields prompts, and turns finished rollouts into groups with outcomes, verdicts and advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from soundrl.fapo.judging import Judge
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+
+
+def done(value: Any) -> Future[Any]:
+    """A future that is finished already."""
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+class OracleJudge:
+    """A judge that knows: verdicts come from a function, at once."""
+
+    def __init__(self, oracle: Callable[[Prompt, Rollout], Verdict]) -> None:
+        self.oracle = oracle
+
+    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+        return done(self.oracle(prompt, rollout))
+
+    def check(self) -> None:
+        """Always ready."""
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+class ReasoningTask:
+    """Verifies every rollout as it finishes and sends the correct ones to the judge at once.
+
+    `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO).
+    """
+
+    def __init__(self, verify: Callable[[Prompt, Rollout], Future[Outcome]], judge: Judge | None) -> None:
+        self.verify, self.judge = verify, judge
+
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
+        """Consume `rollouts` in whatever order they finish; each is verified and judged while the next are sampled."""
+        pending = PendingGroups(prompts)
+        by_id = {prompt.id: prompt for prompt in prompts}
+        for rollout in rollouts:
+            prompt = by_id[rollout.prompt_id]
+            outcome = self.verify(prompt, rollout)
+            verdict: Future[Verdict | None] = Future()
+            outcome.add_done_callback(lambda o, p=prompt, r=rollout, v=verdict: self._judge(o, p, r, v))
+            pending.entries[rollout.prompt_id].append((rollout, outcome, verdict))
+        return pending
+
+    def _judge(self, outcome: Future[Outcome], prompt: Prompt, rollout: Rollout, verdict: Future[Verdict | None]) -> None:
+        """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
+        try:
+            if self.judge is None or outcome.result() is not Outcome.CORRECT:
+                verdict.set_result(None)
+                return
+            self.judge.submit(prompt, rollout).add_done_callback(
+                lambda v: verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
+            )
+        except Exception as error:  # noqa: BLE001 — re-raised in PendingGroups.verdicts; a callback's exception would vanish
+            verdict.set_exception(error)
+
+
+class PendingGroups:
+    """Rollouts whose outcomes and verdicts are still under way."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts = prompts
+        self.entries: dict[str, list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]]] = {p.id: [] for p in prompts}
+        if len(self.entries) != len(prompts):
+            raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
+
+    def outcomes(self) -> None:
+        """Wait until every rollout is verified (the verifier ends each within its own limit)."""
+        for entries in self.entries.values():
+            for _, outcome, _ in entries:
+                outcome.result()
+
+    def groups(self) -> list[Group]:
+        """Wait for every verdict (the judge ends each within its own deadline); groups in prompt order, rollouts by sample index."""
+        groups = []
+        for prompt in self.prompts:
+            entries = sorted(self.entries[prompt.id], key=lambda entry: entry[0].sample)
+            groups.append(
+                Group(
+                    prompt=prompt,
+                    rollouts=[rollout for rollout, _, _ in entries],
+                    outcomes=[outcome.result() for _, outcome, _ in entries],
+                    verdicts=[verdict.result() for _, _, verdict in entries],
+                )
+            )
+        return groups
