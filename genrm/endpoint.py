@@ -11,7 +11,6 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 import httpx
-
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_4XX, HTTP_5XX, UNREACHABLE
 
 MAX_BODY = 4 * 2**20
@@ -66,21 +65,22 @@ class Endpoint:
     def client(self, connections: int) -> httpx.AsyncClient:
         """Connections for this endpoint. Deadlines are the caller's: httpx' read timeout starts anew with every byte that drips in."""
         # `identity`: a body cannot be larger than what came over the wire (no compression bombs).
-        headers = {"accept": "application/json", "accept-encoding": "identity"}
+        headers = {"accept": "application/json", "accept-encoding": "identity", "connection": "close"}
         token = _token(self.token_env)
         if token:
             headers["authorization"] = f"Bearer {token}"
         return httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            # Servers drop idle connections after 5 s (uvicorn); dropping them earlier avoids that race.
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2.0),
+            # A connection a request: bytes left over from one reply, or a reply sent twice, would be read as the reply to the next
+            # question and give it a verdict that is not its own. A handshake is nothing beside a critique of seconds.
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=0),
             # A proxy of the environment has no business between us and our own machine.
             trust_env=not self.loopback,
         )
 
     def body(self, messages: list[dict[str, str]], **sampling: Any) -> bytes:
-        """The request of one chat completion. Example: `body([...], max_tokens=8)` → `{"model": "m", "messages": [...], "max_tokens": 8}`."""
+        """One request. Example: `body([…], max_tokens=8)` → `{"model": "m", "messages": […], "max_tokens": 8}`."""
         return json.dumps({"model": self.model, "messages": messages, **sampling}).encode()
 
     async def complete(self, client: httpx.AsyncClient, body: bytes) -> Reply:

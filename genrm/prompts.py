@@ -60,7 +60,8 @@ _LOOKALIKES = {
     **dict(zip("АЕОРСУХІЅНКМТАΕΟΡΝΙΚΤΗ", "AEOPCYXISHKMTAEOPNIKTH", strict=True)),
 }
 
-_TAG = re.compile(r"<([^<>\n]{1,100})>")
+# No `$`: in `$a<b$ and $b>c$` nothing is tagged.
+_TAG = re.compile(r"<([^<>\n$]{1,100})>")
 _OPEN_TAG = re.compile(r"<(?=[\s/|]*para\W*graph)", re.IGNORECASE)
 _SECTION = re.compile(
     r"\[\s*(?:math\s+problem|problem|reference(?:\s+answer)?|ground\s+truth|(?:ai\s+)?solution|(?:your\s+)?task)\s*\]", re.IGNORECASE
