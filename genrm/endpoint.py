@@ -1,0 +1,245 @@
+"""One OpenAI-compatible chat endpoint: its address, its token, and one exchange of which every fault has a name."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+import httpx
+from soundrl.genrm.verdict import BAD_REPLY, HTTP_4XX, HTTP_5XX, UNREACHABLE
+
+MAX_BODY = 4 * 2**20
+"""Bytes of a reply that are read at most; 16,384 tokens make about 0.1 MB of JSON."""
+CHECK_SECONDS = 30.0
+"""Wall clock of `Endpoint.check`."""
+_CONNECT_SECONDS = 10.0
+_RETRIED_4XX = (408, 429)
+
+
+class Failure(Exception):
+    """An exchange without a usable reply. Its text never holds what the server said (that might quote the token)."""
+
+    def __init__(self, reason: str, detail: str, *, retry: bool, status: int | None = None, retry_after: float | None = None):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.retry = retry
+        """Whether the same request may succeed later."""
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds that the server asks us to wait."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said."""
+
+    text: str
+    finish_reason: str
+
+
+class Endpoint:
+    """Address and manners of one endpoint; holds no connection (`client()` makes those).
+
+    `url` is the API's root as OpenAI's clients take it, `http://127.0.0.1:8000/v1`; with no path, `/v1` is meant. The bearer token
+    is read from the environment variable *named* by `token_env`, and only if that is set.
+
+    Raises `ValueError`, naming the setting and its cure, for a scheme other than http(s), credentials or a query in the URL, http to
+    another machine without `allow_http`, and a token that no header can carry.
+    """
+
+    def __init__(self, url: str, model: str, *, token_env: str = "SOUNDRL_GENRM_TOKEN", allow_http: bool = False):
+        self.url, self.loopback = _checked_url(url, allow_http)
+        if not model:
+            raise ValueError("genrm.model is empty: name the model as the endpoint lists it under /models")
+        self.model = model
+        self.token_env = token_env
+        # Never stored as an attribute: a dump of this object or of a traceback's `self` then cannot show it.
+        _token(token_env)
+
+    def client(self, connections: int) -> httpx.AsyncClient:
+        """Connections for this endpoint. Deadlines are the caller's: httpx' read timeout starts anew with every byte that drips in."""
+        # `identity`: a body cannot be larger than what came over the wire (no compression bombs).
+        headers = {"accept": "application/json", "accept-encoding": "identity", "connection": "close"}
+        token = _token(self.token_env)
+        if token:
+            headers["authorization"] = f"Bearer {token}"
+        return httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            # A connection a request: bytes left over from one reply, or a reply sent twice, would be read as the reply to the next
+            # question and give it a verdict that is not its own. A handshake is nothing beside a critique of seconds.
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=0),
+            # A proxy of the environment has no business between us and our own machine.
+            trust_env=not self.loopback,
+        )
+
+    def body(self, messages: list[dict[str, str]], **sampling: Any) -> bytes:
+        """One request. Example: `body([…], max_tokens=8)` → `{"model": "m", "messages": […], "max_tokens": 8}`."""
+        return json.dumps({"model": self.model, "messages": messages, **sampling}).encode()
+
+    async def complete(self, client: httpx.AsyncClient, body: bytes) -> Reply:
+        """One exchange. Raises `Failure`; takes as long as the server does, so put it under `asyncio.timeout`."""
+        status, headers, content = await _exchange(client, "POST", f"{self.url}/chat/completions", body)
+        if status != 200:
+            reason = HTTP_4XX if 400 <= status < 500 else HTTP_5XX if status >= 500 else BAD_REPLY
+            retry = status in _RETRIED_4XX or status >= 500
+            raise Failure(reason, f"HTTP {status}", retry=retry, status=status, retry_after=retry_after(headers.get("retry-after")))
+        return _parsed(content, self.model)
+
+    async def check(self, client: httpx.AsyncClient) -> None:
+        """One trial completion of one token. Raises `ValueError`: one line, the setting at fault and what to do."""
+        body = self.body([{"role": "user", "content": "1+1="}], max_tokens=1, temperature=0)
+        try:
+            await self.complete(client, body)
+        except Failure as failure:
+            await self._explain(client, failure)
+
+    async def _explain(self, client: httpx.AsyncClient, failure: Failure) -> NoReturn:
+        where = f"{self.url}/chat/completions"
+        if failure.status in (401, 403):
+            state = "was refused" if os.environ.get(self.token_env) else "is missing"
+            raise ValueError(
+                f"{where} answers HTTP {failure.status}: the token {state}; put the right one into ${self.token_env}"
+            ) from failure
+        if failure.reason == UNREACHABLE:
+            raise ValueError(f"no answer from {where} ({failure.detail}): start the judge there or correct genrm.urls") from failure
+        if failure.status in (400, 404, 422):
+            served = await self._served(client)
+            if served and self.model not in served:
+                names = ", ".join(ascii(name)[:80] for name in served[:8])
+                raise ValueError(f"{self.url} has no model {self.model!r}: set genrm.model to one that it serves ({names})") from failure
+            if failure.status == 404:
+                raise ValueError(
+                    f"{where} does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"
+                ) from failure
+        if failure.reason == BAD_REPLY:
+            hint = "genrm.urls must name an OpenAI-compatible chat endpoint, and genrm.model the name it answers with"
+            raise ValueError(f"{where} gives no usable reply ({failure.detail}): {hint}") from failure
+        raise ValueError(f"{where} refuses a trial request ({failure.detail}): see the server's log, or correct genrm.urls") from failure
+
+    async def _served(self, client: httpx.AsyncClient) -> list[str]:
+        """Names under `/models`; empty where the endpoint has no such list."""
+        try:
+            status, _, content = await _exchange(client, "GET", f"{self.url}/models", None)
+            listed = _json(content)
+        except Failure:
+            return []
+        entries = listed.get("data") if isinstance(listed, dict) else None
+        if status != 200 or not isinstance(entries, list):
+            return []
+        return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+
+async def _exchange(client: httpx.AsyncClient, method: str, url: str, body: bytes | None) -> tuple[int, httpx.Headers, bytes]:
+    """Status, headers and at most `MAX_BODY` bytes of body (none is read of an error's body). Raises `Failure`."""
+    headers = {"content-type": "application/json"} if body is not None else None
+    answered = False
+    try:
+        async with client.stream(method, url, content=body, headers=headers) as response:
+            answered = True
+            if response.status_code != 200:
+                return response.status_code, response.headers, b""
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise Failure(BAD_REPLY, "compressed, though it was asked not to be", retry=True)
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > MAX_BODY:
+                    raise Failure(BAD_REPLY, f"longer than {MAX_BODY} bytes", retry=True)
+            return response.status_code, response.headers, bytes(content)
+    except httpx.RequestError as error:
+        # From None: httpx' error holds the request, and the request its Authorization header.
+        reason = BAD_REPLY if answered else UNREACHABLE
+        detail = f"{type(error).__name__}{' in mid reply' if answered else ''}"
+        raise Failure(reason, detail, retry=True) from None
+
+
+def _parsed(content: bytes, model: str) -> Reply:
+    """The first choice of a chat completion, every field checked by type. Raises `Failure(bad_reply)`."""
+    reply = _json(content)
+    if not isinstance(reply, dict):
+        raise Failure(BAD_REPLY, "not a JSON object", retry=True)
+    if reply.get("model") != model:
+        raise Failure(BAD_REPLY, f"from model {ascii(reply.get('model'))[:80]}, not {model!r}", retry=True)
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise Failure(BAD_REPLY, "no choices[0].message", retry=True)
+    text, finish_reason = message.get("content"), choice.get("finish_reason")
+    if not isinstance(finish_reason, str):
+        raise Failure(BAD_REPLY, "finish_reason is no text", retry=True)
+    # A server that parts reasoning from content says null where the limit fell into the reasoning: cut off, not broken.
+    if text is None and finish_reason != "stop":
+        text = ""
+    if not isinstance(text, str) or (not text and finish_reason == "stop"):
+        raise Failure(BAD_REPLY, "message.content is empty or no text", retry=True)
+    return Reply(text, finish_reason)
+
+
+def _json(content: bytes) -> Any:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(content.decode(), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise Failure(BAD_REPLY, f"not JSON ({type(error).__name__})", retry=True) from None
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a `Retry-After` header asks for, either form of RFC 9110 §10.2.3; None where it is absent or makes no sense.
+
+    Example: `"2"` → 2.0; `"Wed, 21 Oct 2015 07:28:00 GMT"` → 0.0 (it has passed); `"soon"` → None.
+    """
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _token(name: str) -> str:
+    token = os.environ.get(name, "").strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"the token in ${name} has a character that no HTTP header can carry: set it again")
+    return token
+
+
+def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
+    """The API's root without a trailing slash, and whether it is on this machine."""
+    example = "such as http://127.0.0.1:8000/v1"
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        raise ValueError(f"genrm.urls holds something that is no URL: write one {example}") from None
+    # Before any message that quotes the URL.
+    if parsed.userinfo:
+        raise ValueError("genrm.urls must not hold user:password@: put the token into the environment (genrm.token_env names the variable)")
+    if parsed.query or parsed.fragment:
+        raise ValueError("genrm.urls must not hold a query or a fragment (a key in it would be logged): end it with the path")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"genrm.urls: {url!r} is not an http or https address; write one {example}")
+    loopback = _is_loopback(parsed.host)
+    if parsed.scheme == "http" and not loopback and not allow_http:
+        raise ValueError(
+            f"genrm.urls: http to {parsed.host} can be read on the way; use https, or set genrm.allow_http on a trusted network"
+        )
+    root = str(parsed).rstrip("/").removesuffix("/chat/completions")
+    return root if httpx.URL(root).path not in ("", "/") else f"{root}/v1", loopback
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,89 @@
+r"""The judge's reply becomes a three-valued verdict. What is not clearly a verdict is `unknown`, never "sound" (fails neither open
+nor closed: the rollout leaves its group)."""
+
+from __future__ import annotations
+
+import re
+
+from soundrl.fapo.boxed import boxed_answer
+from soundrl.fapo.records import Verdict
+
+# What the reply says.
+NO_BOX = "no_box"
+"""No complete box after the reasoning."""
+BAD_INDEX = "bad_index"
+"""The box holds something else than one plain integer."""
+OUT_OF_RANGE = "out_of_range"
+"""An integer, but neither -1 nor the index of a paragraph."""
+SEVERAL = "several"
+"""More than one index, or more boxes than an honest critique has."""
+CUT_OFF = "cut_off"
+"""The reply did not end by itself (`finish_reason` other than `stop`): its last box may be a passing thought."""
+EMPTY = "empty"
+"""Nothing was said."""
+
+# How the request went (`genrm/endpoint.py`, `genrm/judge.py`).
+TIMEOUT = "timeout"
+UNREACHABLE = "unreachable"
+HTTP_4XX = "http_4xx"
+HTTP_5XX = "http_5xx"
+BAD_REPLY = "bad_reply"
+CLOSED = "closed"
+
+REASONS = frozenset({NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED})
+"""The closed set of reasons of an unknown verdict; counters and metrics have these names."""
+
+MAX_BOXES = 16
+"""A critique quotes the solution's box and gives its own; a reply with more than this many is a loop, not a verdict."""
+
+_BOX = "\\boxed"
+# ASCII digits only: `int` would also take "１", "1_0", "+1" and " 1 ".
+_INDEX = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_CANDIDATE = re.compile(r"(?<![\w.+-])-?[0-9]+(?![\w.])")
+
+
+def parse_verdict(reply: str, finish_reason: str, n_paragraphs: int) -> Verdict:
+    r"""Verdict of one reply about a solution of `n_paragraphs` paragraphs (arXiv 2510.22543, appendix F: -1 = no error found).
+
+    The last `\boxed{}` after any `</think>` speaks. It must hold one plain integer, −1 or an index in 0 … n−1; a neighbouring box
+    that says something else makes it `several`. Raises `ValueError` for `n_paragraphs < 1`.
+
+    Examples, n = 4: `\boxed{-1}` → sound; `\boxed{2}` → flawed(2); `\boxed{4}` → unknown(out_of_range); `\boxed{-1 or 2}` →
+    unknown(several); `\boxed{+1}` → unknown(bad_index); any reply with finish reason `length` → unknown(cut_off).
+    """
+    if n_paragraphs < 1:
+        raise ValueError(f"n_paragraphs must be at least 1, got {n_paragraphs}")
+    if finish_reason != "stop":
+        return Verdict.unknown(CUT_OFF)
+    if not reply.strip():
+        return Verdict.unknown(EMPTY)
+    said = reply.rpartition("</think>")[2]
+    # Reasoning that was opened and never closed holds no verdict, whatever boxes it passes by.
+    if "<think>" in said or _BOX not in said:
+        return Verdict.unknown(NO_BOX)
+    if said.count(_BOX) > MAX_BOXES:
+        return Verdict.unknown(SEVERAL)
+    start = said.rindex(_BOX)
+    box = boxed_answer(said[start:])
+    if box is None:
+        return Verdict.unknown(NO_BOX)
+    box = box.strip(" \n\t")
+    if len(_CANDIDATE.findall(box)) > 1 or _contradicted(said[:start], box):
+        return Verdict.unknown(SEVERAL)
+    if not _INDEX.fullmatch(box) or box == "-0":
+        return Verdict.unknown(BAD_INDEX)
+    if len(box) > 9 or not -1 <= int(box) < n_paragraphs:
+        return Verdict.unknown(OUT_OF_RANGE)
+    return Verdict.sound() if box == "-1" else Verdict.flawed(int(box))
+
+
+def _contradicted(before: str, box: str) -> bool:
+    r"""Whether the box just before (as in `\boxed{-1} or \boxed{2}`) says something else. A box further away is a quotation."""
+    start = before.rfind(_BOX)
+    if start < 0:
+        return False
+    other = boxed_answer(before[start:])
+    if other is None:
+        return False
+    between = before[start + len(_BOX) + len(other) + 2 :]
+    return len(between.strip(" \n\t")) <= 12 and "\n\n" not in between and other.strip(" \n\t") != box
