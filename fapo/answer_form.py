@@ -71,7 +71,11 @@ _SPACE = re.compile(r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![a-zA-Z])|(?:thin|med|thick|
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _TEXT = re.compile(r"\\(?:textbf|textrm|textnormal|textit|texttt|textsf|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname\*?|text)\s*\{")
 _LETTER = re.compile(r"\\text\{\s*([A-Za-z])\s*\}")
-_CONJUNCTION = re.compile(r",?\s*(?:\\text\{[\s,]*(?:and|or)[\s,]*\}|(?<![A-Za-z\\{])(?:and|or)(?![a-z]))\s*,?")
+# The first alternative passes over words that only begin with a conjunction, or hold one.
+_CONJUNCTION = re.compile(
+    r"(\\text\{(?![\s,]*(?:and|or)[\s,]*\})[^{}]*\})"
+    r"|,?\s*(?:\\text\{[\s,]*(?:and|or)[\s,]*\}|(?<![A-Za-z\\])(?:and|or)(?![a-z]))\s*,?"
+)
 _PERCENT = re.compile(r"\\text\{\s*(?:percent|percentage|pct|\\?%)\s*\}|\\%|(?<=[\d\s}])(?:percentage|percent|pct)\b")
 _RELATIONS = (
     (r"\\neq ", re.compile(r"\\(?:neq?|not\s*=)(?![a-zA-Z])|!=")),
@@ -100,16 +104,15 @@ def normalise(text: str) -> str:
         raise Refused("a TeX command that is not mathematics")
     _check_braces(text)
 
-    text = text.replace("{,}", ",")
+    text = re.sub(r"(?<=\d)\s*\{,\s*\}\s*(?=\d{3})", ",", text)
     text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ",", text)
     text = text.replace(r"\$", "\x01")
     text = _LAYOUT.sub(" ", text).replace("\x01", r"\$")
     text = _FRAC.sub(r"\\frac", _SPACE.sub(" ", text))
-    text = _LETTER.sub(r"\1 ", _TEXT.sub(r"\\text{", text))
+    text = _LETTER.sub(_unwrap_letter, _TEXT.sub(r"\\text{", text))
     text = re.sub(r"(?<!\\)%", r"\\%", text)
     text = _PERCENT.sub(r"\\% ", text)
-    text = _CONJUNCTION.sub(", ", text)
-    text = _SINGLE.sub(r"\1\2", text)
+    text = _CONJUNCTION.sub(lambda match: match[1] or ", ", text)
     for sign, spelling in _RELATIONS:
         text = spelling.sub(sign, text)
     text = " ".join(text.split()).rstrip(".,; ").lstrip(",; ")
@@ -119,8 +122,9 @@ def normalise(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """Drops the spaces that mean nothing, and keeps those between two words or numbers."""
-    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text)
+    """Drops the spaces and braces that mean nothing, and keeps spaces between two words or numbers."""
+    text = re.sub(r"(\\[A-Za-z]+) (?=[^A-Za-z])", r"\1", text)
+    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", _SINGLE.sub(r"\1\2", text))
 
 
 _NUMBER = r"(?:\d{1,3}(?:[,' ]\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
@@ -195,7 +199,9 @@ def read(text: str, *, inside: bool = False) -> Node:
             tail = 2 if text.endswith("\\}") else 1
             if (opening == "\\{") != (tail == 2) or _closing(text, 0) != len(text) - tail:
                 continue
-            inner = text[width:-tail]
+            inner = text[width:-tail].strip()
+            if inner.startswith("\\begin"):
+                return Opaque(text)
             parts = split(inner, ",;")
             kind = "set" if width == 2 else opening + text[-1]
             if len(parts) == 1 and kind == "()":
@@ -231,6 +237,12 @@ def exact_decimals(text: str) -> str:
     return re.sub(
         r"(?<![\d.])(\d*)\.(\d+)(?![\d.])", lambda match: rf"(\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}})", text
     )
+
+
+def _unwrap_letter(match: re.Match[str]) -> str:
+    r"""`\mathrm{e}` is e, but `7\text{ m}` keeps its unit."""
+    before = match.string[: match.start()].rstrip()[-1:]
+    return match.group() if before and before in "0123456789})" and match[1] not in "ei" else match[1] + " "
 
 
 def _signed(sign: str, value: Fraction) -> Fraction:

@@ -66,6 +66,8 @@ _MUST_BE_SHARED = {
     ),
     "unfinished": re.compile(r"\\[lcdv]?dots|\.\.+|\?"),
 }
+# math-verify reads X^T as X.
+_TRANSPOSED = re.compile(r"[A-Z)}]\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\dagger|\\ast|\*)(?![A-Za-z])")
 _TOWER = re.compile(r"\^\s*(?:\{[^{}]*\^|\S\s*\^)|\}\s*\^")
 _HUGE = re.compile(r"\^\s*\{?\s*[-+]?\s*\d{5,}|\d{101,}")
 _BASED = re.compile(r"(?<![A-Za-z0-9\\])(\d[0-9A-Z]*)_\s*\{?\s*\(?(\d+|\\text\{[^{}]*\}|[a-z]+)\)?\s*\}?")
@@ -131,6 +133,8 @@ def _compare(gold: str, answer: str) -> Ruling:
     for name, pattern in _MUST_BE_SHARED.items():
         if pattern.search(answer) and not pattern.search(gold):
             return _wrong(name)
+    if _TRANSPOSED.search(gold + " " + answer):
+        return _wrong("transpose")
     if sorted(_bases(gold)) != sorted(_bases(answer)):
         return _wrong("base")
     words = _compare_words(gold, answer)
@@ -142,6 +146,9 @@ def _compare(gold: str, answer: str) -> Ruling:
         return _wrong("percent")
     gold, answer = gold.replace(r"\%", " ").strip(), answer.replace(r"\%", " ").strip()
 
+    if ";" in gold and "," in gold and "=" in gold and "=" not in answer:
+        # `p=5, q=2; p=7, q=2`: a list of assignments, which math-verify reads as tuples.
+        return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
     gold, answer, chain = _drop_names(gold, answer)
     if chain:
         return chain
@@ -197,6 +204,9 @@ def _equal_groups(gold: Group, answer: Group) -> bool | None:
     unordered = gold.kind in ("list", "set")
     if answer.kind not in (("list", "set") if unordered else (gold.kind, "list")):
         return False
+    if unordered and len(set(gold.items)) == len(gold.items):
+        # A solution that is named twice is still that solution; a reference with repeats counts multiplicities.
+        answer = Group(answer.kind, tuple(dict.fromkeys(answer.items)))
     if len(gold.items) != len(answer.items):
         opaque = [item.text for item in gold.items + answer.items if isinstance(item, Opaque)]
         return None if any(_PLUS_MINUS.search(text) for text in opaque) else False
@@ -219,9 +229,8 @@ def _equal_groups(gold: Group, answer: Group) -> bool | None:
 
 def _drop_names(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
     """Both without `x =` or `x \\in` in front; a ruling where the answer is a chain or an equation and the reference is not."""
-    if len(split(gold, ",;")) > 1 or len(split(answer, ",;")) > 1:
-        if read_number(answer.split("=")[-1].strip()) is None or answer.count("=") != 1:
-            return _drop_names_of_list(gold, answer)
+    if _is_list(gold) or _is_list(answer):
+        return _drop_names_of_list(gold, answer)
     gold_parts, answer_parts = _sides(gold), _sides(answer)
     if len(answer_parts) > 2 and answer_parts != gold_parts:
         return gold, answer, _wrong("chain")
@@ -241,6 +250,12 @@ def _drop_names(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
     return gold, answer, None
 
 
+def _is_list(text: str) -> bool:
+    """`1, 2` and `x = 1, y = 2`, but not `1,000` or `x = 1,000`."""
+    sides = _sides(text)
+    return len(split(text, ",;")) > 1 and (len(sides) > 2 or read_number(sides[-1]) is None)
+
+
 def _drop_names_of_list(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
     gold_items, answer_items = split(gold, ",;"), split(answer, ",;")
     gold_named = [item for item in gold_items if len(_sides(item)) > 1]
@@ -252,7 +267,8 @@ def _drop_names_of_list(gold: str, answer: str) -> tuple[str, str, Ruling | None
         parts = _sides(item)
         if len(parts) > 2 or (len(parts) == 2 and not _is_name(parts[0])):
             return gold, answer, _wrong("chain" if len(parts) > 2 else "equation")
-    return gold, _strip_each(answer_items), None
+        answer = _strip_each(answer_items) if len(parts) == 2 else answer
+    return gold, answer, None
 
 
 def _strip_each(items: list[str]) -> str:

@@ -62,13 +62,16 @@ def receive_message(connection: socket.socket) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def parse_answer(text: str) -> tuple[Any, ...]:
     """Parses the content of a box; empty where math-verify cannot."""
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
+    # units off: it strips the last letter of `f(x) = c` and `m^n - m`. Units are cut before, by `units`.
+    normalisation = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last", equations=False)
     # first_match: otherwise a part of an unreadable answer is read in its place.
     return tuple(
         parse(
             "\\boxed{" + text + "}",
-            [LatexExtractionConfig(boxed_match_priority=0)],
+            [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalisation)],
             fallback_mode="no_fallback",
             extraction_mode="first_match",
             parsing_timeout=None,  # type: ignore[arg-type]  # 0.9.0 documents None, but annotates int

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+
+from soundrl.fapo.boxed import final_box
 
 VERSION = "0.9.0"
 MODULES = (
@@ -82,6 +85,49 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                     case["options"] = row
                 cases.append(case)
     return cases
+
+
+_DISPLAY = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|(?<!\\)\$(?:\\\$|[^$\n])+?(?<!\\)\$|\\\([^\n]+?\\\)", re.DOTALL)
+_JOINED = re.compile(r"\s*(?:,|,?\s*and|,?\s*or)?\s*")
+_PERCENT = re.compile(r"\s*(?:\\?%|percentage\b|percent\b|pct\b)")
+_FINAL = re.compile(r"[Ff]inal answer is:?\s*(.+?)\.?\s*I hope", re.DOTALL)
+_NUMBER = re.compile(r"(?<![\w.])[$€]?-?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\.\d+)(?:\s*(?:%|€|\$|m²|percent\b|pct\b))?(?![A-Za-z])")
+
+
+def answer_span(text: str, *, reference: bool = False) -> str | None:
+    """The part of a case's text that a well-behaved model would have boxed.
+
+    The cases are free text, of which math-verify picks the answer; our rule asks for a box. So that all of them can be put to our
+    comparison, this takes: the box by our own rule (of a `reference` that boxes several things, the last); else what stands after `final answer
+    is`; else the later of the last number and the last mathematics, with what is joined to that by a comma, `and`, `or`. A text of which every
+    backslash is doubled (raw strings that were escaped once too often) is read with single ones.
+    """
+    if "\\\\" in text and not re.search(r"(?<!\\)\\(?!\\)", text.replace("\\\\", "")):
+        text = text.replace("\\\\", "\\")
+    box = final_box(text)
+    if box:
+        tail = _PERCENT.match(text, text.rfind(box.text) + len(box.text) + 1) or _PERCENT.match(text, text.rfind("}$") + 2)
+        if box.hedged:
+            return box.text if reference else None
+        return box.text + (tail.group() if tail else "")
+    final = _FINAL.findall(text)
+    if final and len(final[-1]) < 200:
+        return final[-1]
+    if re.fullmatch(r"[$€]?[-\d ,./]+[$€]?", text):
+        return text
+    if len(text) < 40 and not re.search(r"[$ ]", text):
+        return text
+    spans = list(_DISPLAY.finditer(text))
+    number = next(reversed(list(_NUMBER.finditer(text))), None)
+    if spans and (number is None or number.start() < spans[-1].end()):
+        start = len(spans) - 1
+        while start and _JOINED.fullmatch(text, spans[start - 1].end(), spans[start].start()):
+            start -= 1
+        percent = _PERCENT.match(text, spans[-1].end())
+        return text[spans[start].start() : percent.end() if percent else spans[-1].end()]
+    if number is None:
+        return None
+    return None if re.search(r"\$ ?\n|\\\( ?\n", text) else number.group()
 
 
 if __name__ == "__main__":
