@@ -9,12 +9,13 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator
-from soundrl.engine.policy import Policy
+from soundrl.engine.policy import Policy, check_folder
+from soundrl.engine.weight_sync import PROBES
 from soundrl.engine.world import World
 from soundrl.fapo import arith
-from soundrl.fapo.data import load_prompts
-from soundrl.fapo.prompt_stream import PromptList, PromptSource
+from soundrl.fapo.data import boxed_solution, load_prompts
 from soundrl.fapo.judging import Judge
+from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import OracleJudge, ReasoningTask, done
@@ -24,13 +25,16 @@ from soundrl.genrm.judge import EndpointJudge
 ENDLESS_TEST_ROWS = 400
 
 
-def build_sources(config: Config) -> tuple[PromptSource, dict[str, list[Prompt]]]:
+Source = arith.ArithSource | list[Prompt]
+
+
+def build_sources(config: Config) -> tuple[Source, dict[str, list[Prompt]]]:
     """Training problems, and evaluation sets by name."""
     data = config.data
     if data.train == "arith":
-        train: PromptSource = arith.ArithSource(config.run.seed)
+        train: Source = arith.ArithSource(config.run.seed)
     else:
-        train = PromptList(load_prompts(data.train, instruction=data.instruction))
+        train = load_prompts(data.train, instruction=data.instruction)
     tests: dict[str, list[Prompt]] = {}
     rows = data.test_rows
     for name in data.test:
@@ -39,7 +43,7 @@ def build_sources(config: Config) -> tuple[PromptSource, dict[str, list[Prompt]]
             for source in (arith.ArithSource(0, "test"), arith.ArithSource(0, "test", place=2)):
                 tests[source.name] = [source.prompt(i) for i in range(rows or ENDLESS_TEST_ROWS)]
         else:
-            tests[Path(name).stem] = load_prompts(name, instruction=data.instruction)[: rows or None]
+            tests[Path(name).stem] = load_prompts(name, instruction=data.instruction, max_rows=rows or None)
     return train, tests
 
 
@@ -50,8 +54,11 @@ def build_task(config: Config) -> ReasoningTask:
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
 
+        def close() -> None: ...
+
     else:
         verifier = Verifier()
+        close = verifier.close
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return verifier.submit(rollout.text, prompt.answer)
@@ -71,7 +78,42 @@ def build_task(config: Config) -> ReasoningTask:
             with_reference=g.reference,
         )
         judge.check()
-    return ReasoningTask(verify, judge)
+    return ReasoningTask(verify, judge, close)
+
+
+def engine_count(config: Config, world: World) -> int:
+    """Sampling engines of the run (tensor-parallel groups); ValueError where ranks and batches do not fit."""
+    tensor_parallel, minibatch = config.rollout.tensor_parallel, config.optim.minibatch_prompts
+    if world.size % tensor_parallel:
+        raise ValueError(f"rollout.tensor_parallel {tensor_parallel} does not divide the {world.size} ranks; start a multiple of it")
+    if minibatch % world.size:
+        raise ValueError(f"optim.minibatch_prompts {minibatch} is no multiple of the {world.size} ranks; every rank trains on whole groups")
+    return world.size // tensor_parallel
+
+
+def model_folder(config: Config, world: World) -> Path:
+    """The folder the policy starts from; for `arith` rank 0 writes one with fresh weights."""
+    if config.model.path != "arith":
+        return check_folder(config.model.path)
+    from soundrl.engine.arith_model import write_arith_model
+
+    folder = Path(config.run.folder) / "fresh" / f"arith-seed{config.run.seed}"
+    if world.main:
+        write_arith_model(folder, config.run.seed)
+    world.barrier()
+    return folder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def probe_prompts(source: Source, encode: Encoder) -> list[tuple[int, ...]]:
+    """Token ids of the first training problems, for the gate of the weight sync."""
+    first = source[:PROBES] if isinstance(source, list) else [source.prompt(i) for i in range(PROBES)]
+    return [encode(prompt) for prompt in first]
 
 
 def reward_settings(config: Config) -> RewardSettings:
@@ -135,7 +177,7 @@ class Encoder:
 Demonstration = Callable[[int, int], list[tuple[Prompt, str]]]
 
 
-def build_demonstrations(config: Config, source: PromptSource) -> Demonstration:
+def build_demonstrations(config: Config, source: Source) -> Demonstration:
     """(step, steps in all) → the warm start's rows of that step, over all ranks.
 
     The embedded world plants errors in the last 40 %: planted from the first step on, arithmetic never forms.
@@ -144,7 +186,11 @@ def build_demonstrations(config: Config, source: PromptSource) -> Demonstration:
     if isinstance(source, arith.ArithSource):
         # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
         return lambda step, steps: [source.demonstration(2**40 + step * batch + i, planted=step >= 0.6 * steps) for i in range(batch)]
-    rows = [prompt for prompt in source if prompt.solution is not None]  # type: ignore[attr-defined]
+    rows = [prompt for prompt in source if prompt.solution is not None]
     if not rows:
-        raise ValueError(f"warm_start.steps is {config.warm_start.steps}, but no row of {config.data.train} has a solution; set --warm-start.steps 0")
-    raise NotImplementedError
+        raise ValueError(
+            f"warm_start.steps is {config.warm_start.steps}, but no row of {config.data.train} has a solution; set --warm-start.steps 0"
+        )
+    stream = PromptStream(rows, config.run.seed)
+    # The stream is the same on every rank; each takes its part of the batch itself, so any number of ranks fits.
+    return lambda step, steps: [(row, boxed_solution(row.solution or "", row.answer)) for row in stream.take(batch)]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from soundrl.engine.config import Model
 from soundrl.engine.packing import PackedBatch
@@ -58,9 +58,8 @@ def check_folder(path: str) -> Path:
 class Policy:
     """Model and tokenizer. `model` holds float32 master weights, sharded over all ranks; it computes in `settings.dtype`."""
 
-    def __init__(self, folder: Path, settings: Model, world: World) -> None:
-        self.folder, self.settings, self.world = folder, settings, world
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+    def __init__(self, folder: Path, tokenizer: Any, settings: Model, world: World) -> None:
+        self.folder, self.tokenizer, self.settings, self.world = folder, tokenizer, settings, world
         config = AutoConfig.from_pretrained(folder)
         for name in ("dropout", "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "layerdrop"):
             if hasattr(config, name):
@@ -162,6 +161,7 @@ class Policy:
                 state[name] = full.cpu()
         if self.world.main:
             beside = folder.with_name(folder.name + ".part")
+            beside.mkdir(parents=True, exist_ok=True)
             with init_empty_weights():
                 shell = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
             shell.config.use_cache = True
@@ -169,4 +169,8 @@ class Policy:
             shell.save_pretrained(beside, state_dict=state)
             self.tokenizer.save_pretrained(beside)
             beside.rename(folder)
-        dist.barrier()
+        self.world.barrier()
+
+    def describe(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"{self.config.architectures[0] if self.config.architectures else type(self.model).__name__}, {count / 1e6:.1f} M parameters, {self.settings.dtype}"

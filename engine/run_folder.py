@@ -104,3 +104,7 @@ class Phases:
         out = {f"time/{name}": seconds for name, seconds in self.step.items()}
         self.step = {}
         return out
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of the whole run by phase, without `step`, which contains others."""
+        return {name: seconds for name, seconds in self.total.items() if name != "step"}

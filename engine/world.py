@@ -60,5 +60,13 @@ class World:
         dist.all_gather_object(out, value)
         return out
 
+    def barrier(self) -> None:
+        """Wait for every rank (on the host: a value is summed, no GPU is touched)."""
+        self.sum([0.0])
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        return f"{self.size} × {name}"
+
     def stop(self) -> None:
         dist.destroy_process_group()

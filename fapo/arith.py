@@ -196,8 +196,7 @@ class ArithSource:
         self.seed, self.split, self.place = seed, split, place
         self.name = f"arith-{split}" + (f"-p{place}" if place else "")
 
-    def __len__(self) -> int:
-        return 0  # endless
+    size = None  # endless
 
     def problem(self, index: int) -> Problem:
         rng = random.Random(f"{self.name}/{self.seed}/{index}")  # a string seeds through SHA-512: the same on every platform

@@ -61,3 +61,24 @@ def rates(sums: dict[str, float]) -> dict[str, float]:
         "tokens/response": share("tokens", "rollouts"),
         "tokens/cut": share("cut", "rollouts"),
     }
+
+
+class TooManyUnknownError(RuntimeError):
+    """The judge fails so often that training on the rest would be another experiment."""
+
+
+class UnknownWatch:
+    """Stops the run when more than `limit` of the judged rollouts have no verdict, three steps in a row."""
+
+    PATIENCE = 3
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.bad_steps = limit, 0
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        self.bad_steps = self.bad_steps + 1 if metrics["genrm/unknown"] > self.limit else 0
+        if self.bad_steps >= self.PATIENCE:
+            raise TooManyUnknownError(
+                f"step {step}: the judge gave no verdict for {metrics['genrm/unknown']:.0%} of its rollouts, more than genrm.max_unknown "
+                f"{self.limit:.0%} for {self.bad_steps} steps in a row; look at the reasons in rollouts/step-{step:06d}.jsonl"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from soundrl.fapo.judging import Judge
@@ -15,6 +16,19 @@ def done(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
+
+
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Ids made unique where a batch reaches into the next epoch and holds a problem twice: `a, b, a` → `a, b, a#2`.
+
+    Seeds are derived from ids, so the second group is sampled anew.
+    """
+    seen: dict[str, int] = {}
+    out = []
+    for prompt in prompts:
+        seen[prompt.id] = seen.get(prompt.id, 0) + 1
+        out.append(prompt if seen[prompt.id] == 1 else replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}"))
+    return out
 
 
 class OracleJudge:
@@ -39,8 +53,16 @@ class ReasoningTask:
     `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO).
     """
 
-    def __init__(self, verify: Callable[[Prompt, Rollout], Future[Outcome]], judge: Judge | None) -> None:
-        self.verify, self.judge = verify, judge
+    def __init__(
+        self, verify: Callable[[Prompt, Rollout], Future[Outcome]], judge: Judge | None, close: Callable[[], None] = lambda: None
+    ) -> None:
+        self.verify, self.judge, self._close = verify, judge, close
+
+    def close(self) -> None:
+        """End the verifier's processes and the judge's connections."""
+        self._close()
+        if self.judge is not None:
+            self.judge.close()
 
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
         """Consume `rollouts` in whatever order they finish; each is verified and judged while the next are sampled."""

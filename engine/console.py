@@ -1,0 +1,101 @@
+"""What a person sees: a line a step, and a last table in plain words (rank 0 alone)."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+PHASES = ("generate", "verify", "judge_wait", "train", "sync")
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak host memory of this process, and of its GPU where there is one, in MiB."""
+    scale = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is bytes on macOS, KiB on Linux
+    out = {"memory/peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}
+    if torch.cuda.is_available():
+        out["memory/peak_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return out
+
+
+def clock(seconds: float) -> str:
+    """`clock(75) == "1:15"`."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class Progress:
+    """Prints; everything it prints is made from the metrics of the run folder."""
+
+    def __init__(self, speaks: bool, steps: int) -> None:
+        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        self.steps, self.start = steps, time.perf_counter()
+        self.training_start: float | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def warm_start(self, step: int, steps: int, loss: float) -> None:
+        if step % max(1, steps // 10) == 0 or step == steps:
+            self.say(f"warm start {step:>5}/{steps}  loss {loss:.3f}  {clock(time.perf_counter() - self.start)}")
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """`step 12/80  correct 0.81  flawed 0.17  reward +0.44  mismatch 1.0001  1.6 s (generate 0.9 …)  ETA 1:49`"""
+        now = time.perf_counter()
+        if self.training_start is None:
+            self.training_start = now - metrics["time/step"]
+        left = (now - self.training_start) / step * (self.steps - step)
+        phases = " ".join(f"{name} {metrics[f'time/{name}']:.1f}" for name in PHASES if metrics.get(f"time/{name}", 0) >= 0.05)
+        self.say(
+            f"step {step:>4}/{self.steps}  correct {metrics['reward/correct']:.3f}  flawed {metrics['fapo/flawed_ratio']:.3f}  "
+            f"reward {metrics['reward/mean']:+.3f}  tokens {metrics['tokens/response']:.0f}  mismatch {metrics['mismatch/gate']:.4f}  "
+            f"{metrics['time/step']:.1f} s ({phases})  ETA {clock(left)}"
+        )
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        if metrics:
+            parts = [f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if not name.endswith("/tokens")]
+            self.say(f"evaluation after step {step}: " + "  ".join(parts))
+
+    def summary(self, before: dict[str, float], after: dict[str, float], seconds: dict[str, float], folder: str) -> None:
+        """The last word: each measure before and after, then where the time went."""
+        table = Table(title="What the run did", show_edge=False)
+        for heading in ("measure", "before", "after"):
+            table.add_column(heading, justify="left" if heading == "measure" else "right")
+        for name in after:
+            table.add_row(plain_words(name), shown(name, before.get(name)), shown(name, after[name]))
+        self.console.print(table)
+        total = time.perf_counter() - self.start
+        spent = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in sorted(seconds.items(), key=lambda item: -item[1]))
+        self.say(f"{total:.0f} seconds in all: {spent}, the rest {max(0.0, total - sum(seconds.values())):.0f}")
+        self.say("peak memory: " + ", ".join(f"{value / 1024:.2f} GiB {name.split('_')[1]}" for name, value in peak_memory().items()))
+        self.say(f"run folder: {folder}")
+
+
+WORDS = {
+    "accuracy": "right final answers",
+    "flawed_ratio": "of the right answers, reached by flawed steps",
+    "sound": "right answers with every step sound",
+    "tokens": "tokens a response",
+}
+
+
+def plain_words(name: str) -> str:
+    """`plain_words("eval/arith-test-p2/accuracy") == "arith-test-p2: right final answers"`; rollouts are called so."""
+    parts = name.split("/")
+    if parts[0] == "eval":
+        return f"{'/'.join(parts[1:-1])}: {WORDS[parts[-1]]}"
+    return {
+        "reward/correct": "rollouts: right final answers",
+        "fapo/flawed_ratio": "rollouts: of the right answers, reached by flawed steps",
+        "tokens/response": "rollouts: tokens a response",
+    }[name]
+
+
+def shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if "tokens" in name else f"{100 * value:.1f} %"

@@ -1,0 +1,138 @@
+"""The main job: prompts → generate → verify → judge → reward → advantage → pack → forward/backward → optimizer → sync weights.
+
+    torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts torchrun itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from soundrl.engine import build
+from soundrl.engine.config import Config
+from soundrl.engine.console import Progress, peak_memory
+from soundrl.engine.evaluate import evaluate
+from soundrl.engine.generator import Generator, requests_for
+from soundrl.engine.launch import run, users_mistakes
+from soundrl.engine.packing import Sample
+from soundrl.engine.policy import Policy
+from soundrl.engine.run_folder import Phases, RunFolder
+from soundrl.engine.trainer import Trainer
+from soundrl.engine.warm_start import warm_start
+from soundrl.engine.weight_sync import WeightSync
+from soundrl.engine.world import World
+from soundrl.fapo.measures import UnknownWatch, count, rates
+from soundrl.fapo.prompt_stream import PromptStream
+from soundrl.fapo.records import Group, Prompt
+from soundrl.fapo.rewards import assign_advantages
+from soundrl.fapo.task import ReasoningTask, distinct
+
+
+def main(config: Config) -> None:
+    world = World.start()
+    phases, progress = Phases(), Progress(world.main, config.run.steps)
+    with users_mistakes(), phases("prepare"):
+        engines = build.engine_count(config, world)
+        source, tests = build.build_sources(config)
+        stream = PromptStream(source, config.run.seed, world.rank // config.rollout.tensor_parallel, engines)
+        folder = build.model_folder(config, world)
+        tokenizer = build.load_tokenizer(folder)
+        encode = build.Encoder(tokenizer, config.max_prompt_tokens)
+        encode.check([prompt for prompts in (source if isinstance(source, list) else [], *tests.values()) for prompt in prompts])
+        demonstrations = build.build_demonstrations(config, source) if config.warm_start.steps else None
+        task = build.build_task(config)
+        policy = Policy(folder, tokenizer, config.model, world)
+    folder = RunFolder(config, writes=world.main)
+    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature)
+    progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
+    if demonstrations is not None:
+        with phases("warm_start"):
+            warm_start(policy, config, demonstrations, encode, progress)
+    with phases("start_sampler"):
+        generator = build.build_generator(config, policy, world)
+        sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
+    with phases("sync"):
+        gate = sync()
+
+    before: dict[str, float] = {}
+    metrics: dict[str, float] = {}
+    watch = UnknownWatch(config.genrm.max_unknown)
+    for step in range(1, config.run.steps + 1):
+        if step == 1 or (config.run.eval_every and (step - 1) % config.run.eval_every == 0):
+            with phases("evaluate"):
+                evaluation = evaluate(tests, task, generator, encode, config, world)
+            progress.evaluation(step - 1, evaluation)
+            folder.log(step - 1, evaluation)
+        with phases("step"):
+            # One take a mini-batch: which prompts share an optimizer step does not depend on the number of ranks.
+            updates = config.rollout.prompts // config.optim.minibatch_prompts
+            prompts = distinct([prompt for _ in range(updates) for prompt in stream.take(config.optim.minibatch_prompts)])
+            groups = rollout(prompts, task, generator, encode, config, step, phases)
+            assign_advantages(groups, build.reward_settings(config))
+            own = groups[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]
+            generator.sleep()
+            with phases("train"):
+                trained = trainer.train(minibatches(own, updates))
+            with phases("sync"):
+                gate = sync()
+        sums = count(own, config.fapo.lam)
+        measured = rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
+        metrics = measured | trained | gate | phases.take() | peak_memory()
+        before = before or evaluation | measured
+        folder.log(step, metrics)
+        folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
+        progress.step(step, metrics)
+        watch(step, measured)
+        if step == config.run.steps or (config.run.export_every and step % config.run.export_every == 0):
+            with phases("save"):
+                policy.export(folder.path / "policy" / f"step-{step:06d}")
+
+    with phases("evaluate"):
+        evaluation = evaluate(tests, task, generator, encode, config, world)
+    folder.log(config.run.steps, evaluation)
+    progress.summary(before, evaluation | {name: metrics[name] for name in SUMMARY}, phases.spent(), str(folder.path))
+    folder.close()
+    task.close()
+    generator.close()
+    world.stop()
+
+
+SUMMARY = ("reward/correct", "fapo/flawed_ratio", "tokens/response")
+
+
+def rollout(
+    prompts: Sequence[Prompt], task: ReasoningTask, generator: Generator, encode: build.Encoder, config: Config, step: int, phases: Phases
+) -> list[Group]:
+    """Sample, verify and judge; each rollout goes on to the next stage as it finishes, while the others are still sampled."""
+    requests = requests_for(
+        [(prompt.id, encode(prompt)) for prompt in prompts],
+        config.rollout.samples,
+        run_seed=config.run.seed,
+        phase="train",
+        step=step,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    with phases("generate"):
+        pending = task.collect(prompts, generator.generate(requests))
+    with phases("verify"):
+        pending.outcomes()
+    with phases("judge_wait"):
+        return pending.groups()
+
+
+def minibatches(groups: Sequence[Group], number: int) -> list[list[Sample]]:
+    """This rank's groups, in prompt order, cut into `number` mini-batches of whole groups; rollouts that left their group are out."""
+    size = len(groups) // number
+    return [
+        [
+            Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs, advantage=advantage)
+            for group in groups[i * size : (i + 1) * size]
+            for r, advantage, kept in zip(group.rollouts, group.advantages, group.kept, strict=True)
+            if kept
+        ]
+        for i in range(number)
+    ]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,43 @@
+"""The warm start: supervised steps on worked solutions, by the same trainer that later runs RL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from soundrl.engine.build import Demonstration, Encoder
+from soundrl.engine.config import Config
+from soundrl.engine.console import Progress
+from soundrl.engine.packing import Sample
+from soundrl.engine.policy import Policy
+from soundrl.engine.trainer import Trainer
+
+WARMUP_SHARE, FINAL_SHARE = 0.02, 0.1
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 2 % of the steps, then linear decay to a tenth of `peak` at the last step (`step` from 0)."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    left = (steps - 1 - step) / max(1, steps - 1 - warmup)
+    return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * left)
+
+
+def warm_start(policy: Policy, config: Config, demonstrations: Demonstration, encode: Encoder, progress: Progress) -> None:
+    """Train `config.warm_start.steps` steps on response tokens, with moments of its own: RL begins with a fresh optimizer."""
+    settings = config.warm_start
+    trainer = Trainer(policy, replace(config.optim, lr=settings.lr), config.loss, temperature=1.0)
+    rank, size = policy.world.rank, policy.world.size
+    for step in range(settings.steps):
+        rows = demonstrations(step, settings.steps)[rank::size]
+        samples = []
+        for prompt, solution in rows:
+            sample = Sample(prompt_tokens=encode(prompt), tokens=encode.response(solution))
+            if sample.length > config.model.max_length:
+                raise ValueError(
+                    f"{prompt.id}: prompt and solution have {sample.length} tokens, more than model.max_length {config.model.max_length}; "
+                    "raise model.max_length or remove the row"
+                )
+            samples.append(sample)
+        stats = trainer.supervised_step(samples, learning_rate(step, settings.steps, settings.lr))
+        progress.warm_start(step + 1, settings.steps, stats["loss"])

@@ -1,0 +1,336 @@
+r"""The strict rule in front of math-verify: it decides the clear cases and refuses what math-verify 0.9.0 accepts wrongly.
+
+`rule(gold, answer)` compares two answers (box contents, not responses) and says correct, wrong, unparseable, or undecided; only undecided
+pairs go to math-verify. It evaluates nothing and is linear in the length of the text.
+
+A number must be given as a number. Where the reference is a number (integer, decimal, fraction, mixed number, scientific notation) the
+answer must be one too, and the two are compared as `fractions.Fraction`:
+
+* `042`, `42.`, `1,000` = `1{,}000` = `1 000` = `1000`, `\frac12` = `0.5` = `2/4`, `2\frac12` = `5/2`, `0.\overline{3}` = `1/3` are equal.
+* `3+4`, `\sqrt{49}`, `5!`, `10 \bmod 7`, `84/12` are not carried out and are wrong for 7, 120, 3, 7: a policy would otherwise learn to box
+  the question. Where the reference itself is such an expression, math-verify decides.
+* `0.333333` is not 1/3; nothing is rounded. `1.000` is one, not a thousand.
+
+Names are dropped (`x=7`, `x \in …`), equations are not (`8=7`, `2x=7`), chains are wrong (`x=5=7`). A unit may be left out, and is read over
+where the reference has none; where both have one they must agree, no unit is converted. `28` counts for `28\%`; `28\%` does not count for
+`28`, nor does `0.28` for `28\%`. Scale words (`5 million`) and base subscripts (`101_2`) must stand on both sides. `(1,2)`, `[1,2]` and
+`\{1,2\}` differ; a bare list is a set without braces, in any order, and may also stand for a tuple in the tuple's order.
+Signs of inexactness or congruence (`\approx`, `\equiv`, `\bmod`, `\neq`) and operators that are not carried out (`!`, `\sum`, `\int`, …) must
+stand in the reference to be allowed in the answer. Text must be the same words.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from soundrl.fapo.answer_form import (
+    Group,
+    Node,
+    Opaque,
+    Refused,
+    Scalar,
+    exact_decimals,
+    normalise,
+    read,
+    read_decimal_comma,
+    read_number,
+    split,
+    squeeze,
+)
+from soundrl.fapo.records import Outcome
+from soundrl.fapo.units import canonical_unit, cut_unit
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the rule says of one pair."""
+
+    outcome: Outcome | None
+    """None = undecided: `gold` and `answer` are to be compared by math-verify."""
+    reason: str
+    """A few words, for counting."""
+    gold: str = ""
+    answer: str = ""
+
+
+# Each must stand in the reference to be allowed in an answer.
+_MUST_BE_SHARED = {
+    "relation": re.compile(
+        r"\\(?:neq|approx|sim(?:eq)?|cong|equiv|pmod|bmod|p?mod|propto|not|doteq|thickapprox|approxeq)(?![a-zA-Z])|\bmod\b|~=|=~"
+    ),
+    "not carried out": re.compile(
+        r"!|\\(?:d?binom|choose|sum|prod|i+nt|oint|lim|max|min|sup|inf|gcd|lcm|det|deg|lfloor|lceil|lvert|operatorname)(?![a-zA-Z])"
+        r"|\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)|\bgcd\b|\blcm\b"
+    ),
+    "unfinished": re.compile(r"\\[lcdv]?dots|\.\.+|\?"),
+}
+# math-verify reads X^T as X.
+_TRANSPOSED = re.compile(r"[A-Z)}]\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\dagger|\\ast|\*)(?![A-Za-z])")
+_TOWER = re.compile(r"\^\s*(?:\{[^{}]*\^|\S\s*\^)|\}\s*\^")
+_HUGE = re.compile(r"\^\s*\{?\s*[-+]?\s*\d{5,}|\d{101,}")
+_BASED = re.compile(r"(?<![A-Za-z0-9\\])(\d[0-9A-Z]*)_\s*\{?\s*\(?(\d+|\\text\{[^{}]*\}|[a-z]+)\)?\s*\}?")
+_MANY = re.compile(r"\\[pm][mp](?![a-z])|\\(?:in|cup|cap|leq|geq|neq|setminus)(?![a-z])|[<>=,;]")
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
+_MEMBER = re.compile(r"([^=<>]+?)\\in(?![a-zA-Z])(.+)")
+_SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_WORDS = re.compile(r"\(?[A-Za-z][A-Za-z' .,;:-]*\)?")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\text\{\s*degrees?\s*\}|(?<=\d)\s*degrees?\b")
+
+
+def check_gold(gold: str) -> None:
+    """Checks a reference answer as far as that needs no parser; `Verifier.check_gold` checks the rest.
+
+    Raises:
+        ValueError: it is empty, too long, or holds characters or commands that are never read; the message shows it.
+    """
+    _plain_gold(gold)
+
+
+def rule(gold: str, answer: str) -> Ruling:
+    """Compares an answer with the reference.
+
+    Args:
+        gold: Reference answer, with or without a box or dollars around it.
+        answer: Content of the answer's box.
+
+    Raises:
+        ValueError: the reference cannot be used, see `check_gold`.
+    """
+    plain_gold = _plain_gold(gold)
+    if answer.strip() == gold.strip():
+        return Ruling(Outcome.CORRECT, "same text")
+    try:
+        plain_answer = normalise(answer)
+        if not plain_answer:
+            return Ruling(Outcome.UNPARSEABLE, "nothing but layout")
+        return _compare(plain_gold, plain_answer)
+    except Refused as error:
+        return Ruling(Outcome.UNPARSEABLE, str(error))
+
+
+@lru_cache(maxsize=4096)
+def _plain_gold(gold: str) -> str:
+    if not gold.strip():
+        raise ValueError("the reference answer is empty")
+    try:
+        plain = normalise(gold)
+        read(plain)
+    except Refused as error:
+        raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
+    if not plain:
+        raise ValueError(f"the reference answer {gold[:200]!r} holds nothing but layout")
+    return plain
+
+
+def _compare(gold: str, answer: str) -> Ruling:
+    if squeeze(gold) == squeeze(answer):
+        return Ruling(Outcome.CORRECT, "same form")
+    for name, pattern in _MUST_BE_SHARED.items():
+        if pattern.search(answer) and not pattern.search(gold):
+            return _wrong(name)
+    if _TRANSPOSED.search(gold + " " + answer):
+        return _wrong("transpose")
+    if sorted(_bases(gold)) != sorted(_bases(answer)):
+        return _wrong("base")
+    words = _compare_words(gold, answer)
+    if words is not None:
+        return words
+
+    gold_percents, answer_percents = gold.count(r"\%"), answer.count(r"\%")
+    if answer_percents not in (0, gold_percents):
+        return _wrong("percent")
+    gold, answer = gold.replace(r"\%", " ").strip(), answer.replace(r"\%", " ").strip()
+
+    if ";" in gold and "," in gold and "=" in gold and "=" not in answer:
+        # `p=5, q=2; p=7, q=2`: a list of assignments, which math-verify reads as tuples.
+        return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
+    gold, answer, chain = _drop_names(gold, answer)
+    if chain:
+        return chain
+    gold, gold_unit = cut_unit(_degrees(gold))
+    answer, answer_unit = cut_unit(_degrees(answer))
+    if not gold or not answer:
+        return _wrong("text")
+    if gold_unit.scale != answer_unit.scale:
+        return _wrong("scale word")
+    if gold_unit.name and answer_unit.name and canonical_unit(gold_unit.name) != canonical_unit(answer_unit.name):
+        return _wrong("unit")
+    if sorted(_texts(answer)) != sorted(_texts(gold)) and _texts(answer):
+        return _wrong("text")
+
+    gold_node, answer_node = read(gold), read(answer)
+    if isinstance(gold_node, Scalar) and isinstance(answer_node, Group):
+        if gold_node.grouped:
+            gold_node = read(gold, inside=True)
+        elif read_decimal_comma(answer) == gold_node.value:
+            return Ruling(Outcome.CORRECT, "decimal comma")
+    equal = _equal(gold_node, answer_node)
+    if equal is not None:
+        return Ruling(Outcome.CORRECT, "equal") if equal else _wrong("different")
+    if _letters(gold) != _letters(answer) and _letters(gold.lower()) == _letters(answer.lower()):
+        return _wrong("letter case")
+    # Costs of the parser behind: refused before it sees them, unless the reference is of the same kind.
+    for pattern, what in ((_TOWER, "tower of powers"), (_HUGE, "huge number")):
+        if pattern.search(answer) and not pattern.search(gold):
+            return Ruling(Outcome.UNPARSEABLE, what)
+    return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
+
+
+def _wrong(reason: str) -> Ruling:
+    return Ruling(Outcome.WRONG, reason)
+
+
+def _equal(gold: Node, answer: Node) -> bool | None:
+    """Equality of two readings; None where it takes more than arithmetic."""
+    if isinstance(gold, Scalar):
+        if not isinstance(answer, Scalar):
+            return False
+        return gold.value == answer.value and (gold.whole_division or not answer.whole_division)
+    if isinstance(gold, Group) and isinstance(answer, Group):
+        return _equal_groups(gold, answer)
+    if isinstance(gold, Group):
+        return False if isinstance(answer, Scalar) else None
+    if isinstance(answer, Group) and not _MANY.search(gold.text):
+        return False
+    return True if isinstance(answer, Opaque) and squeeze(gold.text) == squeeze(answer.text) else None
+
+
+def _equal_groups(gold: Group, answer: Group) -> bool | None:
+    unordered = gold.kind in ("list", "set")
+    if answer.kind not in (("list", "set") if unordered else (gold.kind, "list")):
+        return False
+    if unordered and len(set(gold.items)) == len(gold.items):
+        # A solution that is named twice is still that solution; a reference with repeats counts multiplicities.
+        answer = Group(answer.kind, tuple(dict.fromkeys(answer.items)))
+    if len(gold.items) != len(answer.items):
+        opaque = [item.text for item in gold.items + answer.items if isinstance(item, Opaque)]
+        return None if any(_PLUS_MINUS.search(text) for text in opaque) else False
+    if not unordered:
+        results = [_equal(*pair) for pair in zip(gold.items, answer.items, strict=True)]
+        return False if False in results else None if None in results else True
+    # Each element of the answer needs a partner that is not known to differ. Quadratic, in at most 512 elements.
+    remaining = list(gold.items)
+    certain = True
+    for item in answer.items:
+        results = [_equal(other, item) for other in remaining]
+        if True in results:
+            remaining.pop(results.index(True))
+        elif None in results:
+            certain = False
+        else:
+            return False
+    return True if certain else None
+
+
+def _drop_names(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
+    """Both without `x =` or `x \\in` in front; a ruling where the answer is a chain or an equation and the reference is not."""
+    if _is_list(gold) or _is_list(answer):
+        return _drop_names_of_list(gold, answer)
+    gold_parts, answer_parts = _sides(gold), _sides(answer)
+    if len(answer_parts) > 2 and answer_parts != gold_parts:
+        return gold, answer, _wrong("chain")
+    if len(answer_parts) == 2 and len(gold_parts) == 1:
+        if not _is_name(answer_parts[0]):
+            return gold, answer, _wrong("equation")
+        answer = answer_parts[1]
+    elif len(gold_parts) == 2 and len(answer_parts) == 1:
+        if not _is_name(gold_parts[0]):
+            return gold, answer, _wrong("no equation")
+        gold = gold_parts[1]
+    elif len(gold_parts) == len(answer_parts) == 2:
+        if squeeze(gold_parts[0]) == squeeze(answer_parts[0]):
+            gold, answer = gold_parts[1], answer_parts[1]
+        elif _is_name(gold_parts[0]) and _is_name(answer_parts[0]) and "(" not in gold_parts[0]:
+            return gold, answer, _wrong("other name")
+    return gold, answer, None
+
+
+def _is_list(text: str) -> bool:
+    """`1, 2` and `x = 1, y = 2`, but not `1,000` or `x = 1,000`."""
+    sides = _sides(text)
+    return len(split(text, ",;")) > 1 and (len(sides) > 2 or read_number(sides[-1]) is None)
+
+
+def _drop_names_of_list(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
+    gold_items, answer_items = split(gold, ",;"), split(answer, ",;")
+    gold_named = [item for item in gold_items if len(_sides(item)) > 1]
+    if gold_named and any(len(_sides(item)) > 1 for item in answer_items):
+        return gold, answer, None
+    if gold_named:
+        return _strip_each(gold_items), answer, None
+    for item in answer_items:
+        parts = _sides(item)
+        if len(parts) > 2 or (len(parts) == 2 and not _is_name(parts[0])):
+            return gold, answer, _wrong("chain" if len(parts) > 2 else "equation")
+        answer = _strip_each(answer_items) if len(parts) == 2 else answer
+    return gold, answer, None
+
+
+def _strip_each(items: list[str]) -> str:
+    sides = [_sides(item) for item in items]
+    return ", ".join(parts[1] if len(parts) == 2 and _is_name(parts[0]) else item for parts, item in zip(sides, items, strict=True))
+
+
+def _sides(text: str) -> list[str]:
+    parts = split(text, "=")
+    if len(parts) == 1:
+        match = _MEMBER.fullmatch(text)
+        if match and not re.fullmatch(r"\\mathbb.*", match[2]):
+            return [match[1], match[2]]
+    return parts
+
+
+def _is_name(text: str) -> bool:
+    r"""`x`, `x_1`, `f(2)`, `|AB|`, `A:B`, `\frac{NO}{BO}`, `(p, q)`, words; not `8`, `2x`, `x+1`."""
+    text = _SUBSCRIPT.sub("", _TEXT.sub("T", text))
+    text = re.sub(r"(?<=[A-Za-z'])\([^()]*\)|\\circ|(?<=\^)-1|\{-1\}", "", text)
+    return bool(re.search("[A-Za-z]", text)) and not re.search(r"[0-9+<>=/*-]", text)
+
+
+def _bases(text: str) -> list[tuple[str, str]]:
+    """Numbers with a base subscript; `x_1` is a name and `\\log_2` a function."""
+    return [(digits.lstrip("0").upper(), base) for digits, base in _BASED.findall(text)]
+
+
+def _compare_words(gold: str, answer: str) -> Ruling | None:
+    """Decides where the reference is text: words, or one word, or a choice letter with or without parentheses."""
+    gold_words, answer_words = _words(gold), _words(answer)
+    if gold_words is None:
+        return None
+    if answer_words is not None and gold_words == answer_words:
+        return Ruling(Outcome.CORRECT, "same words")
+    if len(gold_words) > 1 and (_TEXT.search(gold) or len(gold_words) > 3) or (answer_words is not None and len(answer_words) > 3):
+        return _wrong("different words")
+    # A letter is a choice or a variable; either way it is compared as it is.
+    return _wrong("different letters") if answer_words is not None and len(gold_words) == 1 == len(answer_words) else None
+
+
+def _words(text: str) -> str | None:
+    text = _TEXT.sub(r" \1 ", text)
+    text = " ".join(text.replace("\\ ", " ").split()).strip(" .")
+    if not _WORDS.fullmatch(text):
+        return None
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1]
+    text = " ".join(re.sub("[.,;:]", " ", text).split())
+    return text if len(text) == 1 else text.casefold()
+
+
+def _texts(text: str) -> list[str]:
+    return [" ".join(match.split()).casefold() for match in _TEXT.findall(text) if match.strip()]
+
+
+def _letters(text: str) -> set[str]:
+    return set(re.findall("[A-Za-z]", _COMMAND.sub(" ", _TEXT.sub(" ", text))))
+
+
+def _degrees(text: str) -> str:
+    """Degrees are a unit, except in a trigonometric function, where math-verify would read them as radians."""
+    if _TRIGONOMETRY.search(text):
+        return re.sub(r"(\d+(?:\.\d+)?)\s*(?:" + _DEGREES.pattern + ")", r"(\1\\pi/180)", text)
+    return _DEGREES.sub(" ", text).strip()

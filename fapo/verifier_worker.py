@@ -1,0 +1,193 @@
+r"""The process side of the verifier: imports math-verify once, forks a worker per request, compares what the workers are sent.
+
+    python -P -s -m soundrl.fapo.verifier_worker CONTROL_FD MEMORY_LIMIT_BYTES
+
+This process has one thread and never imports torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of
+vLLM, torch and gloo, is never forked. Control messages are a letter and a number (5 bytes): `F` with a socket attached forks a worker on it
+and is answered by the worker's pid; `R` pid reaps it. A pid is reaped only when asked, so it cannot be given to another process before.
+When the trainer goes away, by whatever signal, the control socket ends and the whole process group is killed.
+
+Only math-verify's LaTeX route is used. Its other route hands text to sympy's `parse_expr`, which evaluates Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import warnings
+from functools import lru_cache
+from typing import Any
+
+ANSWERS_PER_WORKER = 500
+"""A worker is replaced after so many answers: sympy's caches only grow."""
+_CONTROL = struct.Struct("!cI")
+_LENGTH = struct.Struct("!I")
+_PR_SET_PDEATHSIG = 1
+
+
+def send_message(connection: socket.socket, message: dict[str, Any]) -> None:
+    """Sends a JSON object with its length in front."""
+    body = json.dumps(message).encode()
+    connection.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def receive_exactly(connection: socket.socket, size: int) -> bytes:
+    """Receives `size` bytes.
+
+    Raises:
+        EOFError: the other side has gone.
+    """
+    chunks = bytearray()
+    while len(chunks) < size:
+        chunk = connection.recv(size - len(chunks))
+        if not chunk:
+            raise EOFError
+        chunks += chunk
+    return bytes(chunks)
+
+
+def receive_message(connection: socket.socket) -> dict[str, Any]:
+    """Receives what `send_message` sent; `EOFError` where the other side has gone."""
+    (size,) = _LENGTH.unpack(receive_exactly(connection, _LENGTH.size))
+    return json.loads(receive_exactly(connection, size))
+
+
+@lru_cache(maxsize=256)
+def parse_answer(text: str) -> tuple[Any, ...]:
+    """Parses the content of a box; empty where math-verify cannot."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+
+    # units off: it strips the last letter of `f(x) = c` and `m^n - m`. Units are cut before, by `units`.
+    normalisation = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last", equations=False)
+    # first_match: otherwise a part of an unreadable answer is read in its place.
+    return tuple(
+        parse(
+            "\\boxed{" + text + "}",
+            [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalisation)],
+            fallback_mode="no_fallback",
+            extraction_mode="first_match",
+            parsing_timeout=None,  # type: ignore[arg-type]  # 0.9.0 documents None, but annotates int
+            raise_on_error=True,
+        )
+    )
+
+
+def compare(gold: str, answer: str) -> str:
+    """Says `equal`, `different`, `gold` or `answer` (what could not be parsed), or `incomparable`."""
+    from math_verify import verify
+
+    try:
+        golds = parse_answer(gold)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - antlr and sympy raise anything, RecursionError included, and all of it means the same
+        golds = ()
+    if not golds:
+        return "gold"
+    try:
+        answers = parse_answer(answer)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - as above
+        answers = ()
+    if not answers:
+        return "answer"
+    try:
+        if _differ_as_numbers(golds[0], answers[0]):
+            return "different"
+        return "equal" if verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True) else "different"
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - as above
+        return "incomparable"
+
+
+def _differ_as_numbers(gold: Any, answer: Any) -> bool:
+    """math-verify compares numbers to 15 places after the point, so that 2^{-99} equals 2^{-98}; this compares leading digits."""
+    from sympy import Expr, Float, Rational, oo, zoo
+
+    if not isinstance(gold, Expr) or not isinstance(answer, Expr) or gold.free_symbols or answer.free_symbols:
+        return False
+    if oo in (gold, answer, -gold, -answer) or zoo in (gold, answer):
+        return gold != answer
+    # n=20: enough to see 1e-14, and evalf raises its working precision by itself where digits cancel.
+    first, second = gold.evalf(20), answer.evalf(20)
+    gap = abs(first - second)
+    if not (first.is_number and second.is_number and gap.is_comparable):
+        return False
+    return bool(gap > Float(Rational(1, 10**14)) * abs(first))
+
+
+def serve_worker(connection: socket.socket, memory_limit: int) -> None:
+    """Answers requests until the other side has gone, or until this worker is to be replaced."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for served in range(1, ANSWERS_PER_WORKER + 1):
+        try:
+            request = receive_message(connection)
+        except EOFError:
+            return
+        try:
+            result = compare(request["gold"], request["answer"])
+        except MemoryError:
+            result = "memory"
+        # sympy swallows a MemoryError now and then and goes on; the peak tells. An equality that was found is an equality.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if result not in ("equal", "memory") and peak > 0.9 * memory_limit:
+            result = "memory"
+        last = result == "memory" or served == ANSWERS_PER_WORKER or peak > 0.7 * memory_limit
+        send_message(connection, {"result": result, "last": last})
+        if last:
+            return
+
+
+def serve_control(control: socket.socket, memory_limit: int) -> None:
+    """Forks and reaps workers as asked, until the other side has gone."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, _CONTROL.size, 1)
+        if not message:
+            return
+        message += receive_exactly(control, _CONTROL.size - len(message))
+        command, number = _CONTROL.unpack(message)
+        if command == b"R":
+            os.waitpid(number, 0)
+            continue
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != server:
+                os._exit(1)
+            with socket.socket(fileno=descriptors[0]) as connection:
+                serve_worker(connection, memory_limit)
+            os._exit(0)
+        os.close(descriptors[0])
+        control.sendall(_CONTROL.pack(b"P", pid))
+
+
+def main() -> None:
+    """Entry of the process."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    # Every grammar table and regular expression is built once, here, and shared by the forks.
+    compare(r"\frac{\sqrt{2}}{2} x + (1, 2]", r"x \in \{1, 2\}")
+    compare(r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")
+    compare(r"\{1, \pi\}", r"\{\pi, 1\}")
+    compare(r"x^2 - 1", r"(x-1)(x+1)")
+    serve_control(control, int(sys.argv[2]))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
