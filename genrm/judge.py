@@ -101,7 +101,10 @@ class EndpointJudge:
         self.close()
 
     def check(self) -> None:
-        """Prove with one trial request that the endpoint answers. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
+        """Prove with one trial request that the endpoint answers. Raises `ValueError` (see `Endpoint.check`), within 30 s, and
+        `RuntimeError` after `close`."""
+        if self._closed:
+            raise RuntimeError("the judge is closed")
 
         async def bounded() -> None:
             async with asyncio.timeout(CHECK_SECONDS):

@@ -469,8 +469,9 @@ def test_close_ends_what_is_open(serve, ask):
     judge.close()
     judge.close()
     assert [future.result(5) for future in futures] == [Verdict.unknown(CLOSED)] * 6
-    with pytest.raises(RuntimeError, match="closed"):
-        submit(judge)
+    for call in (judge.check, lambda: submit(judge)):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
 
 
 def test_a_fault_of_our_own_is_not_hidden(serve, ask, monkeypatch):
