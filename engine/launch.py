@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
@@ -82,7 +83,7 @@ def one_line(panel: str) -> str:
 
 def run(main: Callable[[Config], None]) -> None:
     """Entry of `engine/train.py`, under torchrun or plain python; a user's mistake ends it with one line and status 2."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers of tokenizers would share the trainer's threads
+    be_quiet()
     under_torchrun = "RANK" in os.environ
     speaks = os.environ.get("RANK", "0") == "0"
     try:
@@ -97,6 +98,17 @@ def run(main: Callable[[Config], None]) -> None:
         os._exit(2)
     if not under_torchrun:
         sys.exit(torchrun(sys.argv))
+
+
+def be_quiet() -> None:
+    """Keep libraries' start-up chatter off the console; their warnings about a run's own doing stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers of tokenizers would share the trainer's threads
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # OPT's layer ends in a view; nothing of ours or of transformers' works in place on it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def torchrun(arguments: Sequence[str]) -> int:

@@ -147,6 +147,9 @@ class Policy:
             length_buckets=length_buckets(batch.cu_seqlens),
             use_cache=False,
         ).logits[0]
+        if not torch.is_grad_enabled():
+            # FSDP2 leaves the root's parameters gathered for a backward pass that will not come.
+            self.model.reshard()  # type: ignore[operator]
         return selective_logprob(logits_RV, batch.input_ids[target_R], temperature)
 
     def export(self, folder: Path) -> None:

@@ -75,6 +75,7 @@ class VllmGenerator:
             enable_sleep_mode=not on_cpu,
             enable_prefix_caching=True,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             trust_remote_code=False,
         )
         torch.set_num_threads(threads)
@@ -95,7 +96,6 @@ class VllmGenerator:
                 temperature=request.temperature,
                 top_p=request.top_p,
                 max_tokens=request.max_new_tokens,
-                min_tokens=request.max_new_tokens if request.ignore_end else 0,
                 ignore_eos=request.ignore_end,
                 stop_token_ids=None if request.ignore_end else self.stop_tokens,
                 seed=request.seed,

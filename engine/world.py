@@ -69,4 +69,5 @@ class World:
         return f"{self.size} × {name}"
 
     def stop(self) -> None:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # vLLM takes the process group down with its engine
+            dist.destroy_process_group()
