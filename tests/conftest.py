@@ -1,0 +1,62 @@
+"""Shared helpers: worker processes under torchrun with gloo, tiny models, and uninitialised memory filled with NaN."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.utils.deterministic.fill_uninitialized_memory = True  # with deterministic algorithms torch.empty is NaN, so a read of it shows
+
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def start(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository's root, away from any torchrun environment of the test process."""
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    return subprocess.run(command, cwd=ROOT, env=env | QUIET | environment, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture
+def train() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`train("arith", "--run.steps", "2")` runs the main job as a user does."""
+    return lambda *arguments, **kw: start([sys.executable, "engine/train.py", *map(str, arguments)], **kw)
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., Any]:
+    """`torchrun("gradients", ranks, **arguments)` runs tests/workers/gradients.py and returns what rank 0 wrote as JSON."""
+
+    def call(worker: str, ranks: int, timeout: float = 300, **arguments: Any) -> Any:
+        out = tmp_path / f"{worker}-{ranks}.json"
+        out.unlink(missing_ok=True)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        done = start([*launcher, f"tests/workers/{worker}.py", json.dumps(arguments), str(out)], timeout)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        return json.loads(out.read_text())
+
+    return call
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The public data beside the checkout, where there is any."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no public data at {folder}")
+    return folder

@@ -1,0 +1,64 @@
+"""The gradient does not depend on ranks, on micro-batches or on packing (real gloo ranks, real FSDP2)."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent / "workers"))
+from tiny import fixed_samples, write_tiny  # noqa: E402
+
+
+def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    scale = torch.cat([value.flatten() for value in b.values()]).norm()
+    return float(torch.cat([(a[k] - b[k]).flatten() for k in a]).norm() / scale)
+
+
+@pytest.mark.parametrize("kind", ["opt", "qwen3"])
+def test_two_ranks_and_any_split_give_the_gradient_of_one(torchrun, tmp_path, kind):
+    folder = str(write_tiny(tmp_path / kind, kind))
+    cases = [{"budget": 100_000}, {"budget": 128}, {"budget": 128, "correction": "none"}]
+    whole, split, other = torchrun("gradients", 1, folder=folder, cases=cases)
+    reference = torch.load(whole["file"], weights_only=True)
+    assert whole["batches"] == 1 and split["batches"] >= 4  # witness: it was really split
+    assert split["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert relative(torch.load(split["file"], weights_only=True), reference) <= 1e-5
+    (two,) = torchrun("gradients", 2, folder=folder, cases=cases[1:2])
+    assert two["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert two["tokens"] == whole["tokens"]
+    assert relative(torch.load(two["file"], weights_only=True), reference) <= 1e-5
+    # Inverse: the same measure does tell another gradient.
+    assert relative(torch.load(other["file"], weights_only=True), reference) > 1e-2
+
+
+def padded_gradients(model) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same loss, written independently: one padded batch, eager attention, a loop over tokens."""
+    rows = fixed_samples()
+    width = max(s.length for s in rows)
+    ids = torch.tensor([[*s.prompt_tokens, *s.tokens] + [0] * (width - s.length) for s in rows])
+    mask = torch.tensor([[1] * s.length + [0] * (width - s.length) for s in rows])
+    log_p = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.float() / 0.9, -1)
+    loss = torch.zeros(())
+    for i, s in enumerate(rows):
+        for j, token in enumerate(s.tokens):
+            value = log_p[i, len(s.prompt_tokens) + j - 1, token]
+            weight = min(math.exp(value.item() - s.logprobs[j]), 2.0)  # TIS, cap 2
+            loss = loss - s.advantage * weight * torch.exp(value - value.detach())
+    loss = loss / sum(len(s.tokens) for s in rows)
+    loss.backward()
+    return loss.item(), {name: p.grad.double() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama", "qwen2", "qwen3"])
+def test_packed_equals_padded_transformers(torchrun, tmp_path, kind):
+    """Loss and gradients of our packed forward against plain transformers."""
+    folder = write_tiny(tmp_path / kind, kind)
+    (ours,) = torchrun("gradients", 1, folder=str(folder), cases=[{"budget": 128}])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    loss, gradients = padded_gradients(model)
+    assert ours["loss"] == pytest.approx(loss, rel=1e-5)
+    assert relative(torch.load(ours["file"], weights_only=True), gradients) <= 1e-5
