@@ -24,8 +24,8 @@ class PromptStream:
     """Takes prompts of a list or a source in an order that follows from `seed` and the prompts' ids alone.
 
     The stream is one sequence for all ranks; a rank takes its block of it, so that the blocks in rank order are the same list whatever the
-    world size. A finite source is shuffled anew each epoch and every prompt comes once per epoch, also where a batch crosses its end. Such a
-    batch can hold a prompt twice, from the end of one epoch and the beginning of the next. An endless source comes in order of its index.
+    world size. A finite source is shuffled anew each epoch and every prompt comes once per epoch, also where a batch crosses its end; such
+    a batch can hold a prompt twice, from the end of one epoch and the beginning of the next. An endless source comes in order of its index.
 
     Example: of four prompts a, b, c, d in the order c, a, d, b, `take(2)` on two ranks gives `[c]` and `[a]`, then `[d]` and `[b]`.
 
