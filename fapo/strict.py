@@ -62,12 +62,12 @@ _MUST_BE_SHARED = {
     ),
     "not carried out": re.compile(
         r"!|\\(?:d?binom|choose|sum|prod|i+nt|oint|lim|max|min|sup|inf|gcd|lcm|det|deg|lfloor|lceil|lvert|operatorname)(?![a-zA-Z])"
-        r"|\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)|\bgcd\b|\blcm\b"
+        r"|\bgcd\b|\blcm\b"
     ),
     "unfinished": re.compile(r"\\[lcdv]?dots|\.\.+|\?"),
 }
-# math-verify reads X^T as X.
-_TRANSPOSED = re.compile(r"[A-Z)}]\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\dagger|\\ast|\*)(?![A-Za-z])")
+# math-verify reads X^T as X, and dy/dx as dx/dy: such answers are compared by their form alone.
+_FORM_ONLY = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)|[A-Z)}]\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\dagger|\\ast|\*)(?![A-Za-z])")
 _TOWER = re.compile(r"\^\s*(?:\{[^{}]*\^|\S\s*\^)|\}\s*\^")
 _HUGE = re.compile(r"\^\s*\{?\s*[-+]?\s*\d{5,}|\d{101,}")
 _BASED = re.compile(r"(?<![A-Za-z0-9\\])(\d[0-9A-Z]*)_\s*\{?\s*\(?(\d+|\\text\{[^{}]*\}|[a-z]+)\)?\s*\}?")
@@ -76,7 +76,7 @@ _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _MEMBER = re.compile(r"([^=<>]+?)\\in(?![a-zA-Z])(.+)")
 _SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_WORDS = re.compile(r"\(?[A-Za-z][A-Za-z' .,;:-]*\)?")
+_WORDS = re.compile(r"\(?[A-Za-z](?:[A-Za-z' .,;:]|(?<=[a-z]{2})-(?=[A-Za-z]{2}))*\)?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\text\{\s*degrees?\s*\}|(?<=\d)\s*degrees?\b")
@@ -133,8 +133,8 @@ def _compare(gold: str, answer: str) -> Ruling:
     for name, pattern in _MUST_BE_SHARED.items():
         if pattern.search(answer) and not pattern.search(gold):
             return _wrong(name)
-    if _TRANSPOSED.search(gold + " " + answer):
-        return _wrong("transpose")
+    if _FORM_ONLY.search(gold) or _FORM_ONLY.search(answer):
+        return _wrong("other form")
     if sorted(_bases(gold)) != sorted(_bases(answer)):
         return _wrong("base")
     words = _compare_words(gold, answer)
@@ -245,7 +245,7 @@ def _drop_names(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
     elif len(gold_parts) == len(answer_parts) == 2:
         if squeeze(gold_parts[0]) == squeeze(answer_parts[0]):
             gold, answer = gold_parts[1], answer_parts[1]
-        elif _is_name(gold_parts[0]) and _is_name(answer_parts[0]) and "(" not in gold_parts[0]:
+        elif read_number(gold_parts[1]) and read_number(answer_parts[1]) and _is_name(gold_parts[0]) and "(" not in gold_parts[0]:
             return gold, answer, _wrong("other name")
     return gold, answer, None
 
