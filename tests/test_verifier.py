@@ -74,26 +74,38 @@ def test_outcomes(verifier, response, gold, outcome):
 EQUIVALENT = [
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}"), ("x^2-1", "(x-1)(x+1)"), ("2^{10}", "1024"), (r"\pm 3", "3, -3"), ("-3,3", r"\pm 3"),
     ("1 < x < 2", "(1,2)"), (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"),
-    ("y = 2x + 1", "2x - y + 1 = 0"), ("pq", "qp"), (r"\frac{\pi}{2}", r"0.5\pi"), (r"\frac{1}{1+\sqrt2}", r"\sqrt{2}-1"), ("(x+1)^2", "x^2+2x+1"),
+    ("y = 2x + 1", "2x - y + 1 = 0"), ("pq", "qp"), (r"\frac{\pi}{2}", r"0.5\pi"), (r"\frac{1}{1+\sqrt2}", r"\sqrt{2}-1"),
+    ("(x+1)^2", "x^2+2x+1"),
     (r"1\pm\sqrt{2}", r"1+\sqrt2, 1-\sqrt2"), (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)"), (r"\sin^2 x", r"1-\cos^2 x"),
-    (r"\ln 4", r"2\ln 2"), (r"(3,\frac{\pi}{2})", r"\left(3,\pi/2\right)"), (r"4\sqrt{3}\text{ cm}", r"4\sqrt3"), (r"4\sqrt{3}", r"4\sqrt3\text{ cm}^2"),
+    (r"\ln 4", r"2\ln 2"), (r"(3,\frac{\pi}{2})", r"\left(3,\pi/2\right)"), (r"4\sqrt{3}\text{ cm}", r"4\sqrt3"),
+    (r"4\sqrt{3}", r"4\sqrt3\text{ cm}^2"),
     (r"x \ge 5", r"5 \le x"), (r"\sqrt{2}", r"x=\sqrt2"), (r"[-\frac12, \pi]", r"[-0.5,\pi]"), ("1.5x", r"\frac{3x}{2}"), ("p - q", "-q+p"),
-    ("f(x)=x^2", "x^2"), ("2+3i", "3i+2"), (r"\sqrt[3]{2}", r"2^{1/3}"), (r"\frac{\sqrt3}{2}", r"\sin 60^\circ"), ("m^n-m", "-m+m^n"), ("y=x", "x=y"),
-    (r"\{1,\pi,2\}", r"\{\pi,2,1\}"), (r"1-\frac{1}{\mathrm{e}}", r"\frac{e-1}{e}"), (r"\cos^2 t", r"1 - \sin^2 t"), ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"),
+    ("f(x)=x^2", "x^2"), ("2+3i", "3i+2"), (r"\sqrt[3]{2}", r"2^{1/3}"), (r"\frac{\sqrt3}{2}", r"\sin 60^\circ"), ("m^n-m", "-m+m^n"),
+    ("y=x", "x=y"),
+    (r"\{1,\pi,2\}", r"\{\pi,2,1\}"), (r"1-\frac{1}{\mathrm{e}}", r"\frac{e-1}{e}"), (r"\cos^2 t", r"1 - \sin^2 t"),
+    ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"),
 ]  # fmt: skip
 DIFFERENT = [
     ("x^2", "x^2+C"), ("x^2+C", "x^2"), (r"(1,\pi)", r"\{1,\pi\}"), (r"\{1,\pi\}", r"(1,\pi)"), (r"[1,\pi]", r"(1,\pi)"), (r"1,\pi", "1"),
-    (r"1,\pi", r"1,\pi,2"), (r"1,\pi", r"1,2\pi"), (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}"),
+    (r"1,\pi", r"1,\pi,2"), (r"1,\pi", r"1,2\pi"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"), (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,2)"),
-    (r"\sqrt2", r"8=\sqrt2"), (r"\frac{\pi}{2}", "1.5707963"), (r"\sqrt{2}", "1.41421356237"), (r"\pi", "3.14159265358979"), (r"\pi", "22/7"),
-    (r"\sqrt2", r"\pm\sqrt2"), (r"\pm\sqrt2", r"\sqrt2"), (r"1\pm\sqrt2", r"1+\sqrt2"), (r"\sqrt2", r"\sqrt2,\sqrt3"), (r"\sqrt2", r"\sqrt2 \text{ or } \sqrt3"),
-    ("[1,2]", "1<x<2"), ("[1,2]", r"1\le x\le 2"), ("1<x<2", "[1,2]"), ("1<x<2", r"1<x\le 2"), ("x>5", "x<5"), (r"2\sqrt3\text{ cm}", r"2\sqrt3\text{ kg}"),
+    (r"\sqrt2", r"8=\sqrt2"), (r"\frac{\pi}{2}", "1.5707963"), (r"\sqrt{2}", "1.41421356237"), (r"\pi", "3.14159265358979"),
+    (r"\pi", "22/7"),
+    (r"\sqrt2", r"\pm\sqrt2"), (r"\pm\sqrt2", r"\sqrt2"), (r"1\pm\sqrt2", r"1+\sqrt2"), (r"\sqrt2", r"\sqrt2,\sqrt3"),
+    (r"\sqrt2", r"\sqrt2 \text{ or } \sqrt3"),
+    ("[1,2]", "1<x<2"), ("[1,2]", r"1\le x\le 2"), ("1<x<2", "[1,2]"), ("1<x<2", r"1<x\le 2"), ("x>5", "x<5"),
+    (r"2\sqrt3\text{ cm}", r"2\sqrt3\text{ kg}"),
     (r"2\pi", r"2\pi\%"), (r"\infty", r"-\infty"), (r"-\infty", r"\infty"), (r"\sqrt2", r"\infty"), (r"\sqrt2", r"\text{NaN}"), ("x", "y"),
-    ("2^{-99}", "2^{-98}"), (r"10^{-20}\pi", r"10^{-21}\pi"), ("e^{-40}", "0"), ("e^{-40}", "e^{-41}"), (r"\sin 60^\circ", r"\sin 60"), ("y=x", "y=-x"),
+    ("2^{-99}", "2^{-98}"), (r"10^{-20}\pi", r"10^{-21}\pi"), ("e^{-40}", "0"), ("e^{-40}", "e^{-41}"), (r"\sin 60^\circ", r"\sin 60"),
+    ("y=x", "y=-x"),
     ("x=2,y=3", "x=3,y=2"), ("(x,y)=(2,3)", "(3,2)"), (r"(2,\sqrt3)", r"(\sqrt3,2)"), ("f(x)", "f(y)"), ("x^2+1", "x^2+1.000001"),
-    (r"\sqrt{2}", r"\sqrt{2} \text{ is not right}"), (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"), ("7:32", "32:7"), (r"\mathbb{R}", r"\mathbb{Z}"),
-    (r"\{1,2,\pi\}", r"\{1,2\}"), ("x_1", "x_2"), (r"\frac{dy}{dx}", r"\frac{dx}{dy}"), (r"2\pi", r"2 \pi = 6.28"), ("p", "P"), ("A^T B", "A B^T"), ("x=1", "x=2"),
-    ("x=7", "y=7"), ("2x+4y-3=0", "2x+4y=0"), ("7 = 11a+c", "11a+c"), ("a^2 + b = 0", "0"), (r"\frac{1}{2004!}", r"\frac{1}{2006!}"), ("(x+1)^2", "(x+1)^2=0"),
+    (r"\sqrt{2}", r"\sqrt{2} \text{ is not right}"), (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"), ("7:32", "32:7"),
+    (r"\mathbb{R}", r"\mathbb{Z}"),
+    (r"\{1,2,\pi\}", r"\{1,2\}"), ("x_1", "x_2"), (r"\frac{dy}{dx}", r"\frac{dx}{dy}"), (r"2\pi", r"2 \pi = 6.28"), ("p", "P"),
+    ("A^T B", "A B^T"), ("x=1", "x=2"),
+    ("x=7", "y=7"), ("2x+4y-3=0", "2x+4y=0"), ("7 = 11a+c", "11a+c"), ("a^2 + b = 0", "0"), (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+    ("(x+1)^2", "(x+1)^2=0"),
 ]  # fmt: skip
 
 
@@ -201,11 +213,10 @@ def test_without_the_limit_a_hostile_answer_goes_on():
 
 def test_memory_limit():
     """An answer whose evaluation needs more memory than allowed is stopped by that, not by time; with more memory time stops it."""
-    pair = (r"\sqrt{2}", r"\sqrt{(9999^{9999})^{9999} + 2}")
     with Verifier(workers=1, time_limit=20, memory_limit=160 * 1024**2) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
         assert verdict(verifier, *BOMB) is Outcome.TIMEOUT
-        assert verifier.counts["timeout/memory"] + verifier.counts["timeout/died"] == 1, (verifier.counts, pair)
+        assert verifier.counts["timeout/memory"] + verifier.counts["timeout/died"] == 1
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
 
 
@@ -277,7 +288,7 @@ verifier.submit_answer({BOMB[1]!r}, {BOMB[0]!r})
 
 
 def test_workers_import_no_torch():
-    code = "import sys, soundrl.fapo.verifier_worker as w; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm', 'numpy') if m in sys.modules])"
+    code = "import sys, soundrl.fapo.verifier_worker as w; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -290,7 +301,10 @@ def test_closed():
 
 
 def test_same_verdicts_from_everywhere(verifier):
-    pairs = [(gold, rf"so \boxed{{{answer}}}") for gold, answer in EQUIVALENT + DIFFERENT[:20] + [("7", "7"), ("7", "8=7"), ("7", ""), ("7", "0/0")]]
+    pairs = [
+        (gold, rf"so \boxed{{{answer}}}")
+        for gold, answer in EQUIVALENT + DIFFERENT[:20] + [("7", "7"), ("7", "8=7"), ("7", ""), ("7", "0/0")]
+    ]
     main = [verifier.verify(response, gold) for gold, response in pairs]
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(lambda pair: verifier.verify(pair[1], pair[0]), pairs)) == main
@@ -321,17 +335,27 @@ def injections(marker):
         f"({write}, 7)",
         f"7 if {write} else 7",
         f"7 + ({write} or 0)",
-        f"f'{{{write}}}'",
+        f'f"{{{write}}}"',
         f"print({write}) or 7",
         f"().__class__.__base__.__subclasses__() and {write}",
         f"getattr(__builtins__, 'open', open)({str(marker)!r}, 'w')",
         f"globals()['__builtins__'] and {write}",
         f"𝐨𝐩𝐞𝐧({str(marker)!r},'w').close()",
         f"ｏｐｅｎ({str(marker)!r},'w').close()",
-        f"7 #\n+ ({write} or 0)" if False else f"({write}\n)",
+        f"({write} #\n)",
         f"max([7], key=lambda _: {write} or 0)",
     ]
-    wrapped = ["{}", "pi*({})", r"\pi \cdot {}", r"\begin{{pmatrix}} {} & 1 \end{{pmatrix}}", "Matrix([[{}]])", r"\text{{{}}}", "x = {}", r"\frac{{{}}}{{1}}", "${}$"]
+    wrapped = [
+        "{}",
+        "pi*({})",
+        r"\pi \cdot {}",
+        r"\begin{{pmatrix}} {} & 1 \end{{pmatrix}}",
+        "Matrix([[{}]])",
+        r"\text{{{}}}",
+        "x = {}",
+        r"\frac{{{}}}{{1}}",
+        "${}$",
+    ]
     return plain, [frame.format(text) for text in plain for frame in wrapped]
 
 
@@ -341,7 +365,7 @@ def test_nothing_is_executed(verifier, tmp_path, monkeypatch):
     plain, probes = injections(marker)
     for text in plain:
         # The witness: each probe does work where it is evaluated.
-        subprocess.run([sys.executable, "-c", "import sys; eval(sys.argv[1])", text], check=False, capture_output=True)  # noqa: S603
+        subprocess.run([sys.executable, "-c", "import sys; eval(sys.argv[1])", text], check=False, capture_output=True)
         assert marker.exists(), text
         marker.unlink()
     assert len(probes) >= 100
