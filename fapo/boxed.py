@@ -45,12 +45,10 @@ class Box:
 
 def answer_part(text: str) -> str | None:
     """Returns what follows the thinking part, or None where thinking never ends."""
-    last = None
-    for last in _THINK.finditer(text):
-        pass
-    if last is None:
+    tags = list(_THINK.finditer(text))
+    if not tags:
         return text
-    return text[last.end() :] if last.group().startswith("</") else None
+    return text[tags[-1].end() :] if tags[-1].group().startswith("</") else None
 
 
 def final_box(text: str) -> Box | None:

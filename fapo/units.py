@@ -46,11 +46,11 @@ _NAMES = {
 }
 _CANONICAL = {alias: name for name, aliases in _NAMES.items() for alias in (name, *aliases.split())}
 _SCALE = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "score", "k"}
-_MEANING = {
-    "or", "and", "not", "no", "approximately", "approx", "about", "roughly", "around", "at", "least", "most", "more", "less", "than", "over",
-    "under", "between", "from", "to", "mod", "modulo", "undefined", "none", "wrong", "maybe", "plus", "minus", "times", "half", "if", "is",
-    "but", "negative", "positive", "squared", "cubed", "base", "infinity", "nan", "except", "either",
-}  # fmt: skip
+_MEANING = frozenset(
+    "or and not no approximately approx about roughly around at least most more less than over under between from to mod modulo undefined "
+    "none wrong maybe plus minus times half if is but negative positive squared cubed base infinity nan except either".split()
+)
+_LINKS = {"square", "sq", "cubic", "per"}
 _POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
 _TEXT_UNIT = re.compile(rf"(.*?[^\s\\])\s*((?:\\text\{{[^{{}}]*\}}{_POWER}[\s/.]*)+)\Z", re.DOTALL)
 _PLAIN_UNIT = re.compile(rf"(.*?[\d)}}])\s*([A-Za-z][A-Za-z /]*{_POWER})\Z", re.DOTALL)
@@ -81,9 +81,8 @@ def _cut_words(text: str) -> tuple[str, Unit]:
         name = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match[2])
     else:
         match = _PLAIN_UNIT.fullmatch(text)
-        if not match or not all(_CANONICAL.get(_singular(word), "x") != "x" or word in _SCALE for word in _words(match[2]) if word not in _LINKS):
-            return text, Unit()
-        if len(match[2].strip()) == 1:
+        # A single plain letter is a variable: `7 m` is a product, `7\text{ m}` is a length.
+        if not match or len(match[2].strip()) == 1 or not all(_is_known(word) for word in _words(match[2])):
             return text, Unit()
         name = match[2]
     words = _words(name)
@@ -91,9 +90,6 @@ def _cut_words(text: str) -> tuple[str, Unit]:
         return text, Unit()
     scale = tuple(word for word in words if word.rstrip("s") in _SCALE)
     return match[1].strip(), Unit(" ".join(word for word in name.split() if word.lower().rstrip("s") not in _SCALE), scale)
-
-
-_LINKS = {"square", "sq", "cubic", "per"}
 
 
 def canonical_unit(name: str) -> str:
@@ -108,6 +104,10 @@ def canonical_unit(name: str) -> str:
     parts = "".join(_CANONICAL.get(_singular(word), _singular(word)) + " " for word in words)
     joined = parts.replace(" / ", "/").strip()
     return _CANONICAL.get(joined, joined) + exponent
+
+
+def _is_known(word: str) -> bool:
+    return word in _LINKS or word in _SCALE or _singular(word) in _CANONICAL
 
 
 def _singular(word: str) -> str:

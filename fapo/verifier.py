@@ -63,7 +63,8 @@ class Verifier:
             gold: Reference answer, in LaTeX or plain text.
 
         Returns:
-            A future, finished already where the strict rule decides. It fails with `ValueError` where math-verify cannot read the reference.
+            A future, finished already where the strict rule decides. It fails with `ValueError` where math-verify cannot read the
+            reference.
 
         Raises:
             ValueError: the reference is empty or cannot be used; `check_gold` finds such references when data is loaded.

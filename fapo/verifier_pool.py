@@ -11,7 +11,6 @@ import os
 import queue
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -20,10 +19,10 @@ from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from soundrl.fapo.verifier_worker import receive_exactly, receive_message, send_message
+from soundrl.fapo.verifier_worker import CONTROL, receive_exactly, receive_message, send_message
 
-_CONTROL = struct.Struct("!cI")
 _START_SECONDS = 120.0
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class _ForkServer:
             )
         ours.settimeout(_START_SECONDS)
         self._control = ours
+        self._ready = False
         self.starts += 1
 
     def fork(self) -> _Worker:
@@ -84,11 +84,12 @@ class _ForkServer:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                socket.send_fds(self._control, [_CONTROL.pack(b"F", 0)], [theirs.fileno()])
-                _, pid = _CONTROL.unpack(receive_exactly(self._control, _CONTROL.size))
+                socket.send_fds(self._control, [CONTROL.pack(b"F", 0)], [theirs.fileno()])
+                _, pid = CONTROL.unpack(receive_exactly(self._control, CONTROL.size))
             except (EOFError, OSError):
                 ours.close()
                 raise
+        self._ready = True
         return _Worker(pid, ours)
 
     def end_worker(self, worker: _Worker) -> None:
@@ -100,18 +101,19 @@ class _ForkServer:
             # Its parent reaps it only when told so below: the pid cannot belong to anyone else yet.
             os.kill(worker.pid, signal.SIGKILL)
             try:
-                self._control.sendall(_CONTROL.pack(b"R", worker.pid))
+                self._control.sendall(CONTROL.pack(b"R", worker.pid))
             except OSError:
                 self._end()
                 self._start()
 
     def _end(self) -> None:
+        # It sees the end of the socket, kills and reaps its workers, and goes; while it still imports it has none.
         self._control.close()
         try:
+            self._process.wait(_END_SECONDS if self._ready else 0)
+        except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._process.wait()
+            self._process.wait()
 
     def close(self) -> None:
         with self._lock:
@@ -203,27 +205,30 @@ class WorkerPool:
 
     def _evaluate(self, worker: _Worker, gold: str, answer: str) -> tuple[str, _Worker | None]:
         """Returns the result, and the worker where it can serve on."""
+        result = ""
         message = {"gold": gold, "answer": answer}
-        try:
-            send_message(worker.connection, message)
-        except OSError:
-            # It died idle, not by this pair.
+        remaining = self.time_limit
+        for attempt in range(2):
+            start = time.monotonic()
+            try:
+                worker.connection.settimeout(max(remaining, 0.001))
+                send_message(worker.connection, message)
+                reply = receive_message(worker.connection)
+            except TimeoutError:
+                result, kind = "time", "killed"
+            except (EOFError, OSError):
+                result, kind = "died", "died"
+            else:
+                if not reply["last"]:
+                    worker.connection.settimeout(None)
+                    return reply["result"], worker
+                result, kind = reply["result"], "memory" if reply["result"] == "memory" else "replaced"
+            with self._lock:
+                self.counts[kind] += 1
             self._server.end_worker(worker)
+            if result != "died" or attempt or self._closed:
+                break
+            # Whatever killed it may have meant another process: once more, in what is left of the time. A new process is not charged.
+            remaining -= time.monotonic() - start
             worker = self._server.fork()
-            send_message(worker.connection, message)
-        deadline = time.monotonic() + self.time_limit
-        try:
-            worker.connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            reply = receive_message(worker.connection)
-        except TimeoutError:
-            result, kind = "time", "killed"
-        except (EOFError, OSError):
-            result, kind = "died", "died"
-        else:
-            if not reply["last"]:
-                return reply["result"], worker
-            result, kind = reply["result"], "memory" if reply["result"] == "memory" else "replaced"
-        with self._lock:
-            self.counts[kind] += 1
-        self._server.end_worker(worker)
         return result, None

@@ -49,7 +49,20 @@ def fetch(cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     archive = cache / f"math_verify-{VERSION}.tar.gz"
     if not archive.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--retries", "1", "--timeout", "10"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--retries",
+            "1",
+            "--timeout",
+            "10",
+        ]
         done = subprocess.run([*command, f"math-verify=={VERSION}", "-d", str(cache)], capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise SdistUnavailable(f"pip could not fetch the source of math-verify {VERSION}: {done.stderr.strip()[-300:]}")
@@ -60,7 +73,9 @@ def fetch(cache: Path) -> Path:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """All cases, in the order of the files: `test`, `index` and either gold/pred/expected (with `options`) or neither."""
-    done = subprocess.run([sys.executable, str(Path(__file__).resolve()), str(folder)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), str(folder)], capture_output=True, text=True, timeout=120, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -98,9 +113,9 @@ def answer_span(text: str, *, reference: bool = False) -> str | None:
     """The part of a case's text that a well-behaved model would have boxed.
 
     The cases are free text, of which math-verify picks the answer; our rule asks for a box. So that all of them can be put to our
-    comparison, this takes: the box by our own rule (of a `reference` that boxes several things, the last); else what stands after `final answer
-    is`; else the later of the last number and the last mathematics, with what is joined to that by a comma, `and`, `or`. A text of which every
-    backslash is doubled (raw strings that were escaped once too often) is read with single ones.
+    comparison, this takes: the box by our own rule (of a `reference` that boxes several things, the last); else what stands after
+    `final answer is`; else the later of the last number and the last mathematics, with what is joined to that by a comma, `and`, `or`.
+    A text of which every backslash is doubled (raw strings that were escaped once too often) is read with single ones.
     """
     if "\\\\" in text and not re.search(r"(?<!\\)\\(?!\\)", text.replace("\\\\", "")):
         text = text.replace("\\\\", "\\")

@@ -101,7 +101,9 @@ def test_a_paragraph_of_its_own_is_not_a_hedge():
     assert final_box("\\boxed{8}\n\nhence \\boxed{7}") == Box("7")
 
 
-@pytest.mark.parametrize("unit", ["\\boxed{", "\\boxed{}", "{", "}", "\\", "\\boxed{1},", "\\boxed{1} x ", "<think>", "\n\n\\boxed{1}", "\\boxed{1}" + " " * 50])
+@pytest.mark.parametrize(
+    "unit", ["\\boxed{", "\\boxed{}", "{", "}", "\\", "\\boxed{1},", "\\boxed{1} x ", "<think>", "\n\n\\boxed{1}", "\\boxed{1}" + " " * 50]
+)
 def test_linear_time(unit):
     """Ten times the text may not take a hundred times as long: quadratic code takes minutes at this size."""
     start = time.perf_counter()
