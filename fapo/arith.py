@@ -26,7 +26,8 @@ from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 ALPHABET = "0123456789+-*=?#\n"
 PAD, END = "<pad>", "<end>"
 
-EQUATION = re.compile(r"(\d{1,4})([+\-*])(\d{1,4})=(\d{1,4})", re.ASCII)
+NUMBER = r"(0|[1-9]\d{0,3})"  # plain decimal, no padding
+EQUATION = re.compile(rf"{NUMBER}([+\-*]){NUMBER}={NUMBER}", re.ASCII)
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 P_MULTIPLY_FIRST, P_TENS = 0.3, 0.1
