@@ -12,6 +12,8 @@ from soundrl.fapo.rows import DataError, shown
 PREFIX = "rg:"
 DEFAULT_SIZE = 1000
 MAX_SIZE = 1_000_000
+"""Also the distance between seeds. reasoning-gym makes problem i from seed + i, so that neighbouring seeds share all problems but one: an
+evaluation under seed 1 would consist of training problems of seed 0. Here seed s stands for s · 1,000,000, and no two seeds share any."""
 
 HASH_DEPENDENT = frozenset(
     {"codeio", "isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"}
@@ -63,10 +65,12 @@ def load_puzzles(name: str, max_rows: int | None = None) -> list[Puzzle]:
     size, seed = settings.pop("size", DEFAULT_SIZE), settings.pop("seed", 0)
     if not 1 <= size <= MAX_SIZE:
         raise DataError(f"{PREFIX}{kind}: size={size}; use 1 … {MAX_SIZE}")
+    if seed < 0:
+        raise DataError(f"{PREFIX}{kind}: seed={seed}; use 0 or more")
     stem = f"{PREFIX}{kind}?" + "".join(f"{key}={value}&" for key, value in sorted(settings.items())) + f"seed={seed}"
     size = size if max_rows is None else min(size, max_rows)
     try:
-        problems = reasoning_gym.create_dataset(kind, size=size, seed=seed, **settings)
+        problems = reasoning_gym.create_dataset(kind, size=size, seed=seed * MAX_SIZE, **settings)
     except (AssertionError, ValueError, TypeError) as error:
         raise DataError(f"{stem}: reasoning-gym refuses these settings ({shown(str(error), 120)}); change them") from None
     items = [problems[index] for index in range(size)]

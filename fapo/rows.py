@@ -1,7 +1,7 @@
 """The rows of a problem file: JSON Lines, a JSON list or Parquet, each with its number; every fault is a one-line `DataError`.
 
 A problem file is outside data. Whatever stands in it, reading ends with rows or with one line that names the file, the row, what was
-found and the cure; memory stays bounded by the limits below, and nothing is skipped.
+found and the cure; memory stays bounded, and nothing is skipped.
 """
 
 from __future__ import annotations
@@ -10,20 +10,16 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 MAX_ROW_BYTES = 1 << 20
-"""Longest line of a JSONL file, item of a JSON list, or sum of the texts of a Parquet row."""
+"""Longest line of a JSONL file, item of a JSON list, or sum of the texts of a Parquet row (there in characters)."""
 MAX_LIST_BYTES = 1 << 28
 """Largest `.json` file that holds one list: it is read whole. JSONL and Parquet files are streamed and have no such limit."""
-MAX_CHUNK_BYTES = 1 << 28
-"""Largest column of one Parquet row group, uncompressed."""
-MAX_CHUNK_VALUES = 1 << 26
-"""Most values, nested ones counted, of one column of a Parquet row group: run-length coding makes billions of them out of few bytes."""
-MAX_BATCH_BYTES = 1 << 30
-"""A Parquet batch is kept so short that even rows which all repeat the longest possible text stay below this."""
 
 
 class DataError(ValueError):
@@ -151,7 +147,7 @@ def _json_lines(path: str | os.PathLike[str], name: str) -> Iterator[tuple[int, 
                 raise DataError(f"{where}: empty line; delete it")
             fields, end = _decode(text, 0, where, cure)
             if end != len(text):
-                raise DataError(f"{where}: {shown(text[end:])} after the object; {cure}")
+                raise DataError(f"{where}: {shown(text[end:].strip())} after the object; {cure}")
             yield row, fields
 
 
@@ -190,70 +186,31 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Iterator[tuple[int, d
         position = skip(position + 1)
     if row == 0:
         raise DataError(f"{name}: empty list; it needs at least one row")
-    if text[skip(position) :]:
+    if skip(position) < len(text):
         raise DataError(f"{name}:{row}: {shown(text[position : position + 61])} after the list; {cure}")
 
 
 def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, object]]]:
-    # Here and not above, so that JSON files need no pyarrow.
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(os.fspath(path)) as file:
-            names = file.schema_arrow.names
-            wanted = [column for column in columns if column in names]
-            if twice := [column for column in wanted if names.count(column) > 1]:
-                raise DataError(f"{name}: two columns are named {shown(twice[0])}; rename one")
-            if file.metadata.num_rows == 0:
-                raise DataError(f"{name}: no rows; it needs at least one")
-            row = 0
-            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata, name, wanted), columns=wanted):
-                for fields in _batch_fields(batch, name, row):
-                    row += 1
-                    if _text_size(fields) > MAX_ROW_BYTES:
-                        raise DataError(f"{name}:{row}: texts longer than {MAX_ROW_BYTES} characters; shorten the row")
-                    yield row, fields
-    except pa.ArrowException as error:
-        raise DataError(f"{name}: no valid Parquet ({shown(str(error), 120)}); write the file again") from None
-
-
-def _batch_rows(metadata, name: str, wanted: list[str]) -> int:
-    """How many rows of the `wanted` columns may be decoded at once."""
-    largest = 1
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(index)
-            if not any(chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.") for column in wanted):
-                continue
-            size = max(chunk.total_uncompressed_size, 0)
-            if size > MAX_CHUNK_BYTES or chunk.num_values > MAX_CHUNK_VALUES:
-                found = f"{size} bytes and {chunk.num_values} values in row group {group}"
-                raise DataError(f"{name}: column {shown(chunk.path_in_schema)}: {found}; write smaller row groups")
-            largest = max(largest, size)
-    # A dictionary-coded text is stored once and repeated in every row, so a batch may grow to rows × column size.
-    return max(1, min(1024, MAX_BATCH_BYTES // largest))
-
-
-def _batch_fields(batch, name: str, before: int) -> Iterator[dict[str, object]]:
-    """The rows of an Arrow record batch as dictionaries; `before` rows of the file come before it."""
-    try:
-        rows = batch.to_pylist()
-    except ValueError:
-        rows = None  # a text that is no UTF-8: find out below in which row
-    if rows is not None:
-        yield from rows
-        return
-    for index in range(batch.num_rows):
+    # -P: the script's folder stays off the child's path.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("parquet_rows.py")), os.path.abspath(path), str(MAX_ROW_BYTES), *columns]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        assert child.stdout is not None
+        row = 0
         try:
-            yield from batch.slice(index, 1).to_pylist()
-        except ValueError as error:
-            raise DataError(f"{name}:{before + index + 1}: {shown(str(error), 120)}; write texts as UTF-8") from None
-
-
-def _text_size(value: object) -> int:
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_text_size, value.values()))
-    return sum(map(_text_size, value)) if isinstance(value, (list, tuple)) else 0
+            for line in child.stdout:
+                # A child that dies leaves half a line.
+                if not line.endswith(b"\n"):
+                    break
+                if line.startswith(b'"'):
+                    raise DataError(name + json.loads(line))
+                row += 1
+                fields, _ = _decode(line.decode("utf-8"), 0, f"{name}:{row}", "write texts and whole numbers")
+                yield row, fields
+            child.wait()
+        finally:
+            # Where fewer rows were wanted, or one was refused; a child that has ended is left alone.
+            child.kill()
+    if child.returncode:
+        raise DataError(f"{name}: pyarrow crashed after row {row} (exit status {child.returncode}): damaged file; write it again")
+    if row == 0:
+        raise DataError(f"{name}: no rows; it needs at least one")

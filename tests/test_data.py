@@ -1,0 +1,447 @@
+"""Problem files: values of good rows, one-line errors for bad ones, bounded memory for hostile ones, and the real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from soundrl.fapo import data, rows
+from soundrl.fapo.data import INSTRUCTION, boxed_solution, load_prompts
+from soundrl.fapo.rows import DataError, shown
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+PLAIN = {"problem": "1+1?", "answer": "2"}
+CHAT = {
+    "data_source": "sums",
+    "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1? Box it."}],
+    "ability": "MATH",
+    "reward_model": {"ground_truth": 2, "style": "rule"},
+    "extra_info": {"question": "1+1?", "index": 7},
+}
+
+
+def write_lines(path: Path, *lines: object) -> str:
+    """Each line as JSON, or as it is where it is bytes."""
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines))
+    return str(path)
+
+
+def write_parquet(path: Path, table: list[dict]) -> str:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(table), path)
+    return str(path)
+
+
+def error_of(source: str, **options) -> str:
+    with pytest.raises(DataError) as caught:
+        load_prompts(source, **options)
+    message = str(caught.value)
+    assert message.isprintable(), "one line, no control characters"
+    return message
+
+
+def as_jsonl(path: Path, table: list[dict]) -> str:
+    return write_lines(path.with_suffix(".jsonl"), *table)
+
+
+def as_list(path: Path, table: list[dict]) -> str:
+    path.with_suffix(".json").write_text(json.dumps(table, indent=1), "utf-8")
+    return str(path.with_suffix(".json"))
+
+
+def as_lines_in_json(path: Path, table: list[dict]) -> str:
+    return write_lines(path.with_suffix(".json"), *table)
+
+
+def as_parquet(path: Path, table: list[dict]) -> str:
+    return write_parquet(path.with_suffix(".parquet"), table)
+
+
+FORMATS = pytest.mark.parametrize("write", [as_jsonl, as_list, as_lines_in_json, as_parquet])
+
+
+@FORMATS
+def test_plain_form(write, tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "sums", [{**PLAIN, "solution": "1+1=2", "level": 3}, {"problem": "é\u2028?", "answer": "-1/2", "solution": None}]
+    )
+    one, two = load_prompts(source)
+    name = Path(source).name
+    assert (one.id, one.text, one.answer, one.solution, one.source) == (f"{name}:1", "1+1?", "2", "1+1=2", "sums")
+    assert one.messages == ({"role": "user", "content": "1+1?\n\n" + INSTRUCTION},)
+    assert (two.id, two.text, two.answer, two.solution) == (f"{name}:2", "é\u2028?", "-1/2", None)
+    assert load_prompts(source, max_rows=1) == [one]
+    assert load_prompts(source, instruction="Box it.")[0].messages == ({"role": "user", "content": "1+1?\n\nBox it."},)
+    assert load_prompts(source, instruction="")[0].messages == ({"role": "user", "content": "1+1?"},)
+
+
+@FORMATS
+def test_chat_form(write, tmp_path: Path) -> None:
+    one, two = load_prompts(write(tmp_path / "chats", [CHAT, {**CHAT, "extra_info": {"question": None, "index": 8}, "data_source": None}]))
+    assert one.messages == tuple(CHAT["prompt"]), "messages as they are, no instruction added"
+    assert (one.text, one.answer, one.source, one.solution) == ("1+1?", "2", "sums", None)
+    assert (two.text, two.source) == ("1+1? Box it.", "chats")
+
+
+def test_last_user_message_is_the_text(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "name": None}, {"role": "user", "content": "b"}]
+    (prompt,) = load_prompts(write_lines(tmp_path / "t.jsonl", {"prompt": turns, "reward_model": {"ground_truth": "x"}}))
+    assert prompt.text == "b" and prompt.messages is not None and prompt.messages[1] == {"role": "assistant", "content": ""}
+
+
+def test_whole_numbers_symlinks_and_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"problem": "p", "answer": 12345678901234567890}\r\n{"problem": "q", "answer": -3}')
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    prompts = load_prompts(tmp_path / "b.jsonl")
+    assert [(prompt.id, prompt.answer) for prompt in prompts] == [("b.jsonl:1", "12345678901234567890"), ("b.jsonl:2", "-3")]
+
+
+NOT_TEXT = "where a text is expected; write a string"
+BAD_ROWS = {
+    "list": (b"[]", ": a list where an object is expected; write one JSON object a line"),
+    "number": (b"7", ": 7 where an object is expected; write one JSON object a line"),
+    "null": (b"null", ": null where an object is expected; write one JSON object a line"),
+    "blank": (b" ", ": empty line; delete it"),
+    "syntax": (b'{"problem": }', ": no valid JSON (Expecting value, character 13); write one JSON object a line"),
+    "cut": (b'{"problem": "a', ": no valid JSON (Unterminated string starting at, character 13); write one JSON object a line"),
+    "two": (b"{} {}", ": '{}' after the object; write one JSON object a line"),
+    "control": (b'{"a": "\x1b[2J"}', ": no valid JSON (Invalid control character at, character 8); write one JSON object a line"),
+    "utf8": (b'{"problem": "\xff"}', ": no valid UTF-8 (byte b'\\xff' at 13); save as UTF-8"),
+    "bom": (b"\xef\xbb\xbf{}", ": no valid JSON (Expecting value, character 1); write one JSON object a line"),
+    "nan": (b'{"answer": NaN}', ": NaN is no JSON number; write one JSON object a line"),
+    "infinite": (b'{"answer": 1e999}', ": the number '1e999' is too large; write one JSON object a line"),
+    "twice": (b'{"a": 1, "answer": 2, "answer": 3}', ": the key 'answer' stands twice in one object; write one JSON object a line"),
+    "deep": (b"[" * 200_000, ": nested too deeply; write one JSON object a line"),
+    "deep objects": (b'{"a":' * 100_000, ": nested too deeply; write one JSON object a line"),
+    "no form": ({"question": "q"}, ": problem: missing (fields: 'question'); write problem and answer, or prompt and reward_model"),
+    "no fields": ({}, ": problem: missing (fields: none); write problem and answer, or prompt and reward_model"),
+    "both": ({**PLAIN, **CHAT}, ": problem and prompt: both are there; keep one"),
+    "other form": (CHAT, ": a row of the chat form in a file that began with the plain form; split the file"),
+    "problem type": ({"problem": 3, "answer": "2"}, f": problem: 3 {NOT_TEXT}"),
+    "problem empty": ({"problem": " \n", "answer": "2"}, ": problem: empty; write a text"),
+    "surrogate": (b'{"problem": "ab\\ud800", "answer": "2"}', ": problem: half of a surrogate pair at character 3; write whole characters"),
+    "no answer": ({"problem": "p"}, ": answer: missing; every row needs it"),
+    "answer null": ({"problem": "p", "answer": None}, ": answer: missing; every row needs it"),
+    "answer empty": ({"problem": "p", "answer": ""}, ": answer: empty; write a text"),
+    "answer float": ({"problem": "p", "answer": 0.5}, ": answer: 0.5 where a text or a whole number is expected; write it as a string"),
+    "answer flag": ({"problem": "p", "answer": True}, ": answer: true where a text or a whole number is expected; write it as a string"),
+    "answer list": ({"problem": "p", "answer": ["2"]}, f": answer: a list {NOT_TEXT}"),
+    "solution type": ({**PLAIN, "solution": {"a": 1}}, f": solution: an object {NOT_TEXT}"),
+    "solution empty": ({**PLAIN, "solution": ""}, ": solution: empty; write a text"),
+    "source type": ({**PLAIN, "data_source": 1}, f": data_source: 1 {NOT_TEXT}"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_bad_row_of_the_plain_form(row: object, message: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", PLAIN, PLAIN, row, PLAIN)
+    assert error_of(path) == f"{path}:3{message}"
+    assert len(load_prompts(path, max_rows=2)) == 2, "rows that were not asked for are not checked"
+
+
+def chat(**changed: object) -> dict[str, object]:
+    return {**CHAT, **changed}
+
+
+BAD_CHATS = {
+    "other form": (PLAIN, ": a row of the plain form in a file that began with the chat form; split the file"),
+    "text": (chat(prompt="1+1?"), ": prompt: '1+1?' where chat messages are expected; write a list of role and content"),
+    "none": (chat(prompt=[]), ": prompt: a list where chat messages are expected; write a list of role and content"),
+    "message": (chat(prompt=["hi"]), ": prompt[0]: 'hi' where an object is expected; write one"),
+    "no role": (chat(prompt=[{"content": "a"}]), ": prompt[0].role: null; use one of system, developer, user, assistant, tool"),
+    "role": (
+        chat(prompt=[{"role": "usr\x07", "content": "a"}]),
+        ": prompt[0].role: 'usr\\x07'; use one of system, developer, user, assistant, tool",
+    ),
+    "content": (chat(prompt=[{"role": "user", "content": [{"text": "a"}]}]), f": prompt[0].content: a list {NOT_TEXT}"),
+    "no content": (chat(prompt=[{"role": "system"}]), ": prompt[0].content: missing; every row needs it"),
+    "empty": (chat(prompt=[{"role": "user", "content": " "}]), ": prompt[0].content: empty; write a text"),
+    "no user": (chat(prompt=[{"role": "system", "content": "a"}]), ": prompt: no message with the role 'user'; add the problem as one"),
+    "no reward": (chat(reward_model=None), ": reward_model: null where an object is expected; write one"),
+    "no truth": (chat(reward_model={}), ": reward_model.ground_truth: missing; every row needs it"),
+    "truth": (chat(reward_model={"ground_truth": ["2"]}), f": reward_model.ground_truth: a list {NOT_TEXT}"),
+    "extra": (chat(extra_info=[1]), ": extra_info: a list where an object is expected; write one"),
+    "question": (chat(extra_info={"question": 5}), f": extra_info.question: 5 {NOT_TEXT}"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_CHATS.values(), ids=BAD_CHATS.keys())
+def test_bad_row_of_the_chat_form(row: object, message: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", CHAT, row)
+    assert error_of(path) == f"{path}:2{message}"
+
+
+def test_own_ids_must_be_unique(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "ids.jsonl", {**PLAIN, "id": "a"}, {**PLAIN, "id": 3}, {**PLAIN, "id": "a"})
+    assert error_of(path) == f"{path}:3: id: 'a' already stands in row 1; make ids unique or leave them out"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", ": empty list; it needs at least one row"),
+        ("[", ":1: no valid JSON (Expecting value, character 1); write one list of JSON objects"),
+        ('[{"problem": "p", "answer": "a"}, 5]', ":2: 5 where an object is expected; write one list of JSON objects"),
+        ('[{"problem": "p", "answer": "a"} {}]', ":1: '{}]' after the object; write one list of JSON objects"),
+        ('[{"problem": "p", "answer": "a"}', ":1: '' after the object; write one list of JSON objects"),
+        ('[{"problem": "p", "answer": "a"},]', ":2: no valid JSON (Expecting value, character 1); write one list of JSON objects"),
+        ('[{"problem": "p", "answer": "a"}] x', ":1: 'x' after the list; write one list of JSON objects"),
+        ("[" * 100_000, ":1: nested too deeply; write one list of JSON objects"),
+        ("   ", ":1: empty line; delete it"),
+    ],
+)
+def test_bad_lists(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    assert error_of(str(path)) == f"{path}{message}"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([PLAIN, {"problem": "p", "answer": None}], ":2: answer: missing; every row needs it"),
+        ([{"problem": "p", "answer": 1.0}], ":1: answer: 1.0 where a text or a whole number is expected; write it as a string"),
+        ([{"problem": "p", "answer": float("nan")}], ":1: NaN is no JSON number; write texts and whole numbers"),
+        ([{"problem": b"p", "answer": "1"}], f":1: problem: an object {NOT_TEXT}"),
+        ([{"question": "p"}], ":1: problem: missing (fields: none); write problem and answer, or prompt and reward_model"),
+        ([PLAIN, PLAIN, {"problem": "", "answer": "1"}], ":3: problem: empty; write a text"),
+    ],
+)
+def test_bad_parquet_rows(table: list[dict], message: str, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "bad.parquet", table)
+    assert error_of(path) == path + message
+
+
+def test_parquet_with_invalid_utf8_names_the_row(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = pa.array([b"ok"] * 1500 + [b"\xff\xfe"]).view(pa.string())
+    parquet.write_table(pa.table({"problem": texts, "answer": ["1"] * 1501}), tmp_path / "t.parquet")
+    message = error_of(str(tmp_path / "t.parquet"))
+    assert message == f"{tmp_path}/t.parquet:1501: no valid UTF-8 (invalid start byte); write texts as UTF-8"
+
+
+def test_paths_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "folder.jsonl").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "zeros.jsonl").symlink_to("/dev/zero")
+    write_lines(tmp_path / "rows.csv", PLAIN)
+    (tmp_path / "text.parquet").write_text("hello")
+    assert error_of("gone.jsonl") == "gone.jsonl: no such file; check the path, or name a generated data set as rg:<name>"
+    assert error_of("a\x1b\n.jsonl").startswith(r"'a\x1b\n.jsonl': no such file")
+    assert error_of("a\0.jsonl") == r"'a\x00.jsonl': embedded null byte; check the path"
+    assert error_of("empty.jsonl") == "empty.jsonl: empty file; it needs at least one row"
+    assert error_of("folder.jsonl") == "folder.jsonl: a directory; name a file in it"
+    assert error_of("pipe.jsonl") == "pipe.jsonl: a device, pipe or socket; name a regular file"
+    assert error_of("zeros.jsonl") == "zeros.jsonl: a device, pipe or socket; name a regular file"
+    assert error_of("loop.jsonl").startswith("loop.jsonl: Too many levels of symbolic links")
+    assert error_of("rows.csv") == "rows.csv: unknown suffix '.csv'; use .jsonl, .json or .parquet, unpacked"
+    assert error_of("text.parquet").startswith("text.parquet: no valid Parquet after row 0 (")
+    assert error_of(write_parquet(tmp_path / "none.parquet", [PLAIN][:0])).endswith("none.parquet: no rows; it needs at least one")
+    assert error_of("rows.csv", max_rows=0) == "max_rows=0; use 1 or more, or None for all rows"
+
+
+def test_huge_lines_cost_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "huge.jsonl"
+    write_lines(path, PLAIN)
+    with open(path, "ab") as file:
+        file.truncate(1 << 30)  # a line of 1 GiB zeros that takes no space on disk
+    tracemalloc = pytest.importorskip("tracemalloc")
+    tracemalloc.start()
+    try:
+        assert error_of(str(path)) == f"{path}:2: line longer than 1048576 bytes; write one JSON object a line"
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    longest = b'{"problem": "p", "answer": "' + b"7" * ((1 << 20) - 30) + b'"}'
+    assert len(longest) == 1 << 20 and len(load_prompts(write_lines(tmp_path / "fits.jsonl", longest))) == 1
+    assert ":1: line longer" in error_of(write_lines(tmp_path / "over.jsonl", longest + b" "))
+
+
+def test_limits_of_lists_parquet_and_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, packed = as_list(tmp_path / "l", [PLAIN, {**PLAIN, "solution": "s" * 2000}]), as_parquet(tmp_path / "p", [PLAIN] * 1000)
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1000)
+    assert error_of(listed) == f"{listed}:2: item longer than 1000 characters; shorten it"
+    long = as_parquet(tmp_path / "q", [PLAIN, {"problem": "x" * 1001, "answer": "1"}])
+    assert error_of(long) == f"{long}:2: texts longer than 1000 characters; shorten the row"
+    monkeypatch.setattr(rows, "MAX_LIST_BYTES", 100)
+    assert error_of(listed) == f"{listed}: list longer than 100 bytes; write it as .jsonl, an object a line"
+    monkeypatch.setattr(data, "MAX_TOTAL_CHARS", 5000)
+    assert error_of(packed).endswith("the file's texts exceed 5000 characters; split the file")
+
+
+def test_parquet_bombs_end_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of kilobytes: 200,000 times one text of 100 kB (20 GB), and one text of 1 GB."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "bomb.parquet"
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 200_000, pa.int32()), pa.array(["x" * 100_000]))
+    parquet.write_table(pa.table({"problem": text, "answer": pa.array(["1"] * 200_000)}), path)
+    assert path.stat().st_size < 1 << 20
+    monkeypatch.setattr(data, "MAX_TOTAL_CHARS", 1 << 26)
+    assert error_of(str(path)).endswith("the file's texts exceed 67108864 characters; split the file")
+    parquet.write_table(pa.table({"problem": ["p", "x" * (1 << 25)], "answer": ["1", "2"]}), path, compression="zstd")
+    assert path.stat().st_size < 1 << 20
+    assert error_of(str(path)) == f"{path}:2: texts longer than 1048576 characters; shorten the row"
+    assert len(load_prompts(path, max_rows=1)) == 1
+
+
+def test_crash_of_the_parquet_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [PLAIN] * 3)
+    crash = tmp_path / "parquet_rows.py"
+    crash.write_text("import os, json; print(json.dumps({'problem': 'p', 'answer': '1'}), flush=True); os.abort()")
+    monkeypatch.setattr(rows, "__file__", str(tmp_path / "rows.py"))
+    assert error_of(path) == f"{path}: pyarrow crashed after row 1 (exit status -6): damaged file; write it again"
+
+
+def test_broken_files_never_crash(tmp_path: Path) -> None:
+    """Flipped and cut bytes end in rows or in a `DataError`, in all formats."""
+    generator = random.Random(0)
+    for write, tries in ((as_jsonl, 500), (as_list, 500), (as_parquet, 12)):
+        whole = Path(write(tmp_path / "whole", [PLAIN, {**PLAIN, "problem": "é" * 40}] * 3))
+        refused = 0
+        for index in range(tries):
+            content = bytearray(whole.read_bytes())
+            for _ in range(generator.randint(1, 3)):
+                content[generator.randrange(len(content))] = generator.randrange(256)
+            broken = tmp_path / f"broken{whole.suffix}"
+            broken.write_bytes(content[: generator.randrange(1, len(content) + 1)] if index % 4 == 0 else content)
+            try:
+                load_prompts(broken)
+            except DataError as error:
+                refused += 1
+                assert str(error).isprintable()
+        assert refused > tries // 4, "the faults must be real"
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["role", "content", "question", "ground_truth", "x"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(row=st.dictionaries(st.sampled_from(data.COLUMNS), JSON_VALUES, max_size=6), base=st.sampled_from([PLAIN, CHAT, {}]))
+def test_any_row_is_a_prompt_or_a_data_error(row: dict, base: dict, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    try:
+        (prompt,) = load_prompts(write_lines(path, {**base, **row}))
+    except DataError as error:
+        assert str(error).startswith(f"{path}:1: ") and str(error).isprintable()
+    else:
+        assert prompt.text.strip() and prompt.answer.strip() and prompt.messages
+
+
+def test_shown_is_short_and_one_line() -> None:
+    assert shown("a\n\x1b[31m\u202e") == r"'a\n\x1b[31m\u202e'"
+    assert shown("x" * 100) == "'" + "x" * 60 + "'…" and len(shown(10**2000)) == 61
+    assert [shown(value) for value in (None, True, [1], {"a": 1}, 2)] == ["null", "true", "a list", "an object", "2"]
+
+
+def test_boxed_solution() -> None:
+    assert boxed_solution("A 2+3=<<2+3=5>>5.\n\n  B $<<5*2=10>>10 \n#### 1,000", "1000") == "A 2+3=5.\nB $10\n\\boxed{1000}"
+    for solution, answer, message in [
+        ("A.\n#### 5", "6", "ends in '5' but the answer is '6'"),
+        ("2+3=<<2+3=5", "5", "mark not closed"),
+        ("#### 5", "5", "no step"),
+        (" \n", "5", "no step"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            boxed_solution(solution, answer)
+
+
+@pytest.fixture
+def puzzles():
+    pytest.importorskip("reasoning_gym")
+    return load_prompts
+
+
+def test_generated_problems_follow_from_seed_and_settings(puzzles, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = random.getstate()
+    one = puzzles("rg:chain_sum?size=5&seed=3")
+    assert random.getstate() == state, "the global generator is left alone"
+    assert [prompt.id for prompt in one] == [f"rg:chain_sum?seed=3:{index}" for index in range(5)]
+    assert puzzles("rg:chain_sum?seed=3", max_rows=5) == one == puzzles("rg:chain_sum?size=9&seed=3")[:5]
+    assert {prompt.text for prompt in one}.isdisjoint(prompt.text for prompt in puzzles("rg:chain_sum?size=5&seed=4")), (
+        "seeds share problems"
+    )
+    assert one[0].messages == ({"role": "user", "content": f"{one[0].text}\n\n{INSTRUCTION}"},) and one[0].source == "rg:chain_sum"
+    short = puzzles("rg:chain_sum?size=20&max_terms=2")
+    assert short[0].id == "rg:chain_sum?max_terms=2&seed=0:0"
+    for prompt in short:
+        left, sign, right = prompt.text.removesuffix(" =").split()[-3:]
+        assert int(prompt.answer) == int(left) + int(right) * {"+": 1, "-": -1}[sign]
+    assert all(prompt.answer.lstrip("-").isdigit() for prompt in puzzles("rg:gsm_symbolic?size=20"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rg:chain_sm", "'rg:chain_sm': no data set of reasoning-gym has this name; did you mean chain_sum"),
+        ("rg:chain_sum?sede=1", "rg:chain_sum: no setting is named 'sede'; did you mean seed"),
+        ("rg:chain_sum?seed=x", "rg:chain_sum: seed='x' is no int; its default is 0"),
+        ("rg:chain_sum?seed=1&seed=2", "rg:chain_sum: seed is set twice; keep one"),
+        ("rg:chain_sum?size", "rg:chain_sum: 'size' is no list of settings; write ?size=1000&seed=0"),
+        ("rg:chain_sum?size=0", "rg:chain_sum: size=0; use 1 … 1000000"),
+        ("rg:chain_sum?seed=-1", "rg:chain_sum: seed=-1; use 0 or more"),
+        ("rg:chain_sum?max_terms=1", "rg:chain_sum?max_terms=1&seed=0: reasoning-gym refuses these settings ("),
+        ("rg:boxnet?size=4", "rg:boxnet?seed=0: 4 of 4 answers cannot be compared with a boxed one (first at index 0: null)"),
+        ("rg:countdown", "rg:countdown: its problems have many right answers"),
+        (
+            "rg:polynomial_multiplication",
+            "rg:polynomial_multiplication: its problems depend on Python's hash seed; start Python with PYTHONHASHSEED=0",
+        ),
+    ],
+)
+def test_generated_problems_that_are_refused(puzzles, name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    assert error_of(name).startswith(message)
+
+
+def test_hash_dependent_problems_with_a_fixed_hash_seed(puzzles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert len(puzzles("rg:polynomial_multiplication?size=3")) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("gsm8k-train", 7473),
+        ("gsm8k-test", 1319),
+        ("math500", 500),
+        ("aime24", 30),
+        ("aime25", 30),
+        ("deepmath-5k", 4994),
+        ("fapo-critic-100", 100),
+    ],
+)
+def test_real_files(name: str, count: int) -> None:
+    path = SHARED / f"{name}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    prompts = load_prompts(path)
+    assert len(prompts) == count == len({prompt.id for prompt in prompts})
+    if name.startswith("gsm8k"):
+        for prompt in prompts:
+            assert prompt.solution is not None
+            target = boxed_solution(prompt.solution, prompt.answer)
+            assert "<<" not in target and "\n\n" not in target and target.endswith(f"\n\\boxed{{{prompt.answer}}}")
+    if name == "fapo-critic-100":
+        assert {prompt.source for prompt in prompts} == {"fapo_critic"} and prompts[0].answer == "-1"
+        assert all(prompt.messages and prompt.messages[0]["content"] == prompt.text for prompt in prompts)
