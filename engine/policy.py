@@ -76,6 +76,8 @@ class Policy:
         # Parameters on meta: no rank ever holds the whole model, each reads its shards from the files below.
         with init_empty_weights(include_buffers=False):
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+        # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
+        self.model.tie_weights()
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._shard()
@@ -93,7 +95,6 @@ class Policy:
         for name, buffer in buffers.items():  # to_empty() forgets what buffers hold, and RoPE frequencies are in no checkpoint
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
-        self.model.tie_weights()
 
     @torch.no_grad()
     def _load(self) -> None:

@@ -29,10 +29,14 @@ def reload_layerwise(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None
     with torch.device(worker.device), set_current_vllm_config(worker.vllm_config):
         runner.reload_weights(weights_iterator=tensors, is_checkpoint_format=True)
         for module in runner.get_model().modules():
-            # A tied head is in no tensor list. On CPU vLLM packs its weight at start-up and would keep the packed copy of the
-            # old weights without a word; packing again reads the embedding that has just been loaded.
             if isinstance(module, ParallelLMHead) and module.weight.device.type == "cpu":
-                module.quant_method.process_weights_after_loading(module)
+                pack_tied_head(module)
+
+
+def pack_tied_head(head: Any) -> None:
+    """A tied head is in no tensor list. On CPU vLLM packs its weight at start-up and would keep that packed copy of the old weights
+    without a word; packing again reads the embedding that has just been loaded."""
+    head.quant_method.process_weights_after_loading(head)
 
 
 class VllmGenerator:

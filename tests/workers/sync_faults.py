@@ -1,0 +1,107 @@
+"""Seeded faults of the weight sync against a real vLLM engine in this process; writes what the gate says of each."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tiny import write_tiny
+
+from soundrl.engine import vllm_generator
+from soundrl.engine.build import load_tokenizer
+from soundrl.engine.config import Loss, Model, Optim, Rollout
+from soundrl.engine.launch import be_quiet
+from soundrl.engine.policy import Policy
+from soundrl.engine.trainer import Trainer
+from soundrl.engine.weight_sync import SyncError, WeightSync
+from soundrl.engine.world import World
+
+TEMPERATURE = 0.7
+be_quiet()
+
+
+def perturb(policy: Policy) -> None:
+    """What an optimizer step does, only larger: every weight moves."""
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            local = parameter.to_local()
+            local.add_(0.15 * local.abs().mean() * torch.randn_like(local))
+
+
+def outcome(sync: WeightSync) -> str:
+    try:
+        return f"passed {sync()['mismatch/gate']:.6f}"
+    except SyncError as error:
+        return str(error)
+
+
+def main(arguments: dict, out: Path) -> None:
+    world = World.start()
+    folder = write_tiny(Path(arguments["folder"]), "qwen3", tied=True)
+    tokenizer = load_tokenizer(folder)
+    model = Model(path=str(folder), dtype="float32", max_length=224)
+    policy = Policy(folder, tokenizer, model, world)
+    trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), TEMPERATURE)
+    generator = vllm_generator.VllmGenerator(folder, tokenizer, model, Rollout(memory=1.0, eager=True), world, arguments["logprobs_mode"])
+    # Longer than one KV block of 128 tokens: shorter prompts are never cached, and a stale cache would have nothing to show.
+    prompts = [tuple((7 * i + j * j) % 18 for j in range(150)) for i in range(8)]
+    sync = WeightSync(policy, trainer, generator, prompts, TEMPERATURE, limit=1.05)
+    said = {"start": outcome(sync)}
+    if arguments["logprobs_mode"] == "processed_logprobs":
+        perturb(policy)
+        said["healthy"] = outcome(sync)
+
+        perturb(policy)
+        full = policy.named_full_tensors
+        victim = "model.layers.1.self_attn.v_proj.weight"
+        policy.named_full_tensors = lambda: ((n, t) for n, t in full() if n != victim)
+        said["never_sent"] = str(sync.sent == []) + outcome_with(sync, policy, full)
+        said["after_never_sent"] = outcome(sync)
+
+        perturb(policy)
+        load, calls = generator.load, []
+
+        def deaf(tensors):  # the sampler drops one tensor, the first time
+            calls.append(1)
+            load((n, t) for n, t in tensors if len(calls) > 1 or not n.startswith("model.layers.1.mlp"))
+
+        generator.load = deaf
+        said["not_taken"] = outcome(sync)
+        generator.load = load
+
+        perturb(policy)
+        real = vllm_generator.pack_tied_head
+        vllm_generator.pack_tied_head = lambda module: None
+        said["old_tied_head"] = outcome(sync)
+        vllm_generator.pack_tied_head = real
+
+        said["recovered"] = outcome(sync)
+        perturb(policy)
+        reset, resets = generator.reset_cache, []
+
+        def lazy():  # skips the reset that belongs to the sync, not the doctor's
+            resets.append(1)
+            if len(resets) > 1:
+                reset()
+
+        generator.reset_cache = lazy
+        said["stale_prefix_cache"] = outcome(sync)
+    if world.main:
+        out.write_text(json.dumps(said))
+
+
+def outcome_with(sync: WeightSync, policy: Policy, full) -> str:
+    """The outcome of a sync whose stream lost a tensor; the doctor sees the full list again."""
+    stream = sync.stream
+
+    def faulty(*arguments):
+        yield from stream(*arguments)
+        policy.named_full_tensors = full
+
+    sync.stream = faulty
+    said = outcome(sync)
+    sync.stream, policy.named_full_tensors = stream, full
+    return said
+
+
+main(json.loads(sys.argv[1]), Path(sys.argv[2]))
