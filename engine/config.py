@@ -124,7 +124,7 @@ class Genrm:
     urls: tuple[str, ...] = ()
     """Base URL of the endpoint, e.g. http://127.0.0.1:8000/v1."""
     model: str = ""
-    """Model name to ask for; empty = the only one served."""
+    """Model name, as the endpoint lists it under /models."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     temperature: float = 0.0
@@ -223,6 +223,10 @@ class Config:
         require(
             genrm.judge != "endpoint" or len(genrm.urls) == 1,
             f"genrm.judge is endpoint, but genrm.urls holds {len(genrm.urls)} URLs; give one, e.g. --genrm.urls http://127.0.0.1:8000/v1",
+        )
+        require(
+            genrm.judge != "endpoint" or bool(genrm.model),
+            "genrm.judge is endpoint, but genrm.model is empty; name the model as the endpoint lists it under /models",
         )
         require(
             genrm.judge != "oracle" or self.data.train == "arith",

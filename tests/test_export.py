@@ -1,0 +1,36 @@
+"""The exported policy is the trained policy: plain transformers and a fresh vLLM give the trainer's log-probabilities."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent / "workers"))
+from tiny import fixed_samples  # noqa: E402
+
+
+@pytest.mark.parametrize("kind", ["opt", "qwen3"])
+def test_export_after_updates_on_two_ranks(torchrun, tmp_path, kind, record_property):
+    target = tmp_path / "policy"
+    trained = torch.tensor(torchrun("export", 2, target=str(target), kind=kind, vllm=False))
+    assert (target / "model.safetensors").is_file() and not list(tmp_path.glob("*.part"))
+    start, end = load_file(tmp_path / "start" / "model.safetensors"), load_file(target / "model.safetensors")
+    # Witness: every tensor was trained, save the key biases, which softmax cancels.
+    assert min((end[k] - start[k]).abs().max().item() for k in start if not k.endswith("k_proj.bias")) > 1e-4
+
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    values = []
+    for s in fixed_samples():
+        log_p = torch.log_softmax(model(torch.tensor([[*s.prompt_tokens, *s.tokens]])).logits[0].float(), -1)
+        first = len(s.prompt_tokens) - 1
+        values += [log_p[first + j, token].item() for j, token in enumerate(s.tokens)]
+    assert (torch.tensor(values) - trained).abs().mean().item() <= 1e-5
+    assert AutoTokenizer.from_pretrained(target)("71+2?1\n")["input_ids"] == [7, 1, 10, 2, 14, 1, 16]
+
+    figure = torchrun("export", 1, target=str(target), kind=kind, vllm=True)
+    record_property("vllm_exp_abs_dlogp", figure)
+    print(f"{kind}: fresh vLLM on the export, mean exp|Δ log-prob| {figure:.6f}")
+    assert figure <= 1.05

@@ -1,0 +1,137 @@
+"""A user's mistakes end in one line that names setting and cure, before any training step; no traceback, no hang."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from soundrl.engine.config import Config, Data, Genrm, Model, Run, count_settings
+from soundrl.engine.launch import UserError, parse_arguments
+from soundrl.engine.recipes import RECIPES
+
+sys.path.insert(0, str(Path(__file__).parent / "workers"))
+from tiny import write_tiny  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["arith", "--fapo.lamm", "1"], "unknown setting --fapo.lamm; did you mean --fapo.lam?"),
+        (["arith", "--lam", "1"], "unknown setting --lam; did you mean --fapo.lam?"),
+        (["--optim.learning-rate=1"], "unknown setting --optim.learning-rate"),
+        (["airth"], "unknown recipe 'airth'; choose one of arith, smollm2-gsm8k"),
+        (["arith", "--run.steps", "many"], "--run.steps: invalid literal for int() with base 10: 'many'"),
+        (["arith", "--run.steps", "0"], "run.steps is 0, but must be > 0"),
+        (["arith", "--loss.correction", "magic"], "loss.correction 'magic' is unknown; use one of none, tis, icepop, sequence"),
+        (["arith", "--optim.minibatch-prompts", "5"], "rollout.prompts 32 is no multiple of optim.minibatch_prompts 5"),
+        (["arith", "--rollout.max-new-tokens", "90"], "rollout.max_new_tokens 90 leaves no room for a prompt in model.max_length 80"),
+        (["arith", "--optim.microbatch-tokens", "64"], "optim.microbatch_tokens 64 cannot hold one sequence"),
+        (["arith", "--rollout.samples", "1"], "rollout.samples 1 leaves no group to compare with"),
+        (["arith", "--fapo.lam", "-1"], "fapo.lam -1.0 would reward flaws"),
+        (["arith", "--genrm.judge", "none"], "genrm.judge is none, so fapo.lam 1.0 has no verdicts to act on"),
+        (["arith", "--genrm.judge", "endpoint"], "genrm.urls holds 0 URLs; give one, e.g. --genrm.urls http://"),
+        (["smollm2-gsm8k", "--genrm.judge", "oracle"], "genrm.judge is oracle, which knows the embedded world only"),
+        (["arith", "--data.train", "x.jsonl", "--genrm.judge", "none", "--fapo.lam", "0"], "model.path arith knows only the characters"),
+    ],
+)
+def test_mistakes_in_settings(arguments, message):
+    with pytest.raises(UserError) as caught:
+        parse_arguments(arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_overrides_reach_the_config():
+    config = parse_arguments(["arith", "--fapo.lam", "0.5", "--data.test", "a.jsonl", "b.jsonl", "--no-fapo.normalize-std"][:-1])
+    assert (config.fapo.lam, config.data.test, config.run.steps) == (0.5, ("a.jsonl", "b.jsonl"), RECIPES["arith"]().run.steps)
+    assert parse_arguments([]).run.name == "arith"
+    assert parse_arguments(["--run.seed=7"]).run.seed == 7
+    assert not parse_arguments(["arith", "--fapo.no-normalize-std"]).fapo.normalize_std
+
+
+def test_settings_stay_few_and_explained():
+    assert count_settings() <= 60
+    shown = subprocess.run([sys.executable, "engine/train.py", "arith", "--help"], capture_output=True, text=True, check=True).stdout
+    assert shown.count("(default:") >= count_settings()
+
+
+def test_recipes_hold_the_papers_values():
+    """arXiv 2510.22543 Tab. 1 and the released scripts."""
+    for size, response, steps, parallel in (("7b", 8192, 200, 1), ("32b", 20480, 500, 4)):
+        for name, lam in ((f"grpo-{size}", 0.0), (f"fapo-{size}", 1.0)):
+            c = RECIPES[name]()
+            assert (c.rollout.prompts, c.rollout.samples, c.optim.minibatch_prompts) == (512, 8, 32)
+            assert (c.rollout.max_new_tokens, c.max_prompt_tokens) == (response, 2048)
+            assert (c.fapo.overlong_buffer, c.fapo.overlong_factor, c.fapo.lam) == (4096, 1.0, lam)
+            assert (c.rollout.temperature, c.run.eval_temperature, c.run.eval_top_p) == (1.0, 1.0, 0.7)
+            assert (c.optim.lr, c.optim.warmup_steps, c.optim.weight_decay, c.optim.betas) == (1e-6, 10, 0.1, (0.9, 0.999))
+            assert (c.optim.grad_clip, c.loss.clip_low, c.loss.clip_high, c.loss.dual_clip) == (1.0, 0.2, 0.28, 10.0)
+            assert (c.run.steps, c.run.eval_every, c.run.eval_samples, c.rollout.tensor_parallel) == (steps, 10, 32, parallel)
+            assert (c.genrm.max_tokens if lam else 16384) == 16384
+
+
+def small(folder: Path, data: Path, **genrm) -> list[str]:
+    """Arguments of the smallest run on a tiny model and a data file."""
+    return [
+        "smollm2-gsm8k",
+        *("--model.path", str(folder), "--model.dtype", "float32", "--model.max-length", "64", "--rollout.max-new-tokens", "16"),
+        *("--data.train", str(data), "--data.test", "--data.instruction", "", "--warm-start.steps", "0", "--rollout.engine", "torch"),
+        *("--rollout.prompts", "2", "--optim.minibatch-prompts", "2", "--rollout.samples", "2", "--run.steps", "1"),
+        *("--run.folder", str(data.parent / "runs")),
+        *(part for key, value in genrm.items() for part in (f"--genrm.{key}", value)),
+    ]
+
+
+def rows(path: Path, *lines: object) -> Path:
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines))
+    return path
+
+
+GOOD = {"problem": "1+1?1\n", "answer": "2"}
+
+
+def fails_in_one_line(train, arguments: list[str], *parts: str) -> None:
+    done = train(*arguments, timeout=120)
+    assert done.returncode == 2, (done.returncode, done.stdout[-2000:], done.stderr[-3000:])
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in said if line.startswith("error: ")]
+    assert len(errors) == 1 and all(part in errors[0] for part in parts), done.stderr[-3000:]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("bad", "parts"),
+    [
+        ({"problem": 3, "answer": "2"}, ("data.jsonl:2", "problem")),
+        ({"problem": "1+1?1\n"}, ("data.jsonl:2", "answer")),
+        (b'{"problem": "\xff\xfe", "answer": "2"}', ("data.jsonl:2", "UTF-8")),
+        ({"problem": "  ", "answer": "2"}, ("data.jsonl:2", "problem")),
+        ({"problem": "1+1" * 40 + "?1\n", "answer": "2"}, ("data.jsonl:2", "tokens", "model.max_length")),
+    ],
+    ids=["wrong-type", "missing-field", "invalid-utf8", "empty-problem", "longer-than-context"],
+)
+def test_a_bad_row_is_named(train, tmp_path, bad, parts):
+    folder = write_tiny(tmp_path / "tiny")
+    fails_in_one_line(train, small(folder, rows(tmp_path / "data.jsonl", GOOD, bad)), *parts)
+
+
+def test_a_model_folder_without_safetensors_is_named(train, tmp_path):
+    folder = write_tiny(tmp_path / "tiny")
+    (folder / "model.safetensors").unlink()
+    fails_in_one_line(train, small(folder, rows(tmp_path / "data.jsonl", GOOD, GOOD)), "no .safetensors file", "soundrl.engine.convert")
+
+
+def test_a_dead_judge_is_named_before_training(train, tmp_path):
+    folder = write_tiny(tmp_path / "tiny")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    arguments = small(folder, rows(tmp_path / "data.jsonl", GOOD, GOOD), judge="endpoint", urls=url, model="judge")
+    fails_in_one_line(train, [*arguments, "--fapo.lam", "1"], "genrm.urls", url)
+
+
+def test_a_config_made_in_python_is_checked_as_well():
+    with pytest.raises(ValueError, match="genrm.judge is endpoint, but genrm.urls holds 0"):
+        Config(model=Model(path="x"), data=Data(train="y"), run=Run(name="z"), genrm=Genrm())
