@@ -148,7 +148,7 @@ class Run:
     folder: str = "runs"
     """Where run folders live."""
     steps: int = 200
-    """Rollout batches to train on."""
+    """Rollout batches to train on; 0 = the warm start alone."""
     seed: int = 0
     """Seeds data order, sampling and fresh weights."""
     eval_every: int = 10
@@ -185,6 +185,10 @@ class Config:
             for name in names:
                 value = getattr(getattr(self, group), name)
                 require(value > 0, f"{group}.{name} is {value}, but must be > 0")
+        for group, names in NOT_NEGATIVE.items():
+            for name in names:
+                value = getattr(getattr(self, group), name)
+                require(value >= 0, f"{group}.{name} is {value}, but must be ≥ 0")
         require(
             rollout.prompts % optim.minibatch_prompts == 0,
             f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
@@ -255,9 +259,16 @@ POSITIVE = {
     "optim": ("lr", "grad_clip", "minibatch_prompts", "microbatch_tokens"),
     "warm_start": ("batch", "lr"),
     "genrm": ("max_tokens", "deadline", "concurrency"),
-    "run": ("steps", "eval_samples"),
+    "run": ("eval_samples",),
 }
 
+NOT_NEGATIVE = {
+    "data": ("test_rows",),
+    "model": ("rope_base_length",),
+    "warm_start": ("steps",),
+    "optim": ("warmup_steps", "weight_decay"),
+    "run": ("steps", "eval_every", "export_every"),
+}
 
 GROUPS = {
     "model": Model,

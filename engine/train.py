@@ -47,21 +47,22 @@ def main(config: Config) -> None:
     if demonstrations is not None:
         with phases("warm_start"):
             warm_start(policy, config, demonstrations, encode, progress)
+        with phases("save"):  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
+            policy.export(folder.path / "policy" / "step-000000")
     with phases("start_sampler"):
         generator = build.build_generator(config, policy, world)
         sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
     with phases("sync"):
-        gate = sync()
+        sync()
+    phases.take()
+    with phases("evaluate"):
+        before = evaluation = evaluate(tests, task, generator, encode, config, world)
+    progress.evaluation(0, before)
+    folder.log(0, before)
 
-    before: dict[str, float] = {}
     metrics: dict[str, float] = {}
     watch = UnknownWatch(config.genrm.max_unknown)
     for step in range(1, config.run.steps + 1):
-        if step == 1 or (config.run.eval_every and (step - 1) % config.run.eval_every == 0):
-            with phases("evaluate"):
-                evaluation = evaluate(tests, task, generator, encode, config, world)
-            progress.evaluation(step - 1, evaluation)
-            folder.log(step - 1, evaluation)
         with phases("step"):
             # One take a mini-batch: which prompts share an optimizer step does not depend on the number of ranks.
             updates = config.rollout.prompts // config.optim.minibatch_prompts
@@ -77,23 +78,31 @@ def main(config: Config) -> None:
         sums = count(own, config.fapo.lam)
         measured = rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
         metrics = measured | trained | gate | phases.take() | peak_memory()
-        before = before or evaluation | measured
+        before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
         progress.step(step, metrics)
         watch(step, measured)
-        if step == config.run.steps or (config.run.export_every and step % config.run.export_every == 0):
+        if due(step, config.run.export_every, config.run.steps):
             with phases("save"):
                 policy.export(folder.path / "policy" / f"step-{step:06d}")
+        if due(step, config.run.eval_every, config.run.steps):
+            with phases("evaluate"):
+                evaluation = evaluate(tests, task, generator, encode, config, world)
+            progress.evaluation(step, evaluation)
+            folder.log(step, evaluation)
 
-    with phases("evaluate"):
-        evaluation = evaluate(tests, task, generator, encode, config, world)
-    folder.log(config.run.steps, evaluation)
-    progress.summary(before, evaluation | {name: metrics[name] for name in SUMMARY}, phases.spent(), str(folder.path))
+    after = evaluation | {name: metrics[name] for name in SUMMARY if name in metrics}
+    progress.summary(before, after, phases.spent(), str(folder.path))
     folder.close()
     task.close()
     generator.close()
     world.stop()
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Every `every` steps (0 = never) and at the last one."""
+    return step == last or (every > 0 and step % every == 0)
 
 
 SUMMARY = ("reward/correct", "fapo/flawed_ratio", "tokens/response")

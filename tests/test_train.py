@@ -38,7 +38,7 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert {r["policy_version"] for r in rollouts} == {1}
     assert all((r["verdict"] is not None) == (r["outcome"] == "correct") for r in rollouts)
     assert all(len(r["tokens"]) == len(r["logprobs"]) for r in rollouts)
-    assert sorted(p.name for p in (folder / "policy").iterdir()) == ["step-000002", "step-000003"]
+    assert sorted(p.name for p in (folder / "policy").iterdir()) == ["step-000000", "step-000002", "step-000003"]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy" / "step-000003")
     assert all(torch.isfinite(p).all() for p in model.parameters())
     for words in ("step    3/3", "ETA 0:00", "right final answers", "reached by flawed steps", "before", "after", "seconds in all"):
