@@ -7,8 +7,10 @@ What is neither a number nor a list stays text (`Opaque`), for the parser behind
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+
+from soundrl.fapo.printed import SIGNIFICANT_DIGITS, Printed, read_printed
 
 MAX_LENGTH = 1024
 """Longer answers are refused. The longest reference of MATH-500, AIME, GSM8K and DeepMath has under 200 characters."""
@@ -27,7 +29,9 @@ class Scalar:
     grouped: bool = False
     """True = written with thousands separators, so `100,200` may also have been meant as a list."""
     whole_division: bool = False
-    r"""True = a division that comes out whole but is not carried out, such as `84/12` or `\frac{6}{2}`."""
+    r"""True = a division that comes out whole but is not carried out, as `84/12` and `\frac{6}{2}`; `3/3` and `7/1` need none."""
+    printed: Printed | None = field(default=None, compare=False)
+    """A decimal that is long enough to stand for an exact value, see `printed`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ _SIGNS = str.maketrans(
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2007": " ", "\t": " ", "\n": " ", "\r": " ",
     }
 )  # fmt: skip
+_FORM_FEED = re.compile(r"\\?\x0crac(?![a-zA-Z])")
 _ROOT = re.compile(r"√\s*(\d+|[a-z]|\([^()√]*\))")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])([²³])")
 _STRANGE = re.compile(r"[^ -~€£]")
@@ -95,7 +100,8 @@ def normalise(text: str) -> str:
     """
     if len(text) > MAX_LENGTH:
         raise Refused(f"longer than {MAX_LENGTH} characters")
-    text = _ROOT.sub(r"\\sqrt{\1}", text)
+    # A string literal in which `\frac` was not escaped holds a form feed.
+    text = _ROOT.sub(r"\\sqrt{\1}", _FORM_FEED.sub(r"\\frac", text))
     text = _UNIT_POWER.sub(lambda match: "^2" if match.group() == "²" else "^3", text).translate(_SIGNS)
     strange = _STRANGE.search(text)
     if strange:
@@ -127,10 +133,12 @@ def squeeze(text: str) -> str:
     return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", _SINGLE.sub(r"\1\2", text))
 
 
-_NUMBER = r"(?:\d{1,3}(?:[,' ]\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+# No group of thousands begins with 0: `0,111` is no 111.
+_NUMBER = r"(?:[1-9]\d{0,2}(?:[,' ]\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
 _POWER = r"\^(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))"
 _PLAIN = re.compile(rf"([-+]?)\s*({_NUMBER})")
 _DECIMAL_COMMA = re.compile(r"([-+]?)(0|\d+),(\d+)")
+_CERTAIN_DECIMAL_COMMA = re.compile(r"[-+]?0,\d{3,}")
 _SCIENTIFIC = re.compile(rf"([-+]?)\s*(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10{_POWER}")
 _E_NOTATION = re.compile(r"([-+]?)(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 _FRACTION = re.compile(
@@ -149,7 +157,9 @@ def read_number(text: str) -> Scalar | None:
     match = _PLAIN.fullmatch(text)
     if match:
         digits = re.sub("[,' ]", "", match[2])
-        return Scalar(_signed(match[1], Fraction(digits + "0" if digits.endswith(".") else digits)), grouped="," in match[2])
+        value = _signed(match[1], Fraction(digits + "0" if digits.endswith(".") else digits))
+        printed = read_printed(match[1] + digits) if len(digits) > SIGNIFICANT_DIGITS else None
+        return Scalar(value, grouped="," in match[2], printed=printed if printed and printed.is_long else None)
     match = _FRACTION.fullmatch(text)
     if match:
         return _division(match[1], match[2], match[3] or match[4], match[5] or match[6])
@@ -176,6 +186,11 @@ def read_decimal_comma(text: str) -> Fraction | None:
     if not match or (len(match[3]) == 3 and match[2] != "0"):
         return None
     return _signed(match[1], Fraction(f"{match[2]}.{match[3]}"))
+
+
+def is_certain_decimal_comma(text: str) -> bool:
+    """`0,111` is 0.111: as a list it would be written with a space. `0,1` and `1,22` may be lists, as `2,16` is."""
+    return _CERTAIN_DECIMAL_COMMA.fullmatch(text) is not None
 
 
 def read(text: str, *, inside: bool = False) -> Node:
@@ -255,7 +270,7 @@ def _division(sign: str, whole: str | None, numerator: str, denominator: str) ->
         raise Refused("division by zero")
     value = Fraction(numerator) / below
     if whole is None:
-        return Scalar(_signed(sign, value), whole_division=value.denominator == 1)
+        return Scalar(_signed(sign, value), whole_division=value.denominator == 1 and below != 1 and abs(value) not in (0, 1))
     if not 0 < value < 1:
         return None
     return Scalar(_signed(sign, int(whole) + value))

@@ -10,9 +10,11 @@ The rules, in order:
 4. A box that is opened after the last closed one and never closed (a response cut at its token limit) means that there is no answer.
 5. Boxes of the last box's paragraph which are joined by nothing but connectives (`,`, `;`, `and`, `or`, mathematics delimiters, spaces)
    form one answer, a list: `\boxed{-2}` and `\boxed{1}` is `-2, 1`. So `\boxed{7} or \boxed{8}` is the list `7, 8`, which is not 7.
-6. Other boxes of that paragraph must repeat the answer. Where one says something else the answer is hedged, and a hedged answer is wrong.
+6. Where the reference is a list, as many boxes of that paragraph as it has elements form a list too, with any words between them that take
+   nothing back: `\boxed{3} papers and \boxed{2} bins` is `3, 2`. Each of them has to be right, so that nothing is gained by hedging.
+7. Other boxes of that paragraph must repeat the answer. Where one says something else the answer is hedged, and a hedged answer is wrong.
    Boxes in earlier paragraphs are intermediate results.
-7. An empty box is no answer. Boxes within a box are unwrapped.
+8. An empty box is no answer. Boxes within a box are unwrapped.
 
 Everything is one pass over the text: 1 MB of unclosed boxes takes well under a second.
 """
@@ -30,6 +32,14 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _CONNECTIVE = re.compile(
     r"(?:[\s,;&~$]|\\[,;:!\[\]() \\]|\\q?quad(?![a-zA-Z])|\\(?:text|mathrm|textrm|mbox)\s*\{[\s,]*(?:and|or)?[\s,]*\}|\b(?:and|or)\b)*+"
 )
+_OPERATOR = re.compile(r"\s*(?:[-+*/^]|\\(?:pm|mp|cdot|times|div))\s*")
+# Words of a writer who changes his mind, or does not know it.
+_TAKEN_BACK = re.compile(
+    r"\b(?:not|no|nor|neither|either|never|wait|actually|instead|rather|perhaps|maybe|might|but|wrong|incorrect|mistake|check|recheck|correct(?:ion|ed)?|"
+    r"sorry|oops|hmm|or|else|alternatively|could)\b|n't\b|\?",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(r"(?<![A-Za-z\\])([A-Za-z](?:_(?:\{\w{1,9}\}|\w))?)\s{0,9}=\s{0,9}\Z")
 _FILLER = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[,;:! ]|\s+")
 
 
@@ -51,11 +61,13 @@ def answer_part(text: str) -> str | None:
     return text[tags[-1].end() :] if tags[-1].group().startswith("</") else None
 
 
-def final_box(text: str) -> Box | None:
+def final_box(text: str, *, parts: int = 1) -> Box | None:
     """Finds the final answer by the rules of this module.
 
     Args:
         text: A whole response; any characters are allowed, NUL and lone surrogates included.
+        parts: Length of the reference where that is a list. Exactly so many boxes in the last paragraph form a list, whatever words stand
+            between them, if these take nothing back: nothing is gained by boxing several things when each of them has to be right.
 
     Returns:
         The answer, or None where there is none.
@@ -80,6 +92,10 @@ def final_box(text: str) -> Box | None:
         else:
             runs.append([content])
         previous_end = end
+    if 1 < parts == len(boxes) and len(runs) > 1:
+        listed = _listed(part, paragraph, boxes)
+        if listed:
+            return Box(listed)
     answers = [_join(run) for run in runs]
     answer = answers[-1]
     if not answer:
@@ -96,8 +112,43 @@ def boxed_answer(text: str) -> str | None:
     return None if box is None or box.hedged else box.text
 
 
-def _top_level_boxes(text: str) -> list[tuple[int, int, int]]:
-    """The closed boxes that lie in no other closed box: (start of the command, start of the content, end after the brace)."""
+def reference_part(text: str) -> str:
+    r"""What a reference says where it has boxes of its own; references are trusted.
+
+    Several boxes are a list (`\boxed{1} papers and \boxed{2} bins` is `1, 2`), or one expression where operators join them
+    (`\boxed{2} + \boxed{3}` stays as it is). Where the words between take something back, the last counts. A box that is never closed
+    reaches to the end.
+    """
+    if "box" not in text:
+        return text
+    boxes = _top_level_boxes(text, to_end=True)
+    is_open = bool(boxes) and boxes[-1][2] > len(text)
+    between = [text[left[2] : right[0]] for left, right in zip(boxes, boxes[1:], strict=False)]
+    if not is_open and all(_OPERATOR.fullmatch(words) for words in between):
+        return text
+    contents = [_unwrap(text[inner : end - 1]) for _, inner, end in boxes]
+    if any(_TAKEN_BACK.search(words) and not _CONNECTIVE.fullmatch(words) for words in between):
+        return contents[-1]
+    return _join(contents)
+
+
+def _listed(text: str, start: int, boxes: list[tuple[int, int, int]]) -> str:
+    """The boxes as a list, with the names in front of them where each has one; empty where the words around them take something back."""
+    before = [text[left:right] for left, right in zip([start, *(box[2] for box in boxes)], (box[0] for box in boxes), strict=False)]
+    if any(_TAKEN_BACK.search(words) and not _CONNECTIVE.fullmatch(words) for words in [*before[1:], text[boxes[-1][2] :]]):
+        return ""
+    contents = [_unwrap(text[inner : end - 1]) for _, inner, end in boxes]
+    names = [_NAMED.search(words[-40:]) for words in before]
+    if all(names):
+        contents = [f"{name[1]} = {content}" for name, content in zip(names, contents, strict=True) if name]
+    return ", ".join(contents) if all(contents) else ""
+
+
+def _top_level_boxes(text: str, *, to_end: bool = False) -> list[tuple[int, int, int]]:
+    """The closed boxes that lie in no other closed box: (start of the command, start of the content, end after the brace).
+
+    None at all where a box is opened after the last closed one and never closed, unless such a box reaches `to_end`.
+    """
     closed: list[tuple[int, int, int]] = []
     stack: list[tuple[int, int] | None] = []
     for match in _TOKEN.finditer(text):
@@ -114,8 +165,9 @@ def _top_level_boxes(text: str) -> list[tuple[int, int, int]]:
                     closed.pop()
                 closed.append((opened[0], opened[1], match.end()))
     last_end = closed[-1][2] if closed else 0
-    if any(opened is not None and opened[0] >= last_end for opened in stack):
-        return []
+    unclosed = next((opened for opened in stack if opened is not None and opened[0] >= last_end), None)
+    if unclosed:
+        return [*closed, (*unclosed, len(text) + 1)] if to_end else []
     return closed
 
 

@@ -9,7 +9,13 @@ answer must be one too, and the two are compared as `fractions.Fraction`:
 * `042`, `42.`, `1,000` = `1{,}000` = `1 000` = `1000`, `\frac12` = `0.5` = `2/4`, `2\frac12` = `5/2`, `0.\overline{3}` = `1/3` are equal.
 * `3+4`, `\sqrt{49}`, `5!`, `10 \bmod 7`, `84/12` are not carried out and are wrong for 7, 120, 3, 7: a policy would otherwise learn to box
   the question. Where the reference itself is such an expression, math-verify decides.
-* `0.333333` is not 1/3; nothing is rounded. `1.000` is one, not a thousand.
+* `3/3` and `7/1` leave nothing to carry out, and are 1 and 7.
+* `0.333333` is not 1/3: rounded answers are wrong. What a program prints is an answer, though: a decimal of 12 or more significant digits
+  that are all true (rounded, or cut off), and less than 1e-9 off, counts for the exact value, as 0.0833333333333333 for 1/12 and
+  4.123105625617661 for `\sqrt{17}`; and the exact value counts for such a reference. See `printed`.
+* An exact form may be followed by its approximation, if that is true to its last digit: `\frac13 \approx 0.333` is 1/3.
+* `1.000` is one, not a thousand. `0,111` is 0.111 on either side; the reference `1,22` is a list, and the answer `1,22` is 1.22 where the
+  reference is a number.
 
 Names are dropped (`x=7`, `x \in …`), equations are not (`8=7`, `2x=7`), chains are wrong (`x=5=7`). A unit may be left out, and is
 read over where the reference has none; where both have one they must agree, and no unit is converted. `28` counts for `28\%`; `28\%` does
@@ -28,19 +34,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from soundrl.fapo.answer_form import (
+    MAX_LENGTH,
     Group,
     Node,
     Opaque,
     Refused,
     Scalar,
     exact_decimals,
+    is_certain_decimal_comma,
     normalise,
     read,
     read_decimal_comma,
-    read_number,
-    split,
     squeeze,
 )
+from soundrl.fapo.boxed import reference_part
+from soundrl.fapo.names import drop_names, sides
+from soundrl.fapo.printed import split_approximation
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.units import canonical_unit, cut_unit
 
@@ -77,8 +86,6 @@ _HUGE = re.compile(r"\^\s*\{?\s*[-+]?\s*\d{5,}|\d{101,}")
 _BASED = re.compile(r"(?<![A-Za-z0-9\\])(\d[0-9A-Z]*)_\s*\{?\s*\(?(\d+|\\text\{[^{}]*\}|[a-z]+)\)?\s*\}?")
 _MANY = re.compile(r"\\[pm][mp](?![a-z])|\\(?:in|cup|cap|leq|geq|neq|setminus)(?![a-z])|[<>=,;]")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
-_MEMBER = re.compile(r"([^=<>]+?)\\in(?![a-zA-Z])(.+)")
-_SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"\(?[A-Za-z](?:[A-Za-z' .,;:]|(?<=[a-z]{2})-(?=[A-Za-z]{2}))*\)?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
@@ -93,6 +100,17 @@ def check_gold(gold: str) -> None:
         ValueError: it is empty, too long, or holds characters or commands that are never read; the message shows it.
     """
     _plain_gold(gold)
+
+
+@lru_cache(maxsize=4096)
+def list_length(gold: str) -> int:
+    """Number of elements of a reference that is a bare list: 2 for `1, 2`, and 1 for `7`, `1,000`, `(1, 2)`.
+
+    Raises:
+        ValueError: the reference cannot be used, see `check_gold`.
+    """
+    node = read(_plain_gold(gold))
+    return len(node.items) if isinstance(node, Group) and node.kind == "list" else 1
 
 
 def rule(gold: str, answer: str) -> Ruling:
@@ -122,7 +140,7 @@ def _plain_gold(gold: str) -> str:
     if not gold.strip():
         raise ValueError("the reference answer is empty")
     try:
-        plain = normalise(gold)
+        plain = normalise(reference_part(gold) if len(gold) <= MAX_LENGTH else gold)
         read(plain)
     except Refused as error:
         raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
@@ -134,6 +152,8 @@ def _plain_gold(gold: str) -> str:
 def _compare(gold: str, answer: str) -> Ruling:
     if squeeze(gold) == squeeze(answer):
         return Ruling(Outcome.CORRECT, "same form")
+    if "approx" in answer and "approx" not in gold:
+        return _compare_approximated(gold, answer)
     for name, pattern in _MUST_BE_SHARED.items():
         if pattern.search(answer) and not pattern.search(gold):
             return _wrong(name)
@@ -153,9 +173,9 @@ def _compare(gold: str, answer: str) -> Ruling:
     if ";" in gold and "," in gold and "=" in gold and "=" not in answer:
         # `p=5, q=2; p=7, q=2`: a list of assignments, which math-verify reads as tuples.
         return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
-    gold, answer, chain = _drop_names(gold, answer)
-    if chain:
-        return chain
+    gold, answer, fault = drop_names(gold, answer)
+    if fault:
+        return _wrong(fault)
     gold, gold_unit = cut_unit(_degrees(gold))
     answer, answer_unit = cut_unit(_degrees(answer))
     if not gold or not answer:
@@ -173,7 +193,12 @@ def _compare(gold: str, answer: str) -> Ruling:
             gold_node = read(gold, inside=True)
         elif read_decimal_comma(answer) == gold_node.value:
             return Ruling(Outcome.CORRECT, "decimal comma")
+    if isinstance(gold_node, Group) and isinstance(answer_node, Scalar) and is_certain_decimal_comma(gold):
+        return Ruling(Outcome.CORRECT, "decimal comma") if read_decimal_comma(gold) == answer_node.value else _wrong("different")
     equal = _equal(gold_node, answer_node)
+    if isinstance(gold_node, Scalar) and gold_node.printed and isinstance(answer_node, Opaque):
+        # What a program printed for the root of 17 may be answered with the root of 17; the parser behind compares the digits.
+        equal = None
     if equal is not None:
         return Ruling(Outcome.CORRECT, "equal") if equal else _wrong("different")
     if _letters(gold) != _letters(answer) and _letters(gold.lower()) == _letters(answer.lower()):
@@ -185,6 +210,26 @@ def _compare(gold: str, answer: str) -> Ruling:
     return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
 
 
+def _compare_approximated(gold: str, answer: str) -> Ruling:
+    r"""`\frac13 \approx 0.333` is \frac13, as the approximation is true; `x \approx 7` and `\frac13 \approx 1.3` are wrong."""
+    parts = split_approximation(answer)
+    if not parts:
+        return _wrong("relation")
+    exact, decimal = parts
+    ruling = _compare(gold, exact)
+    if ruling.outcome is None:
+        return Ruling(None, ruling.reason, ruling.gold, rf"{ruling.answer} \approx {decimal}")
+    if ruling.outcome is not Outcome.CORRECT:
+        return ruling
+    value = cut_unit(sides(gold)[-1])[0]
+    node = read(value)
+    if isinstance(node, Scalar):
+        return ruling if decimal.true_of(node.value) else _wrong("relation")
+    if isinstance(node, Group):
+        return _wrong("relation")
+    return Ruling(None, "undecided", exact_decimals(value), rf"{exact_decimals(value)} \approx {decimal}")
+
+
 def _wrong(reason: str) -> Ruling:
     return Ruling(Outcome.WRONG, reason)
 
@@ -194,7 +239,9 @@ def _equal(gold: Node, answer: Node) -> bool | None:
     if isinstance(gold, Scalar):
         if not isinstance(answer, Scalar):
             return False
-        return gold.value == answer.value and (gold.whole_division or not answer.whole_division)
+        if gold.value != answer.value:
+            return _is_printed(gold, answer)
+        return gold.whole_division or not answer.whole_division
     if isinstance(gold, Group) and isinstance(answer, Group):
         return _equal_groups(gold, answer)
     if isinstance(gold, Group):
@@ -202,6 +249,13 @@ def _equal(gold: Node, answer: Node) -> bool | None:
     if isinstance(answer, Group) and not _MANY.search(gold.text):
         return False
     return True if isinstance(answer, Opaque) and squeeze(gold.text) == squeeze(answer.text) else None
+
+
+def _is_printed(gold: Scalar, answer: Scalar) -> bool:
+    """Whether one is the other, printed: 0.0833333333333333 and 1/12. Of two decimals, only the reference may be the exact one."""
+    if answer.printed:
+        return answer.printed.stands_for(gold.value)
+    return gold.printed is not None and not answer.whole_division and gold.printed.stands_for(answer.value)
 
 
 def _equal_groups(gold: Group, answer: Group) -> bool | None:
@@ -229,71 +283,6 @@ def _equal_groups(gold: Group, answer: Group) -> bool | None:
         else:
             return False
     return True if certain else None
-
-
-def _drop_names(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
-    """Both without `x =` or `x \\in` in front; a ruling where the answer is a chain or an equation and the reference is not."""
-    if _is_list(gold) or _is_list(answer):
-        return _drop_names_of_list(gold, answer)
-    gold_parts, answer_parts = _sides(gold), _sides(answer)
-    if len(answer_parts) > 2 and answer_parts != gold_parts:
-        return gold, answer, _wrong("chain")
-    if len(answer_parts) == 2 and len(gold_parts) == 1:
-        if not _is_name(answer_parts[0]):
-            return gold, answer, _wrong("equation")
-        answer = answer_parts[1]
-    elif len(gold_parts) == 2 and len(answer_parts) == 1:
-        if not _is_name(gold_parts[0]):
-            return gold, answer, _wrong("no equation")
-        gold = gold_parts[1]
-    elif len(gold_parts) == len(answer_parts) == 2:
-        if squeeze(gold_parts[0]) == squeeze(answer_parts[0]):
-            gold, answer = gold_parts[1], answer_parts[1]
-        elif read_number(gold_parts[1]) and read_number(answer_parts[1]) and _is_name(gold_parts[0]) and "(" not in gold_parts[0]:
-            return gold, answer, _wrong("other name")
-    return gold, answer, None
-
-
-def _is_list(text: str) -> bool:
-    """`1, 2` and `x = 1, y = 2`, but not `1,000` or `x = 1,000`."""
-    sides = _sides(text)
-    return len(split(text, ",;")) > 1 and (len(sides) > 2 or read_number(sides[-1]) is None)
-
-
-def _drop_names_of_list(gold: str, answer: str) -> tuple[str, str, Ruling | None]:
-    gold_items, answer_items = split(gold, ",;"), split(answer, ",;")
-    gold_named = [item for item in gold_items if len(_sides(item)) > 1]
-    if gold_named and any(len(_sides(item)) > 1 for item in answer_items):
-        return gold, answer, None
-    if gold_named:
-        return _strip_each(gold_items), answer, None
-    for item in answer_items:
-        parts = _sides(item)
-        if len(parts) > 2 or (len(parts) == 2 and not _is_name(parts[0])):
-            return gold, answer, _wrong("chain" if len(parts) > 2 else "equation")
-        answer = _strip_each(answer_items) if len(parts) == 2 else answer
-    return gold, answer, None
-
-
-def _strip_each(items: list[str]) -> str:
-    sides = [_sides(item) for item in items]
-    return ", ".join(parts[1] if len(parts) == 2 and _is_name(parts[0]) else item for parts, item in zip(sides, items, strict=True))
-
-
-def _sides(text: str) -> list[str]:
-    parts = split(text, "=")
-    if len(parts) == 1:
-        match = _MEMBER.fullmatch(text)
-        if match and not re.fullmatch(r"\\mathbb.*", match[2]):
-            return [match[1], match[2]]
-    return parts
-
-
-def _is_name(text: str) -> bool:
-    r"""`x`, `x_1`, `f(2)`, `|AB|`, `A:B`, `\frac{NO}{BO}`, `(p, q)`, words; not `8`, `2x`, `x+1`."""
-    text = _SUBSCRIPT.sub("", _TEXT.sub("T", text))
-    text = re.sub(r"(?<=[A-Za-z'])\([^()]*\)|\\circ|(?<=\^)-1|\{-1\}", "", text)
-    return bool(re.search("[A-Za-z]", text)) and not re.search(r"[0-9+<>=/*-]", text)
 
 
 def _bases(text: str) -> list[tuple[str, str]]:

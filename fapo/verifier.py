@@ -22,7 +22,7 @@ from types import TracebackType
 
 from soundrl.fapo.boxed import final_box
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.strict import check_gold, rule
+from soundrl.fapo.strict import check_gold, list_length, rule
 from soundrl.fapo.verifier_pool import WorkerPool
 
 _OUTCOMES = {
@@ -71,7 +71,7 @@ class Verifier:
             RuntimeError: the verifier is closed.
         """
         check_gold(gold)
-        box = final_box(response)
+        box = final_box(response, parts=list_length(gold))
         if box is None:
             return self._decided(Outcome.NO_ANSWER, "no box")
         if box.hedged:

@@ -23,8 +23,11 @@ import socket
 import struct
 import sys
 import warnings
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
+
+from soundrl.fapo.printed import Printed, read_printed, split_approximation
 
 ANSWERS_PER_WORKER = 500
 """A worker is replaced after so many answers: sympy's caches only grow."""
@@ -108,6 +111,13 @@ def compare(gold: str, answer: str) -> str:
     """Says `equal`, `different`, `gold` or `answer` (what could not be parsed), or `incomparable`."""
     from math_verify import verify
 
+    if r"\approx" in answer and r"\approx" not in gold:
+        parts = split_approximation(answer)
+        result = compare(gold, parts[0]) if parts else "different"
+        if result == "equal" and parts:
+            exact = _exact_number(parse_answer(gold)[0], parts[1])
+            return "equal" if exact is not None and parts[1].true_of(exact) else "different"
+        return result
     try:
         golds = parse_answer(gold)
     except MemoryError:
@@ -125,6 +135,10 @@ def compare(gold: str, answer: str) -> str:
     if not answers:
         return "answer"
     try:
+        for printed, other in ((read_printed(answer), golds[0]), (read_printed(gold), answers[0])):
+            exact = _exact_number(other, printed) if printed and printed.is_long else None
+            if printed and exact is not None:
+                return "equal" if printed.stands_for(exact) else "different"
         if _differ_as_numbers(golds[0], answers[0]):
             return "different"
         return "equal" if verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True) else "different"
@@ -132,6 +146,20 @@ def compare(gold: str, answer: str) -> str:
         raise
     except Exception:  # noqa: BLE001 - as above
         return "incomparable"
+
+
+def _exact_number(parsed: Any, printed: Printed) -> Fraction | None:
+    """The number that was parsed, exactly enough to be compared with a printed decimal; None where it is none."""
+    from sympy import Expr, Float, Rational
+
+    if not isinstance(parsed, Expr) or parsed.free_symbols or not parsed.is_real:
+        return None
+    number = parsed.evalf(len(str(printed.digits)) + 20)
+    # The exact fraction of e^{10^9} fills the memory.
+    if not isinstance(number, (Float, Rational)) or not number.is_finite or not Float("1e-99") < abs(number) < Float("1e99"):
+        return None
+    exact: Any = Rational(number)
+    return Fraction(int(exact.p), int(exact.q))
 
 
 def _differ_as_numbers(gold: Any, answer: Any) -> bool:

@@ -15,7 +15,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from soundrl.fapo.boxed import final_box
+from soundrl.fapo.boxed import final_box, reference_part
+from soundrl.fapo.strict import list_length
 
 VERSION = "0.9.0"
 MODULES = (
@@ -109,21 +110,24 @@ _FINAL = re.compile(r"[Ff]inal answer is:?\s*(.+?)\.?\s*I hope", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])[$€]?-?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\.\d+)(?:\s*(?:%|€|\$|m²|percent\b|pct\b))?(?![A-Za-z])")
 
 
-def answer_span(text: str, *, reference: bool = False) -> str | None:
+def answer_span(text: str, *, gold: str | None = None) -> str | None:
     """The part of a case's text that a well-behaved model would have boxed.
 
     The cases are free text, of which math-verify picks the answer; our rule asks for a box. So that all of them can be put to our
-    comparison, this takes: the box by our own rule (of a `reference` that boxes several things, the last); else what stands after
+    comparison, this takes: the box by our own rule, for which `gold` is the reference (None = this is the reference, and
+    its boxes are read by our rule for references); else what stands after
     `final answer is`; else the later of the last number and the last mathematics, with what is joined to that by a comma, `and`, `or`.
     A text of which every backslash is doubled (raw strings that were escaped once too often) is read with single ones.
     """
     if "\\\\" in text and not re.search(r"(?<!\\)\\(?!\\)", text.replace("\\\\", "")):
         text = text.replace("\\\\", "\\")
-    box = final_box(text)
+    if gold is None and reference_part(text) != text:
+        return reference_part(text)
+    box = final_box(text, parts=list_length(gold) if gold else 1)
     if box:
         tail = _PERCENT.match(text, text.rfind(box.text) + len(box.text) + 1) or _PERCENT.match(text, text.rfind("}$") + 2)
         if box.hedged:
-            return box.text if reference else None
+            return None
         return box.text + (tail.group() if tail else "")
     final = _FINAL.findall(text)
     if final and len(final[-1]) < 200:

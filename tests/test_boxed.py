@@ -3,7 +3,7 @@ r"""The final answer of a response: which `\boxed{…}` counts, and which does n
 import time
 
 import pytest
-from soundrl.fapo.boxed import Box, boxed_answer, final_box
+from soundrl.fapo.boxed import Box, boxed_answer, final_box, reference_part
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,48 @@ def test_hedged(text):
     assert boxed_answer(text) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "parts", "answer"),
+    [
+        (r"\boxed{A} for part (a) and \boxed{B}", 2, "A, B"),
+        (r"$x = \boxed{1}$ and then $y_2 = \boxed{2}$.", 2, "x = 1, y_2 = 2"),
+        (r"It is \boxed{1}, then \boxed{2}, then \boxed{3}.", 3, "1, 2, 3"),
+        (r"\boxed{1} or \boxed{2}, then \boxed{3}.", 3, "1, 2, 3"),
+        ("\\boxed{9}\n\n\\boxed{1} for a, \\boxed{2} for b", 2, "1, 2"),
+        (r"\boxed{A} for part (a) and \boxed{B}", 1, None),
+        (r"\boxed{A} for part (a) and \boxed{B}", 3, None),
+        (r"\boxed{A} for part (a) and \boxed{}", 2, None),
+        (r"\boxed{1}. Wait, no: \boxed{2}", 2, None),
+        (r"\boxed{1}, or perhaps it is \boxed{2}", 2, None),
+        (r"it is \boxed{1}, it isn't \boxed{2}", 2, None),
+        (r"\boxed{1} for a, \boxed{2} for b. That was wrong.", 2, None),
+        ("\\boxed{1} for a\n\n\\boxed{2} for b", 2, "2"),
+    ],
+)
+def test_a_list_of_boxes(text, parts, answer):
+    box = final_box(text, parts=parts)
+    assert (None if box is None or box.hedged else box.text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("7", "7"),
+        (r"x \in \boxed{[0,7)}.", r"x \in \boxed{[0,7)}."),
+        (r"\boxed{1} papers and \boxed{2} bins", "1, 2"),
+        (r"\boxed{35 cm} ++++++ \boxed{4}", "35 cm, 4"),
+        (r"\boxed{2} + \boxed{3}", r"\boxed{2} + \boxed{3}"),
+        (r"\boxed{1} no no no \boxed{2}", "2"),
+        (r"\boxed{1} or \boxed{2}", "1, 2"),
+        (r"so \boxed{\frac{1}{2}", r"\frac{1}{2}"),
+        (r"\boxed{1} and \boxed{2", "1, 2"),
+        ("a toolbox", "a toolbox"),
+    ],
+)
+def test_boxes_of_a_reference(text, read):
+    assert reference_part(text) == read
+
+
 def test_a_paragraph_of_its_own_is_not_a_hedge():
     assert final_box("\\boxed{8}\n\nhence \\boxed{7}") == Box("7")
 
@@ -107,5 +149,7 @@ def test_a_paragraph_of_its_own_is_not_a_hedge():
 def test_linear_time(unit):
     """Ten times the text may not take a hundred times as long: quadratic code takes minutes at this size."""
     start = time.perf_counter()
-    final_box(unit * (1_000_000 // len(unit)))
+    text = unit * (1_000_000 // len(unit))
+    final_box(text)
+    final_box(text, parts=text.count("\\boxed{1}"))
     assert time.perf_counter() - start < 10

@@ -1,6 +1,8 @@
 r"""The strict rule: what it decides by itself, what it refuses, what it leaves to the parser behind."""
 
 import json
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from soundrl.fapo.answer_form import MAX_LENGTH, normalise, squeeze
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.strict import check_gold, rule
+from soundrl.fapo.strict import check_gold, list_length, rule
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 
@@ -35,7 +37,16 @@ DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
         ("(1,2),(3,4)", "(3,4),(1,2)"), ("[1, 2)", "x \\in [1, 2)"), ("(0, 1]", "(0, 1.0]"), ("100,200", "100, 200"),
         ("C", r"\text{(C)}"), ("C", r"\textbf{C}"), ("(C)", "C"), (r"\text{Evelyn}", "evelyn"), (r"\text{even}", "Even"),
         (r"\text{None of the above}", "none of the above"), ("204_5", r"204_{5}"), (r"\sqrt{2}", r"\sqrt{ 2 }"), (r"\sqrt{2}", "√2"),
-        ("3+4", "3+4"), (r"\pm 3", r"\pm3"), (r"\infty", "∞"), ("84/12", "84/12"),
+        ("1/12", "0.0833333333333333"), ("1/12", "0.083333333333333333"), ("2/3", "0.666666666666"), ("2/3", "0.666666666667"),
+        ("-2/3", "-0.6666666666667"), ("1/3", "0.333333333333333333"), ("1/49", "0.02040816326530612"), ("0.333333333333", "1/3"),
+        ("(1/12, 2)", "(0.0833333333333333, 2)"), (r"8\frac13\%", "8.33333333333333"),
+        ("1/3", r"\frac13 \approx 0.333"), ("1/3", r"x = 1/3 ≈ 0.33"), ("2/3", r"\frac{2}{3} \approx 0.67"),
+        ("2/3", r"\frac{2}{3} \approx 0.66"),
+        ("1", "3/3"), ("1", r"\frac3{3}"), ("-1", r"\frac{-3}{3}"), ("7", r"\frac{7}{1}"), ("0", "0/5"),
+        ("0,111", "0.111"), ("0,111", "0, 111"), ("0.111", "0,111"), ("-0,1112", "-0.1112"), ("0,111", r"\frac{111}{1000}"),
+        (r"\boxed{1} papers and \boxed{2} bins", "1, 2"), (r"\boxed{35 cm} ++++++ \boxed{4}", "35 cm, 4"), (r"so \boxed{1, 2", "2, 1"),
+        (r"\boxed{W(n) = 1 \text{ and } W(n) = -1", "W(x)=1orW(x)=-1"), ("x=2, y=3", "2, 3"), ("x_1=2, x_2=3", "3, 2"),
+        ("-\x0crac{7}{4}", r"-\frac{7}{4}"), ("3+4", "3+4"), (r"\pm 3", r"\pm3"), (r"\infty", "∞"), ("84/12", "84/12"),
     ],
 )  # fmt: skip
 def test_equal(gold, answer):
@@ -57,7 +68,25 @@ def test_equal(gold, answer):
         ("7", r"\text{approximately } 7"),
         ("5", r"5 \text{ or so}"), ("12", "1 2"), ("7", "7 x"), ("7", "7ab"),
         # Other values, rounded values, not carried out.
-        ("10000", "9999"), ("10000", "9999.857"), ("10000", "10000.000000001"), ("1/3", "0.333333"), ("1/3", "0.333333333333333333"),
+        ("10000", "9999"), ("10000", "9999.857"), ("10000", "10000.000000001"), ("1/3", "0.333333"),
+        ("1/3", "0.33333333333"), ("1/3", "0.333333333334"), ("1/3", "0.333333334333"), ("1/3", "-0.333333333333"),
+        ("2/3", "0.666666666665"),
+        ("1/12", "0.0833333333333332"), ("1/12", "0.0833"), ("1/12", "0.833333333333333"), ("1/2", "0.500000000001"),
+        ("10000", "10000.0000000001"), ("10000", "9999.99999999999"), ("1", "0.999999999999999"), ("0.3", "0.30000000000000004"),
+        ("10000000000/3", "3333333333.33"), ("10000.00000000", "10000.000000001"), ("0.33333333333", "1/3"), ("0.333333333334", "1/3"),
+        ("(1/12, 2)", "(0.0833333333333332, 2)"), ("0.5", "0.500000000000001"), ("0.333333333333", "84/252.1"),
+        ("1/3", r"\frac13 \approx 0.334"), ("1/3", r"\frac13 \approx 1.3"), ("1/3", r"x = 1 \approx 1/3 \approx 0.333"),
+        ("0.333", r"\frac13 \approx 0.333"),
+        ("1/3", r"x \approx 0.333"), ("1/3", r"x = 5 = 1/3 \approx 0.333"), ("7", r"x \approx 7.0"), ("7", r"7.1 \approx 7.0"),
+        ("7", r"6 \approx 7.0"),
+        ("7", r"7 \approx 8.0"), ("7", r"7 \sim 7.0"), ("1/3, 2", r"1/3 \approx 0.333, 2"), ("1/3", r"\frac13 \approxeq 0.333"),
+        ("7", r"14/2 \approx 7.0"),
+        ("1", "2-1"), ("3", "6/2"), ("1", "3/4"), ("0,111", "111"), ("111", "0,111"), ("0,111", "0.112"), ("0, 111", "0.111"),
+        ("0,1", "0.1"),
+        ("1,22", "1.22"), ("2,16", "2.16"), ("0,111", "0.111, 2"),
+        (r"\boxed{1} papers and \boxed{2} bins", "2"), (r"\boxed{1} papers and \boxed{2} bins", "1, 3"),
+        (r"\boxed{1} no no no \boxed{2}", "1, 2"),
+        ("W(n)=1, W(n)=-1", "W(x)=1, W(x)=2"), ("x=2, y=3", "3, 2"),
         ("1", "0.999999999"),
         ("1000", "1.000"), ("1000", "1,00"), ("1000", "1, 000"), ("7.8", "7, 8"), ("7,8", "7.8"), ("1.234", "1,234"),
         ("7", "3+4"), ("7", "(3+4)"), ("7", r"\sqrt{49}"), ("120", "5!"), ("7", "84/12"), ("7", r"\frac{84}{12}"), ("1024", "2^{10}"),
@@ -122,6 +151,8 @@ def test_operators_are_refused_before_the_parser(answer):
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [
+        (r"\sqrt{17}", "4.123105625617661"), ("4.123105625617661", r"\sqrt{17}"), (r"\sqrt{17}", r"\sqrt{17} \approx 4.12"),
+        ("W(n)=1, W(n)=-1", "V(x)=1, V(x)=-1"), ("W(n)=n, W(n)=-1", "W(x)=n, W(x)=-1"), (r"\boxed{2} + \boxed{3}x", "5x"),
         (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}"), ("x^2-1", "(x-1)(x+1)"), ("2^{10}", "1024"), (r"\pm 3", "3, -3"),
         ("1 < x < 2", "(1,2)"),
         (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"),
@@ -197,3 +228,24 @@ def test_real_references(name):
             assert rule(gold, wrapped).outcome is Outcome.CORRECT, (gold, wrapped)
         if gold.strip() != other.strip() and (gold, other) not in same:
             assert rule(gold, other).outcome is not Outcome.CORRECT, (gold, other)
+
+
+@pytest.mark.parametrize(
+    ("gold", "length"), [("1, 2", 2), (r"\boxed{1} and \boxed{2}", 2), ("x=1; y=2; z=3", 3), ("7", 1), ("1,000", 1), ("(1, 2)", 1)]
+)
+def test_list_length(gold, length):
+    assert list_length(gold) == length
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 10**4), st.sampled_from([97, 101, 999, 1024 * 3]), st.integers(12, 17))
+def test_printed_fractions(top, bottom, digits):
+    """A true print of 12 to 17 places is right; two units further, or 1e-9 off, it is wrong."""
+    gold, text = f"{top}/{bottom}", f"{Decimal(top) / Decimal(bottom):.{digits}f}"
+    if top > bottom and Fraction(top, bottom).denominator > 1:
+        assert rule(gold, text).outcome is Outcome.CORRECT
+        assert rule(gold, repr(top / bottom)).outcome is Outcome.CORRECT
+        # Beyond 12 places the last digits may be below the resolution of a double.
+        unit = Decimal(1).scaleb(-12)
+        for off in (2 * unit, -2 * unit, Decimal("1e-9"), Decimal("-1e-9")):
+            assert rule(gold, f"{Decimal(text) + off:f}").outcome is Outcome.WRONG

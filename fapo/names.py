@@ -1,0 +1,107 @@
+r"""Names in answers: takes `x =` off `x = 7`, refuses the equations and chains in which a right number may hide.
+
+>>> drop_names("7", "x = 7"), drop_names("7", "8 = 7")
+(('7', '7', ''), ('7', '8 = 7', 'equation'))
+"""
+
+from __future__ import annotations
+
+import re
+
+from soundrl.fapo.answer_form import read_number, split, squeeze
+
+_MEMBER = re.compile(r"([^=<>]+?)\\in(?![a-zA-Z])(.+)")
+_SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_FUNCTION = re.compile(r"([A-Za-z])\s*\(\s*([A-Za-z])\s*\)")
+
+
+def drop_names(gold: str, answer: str) -> tuple[str, str, str]:
+    r"""Both without `x =` or `x \in` in front, and what is wrong where the answer is a chain or an equation and the reference is not."""
+    if _is_list(gold) or _is_list(answer):
+        return _drop_names_of_list(gold, answer)
+    gold_parts, answer_parts = sides(gold), sides(answer)
+    if len(answer_parts) > 2 and answer_parts != gold_parts:
+        return gold, answer, "chain"
+    if len(answer_parts) == 2 and len(gold_parts) == 1:
+        if not _is_name(answer_parts[0]):
+            return gold, answer, "equation"
+        answer = answer_parts[1]
+    elif len(gold_parts) == 2 and len(answer_parts) == 1:
+        if not _is_name(gold_parts[0]):
+            return gold, answer, "no equation"
+        gold = gold_parts[1]
+    elif len(gold_parts) == len(answer_parts) == 2:
+        if squeeze(gold_parts[0]) == squeeze(answer_parts[0]):
+            gold, answer = gold_parts[1], answer_parts[1]
+        elif read_number(gold_parts[1]) and read_number(answer_parts[1]) and _is_name(gold_parts[0]) and "(" not in gold_parts[0]:
+            return gold, answer, "other name"
+    return gold, answer, ""
+
+
+def _is_list(text: str) -> bool:
+    """`1, 2` and `x = 1, y = 2`, but not `1,000` or `x = 1,000`."""
+    parts = sides(text)
+    return len(split(text, ",;")) > 1 and (len(parts) > 2 or read_number(parts[-1]) is None)
+
+
+def _drop_names_of_list(gold: str, answer: str) -> tuple[str, str, str]:
+    gold_items, answer_items = split(gold, ",;"), split(answer, ",;")
+    gold_named = [item for item in gold_items if len(sides(item)) > 1]
+    if gold_named and any(len(sides(item)) > 1 for item in answer_items):
+        function = _constant_function(gold_items)
+        if function and function == _constant_function(answer_items):
+            return _strip_each(gold_items), _strip_each(answer_items), ""
+        return gold, answer, ""
+    if gold_named:
+        values = _strip_each(gold_items)
+        if len(gold_named) == len(gold_items) == len(answer_items) and _are_distinct(gold_items):
+            # `3, 2` is not `x = 2, y = 3`; the solutions `x_1 = 2, x_2 = 3` may come in any order.
+            return f"({values})", f"({', '.join(answer_items)})", ""
+        return values, answer, ""
+    for item in answer_items:
+        parts = sides(item)
+        if len(parts) > 2 or (len(parts) == 2 and not _is_name(parts[0])):
+            return gold, answer, "chain" if len(parts) > 2 else "equation"
+        answer = _strip_each(answer_items) if len(parts) == 2 else answer
+    return gold, answer, ""
+
+
+def _strip_each(items: list[str]) -> str:
+    both = [sides(item) for item in items]
+    return ", ".join(parts[1] if len(parts) == 2 and _is_name(parts[0]) else item for parts, item in zip(both, items, strict=True))
+
+
+def _are_distinct(items: list[str]) -> bool:
+    """Whether each element has a letter of its own for its name, as in `x = 2, y = 3`."""
+    letters = {parts[0].strip()[:1] for parts in map(sides, items) if len(parts) == 2 and re.match(r"\s*[A-Za-z](?![A-Za-z])", parts[0])}
+    return len(letters) == len(items)
+
+
+def _constant_function(items: list[str]) -> str:
+    """`W` of `W(n) = 1, W(n) = -1`: the variable n or x says nothing where no value has a letter. Empty = no such list."""
+    names: set[tuple[str, str]] = set()
+    for item in items:
+        parts = sides(item)
+        match = _FUNCTION.fullmatch(parts[0])
+        if len(parts) != 2 or not match or re.search("[A-Za-z]", parts[1]):
+            return ""
+        names.add((match[1], match[2]))
+    return names.pop()[0] if len(names) == 1 else ""
+
+
+def sides(text: str) -> list[str]:
+    r"""What stands on either side of `=` or `\in`: `x = 7` is `x`, `7`."""
+    parts = split(text, "=")
+    if len(parts) == 1:
+        match = _MEMBER.fullmatch(text)
+        if match and not re.fullmatch(r"\\mathbb.*", match[2]):
+            return [match[1], match[2]]
+    return parts
+
+
+def _is_name(text: str) -> bool:
+    r"""`x`, `x_1`, `f(2)`, `|AB|`, `A:B`, `\frac{NO}{BO}`, `(p, q)`, words; not `8`, `2x`, `x+1`."""
+    text = _SUBSCRIPT.sub("", _TEXT.sub("T", text))
+    text = re.sub(r"(?<=[A-Za-z'])\([^()]*\)|\\circ|(?<=\^)-1|\{-1\}", "", text)
+    return bool(re.search("[A-Za-z]", text)) and not re.search(r"[0-9+<>=/*-]", text)
