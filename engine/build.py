@@ -148,7 +148,9 @@ class Encoder:
         """Token ids of the prompt, up to where the response begins. ValueError, naming the row, where it is too long."""
         tokens = self.known.get(prompt.id)
         if tokens is None:
-            tokens = self.known[prompt.id] = tuple(self.tokenizer(self.render(prompt), add_special_tokens=prompt.messages is None)["input_ids"])
+            tokens = self.known[prompt.id] = tuple(
+                self.tokenizer(self.render(prompt), add_special_tokens=prompt.messages is None)["input_ids"]
+            )
         if len(tokens) > self.max_prompt_tokens:
             raise ValueError(
                 f"{prompt.id}: the prompt has {len(tokens)} tokens, but model.max_length − rollout.max_new_tokens leaves "

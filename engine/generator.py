@@ -76,9 +76,7 @@ def requests_for(
     top_p: float = 1.0,
 ) -> list[Request]:
     """`samples` requests for each (prompt id, prompt tokens), group after group."""
-    base = Request(
-        prompt_id="", sample=0, prompt_tokens=(), seed=0, temperature=temperature, max_new_tokens=max_new_tokens, top_p=top_p
-    )
+    base = Request(prompt_id="", sample=0, prompt_tokens=(), seed=0, temperature=temperature, max_new_tokens=max_new_tokens, top_p=top_p)
     return [
         replace(base, prompt_id=id_, sample=i, prompt_tokens=tokens, seed=derived_seed(run_seed, phase, step, id_, i))
         for id_, tokens in prompts

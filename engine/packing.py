@@ -28,11 +28,11 @@ class Sample:
 class PackedBatch:
     """One micro-batch. Worked example: two samples, prompt [5, 6] → response [7], prompt [8] → response [9, 4]:
 
-        input_ids         5 6 7 8 9 4
-        position_ids      0 1 2 0 1 2
-        cu_seqlens        0 3 6
-        loss_mask         0 0 1 0 1 1
-        response_index    2 4 5          (the row of logits that predicts token t is t − 1)
+    input_ids         5 6 7 8 9 4
+    position_ids      0 1 2 0 1 2
+    cu_seqlens        0 3 6
+    loss_mask         0 0 1 0 1 1
+    response_index    2 4 5          (the row of logits that predicts token t is t − 1)
     """
 
     input_ids: Tensor

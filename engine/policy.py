@@ -51,7 +51,9 @@ def check_folder(path: str) -> Path:
     except ValueError as error:
         raise ValueError(f"model.path {path}: config.json is no JSON ({error})") from error
     if "auto_map" in config:
-        raise ValueError(f"model.path {path} asks to run its own code (auto_map in config.json), which is refused; use an architecture of transformers")
+        raise ValueError(
+            f"model.path {path} asks to run its own code (auto_map in config.json), which is refused; use an architecture of transformers"
+        )
     return folder
 
 
@@ -84,7 +86,9 @@ class Policy:
         self._load()
 
     def _shard(self) -> None:
-        precision = MixedPrecisionPolicy(param_dtype=getattr(torch, self.settings.dtype), reduce_dtype=torch.float32, output_dtype=torch.float32)
+        precision = MixedPrecisionPolicy(
+            param_dtype=getattr(torch, self.settings.dtype), reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
         layers = next(module for module in self.model.modules() if isinstance(module, nn.ModuleList))
         for layer in layers:
             fully_shard(layer, mesh=self.world.mesh, mp_policy=precision)
@@ -177,4 +181,5 @@ class Policy:
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        return f"{self.config.architectures[0] if self.config.architectures else type(self.model).__name__}, {count / 1e6:.1f} M parameters, {self.settings.dtype}"
+        kind = self.config.architectures[0] if self.config.architectures else type(self.model).__name__
+        return f"{kind}, {count / 1e6:.1f} M parameters, {self.settings.dtype}"

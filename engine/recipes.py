@@ -60,7 +60,9 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
         ),
         fapo=Fapo(lam=lam, overlong_buffer=4096, overlong_factor=1.0),
         # λ = 0 still judges nothing in the paper's baseline; ours neither, name a judge to see its flawed share.
-        genrm=Genrm(judge="endpoint", urls=("http://127.0.0.1:8000/v1",), model="FAPO-GenRM-4B", max_tokens=16384) if lam else Genrm(judge="none"),
+        genrm=Genrm(judge="endpoint", urls=("http://127.0.0.1:8000/v1",), model="FAPO-GenRM-4B", max_tokens=16384)
+        if lam
+        else Genrm(judge="none"),
         run=Run(name=name, steps=steps, eval_every=10, eval_samples=32, eval_temperature=1.0, eval_top_p=0.7, export_every=10),
     )
 

@@ -44,8 +44,8 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
         return found + "Sending all tensors again closed the gap, no single block did: the first transfer was incomplete"
     if sync.policy.config.tie_word_embeddings:
         return found + (
-            f"Sending everything again left it at {again:.4f}, and this model ties lm_head to the embedding: the sampler keeps an old copy of "
-            "lm_head.weight (vLLM packs it on CPU); its post-load step must run after the embedding has been loaded"
+            f"Sending everything again left it at {again:.4f}, and this model ties lm_head to the embedding: the sampler keeps an old "
+            "copy of lm_head.weight (vLLM packs it on CPU); its post-load step must run after the embedding has been loaded"
         )
     return found + (
         f"Sending everything again left it at {again:.4f}: the sampler computes something else than the trainer (other dtype, other RoPE "

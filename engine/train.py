@@ -1,6 +1,6 @@
 """The main job: prompts → generate → verify → judge → reward → advantage → pack → forward/backward → optimizer → sync weights.
 
-    torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts torchrun itself
+torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts torchrun itself
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Trainer:
         `token_count` is the mini-batch's over all ranks. FSDP2 averages gradients over ranks, so each rank's loss is scaled by
         the world size: the sum over ranks is the gradient of one rank that holds everything.
         """
-        sums = dict.fromkeys(("loss", "entropy", *METRIC_SUMS), 0.0)
+        sums: dict[str, float] = dict.fromkeys(("loss", "entropy", *METRIC_SUMS), 0.0)
         for batch in batches:
             logprob_R, entropy_R = self.policy.response_logprobs(batch, self.temperature)
             loss, metrics = loss_function(batch, logprob_R, entropy_R, token_count)
@@ -74,8 +74,8 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise NotFiniteError(
-                f"the gradient was not finite {self.skipped_in_a_row} optimizer steps in a row; the parameters are those of the last finite "
-                "step. Lower optim.lr or look at the rollouts of this step"
+                f"the gradient was not finite {self.skipped_in_a_row} optimizer steps in a row; the parameters are those of the last "
+                "finite step. Lower optim.lr or look at the rollouts of this step"
             )
         return {"grad_norm": grad_norm, "skipped": float(not finite)}
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soundrl.engine.config import Model, Rollout as RolloutSettings
+from soundrl.engine.config import Model
+from soundrl.engine.config import Rollout as RolloutSettings
 from soundrl.engine.generator import Request
 from soundrl.engine.world import World
 from soundrl.fapo.records import Rollout
@@ -42,7 +43,9 @@ def pack_tied_head(head: Any) -> None:
 class VllmGenerator:
     """See `Generator`. All ranks of a tensor-parallel group must pass the same requests in the same order."""
 
-    def __init__(self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, world: World, logprobs_mode: str = "processed_logprobs") -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, world: World, logprobs_mode: str = "processed_logprobs"
+    ) -> None:
         on_cpu = world.device.type == "cpu"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -114,7 +117,7 @@ class VllmGenerator:
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    yield self._rollout(pending.pop(output.request_id), output.outputs[0])
+                    yield self._rollout(pending.pop(output.request_id), output.outputs[0])  # type: ignore[index]
         if pending:
             lost = next(iter(pending.values()))
             raise RuntimeError(f"vLLM finished with {len(pending)} requests unanswered; the first is {lost.prompt_id} sample {lost.sample}")

@@ -8,12 +8,28 @@ from collections.abc import Sequence
 from soundrl.fapo.records import Group, Outcome
 from soundrl.fapo.rewards import is_flawed, is_unknown
 
-COUNTS = ("rollouts", "correct", "flawed", "unknown", "judged", "reward", "flawed_advantage", "groups", "past_shift", "signal", "tokens", "cut", "verifier_timeout", "unparseable", "no_answer")
+COUNTS = (
+    "rollouts",
+    "correct",
+    "flawed",
+    "unknown",
+    "judged",
+    "reward",
+    "flawed_advantage",
+    "groups",
+    "past_shift",
+    "signal",
+    "tokens",
+    "cut",
+    "verifier_timeout",
+    "unparseable",
+    "no_answer",
+)
 
 
 def count(groups: Sequence[Group], lam: float) -> dict[str, float]:
     """Sums that add up over ranks; `rates` turns them into metrics. α, β, γ: sound, wrong, flawed rollouts of a group."""
-    sums = dict.fromkeys(COUNTS, 0.0)
+    sums: dict[str, float] = dict.fromkeys(COUNTS, 0.0)
     for group in groups:
         correct = sum(outcome is Outcome.CORRECT for outcome in group.outcomes)
         flawed = [is_flawed(verdict) for verdict in group.verdicts]

@@ -45,7 +45,7 @@ class Verifier:
         memory_limit: Bytes of address space of each process. math-verify itself takes about 70 MiB.
     """
 
-    def __init__(self, *, workers: int = 2, time_limit: float = 1.5, memory_limit: int = 512 * 1024**2) -> None:
+    def __init__(self, *, workers: int = 2, time_limit: float = 1.0, memory_limit: int = 512 * 1024**2) -> None:
         self.pool = WorkerPool(workers=workers, time_limit=time_limit, memory_limit=memory_limit)
         self.counts: Counter[str] = Counter()
         """Verdicts so far: one per outcome (`wrong`), and one per outcome and reason (`wrong/chain`, `timeout/memory`)."""

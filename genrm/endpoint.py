@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 import httpx
+
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_4XX, HTTP_5XX, UNREACHABLE
 
 MAX_BODY = 4 * 2**20

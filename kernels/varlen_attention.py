@@ -28,9 +28,7 @@ def length_buckets(cu_seqlens: Tensor) -> list[Tensor]:
     return rectangles
 
 
-def varlen_attention_reference(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, buckets: list[Tensor], scale: float | None = None
-) -> Tensor:
+def varlen_attention_reference(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, buckets: list[Tensor], scale: float | None = None) -> Tensor:
     """Causal attention that never crosses a sequence boundary, by SDPA over rectangles of similar length.
 
     q_THD [T, Hq, D]; k_THD, v_THD [T, Hkv, D] with Hkv dividing Hq; `buckets` from `length_buckets(cu_seqlens)`, computed once a

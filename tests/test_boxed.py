@@ -3,6 +3,7 @@ r"""The final answer of a response: which `\boxed{…}` counts, and which does n
 import time
 
 import pytest
+
 from soundrl.fapo.boxed import Box, boxed_answer, final_box, reference_part
 
 

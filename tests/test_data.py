@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from soundrl.fapo import data, rows
 from soundrl.fapo.data import INSTRUCTION, boxed_solution, load_prompts
 from soundrl.fapo.rows import DataError, shown

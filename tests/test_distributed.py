@@ -1,15 +1,11 @@
 """The gradient does not depend on ranks, on micro-batches or on packing (real gloo ranks, real FSDP2)."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tiny import fixed_samples, write_tiny
 from transformers import AutoModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parent / "workers"))
-from tiny import fixed_samples, write_tiny  # noqa: E402
 
 
 def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

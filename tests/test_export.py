@@ -1,15 +1,10 @@
 """The exported policy is the trained policy: plain transformers and a fresh vLLM give the trainer's log-probabilities."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import fixed_samples
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-sys.path.insert(0, str(Path(__file__).parent / "workers"))
-from tiny import fixed_samples  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", ["opt", "qwen3"])

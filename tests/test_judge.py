@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.genrm import endpoint as endpoint_module

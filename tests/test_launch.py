@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny
 
 from soundrl.engine.config import Config, Data, Genrm, Model, Run, count_settings
 from soundrl.engine.launch import UserError, parse_arguments
 from soundrl.engine.recipes import RECIPES
-
-sys.path.insert(0, str(Path(__file__).parent / "workers"))
-from tiny import write_tiny  # noqa: E402
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ def sample(prompt: int, response: int, advantage: float = 1.0) -> Sample:
 
 
 def test_the_worked_example():
-    batch = pack([Sample(prompt_tokens=[5, 6], tokens=[7], logprobs=[-1.0], advantage=2.0), Sample(prompt_tokens=[8], tokens=[9, 4], logprobs=[-2.0, -3.0], advantage=-1.0)], CPU)
+    batch = pack(
+        [
+            Sample(prompt_tokens=[5, 6], tokens=[7], logprobs=[-1.0], advantage=2.0),
+            Sample(prompt_tokens=[8], tokens=[9, 4], logprobs=[-2.0, -3.0], advantage=-1.0),
+        ],
+        CPU,
+    )
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 4]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 2]
     assert batch.cu_seqlens.tolist() == [0, 3, 6]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from soundrl.fapo.prompt_stream import PromptStream, shuffled
 from soundrl.fapo.records import Prompt
 

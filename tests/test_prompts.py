@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from soundrl.genrm import prompts
 from soundrl.genrm.prompts import (
     assert_single_user_turn,
@@ -21,8 +24,6 @@ from soundrl.genrm.prompts import (
     split_paragraphs,
     tag_paragraphs,
 )
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 CRITIC_DATA = Path(__file__).parents[1] / "../shared/data/fapo-critic-100.jsonl"
 CHATML = (

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from soundrl.fapo.answer_form import MAX_LENGTH, normalise, squeeze
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.strict import check_gold, list_length, rule

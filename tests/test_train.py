@@ -55,8 +55,6 @@ def run_tiny(train, folder: Path, name: str, *arguments) -> list[dict]:
     return [row for row in metrics(folder / name) if "loss/policy" in row]
 
 
-
-
 def test_lambda_zero_is_grpo_bit_for_bit(train, tmp_path):
     """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
     judged = run_tiny(train, tmp_path, "judged", "--fapo.lam", 0)
@@ -78,7 +76,9 @@ def check_golden(rows: list[dict]) -> None:
     """
     ours = [f"{row['step']} {row['loss/policy']:.6f} {row['optim/grad_norm']:.6f} {row['reward/mean']:.6f}" for row in rows]
     if not GOLDEN.exists():
-        GOLDEN.write_text("# step loss/policy optim/grad_norm reward/mean (arith, seed 0, torch sampler, 40 warm-start steps)\n" + "\n".join(ours) + "\n")
+        GOLDEN.write_text(
+            "# step loss/policy optim/grad_norm reward/mean (arith, seed 0, torch sampler, 40 warm-start steps)\n" + "\n".join(ours) + "\n"
+        )
         pytest.fail(f"{GOLDEN.name} did not exist and was written; look at it and commit it")
     golden = [line for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
     for mine, theirs in zip(ours, golden, strict=True):
@@ -125,7 +125,18 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
         # 120 warm-start steps: enough right answers to judge.
-        arguments = ("--genrm.judge", "endpoint", "--genrm.urls", url, "--genrm.model", "judge", "--warm-start.steps", 120, "--run.steps", 1)
+        arguments = (
+            "--genrm.judge",
+            "endpoint",
+            "--genrm.urls",
+            url,
+            "--genrm.model",
+            "judge",
+            "--warm-start.steps",
+            120,
+            "--run.steps",
+            1,
+        )
         (row,) = run_tiny(train, tmp_path, "judge", *arguments)
     finally:
         server.shutdown()

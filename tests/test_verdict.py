@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.verdict import BAD_INDEX, CUT_OFF, EMPTY, NO_BOX, OUT_OF_RANGE, REASONS, SEVERAL, parse_verdict
 
@@ -35,7 +36,7 @@ UNKNOWN = [
     (r"<think>no end \boxed{-1}", NO_BOX),
     (r"<think>\boxed{-1}</think> I am done.", NO_BOX),
     (r"\boxed{-1}</think><think>\boxed{-1}", NO_BOX),
-    (r"\boxed{}", BAD_INDEX),
+    (r"\boxed{}", NO_BOX),
     (r"\boxed{none}", BAD_INDEX),
     (r"\boxed{+1}", BAD_INDEX),
     (r"\boxed{1.0}", BAD_INDEX),
@@ -49,7 +50,6 @@ UNKNOWN = [
     ("\\boxed{\uff11}", BAD_INDEX),
     ("\\boxed{\u0661}", BAD_INDEX),
     ("\\boxed{\u22121}", BAD_INDEX),
-    ("\\boxed{\u00a01}", BAD_INDEX),
     (r"\boxed{True}", BAD_INDEX),
     (r"\boxed{__import__('os').getpid()}", BAD_INDEX),
     (r"\boxed{4}", OUT_OF_RANGE),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mathverify_cases
 import pytest
+
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verifier import Verifier
 

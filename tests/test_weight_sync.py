@@ -37,7 +37,12 @@ def test_raw_logprobs_at_a_temperature_are_caught(torchrun, tmp_path):
     ("names", "expected"),
     [
         (
-            ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.o_proj.weight", "model.norm.weight"],
+            [
+                "model.embed_tokens.weight",
+                "model.layers.0.self_attn.q_proj.weight",
+                "model.layers.0.self_attn.o_proj.weight",
+                "model.norm.weight",
+            ],
             ["model.embed_tokens", "model.layers.0.self_attn", "model.norm"],
         ),
         (["model.decoder.layers.11.fc1.bias", "lm_head.weight"], ["model.decoder.layers.11.fc1", "lm_head"]),

@@ -1,0 +1,84 @@
+"""Import directions (DESIGN: kernels · fapo → genrm → engine), what the kernels need, and names that would shadow the standard library."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "fapo": {"fapo", "kernels"},
+    "genrm": {"genrm", "fapo", "kernels"},
+    "engine": {"engine", "genrm", "fapo", "kernels"},
+}
+OF_KERNELS = {"torch", "triton", "soundrl", *sys.stdlib_module_names}
+FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Full names of everything a module imports, at any depth."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}: one spelling everywhere, from soundrl.…"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_import_direction_and_size(path):
+    text = path.read_text()
+    folder = path.relative_to(ROOT).parts[0]
+    for name in imported(ast.parse(text)):
+        parts = name.split(".")
+        assert parts[0] not in MAY_IMPORT, f"{path.name} imports {name}; write soundrl.{name}"
+        if parts[0] == "soundrl":
+            assert parts[1] in MAY_IMPORT[folder], f"{folder}/{path.name} may not import soundrl.{parts[1]}"
+        if folder == "kernels":
+            assert parts[0] in OF_KERNELS, f"kernels/{path.name} imports {parts[0]}; the kernels need torch and triton alone"
+    assert len(text.splitlines()) <= 350, f"{path.name} is longer than 350 lines: does it still hold one noun?"
+    assert path.stem not in sys.stdlib_module_names, f"{path.name} would shadow the standard library's {path.stem}"
+
+
+def test_the_check_finds_a_wrong_import():
+    assert imported(ast.parse("def f():\n    from soundrl.engine.config import Config")) == {"soundrl.engine.config.Config"}
+
+
+def test_kernels_import_with_torch_and_triton_alone():
+    modules = [f"soundrl.kernels.{p.stem}" for p in sorted((ROOT / "kernels").glob("*.py"))]
+    assert len(modules) >= 4
+    code = (
+        "import importlib, sys\n"
+        "class Wall:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('transformers', 'vllm', 'safetensors', 'accelerate', 'tokenizers', 'httpx', 'tyro', 'datasets'):\n"
+        "            raise ImportError('not installed: ' + name)\n"
+        "sys.meta_path.insert(0, Wall())\n"
+        f"[importlib.import_module(m) for m in {modules!r}]\n"
+        "print(sorted(m for m in ('soundrl.fapo', 'soundrl.genrm', 'soundrl.engine') if m in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_entry_reads_as_the_pipeline():
+    assert len((ROOT / "engine" / "train.py").read_text().splitlines()) <= 150
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    """Static: no eval, exec, pickle, marshal, shelve or unguarded torch.load anywhere in the four folders."""
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert not {n.split(".")[0] for n in imported(tree)} & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "torch.load", "parse_expr", "sympify", "os.system"), f"{path}:{node.lineno} {called}"
+                flags = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert flags.get("shell") != "True" and flags.get("trust_remote_code") != "True", f"{path}:{node.lineno}"
