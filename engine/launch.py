@@ -103,6 +103,7 @@ def run(main: Callable[[Config], None]) -> None:
 def be_quiet() -> None:
     """Keep libraries' start-up chatter off the console; their warnings about a run's own doing stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers of tokenizers would share the trainer's threads
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -119,9 +120,12 @@ def torchrun(arguments: Sequence[str]) -> int:
 
     # The worker has said in one line what is wrong; the launcher's own report of a failed child would bury it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    processes = os.environ.get("NPROC", str(max(1, device_count())))
+    cores = os.cpu_count() or 1
+    # On CPU two ranks of one thread beat one of two: half of a step is Python, and threads that wait for each other suffer from neighbours.
+    processes = int(os.environ.get("NPROC", device_count() or min(2, cores)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     try:
-        torchrun_main(["--standalone", "--nproc-per-node", processes, *arguments])
+        torchrun_main(["--standalone", "--nproc-per-node", str(processes), *arguments])
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
     return 0

@@ -22,6 +22,7 @@ from soundrl.kernels.logprob import selective_logprob
 from soundrl.kernels.varlen_attention import length_buckets, varlen_attention_reference
 
 ATTENTION = "soundrl_varlen"
+KEEP_GATHERED = 500_000_000  # parameters
 
 
 def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs) -> tuple[Tensor, None]:
@@ -90,8 +91,10 @@ class Policy:
             param_dtype=getattr(torch, self.settings.dtype), reduce_dtype=torch.float32, output_dtype=torch.float32
         )
         layers = next(module for module in self.model.modules() if isinstance(module, nn.ModuleList))
+        # A small model stays gathered between forward and backward (ZeRO-2): its second gather costs more than its memory.
+        large = sum(parameter.numel() for parameter in self.model.parameters()) > KEEP_GATHERED
         for layer in layers:
-            fully_shard(layer, mesh=self.world.mesh, mp_policy=precision)
+            fully_shard(layer, mesh=self.world.mesh, mp_policy=precision, reshard_after_forward=large)
         fully_shard(self.model, mesh=self.world.mesh, mp_policy=precision)
         assert isinstance(self.model, FSDPModule)
         buffers = {name: buffer.to(self.world.device) for name, buffer in self.model.named_buffers()}
@@ -153,8 +156,10 @@ class Policy:
             use_cache=False,
         ).logits[0]
         if not torch.is_grad_enabled():
-            # FSDP2 leaves the root's parameters gathered for a backward pass that will not come.
-            self.model.reshard()  # type: ignore[operator]
+            # FSDP2 leaves parameters gathered for a backward pass that will not come.
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
         return selective_logprob(logits_RV, batch.input_ids[target_R], temperature)
 
     def export(self, folder: Path) -> None:

@@ -47,7 +47,6 @@ class VllmGenerator:
         self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, world: World, logprobs_mode: str = "processed_logprobs"
     ) -> None:
         on_cpu = world.device.type == "cpu"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         if on_cpu:
