@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,25 @@ def build_sources(config: Config) -> tuple[Source, dict[str, list[Prompt]]]:
     return train, tests
 
 
-def build_task(config: Config) -> ReasoningTask:
-    """Verifier and judge; the judge has been checked: it answers."""
+def check_answers(prompts: Sequence[Prompt], verifier: Verifier) -> None:
+    """ValueError naming the first row whose reference answer no response could be compared with, and how many there are."""
+    with ThreadPoolExecutor(2) as pool:  # the verifier has two processes
+        faults = [fault for fault in pool.map(lambda p: answer_fault(p, verifier), {p.answer: p for p in prompts}.values()) if fault]
+    if faults:
+        more = f" ({len(faults) - 1} more answers like it)" if len(faults) > 1 else ""
+        raise ValueError(f"{faults[0]}; correct the answer or remove the row{more}")
+
+
+def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
+    try:
+        verifier.check_gold(prompt.answer)
+    except ValueError as error:
+        return f"{prompt.id}: {error}"
+    return None
+
+
+def build_task(config: Config, prompts: Sequence[Prompt], check: bool) -> ReasoningTask:
+    """Verifier and judge; the judge has been checked (it answers), and with `check` so have the reference answers of `prompts`."""
     if config.data.train == "arith":
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
@@ -59,6 +76,8 @@ def build_task(config: Config) -> ReasoningTask:
     else:
         verifier = Verifier()
         close = verifier.close
+        if check:
+            check_answers(prompts, verifier)
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return verifier.submit(rollout.text, prompt.answer)
@@ -76,6 +95,7 @@ def build_task(config: Config) -> ReasoningTask:
             deadline=g.deadline,
             concurrency=g.concurrency,
             with_reference=g.reference,
+            allow_http=g.allow_http,
         )
         judge.check()
     return ReasoningTask(verify, judge, close)

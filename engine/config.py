@@ -122,7 +122,9 @@ class Genrm:
     judge: Literal["oracle", "endpoint", "none"] = "endpoint"
     """Who judges correct rollouts: the embedded world's exact oracle, an OpenAI-compatible endpoint, or nobody."""
     urls: tuple[str, ...] = ()
-    """Base URL of the endpoint, e.g. http://127.0.0.1:8000/v1."""
+    """Base URL of the endpoint, e.g. http://127.0.0.1:8000/v1; its token, if any, is read from $SOUNDRL_GENRM_TOKEN."""
+    allow_http: bool = False
+    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     model: str = ""
     """Model name, as the endpoint lists it under /models."""
     max_tokens: int = 8192

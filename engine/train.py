@@ -37,9 +37,10 @@ def main(config: Config) -> None:
         folder = build.model_folder(config, world)
         tokenizer = build.load_tokenizer(folder)
         encode = build.Encoder(tokenizer, config.max_prompt_tokens)
-        encode.check([prompt for prompts in (source if isinstance(source, list) else [], *tests.values()) for prompt in prompts])
+        prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
+        encode.check(prompts)
         demonstrations = build.build_demonstrations(config, source) if config.warm_start.steps else None
-        task = build.build_task(config)
+        task = build.build_task(config, prompts, check=world.main)
         policy = Policy(folder, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature)

@@ -106,9 +106,10 @@ def fails_in_one_line(train, arguments: list[str], *parts: str) -> None:
         ({"problem": "1+1?1\n"}, ("data.jsonl:2", "answer")),
         (b'{"problem": "\xff\xfe", "answer": "2"}', ("data.jsonl:2", "UTF-8")),
         ({"problem": "  ", "answer": "2"}, ("data.jsonl:2", "problem")),
+        ({"problem": "1+1?1\n", "answer": "\\frac{1}{"}, ("data.jsonl:2", "reference answer")),
         ({"problem": "1+1" * 40 + "?1\n", "answer": "2"}, ("data.jsonl:2", "tokens", "model.max_length")),
     ],
-    ids=["wrong-type", "missing-field", "invalid-utf8", "empty-problem", "longer-than-context"],
+    ids=["wrong-type", "missing-field", "invalid-utf8", "empty-problem", "unreadable-answer", "longer-than-context"],
 )
 def test_a_bad_row_is_named(train, tmp_path, bad, parts):
     folder = write_tiny(tmp_path / "tiny")
