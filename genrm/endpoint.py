@@ -225,7 +225,7 @@ def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
         raise ValueError(f"genrm.urls holds something that is no URL: write one {example}") from None
     # Before any message that quotes the URL.
     if parsed.userinfo:
-        raise ValueError("genrm.urls must not hold user:password@: put the token into the environment (genrm.token_env names the variable)")
+        raise ValueError("genrm.urls must not hold user:password@: put the token into the environment as SOUNDRL_GENRM_TOKEN")
     if parsed.query or parsed.fragment:
         raise ValueError("genrm.urls must not hold a query or a fragment (a key in it would be logged): end it with the path")
     if parsed.scheme not in ("http", "https") or not parsed.host:

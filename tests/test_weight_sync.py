@@ -26,6 +26,15 @@ def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):
         assert gap(said[fault]) > 1.05, (fault, said[fault])
         assert re.search(expected, said[fault]), (fault, said[fault])
 
+    # Rollouts of this engine depend on their own seed alone, and say how they ended.
+    rollouts = said["rollouts"]
+    assert rollouts["together"] == rollouts["reversed"] == rollouts["alone"]
+    assert len({tuple(row[2]) for row in rollouts["together"]}) == 6  # witness: six different samples
+    for _, _, tokens, finish_reason, version, logprobs in rollouts["together"]:
+        assert len(tokens) == logprobs and version == rollouts["version"]
+        assert (finish_reason == "stop") == (tokens[-1] in rollouts["end"])
+        assert finish_reason == "stop" or len(tokens) == 24
+
 
 def test_raw_logprobs_at_a_temperature_are_caught(torchrun, tmp_path):
     said = torchrun("sync_faults", 1, folder=str(tmp_path / "tiny"), logprobs_mode="raw_logprobs")

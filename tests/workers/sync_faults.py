@@ -10,6 +10,7 @@ from tiny import write_tiny
 from soundrl.engine import vllm_generator
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim, Rollout
+from soundrl.engine.generator import requests_for
 from soundrl.engine.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.trainer import Trainer
@@ -76,6 +77,7 @@ def main(arguments: dict, out: Path) -> None:
         vllm_generator.pack_tied_head = real
 
         said["recovered"] = outcome(sync)
+        said["rollouts"] = rollouts(generator, prompts)
         perturb(policy)
         reset, resets = generator.reset_cache, []
 
@@ -88,6 +90,31 @@ def main(arguments: dict, out: Path) -> None:
         said["stale_prefix_cache"] = outcome(sync)
     if world.main:
         out.write_text(json.dumps(said))
+
+
+def rollouts(generator, prompts) -> dict:
+    """The same requests together, in reverse, and one by one; and what a rollout holds."""
+    requests = requests_for(
+        [(f"p{i}", prompt[:20]) for i, prompt in enumerate(prompts[:3])],
+        2,
+        run_seed=1,
+        phase="train",
+        step=4,
+        temperature=TEMPERATURE,
+        max_new_tokens=24,
+    )
+
+    def sample(part) -> list:
+        done = sorted(generator.generate(part), key=lambda r: (r.prompt_id, r.sample))
+        return [[r.prompt_id, r.sample, r.tokens, r.finish_reason, r.policy_version, len(r.logprobs)] for r in done]
+
+    return {
+        "together": sample(requests),
+        "reversed": sample(requests[::-1]),
+        "alone": [row for request in requests for row in sample([request])],
+        "end": generator.stop_tokens,
+        "version": generator.version,
+    }
 
 
 def outcome_with(sync: WeightSync, policy: Policy, full) -> str:

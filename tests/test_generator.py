@@ -1,0 +1,79 @@
+"""Seeds, the plain-torch sampler, and nucleus sampling."""
+
+import math
+
+import pytest
+import torch
+from tiny import write_tiny
+from transformers import AutoModelForCausalLM
+
+from soundrl.engine.build import load_tokenizer
+from soundrl.engine.config import Model
+from soundrl.engine.generator import derived_seed, requests_for
+from soundrl.engine.torch_generator import TorchGenerator, nucleus
+from soundrl.engine.vllm_generator import end_tokens
+from soundrl.engine.world import World
+
+PROMPTS = [("a", (7, 1, 10, 2, 14)), ("b", (3,)), ("c", tuple(range(17)))]
+
+
+def test_seeds_follow_from_what_a_rollout_is():
+    assert derived_seed(0, "train", 1, "arith-train:0:5", 3) == derived_seed(0, "train", 1, "arith-train:0:5", 3)
+    parts = [(0, "train", 1, "p", 0), (1, "train", 1, "p", 0), (0, "eval", 1, "p", 0), (0, "train", 2, "p", 0), (0, "train", 1, "q", 0)]
+    seeds = {derived_seed(*part) for part in [*parts, (0, "train", 1, "p", 1)]}
+    assert len(seeds) == 6 and all(0 <= seed < 2**53 for seed in seeds)
+    assert derived_seed(0, "train", 1, "p", 0) == 7897212240380045  # a resumed run on another version must sample the same
+
+
+@pytest.fixture(scope="module", params=["opt", "qwen3"])
+def sampler(request, tmp_path_factory):
+    folder = write_tiny(tmp_path_factory.mktemp("model") / request.param, request.param)
+    world = World.__new__(World)
+    object.__setattr__(world, "device", torch.device("cpu"))
+    return folder, TorchGenerator(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32"), world)
+
+
+def requests(samples: int = 3, **changes):
+    settings = {"run_seed": 0, "phase": "train", "step": 1, "temperature": 0.8, "max_new_tokens": 12}
+    return requests_for(PROMPTS, samples, **(settings | changes))
+
+
+def test_tokens_do_not_depend_on_the_batch(sampler):
+    _, generator = sampler
+    together = {(r.prompt_id, r.sample): r for r in generator.generate(requests())}
+    alone = {(r.prompt_id, r.sample): r for request in requests() for r in generator.generate([request])}
+    assert together.keys() == alone.keys() and len({r.tokens for r in alone.values()}) > 6
+    assert all(together[k].tokens == alone[k].tokens for k in alone)
+
+
+def test_logprobs_are_the_tempered_ones_of_the_model(sampler):
+    folder, generator = sampler
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for rollout in generator.generate(requests()):
+        logits = model(torch.tensor([[*rollout.prompt_tokens, *rollout.tokens]])).logits[0]
+        log_p = torch.log_softmax(logits / 0.8, -1)
+        first = len(rollout.prompt_tokens) - 1
+        expected = [log_p[first + i, token].item() for i, token in enumerate(rollout.tokens)]
+        assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
+        ended = rollout.tokens[-1] in end_tokens(folder, generator.tokenizer)
+        assert rollout.finish_reason == ("stop" if ended else "length")
+        assert ended or len(rollout.tokens) == 12
+
+
+def test_loaded_weights_sample_something_else_and_count(sampler):
+    _, generator = sampler
+    before = [r.tokens for r in generator.generate(requests(1))]
+    version = generator.version
+    with torch.no_grad():
+        generator.load((name, 2 * parameter.detach().clone()) for name, parameter in generator.model.named_parameters())
+    after = list(generator.generate(requests(1)))
+    assert [r.tokens for r in after] != before and {r.policy_version for r in after} == {version + 1}
+
+
+def test_nucleus_keeps_the_smallest_sufficient_set():
+    log_p = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    kept = nucleus(log_p, 0.7).exp()
+    assert kept.tolist() == pytest.approx([0.625, 0.375, 0.0, 0.0])
+    assert torch.equal(nucleus(log_p, 1.0), log_p)
+    assert nucleus(log_p, 0.01).exp().tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert math.isclose(nucleus(log_p, 0.81).exp().sum().item(), 1.0, abs_tol=1e-6)

@@ -1,0 +1,95 @@
+"""Metrics of a step, the watch on unknown verdicts, phases, and what the console says."""
+
+import pytest
+
+from soundrl.engine.console import clock, plain_words, shown
+from soundrl.engine.run_folder import Phases
+from soundrl.engine.train import due, minibatches
+from soundrl.engine.warm_start import learning_rate
+from soundrl.fapo.measures import TooManyUnknownError, UnknownWatch, count, rates
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.task import distinct
+
+STATES = {"s": (Outcome.CORRECT, Verdict.sound()), "f": (Outcome.CORRECT, Verdict.flawed(1)), "w": (Outcome.WRONG, None)} | {
+    "u": (Outcome.CORRECT, Verdict.unknown("timeout")),
+    "t": (Outcome.TIMEOUT, None),
+}
+
+
+def group(states: str, name: str = "p") -> Group:
+    rollouts = [
+        Rollout(
+            prompt_id=name,
+            sample=i,
+            prompt_tokens=(1, 2),
+            tokens=(3,) * (i + 1),
+            logprobs=(-0.1,) * (i + 1),
+            text="",
+            finish_reason="length" if s == "w" else "stop",
+            policy_version=0,
+        )
+        for i, s in enumerate(states)
+    ]
+    made = Group(
+        prompt=Prompt(id=name, text="?", answer="1"),
+        rollouts=rollouts,
+        outcomes=[STATES[s][0] for s in states],
+        verdicts=[STATES[s][1] for s in states],
+    )
+    settings = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
+    assign_advantages([made], settings)
+    return made
+
+
+def test_metrics_of_a_small_batch_by_hand():
+    metrics = rates(count([group("ssfw"), group("ffww"), group("uwtw"), group("ssss")], lam=1.0))
+    assert metrics["reward/correct"] == 10 / 16
+    assert metrics["fapo/flawed_ratio"] == 3 / 10
+    assert metrics["genrm/unknown"] == 1 / 10
+    assert metrics["fapo/rho"] == 6 / 6  # sound ÷ not correct
+    assert metrics["fapo/past_shift"] == 2 / 4  # ssfw (ρ = 2) and ssss
+    assert metrics["reward/verifier_timeout"] == 1 / 16
+    assert metrics["tokens/response"] == 2.5
+    assert metrics["tokens/cut"] == 5 / 16
+    assert metrics["reward/mean"] == pytest.approx((2 + 0 - 1 + 0 - 2 + 1 - 3 + 4) / 16)
+    assert metrics["reward/groups_with_signal"] == 2 / 4
+
+
+def test_the_run_stops_when_the_judge_stays_silent():
+    watch = UnknownWatch(0.5)
+    for step, unknown in enumerate([0.9, 0.9, 0.4, 0.6, 0.6], 1):
+        watch(step, {"genrm/unknown": unknown})
+    with pytest.raises(TooManyUnknownError, match="step 6: the judge gave no verdict for 70%"):
+        watch(6, {"genrm/unknown": 0.7})
+
+
+def test_minibatches_are_whole_groups_without_those_that_left():
+    cut = minibatches([group("ssfw", "a"), group("uwsw", "b"), group("ssss", "c"), group("wwww", "d")], 2)
+    assert [len(samples) for samples in cut] == [4 + 3, 8]
+    assert [s.advantage for s in cut[0][:4]] == group("ssfw").advantages
+
+
+def test_a_prompt_twice_in_a_batch_gets_an_id_of_its_own():
+    a, b = Prompt(id="a", text="?", answer="1"), Prompt(id="b", text="?", answer="1")
+    assert [p.id for p in distinct([a, b, a, a])] == ["a", "b", "a#2", "a#3"]
+
+
+def test_schedules():
+    assert [due(step, 10, 25) for step in (5, 10, 20, 24, 25)] == [False, True, True, False, True]
+    assert [due(step, 0, 3) for step in (1, 2, 3)] == [False, False, True]
+    rates_ = [learning_rate(step, 100, 1.0) for step in range(100)]
+    assert rates_[:2] == [0.5, 1.0] and rates_[-1] == pytest.approx(0.1) and rates_[2] == pytest.approx(1.0, abs=0.02)
+    assert all(a >= b for a, b in zip(rates_[1:], rates_[2:], strict=False))
+
+
+def test_phases_and_words():
+    phases = Phases()
+    with phases("step"), phases("train"):
+        pass
+    taken = phases.take()
+    assert taken.keys() == {"time/step", "time/train"} and 0 <= taken["time/train"] <= taken["time/step"]
+    assert phases.take() == {} and phases.spent().keys() == {"train"}
+    assert clock(75) == "1:15"
+    assert plain_words("eval/arith-test-p2/accuracy") == "arith-test-p2: right final answers"
+    assert (shown("eval/x/accuracy", 0.5), shown("eval/x/tokens", 31.26), shown("x", None)) == ("50.0 %", "31.3", "–")
