@@ -9,6 +9,7 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator
+from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy, check_folder
 from soundrl.engine.weight_sync import PROBES
 from soundrl.engine.world import World
@@ -196,23 +197,39 @@ class Encoder:
             self(prompt)
 
 
-Demonstration = Callable[[int, int], list[tuple[Prompt, str]]]
+Demonstrations = Callable[[int, int], list[Sample]]
 
 
-def build_demonstrations(config: Config, source: Source) -> Demonstration:
-    """(step, steps in all) → the warm start's rows of that step, over all ranks.
+def build_demonstrations(config: Config, source: Source, encode: Encoder) -> Demonstrations:
+    """(step, steps in all) → the warm start's samples of that step, over all ranks.
 
-    The embedded world plants errors in the last 40 %: planted from the first step on, arithmetic never forms.
+    The embedded world plants errors in the last 40 %: planted from the first step on, arithmetic never forms. ValueError, naming the row,
+    for a solution that cannot be used or does not fit.
     """
-    batch = config.warm_start.batch
+    batch, longest = config.warm_start.batch, config.model.max_length
+
+    def sample(prompt: Prompt, solution: str) -> Sample:
+        return Sample(prompt_tokens=encode(prompt), tokens=encode.response(solution))
+
     if isinstance(source, arith.ArithSource):
         # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
-        return lambda step, steps: [source.demonstration(2**40 + step * batch + i, planted=step >= 0.6 * steps) for i in range(batch)]
+        return lambda step, steps: [sample(*source.demonstration(2**40 + step * batch + i, step >= 0.6 * steps)) for i in range(batch)]
+    samples: dict[str, Sample] = {}
     rows = [prompt for prompt in source if prompt.solution is not None]
+    for row in rows:
+        try:
+            samples[row.id] = sample(row, boxed_solution(row.solution or "", row.answer))
+        except ValueError as error:
+            raise ValueError(f"{row.id}: solution: {error}") from error
+        if samples[row.id].length > longest:
+            raise ValueError(
+                f"{row.id}: prompt and solution have {samples[row.id].length} tokens, more than model.max_length {longest}; "
+                "raise model.max_length or remove the row"
+            )
     if not rows:
         raise ValueError(
             f"warm_start.steps is {config.warm_start.steps}, but no row of {config.data.train} has a solution; set --warm-start.steps 0"
         )
     stream = PromptStream(rows, config.run.seed)
     # The stream is the same on every rank; each takes its part of the batch itself, so any number of ranks fits.
-    return lambda step, steps: [(row, boxed_solution(row.solution or "", row.answer)) for row in stream.take(batch)]
+    return lambda step, steps: [samples[row.id] for row in stream.take(batch)]

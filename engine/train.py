@@ -34,20 +34,20 @@ def main(config: Config) -> None:
         engines = build.engine_count(config, world)
         source, tests = build.build_sources(config)
         stream = PromptStream(source, config.run.seed, world.rank // config.rollout.tensor_parallel, engines)
-        folder = build.model_folder(config, world)
-        tokenizer = build.load_tokenizer(folder)
+        start = build.model_folder(config, world)
+        tokenizer = build.load_tokenizer(start)
         encode = build.Encoder(tokenizer, config.max_prompt_tokens)
         prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
         encode.check(prompts)
-        demonstrations = build.build_demonstrations(config, source) if config.warm_start.steps else None
+        demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
         task = build.build_task(config, prompts, check=world.main)
-        policy = Policy(folder, tokenizer, config.model, world)
+        policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
     if demonstrations is not None:
         with phases("warm_start"):
-            warm_start(policy, config, demonstrations, encode, progress)
+            warm_start(policy, config, demonstrations, progress)
         with phases("save"):  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
             policy.export(folder.path / "policy" / "step-000000")
     with phases("start_sampler"):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from soundrl.engine.build import Demonstration, Encoder
+from soundrl.engine.build import Demonstrations
 from soundrl.engine.config import Config
 from soundrl.engine.console import Progress
-from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
 from soundrl.engine.trainer import Trainer
 
@@ -23,21 +22,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * left)
 
 
-def warm_start(policy: Policy, config: Config, demonstrations: Demonstration, encode: Encoder, progress: Progress) -> None:
+def warm_start(policy: Policy, config: Config, demonstrations: Demonstrations, progress: Progress) -> None:
     """Train `config.warm_start.steps` steps on response tokens, with moments of its own: RL begins with a fresh optimizer."""
     settings = config.warm_start
     trainer = Trainer(policy, replace(config.optim, lr=settings.lr), config.loss, temperature=1.0)
     rank, size = policy.world.rank, policy.world.size
     for step in range(settings.steps):
-        rows = demonstrations(step, settings.steps)[rank::size]
-        samples = []
-        for prompt, solution in rows:
-            sample = Sample(prompt_tokens=encode(prompt), tokens=encode.response(solution))
-            if sample.length > config.model.max_length:
-                raise ValueError(
-                    f"{prompt.id}: prompt and solution have {sample.length} tokens, more than model.max_length {config.model.max_length}; "
-                    "raise model.max_length or remove the row"
-                )
-            samples.append(sample)
+        samples = demonstrations(step, settings.steps)[rank::size]
         stats = trainer.supervised_step(samples, learning_rate(step, settings.steps, settings.lr))
         progress.warm_start(step + 1, settings.steps, stats["loss"])
