@@ -34,7 +34,7 @@ P_MULTIPLY_FIRST, P_TENS = 0.3, 0.1
 HELD_OUT_OF_256 = 16  # share of all problems that only evaluation sees, decided by a hash of the problem's text
 
 # Shares of planted errors in demonstrations (calibrated so that the warm-started policy is 25–45 % flawed among correct).
-SLOPPY, SKIP, GUESS, GUESS_RIGHT = 0.15, 0.06, 0.08, 0.6
+SLOPPY, SKIP, GUESS, GUESS_RIGHT = 0.10, 0.06, 0.08, 0.6
 STEP_TENS, STEP_UNITS, FINAL_DIGIT = 0.03, 0.05, 0.04
 
 

@@ -43,6 +43,9 @@ class OracleJudge:
     def check(self) -> None:
         """Always ready."""
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         """Holds nothing."""
 
@@ -57,6 +60,9 @@ class ReasoningTask:
         self, verify: Callable[[Prompt, Rollout], Future[Outcome]], judge: Judge | None, close: Callable[[], None] = lambda: None
     ) -> None:
         self.verify, self.judge, self._close = verify, judge, close
+
+    def judge_metrics(self) -> dict[str, float]:
+        return {} if self.judge is None else self.judge.metrics()
 
     def close(self) -> None:
         """End the verifier's processes and the judge's connections."""

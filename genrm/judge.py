@@ -149,6 +149,13 @@ class EndpointJudge:
         p50, p99 = (ordered[round(q * (len(ordered) - 1))] if ordered else 0.0 for q in (0.5, 0.99))
         return stats | {"unknown": unknown, "retries": retries, "latency_p50": p50, "latency_p99": p99, "latencies": latencies}
 
+    def metrics(self) -> dict[str, float]:
+        """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred."""
+        stats = self.stats()
+        out = {f"genrm/{name}": float(stats[name]) for name in ("latency_p50", "latency_p99", "requests", "deduplicated")}
+        out["genrm/retries"] = float(sum(stats["retries"].values()))
+        return out | {f"genrm/unknown_{reason}": float(count) for reason, count in sorted(stats["unknown"].items())}
+
     def close(self) -> None:
         """Cancel what is open (those futures end in `unknown("closed")`), close connections and thread. May be called twice."""
         with self._lock:

@@ -99,8 +99,8 @@ def test_planted_demonstrations_have_the_calibrated_shares():
         if verify(prompt.answer, text, True) is Outcome.CORRECT:
             correct += 1
             flawed += first_flaw(parse(prompt.text), text) is not None
-    assert 0.75 < correct / 3000 < 0.84
-    assert 0.28 < flawed / correct < 0.36
+    assert 0.77 < correct / 3000 < 0.84
+    assert 0.24 < flawed / correct < 0.31
     assert all(first_flaw(source.problem(i), source.demonstration(i, planted=False)[1]) is None for i in range(300))
 
 

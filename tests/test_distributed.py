@@ -17,8 +17,8 @@ def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("kind", ["opt", "qwen3"])
 def test_two_ranks_and_any_split_give_the_gradient_of_one(torchrun, tmp_path, kind):
     folder = str(write_tiny(tmp_path / kind, kind))
-    cases = [{"budget": 100_000}, {"budget": 128}, {"budget": 128, "correction": "none"}]
-    whole, split, other = torchrun("gradients", 1, folder=folder, cases=cases)
+    cases = [{"budget": 100_000}, {"budget": 128}, {"budget": 128, "correction": "none"}, {"budget": 128, "checkpointing": True}]
+    whole, split, other, recomputed = torchrun("gradients", 1, folder=folder, cases=cases)
     reference = torch.load(whole["file"], weights_only=True)
     assert whole["batches"] == 1 and split["batches"] >= 4  # witness: it was really split
     assert split["loss"] == pytest.approx(whole["loss"], rel=1e-6)
@@ -27,6 +27,8 @@ def test_two_ranks_and_any_split_give_the_gradient_of_one(torchrun, tmp_path, ki
     assert two["loss"] == pytest.approx(whole["loss"], rel=1e-6)
     assert two["tokens"] == whole["tokens"]
     assert relative(torch.load(two["file"], weights_only=True), reference) <= 1e-5
+    # Recomputed activations change no bit.
+    assert relative(torch.load(recomputed["file"], weights_only=True), torch.load(split["file"], weights_only=True)) == 0.0
     # Inverse: the same measure does tell another gradient.
     assert relative(torch.load(other["file"], weights_only=True), reference) > 1e-2
 
@@ -58,3 +60,12 @@ def test_packed_equals_padded_transformers(torchrun, tmp_path, kind):
     loss, gradients = padded_gradients(model)
     assert ours["loss"] == pytest.approx(loss, rel=1e-5)
     assert relative(torch.load(ours["file"], weights_only=True), gradients) <= 1e-5
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(torchrun, tmp_path):
+    said = torchrun("updates", 2, folder=str(write_tiny(tmp_path / "tiny")))
+    assert said["one_minibatch_kl"] == 0.0 < said["two_minibatches_kl"]  # later mini-batches are off policy, measured against old log-probs
+    assert said["updates"] == 3
+    assert said["skipped"] == [1.0, 1.0] and said["unchanged"] == [True, True]  # both ranks, though only rank 1 had a NaN
+    assert said["finite_step_resets"] and said["updates_after"] == 4
+    assert all("not finite 3 optimizer steps in a row" in message for message in said["stopped"])

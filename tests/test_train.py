@@ -146,6 +146,7 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     assert "<paragraph_0>" in ScriptedJudge.seen[0]
     unknown = [v for v in verdicts if v["kind"] == "unknown"]
     assert unknown and all(v["reason"] == "no_box" for v in unknown)
+    assert row["genrm/unknown_no_box"] >= len(unknown) and row["genrm/latency_p99"] > 0
     assert row["genrm/unknown"] == pytest.approx(len(unknown) / len(verdicts))
     assert all(v["kind"] in ("flawed", "unknown") for v in verdicts)
     for r in rollouts:

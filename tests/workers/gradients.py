@@ -17,9 +17,10 @@ from soundrl.engine.world import World
 def main(arguments: dict, out: Path) -> None:
     world = World.start()
     folder = Path(arguments["folder"])
-    policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=128), world)
     results = []
     for number, case in enumerate(arguments["cases"]):
+        model = Model(path=str(folder), dtype="float32", max_length=128, activation_checkpointing=case.get("checkpointing", False))
+        policy = Policy(folder, load_tokenizer(folder), model, world)
         trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), Loss(correction=case.get("correction", "tis")), 0.9)
         everything = fixed_samples()
         token_count = float(sum(len(s.tokens) for s in everything))
