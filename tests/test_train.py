@@ -127,7 +127,7 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        # 120 warm-start steps: enough right answers to judge.
+        # 32 prompts after 40 warm-start steps: enough right answers to judge.
         arguments = (
             "--genrm.judge",
             "endpoint",
