@@ -128,18 +128,8 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
         # 32 prompts after 40 warm-start steps: enough right answers to judge.
-        arguments = (
-            "--genrm.judge",
-            "endpoint",
-            "--genrm.urls",
-            url,
-            "--genrm.model",
-            "judge",
-            "--warm-start.steps",
-            120,
-            "--run.steps",
-            1,
-        )
+        judge = ("--genrm.judge", "endpoint", "--genrm.urls", url, "--genrm.model", "judge")
+        arguments = (*judge, "--warm-start.steps", 40, "--run.steps", 1, "--rollout.prompts", 32)
         (row,) = run_tiny(train, tmp_path, "judge", *arguments)
     finally:
         server.shutdown()
