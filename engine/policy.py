@@ -87,15 +87,16 @@ class Policy:
         self._load()
 
     def _shard(self) -> None:
-        precision = MixedPrecisionPolicy(
-            param_dtype=getattr(torch, self.settings.dtype), reduce_dtype=torch.float32, output_dtype=torch.float32
-        )
+        dtype = getattr(torch, self.settings.dtype)
+        inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # The root alone returns float32: a layer that did would hand the next module another type than its weights have.
+        outer = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
         layers = next(module for module in self.model.modules() if isinstance(module, nn.ModuleList))
         # A small model stays gathered between forward and backward (ZeRO-2): its second gather costs more than its memory.
         large = sum(parameter.numel() for parameter in self.model.parameters()) > KEEP_GATHERED
         for layer in layers:
-            fully_shard(layer, mesh=self.world.mesh, mp_policy=precision, reshard_after_forward=large)
-        fully_shard(self.model, mesh=self.world.mesh, mp_policy=precision)
+            fully_shard(layer, mesh=self.world.mesh, mp_policy=inner, reshard_after_forward=large)
+        fully_shard(self.model, mesh=self.world.mesh, mp_policy=outer)
         assert isinstance(self.model, FSDPModule)
         buffers = {name: buffer.to(self.world.device) for name, buffer in self.model.named_buffers()}
         self.model.to_empty(device=self.world.device)

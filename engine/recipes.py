@@ -18,7 +18,7 @@ def arith() -> Config:
         optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
         fapo=Fapo(lam=1.0),
         genrm=Genrm(judge="oracle"),
-        run=Run(name="arith", steps=60, eval_every=0, eval_samples=2),
+        run=Run(name="arith", steps=80, eval_every=0, eval_samples=2),
     )
 
 

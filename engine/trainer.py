@@ -39,7 +39,7 @@ class Trainer:
     def pack(self, samples: Sequence[Sample]) -> list[PackedBatch]:
         """This rank's micro-batches, padded with empty ones to the largest number of any rank: FSDP2's collectives must match."""
         batches = pack_all(samples, self.settings.microbatch_tokens, self.world.device)
-        most = int(self.world.max(len(batches)))
+        most = int(self.world.max(max(1, len(batches))))  # at least one, so that a step without any signal is a step all the same
         return batches + [pack((), self.world.device)] * (most - len(batches))
 
     def backward(self, batches: Sequence[PackedBatch], token_count: float, loss_function: LossFunction) -> dict[str, float]:

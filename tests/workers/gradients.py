@@ -19,7 +19,9 @@ def main(arguments: dict, out: Path) -> None:
     folder = Path(arguments["folder"])
     results = []
     for number, case in enumerate(arguments["cases"]):
-        model = Model(path=str(folder), dtype="float32", max_length=128, activation_checkpointing=case.get("checkpointing", False))
+        model = Model(
+            path=str(folder), dtype=case.get("dtype", "float32"), max_length=128, activation_checkpointing=case.get("checkpointing", False)
+        )
         policy = Policy(folder, load_tokenizer(folder), model, world)
         trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), Loss(correction=case.get("correction", "tis")), 0.9)
         everything = fixed_samples()

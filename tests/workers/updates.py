@@ -37,6 +37,8 @@ def main(arguments: dict, out: Path) -> None:
     unchanged = unchanged and all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
     said["skipped"], said["unchanged"] = world.gather(stats["optim/skipped"]), world.gather(unchanged)
 
+    said["no_signal_loss"] = trainer.train([[replace(s, advantage=0.0) for s in own]])["loss/policy"]
+    trainer.updates -= 1
     trainer.train([own])
     said["finite_step_resets"], said["updates_after"] = trainer.skipped_in_a_row == 0, trainer.updates
     message = ""
