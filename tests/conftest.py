@@ -38,19 +38,27 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
     return lambda *arguments, **kw: start([sys.executable, "engine/train.py", *map(str, arguments)], **kw)
 
 
+def run_worker(into: Path, worker: str, ranks: int, timeout: float = 300, **arguments: Any) -> Any:
+    """Run tests/workers/<worker>.py on `ranks` gloo ranks and return what rank 0 wrote as JSON."""
+    out = into / f"{worker}-{ranks}.json"
+    out.unlink(missing_ok=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = start([*launcher, f"tests/workers/{worker}.py", json.dumps(arguments), str(out)], timeout)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return json.loads(out.read_text())
+
+
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[..., Any]:
-    """`torchrun("gradients", ranks, **arguments)` runs tests/workers/gradients.py and returns what rank 0 wrote as JSON."""
+    """`torchrun("gradients", ranks, **arguments)`, see `run_worker`."""
+    return lambda *arguments, **settings: run_worker(tmp_path, *arguments, **settings)
 
-    def call(worker: str, ranks: int, timeout: float = 300, **arguments: Any) -> Any:
-        out = tmp_path / f"{worker}-{ranks}.json"
-        out.unlink(missing_ok=True)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        done = start([*launcher, f"tests/workers/{worker}.py", json.dumps(arguments), str(out)], timeout)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-        return json.loads(out.read_text())
 
-    return call
+@pytest.fixture(scope="module")
+def torchrun_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """The same for fixtures that serve a whole module."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    return lambda *arguments, **settings: run_worker(folder, *arguments, **settings)
 
 
 @pytest.fixture

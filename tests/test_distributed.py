@@ -14,26 +14,47 @@ def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return float(torch.cat([(a[k] - b[k]).flatten() for k in a]).norm() / scale)
 
 
-@pytest.mark.parametrize("kind", ["opt", "qwen3"])
-def test_two_ranks_and_any_split_give_the_gradient_of_one(torchrun, tmp_path, kind):
-    folder = str(write_tiny(tmp_path / kind, kind))
-    cases = [{"budget": 100_000}, {"budget": 128}, {"budget": 128, "correction": "none"}, {"budget": 128, "checkpointing": True}]
-    cases += [{"budget": 128, "dtype": "bfloat16"}]
-    whole, split, other, recomputed, bf16 = torchrun("gradients", 1, folder=folder, cases=cases)
-    reference = torch.load(whole["file"], weights_only=True)
-    assert whole["batches"] == 1 and split["batches"] >= 4  # witness: it was really split
-    assert split["loss"] == pytest.approx(whole["loss"], rel=1e-6)
-    assert relative(torch.load(split["file"], weights_only=True), reference) <= 1e-5
-    (two,) = torchrun("gradients", 2, folder=folder, cases=cases[1:2])
-    assert two["loss"] == pytest.approx(whole["loss"], rel=1e-6)
-    assert two["tokens"] == whole["tokens"]
-    assert relative(torch.load(two["file"], weights_only=True), reference) <= 1e-5
+VARIANTS: dict[str, dict] = {
+    "whole": {"budget": 100_000},
+    "split": {"budget": 128},
+    "uncorrected": {"budget": 128, "correction": "none"},
+    "recomputed": {"budget": 128, "checkpointing": True},
+    "bf16": {"budget": 128, "dtype": "bfloat16"},
+}
+KINDS = ("opt", "qwen3", "llama", "qwen2")
+
+
+@pytest.fixture(scope="module")
+def computed(torchrun_once, tmp_path_factory) -> dict:
+    """One process group of each size computes every case: starting one costs more than all its gradients."""
+    root = tmp_path_factory.mktemp("models")
+    folders = {kind: str(write_tiny(root / kind, kind)) for kind in KINDS}
+    one = {(kind, name): case | {"folder": folders[kind]} for kind in KINDS[:2] for name, case in VARIANTS.items()}
+    one |= {(kind, "split"): VARIANTS["split"] | {"folder": folders[kind]} for kind in KINDS[2:]}
+    two = {(kind, "two ranks"): VARIANTS["split"] | {"folder": folders[kind]} for kind in KINDS[:2]}
+    results = {}
+    for ranks, cases in ((1, one), (2, two)):
+        results |= dict(zip(cases, torchrun_once("gradients", ranks, cases=list(cases.values())), strict=True))
+    for result in results.values():
+        result["gradient"] = torch.load(result["file"], weights_only=True)
+    return results | {"folders": folders}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_two_ranks_and_any_split_give_the_gradient_of_one(computed, kind):
+    case = {name: computed[kind, name] for name in (*VARIANTS, "two ranks")}
+    whole = case["whole"]
+    assert whole["batches"] == 1 and case["split"]["batches"] >= 4  # witness: it was really split
+    for name in ("split", "two ranks"):
+        assert case[name]["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+        assert case[name]["tokens"] == whole["tokens"]
+        assert relative(case[name]["gradient"], whole["gradient"]) <= 1e-5
     # Recomputed activations change no bit.
-    assert relative(torch.load(recomputed["file"], weights_only=True), torch.load(split["file"], weights_only=True)) == 0.0
+    assert relative(case["recomputed"]["gradient"], case["split"]["gradient"]) == 0.0
     # bfloat16 forward and backward, float32 weights and reduction: the same gradient to a few per cent, and not to the bit.
-    assert 1e-4 < relative(torch.load(bf16["file"], weights_only=True), reference) < 0.15
+    assert 1e-4 < relative(case["bf16"]["gradient"], whole["gradient"]) < 0.15
     # Inverse: the same measure does tell another gradient.
-    assert relative(torch.load(other["file"], weights_only=True), reference) > 1e-2
+    assert relative(case["uncorrected"]["gradient"], whole["gradient"]) > 1e-2
 
 
 def padded_gradients(model) -> tuple[float, dict[str, torch.Tensor]]:
@@ -54,15 +75,13 @@ def padded_gradients(model) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: p.grad.double() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", ["opt", "llama", "qwen2", "qwen3"])
-def test_packed_equals_padded_transformers(torchrun, tmp_path, kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_equals_padded_transformers(computed, kind):
     """Loss and gradients of our packed forward against plain transformers."""
-    folder = write_tiny(tmp_path / kind, kind)
-    (ours,) = torchrun("gradients", 1, folder=str(folder), cases=[{"budget": 128}])
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(computed["folders"][kind], dtype=torch.float32, attn_implementation="eager")
     loss, gradients = padded_gradients(model)
-    assert ours["loss"] == pytest.approx(loss, rel=1e-5)
-    assert relative(torch.load(ours["file"], weights_only=True), gradients) <= 1e-5
+    assert computed[kind, "split"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert relative(computed[kind, "split"]["gradient"], gradients) <= 1e-5
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(torchrun, tmp_path):

@@ -25,6 +25,8 @@ def test_export_after_updates_on_two_ranks(torchrun, tmp_path, kind, record_prop
     assert (torch.tensor(values) - trained).abs().mean().item() <= 1e-5
     assert AutoTokenizer.from_pretrained(target)("71+2?1\n")["input_ids"] == [7, 1, 10, 2, 14, 1, 16]
 
+    if kind == "opt":
+        return  # vLLM's own reading of a folder is tried on the other kind, whose head is tied as well
     figure = torchrun("export", 1, target=str(target), kind=kind, vllm=True)
     record_property("vllm_exp_abs_dlogp", figure)
     print(f"{kind}: fresh vLLM on the export, mean exp|Δ log-prob| {figure:.6f}")

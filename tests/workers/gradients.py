@@ -16,9 +16,9 @@ from soundrl.engine.world import World
 
 def main(arguments: dict, out: Path) -> None:
     world = World.start()
-    folder = Path(arguments["folder"])
     results = []
     for number, case in enumerate(arguments["cases"]):
+        folder = Path(case["folder"])
         model = Model(
             path=str(folder), dtype=case.get("dtype", "float32"), max_length=128, activation_checkpointing=case.get("checkpointing", False)
         )
