@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 @pytest.mark.parametrize("kind", ["opt", "qwen3"])
-def test_export_after_updates_on_two_ranks(torchrun, tmp_path, kind, record_property):
+def test_export_after_updates_on_two_ranks(torchrun, tmp_path, kind):
     target = tmp_path / "policy"
     trained = torch.tensor(torchrun("export", 2, target=str(target), kind=kind, vllm=False))
     assert (target / "model.safetensors").is_file() and not list(tmp_path.glob("*.part"))
@@ -27,7 +27,6 @@ def test_export_after_updates_on_two_ranks(torchrun, tmp_path, kind, record_prop
 
     if kind == "opt":
         return  # vLLM's own reading of a folder is tried on the other kind, whose head is tied as well
-    figure = torchrun("export", 1, target=str(target), kind=kind, vllm=True)
-    record_property("vllm_exp_abs_dlogp", figure)
-    print(f"{kind}: fresh vLLM on the export, mean exp|Δ log-prob| {figure:.6f}")
-    assert figure <= 1.05
+    read, synced = torchrun("export", 2, target=str(target), kind=kind, vllm=True)
+    print(f"{kind}: vLLM with tensor parallel 2 on the export, mean exp|Δ log-prob| {read:.6f}, after a sync {synced:.6f}")
+    assert 1.0 <= read <= 1.05 and 1.0 <= synced <= 1.05

@@ -33,10 +33,12 @@ def main(arguments: dict, out: Path) -> None:
     if arguments["vllm"]:
         from soundrl.engine.vllm_generator import VllmGenerator
 
-        # A fresh engine that has read the exported folder itself: no sync, only the gate's comparison.
-        generator = VllmGenerator(fresh, tokenizer, model, Rollout(memory=1.0, eager=True), world)
+        # A fresh engine, split over both ranks, that has read the exported folder itself: the gate's comparison, then a sync.
+        generator = VllmGenerator(fresh, tokenizer, model, Rollout(memory=1.0, eager=True, tensor_parallel=world.size), world)
         sync = WeightSync(policy, trainer, generator, [s.prompt_tokens for s in fixed_samples()], 1.0, 1.05)
-        out.write_text(json.dumps(sync.gate().exp_abs_dlogp))
+        said = [sync.gate().exp_abs_dlogp, sync()["mismatch/gate"]]
+        if world.main:
+            out.write_text(json.dumps(said))
         return
     samples = fixed_samples()
     for _ in range(2):
