@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -33,7 +34,7 @@ def write_lines(path: Path, *lines: object) -> str:
 
 
 def write_parquet(path: Path, table: list[dict]) -> str:
-    pa = pytest.importorskip("pyarrow")
+    pa = importlib.import_module("pyarrow")
     from pyarrow import parquet
 
     parquet.write_table(pa.Table.from_pylist(table), path)
@@ -221,7 +222,7 @@ def test_bad_parquet_rows(table: list[dict], message: str, tmp_path: Path) -> No
 
 
 def test_parquet_with_invalid_utf8_names_the_row(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
+    pa = importlib.import_module("pyarrow")
     from pyarrow import parquet
 
     texts = pa.array([b"ok"] * 1500 + [b"\xff\xfe"]).view(pa.string())
@@ -258,7 +259,7 @@ def test_huge_lines_cost_no_memory(tmp_path: Path) -> None:
     write_lines(path, PLAIN)
     with open(path, "ab") as file:
         file.truncate(1 << 30)  # a line of 1 GiB zeros that takes no space on disk
-    tracemalloc = pytest.importorskip("tracemalloc")
+    tracemalloc = importlib.import_module("tracemalloc")
     tracemalloc.start()
     try:
         assert error_of(str(path)) == f"{path}:2: line longer than 1048576 bytes; write one JSON object a line"
@@ -284,7 +285,7 @@ def test_limits_of_lists_parquet_and_totals(tmp_path: Path, monkeypatch: pytest.
 
 def test_parquet_bombs_end_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of kilobytes: 200,000 times one text of 100 kB (20 GB), and one text of 1 GB."""
-    pa = pytest.importorskip("pyarrow")
+    pa = importlib.import_module("pyarrow")
     from pyarrow import parquet
 
     path = tmp_path / "bomb.parquet"
@@ -369,7 +370,7 @@ def test_boxed_solution() -> None:
 
 @pytest.fixture
 def puzzles():
-    pytest.importorskip("reasoning_gym")
+    importlib.import_module("reasoning_gym")
     return load_prompts
 
 
