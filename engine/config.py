@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from soundrl.fapo.data import INSTRUCTION
 from soundrl.kernels.policy_loss import CORRECTIONS
 
 
@@ -37,7 +38,7 @@ class Data:
     """Evaluation sets, same forms; `arith` is followed by its tens-digit set."""
     test_rows: int = 0
     """Problems used of each evaluation set, the first ones; 0 = all (of an endless source: 400)."""
-    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    instruction: str = INSTRUCTION
     """Follows a blank line after the problem in rows of the form {problem, answer}."""
 
 

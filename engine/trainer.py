@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ class Trainer:
             logprob_R, _ = self.policy.response_logprobs(batch, self.temperature)
             old_T = torch.zeros_like(batch.sampler_logprobs)
             old_T[batch.response_index] = logprob_R
-            out.append(PackedBatch(**{**batch.__dict__, "old_logprobs": old_T}))
+            out.append(replace(batch, old_logprobs=old_T))
         return out
 
     def train(self, minibatches: Sequence[Sequence[Sample]]) -> dict[str, float]:

@@ -208,10 +208,13 @@ class ArithSource:
                 return problem
 
     def prompt(self, index: int) -> Prompt:
-        problem = self.problem(index)
+        return self._prompt(index, self.problem(index))
+
+    def _prompt(self, index: int, problem: Problem) -> Prompt:
         return Prompt(id=f"{self.name}:{self.seed}:{index}", text=problem.text, answer=problem.answer, source=self.name)
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
         """A prompt and its worked solution for the warm start."""
         rng = random.Random(f"{self.name}/{self.seed}/{index}/demonstration")
-        return self.prompt(index), demonstration(self.problem(index), rng, planted)
+        problem = self.problem(index)
+        return self._prompt(index, problem), demonstration(problem, rng, planted)
