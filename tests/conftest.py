@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Before the first import of triton, which decides then: kernels run interpreted in this process; child processes choose for themselves.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest
 import torch
 
@@ -27,8 +30,9 @@ QUIET = {
 
 
 def start(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository's root, away from any torchrun environment of the test process."""
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    """Run a command in the repository's root, away from any torchrun environment and from the interpreter of the test process."""
+    away = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET")
+    env = {k: v for k, v in os.environ.items() if k not in away}
     return subprocess.run(command, cwd=ROOT, env=env | QUIET | environment, capture_output=True, text=True, timeout=timeout)
 
 
