@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from soundrl.fapo.data import INSTRUCTION
-from soundrl.kernels.policy_loss import CORRECTIONS
+from soundrl.kernels.loss_rule import LossRule
 
 
 def require(holds: bool, message: str) -> None:
@@ -74,6 +74,8 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
+    variant: str = "dapo"
+    """dapo, grpo, dr_grpo, gspo, cispo or sapo: surrogate and denominator by the table in kernels/loss_rule.py."""
     clip_low: float = 0.2
     """Lower clip of the ratio: 1 − clip_low."""
     clip_high: float = 0.28
@@ -86,6 +88,9 @@ class Loss:
     """Lower edge of the icepop and sequence bands (of a probability ratio)."""
     correction_high: float = 2.0
     """Cap of tis, upper edge of the bands."""
+
+    def rule(self) -> LossRule:
+        return LossRule(**dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,16 +213,14 @@ class Config:
             f"optim.microbatch_tokens {optim.microbatch_tokens} cannot hold one sequence of model.max_length "
             f"{self.model.max_length}; raise optim.microbatch_tokens or lower model.max_length",
         )
+        try:
+            loss.rule()
+        except ValueError as error:
+            raise ValueError(f"loss.{error}") from None
         require(
-            loss.correction in CORRECTIONS,
-            f"loss.correction {loss.correction!r} is unknown; use one of {', '.join(CORRECTIONS)}",
+            loss.variant != "bnpo",
+            "loss.variant bnpo divides by each micro-batch's own tokens, so packing would change the gradient; use dapo",
         )
-        require(
-            0 < loss.correction_low < 1 < loss.correction_high,
-            f"loss.correction_low {loss.correction_low} and loss.correction_high {loss.correction_high} must lie on either side of 1",
-        )
-        require(0 <= loss.clip_low < 1, f"loss.clip_low {loss.clip_low} must be in [0, 1)")
-        require(loss.dual_clip > 1, f"loss.dual_clip {loss.dual_clip} must exceed 1")
         require(self.fapo.lam >= 0, f"fapo.lam {self.fapo.lam} would reward flaws; use a value ≥ 0 (the paper's range is 0 … 2)")
         require(
             0 <= self.fapo.overlong_buffer < rollout.max_new_tokens,

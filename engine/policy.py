@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from soundrl.engine.config import Model
+from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.world import World
-from soundrl.kernels.logprob import selective_logprob
+from soundrl.kernels.linear_logprob import linear_logprob
+from soundrl.kernels.linear_policy_loss import linear_policy_loss
+from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.varlen_attention import length_buckets, varlen_attention_reference
 
 ATTENTION = "soundrl_varlen"
@@ -78,11 +82,15 @@ class Policy:
         self.config = config
         # Parameters on meta: no rank ever holds the whole model, each reads its shards from the files below.
         with init_empty_weights(include_buffers=False):
-            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+            # A copy: the head takes over what the model's config says of logits, and an export must still say it.
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=torch.float32, attn_implementation=ATTENTION
+            )
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
         self.model.tie_weights()
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.head = Head(self.model)
         self._shard()
         self._load()
 
@@ -143,25 +151,65 @@ class Policy:
             # Cast the shard first: the gather moves half the bytes in bf16.
             yield name, parameter.detach().to(dtype).full_tensor()
 
-    def response_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy [R] of the batch's response tokens, in the order of `batch.response_index`.
-
-        Only the R rows that predict a response token go through the LM head.
-        """
-        target_R = batch.response_index
-        logits_RV = self.model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            logits_to_keep=target_R - 1,
-            length_buckets=length_buckets(batch.cu_seqlens),
-            use_cache=False,
-        ).logits[0]
+    def run(self, batch: PackedBatch, compute: Compute) -> Tensor:
+        """One forward pass; `compute` gets the hidden states of the R rows that predict a response token, in the order of
+        `batch.response_index`, with the gathered head, and its result comes back. [R, V] logits are never made."""
+        self.head.compute = compute
+        try:
+            out = self.model(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                logits_to_keep=batch.response_index - 1,
+                length_buckets=length_buckets(batch.cu_seqlens),
+                use_cache=False,
+            ).logits
+        finally:
+            self.head.compute = None
         if not torch.is_grad_enabled():
             # FSDP2 leaves parameters gathered for a backward pass that will not come.
             for module in self.model.modules():
                 if isinstance(module, FSDPModule):
                     module.reshard()
-        return selective_logprob(logits_RV, batch.input_ids[target_R], temperature)
+        return out
+
+    def response_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy [R] of the batch's response tokens."""
+        targets_R = batch.input_ids[batch.response_index]
+
+        def compute(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+            return torch.stack(linear_logprob(hidden_RH, weight_VH, targets_R, temperature, bias_V, softcap)[:2])
+
+        logprob_R, entropy_R = self.run(batch, compute)
+        return logprob_R, entropy_R
+
+    def response_loss(
+        self, batch: PackedBatch, temperature: float, rule: LossRule, count: float, *, supervised: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """Policy loss of the batch's response tokens over `count`, metric sums, log-probability [R] and entropy [R]; the loss alone is
+        differentiable. `supervised`: every token has advantage 1 and no sampler."""
+        index_R = batch.response_index
+        rest: list[Any] = []
+
+        def compute(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+            loss, *others = linear_policy_loss(
+                hidden_RH,
+                weight_VH,
+                batch.input_ids[index_R],
+                None if batch.old_logprobs is None else batch.old_logprobs[index_R],
+                torch.ones_like(batch.advantages[index_R]) if supervised else batch.advantages[index_R],
+                None if supervised else batch.sampler_logprobs[index_R],
+                count,
+                rule=rule,
+                cu_seqlens=batch.response_cu_seqlens,
+                temperature=temperature,
+                bias_V=bias_V,
+                softcap=softcap,
+            )
+            rest.extend(others)
+            return loss
+
+        loss = self.run(batch, compute)
+        return loss, *rest
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder (safetensors in float32 master precision) that transformers and vLLM load.

@@ -13,10 +13,14 @@ from torch.distributed.tensor import DTensor
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.packing import PackedBatch, Sample, pack, pack_all
 from soundrl.engine.policy import Policy
-from soundrl.kernels.policy_loss import METRIC_SUMS, policy_loss
+from soundrl.kernels.loss_rule import LossRule
+from soundrl.kernels.policy_loss import METRIC_SUMS
 
-# (micro-batch, log-probs [R], entropy [R], token count) → loss, metric sums
-LossFunction = Callable[[PackedBatch, Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
+# (micro-batch, count) → loss, metric sums, log-probs [R], entropy [R]; see `Policy.response_loss`
+LossFunction = Callable[[PackedBatch, float], tuple[Tensor, dict[str, Tensor], Tensor, Tensor]]
+
+# −log-prob with gradient: cispo of the first token's ratio, 1, and advantage 1.
+SUPERVISED = LossRule(variant="cispo")
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -30,7 +34,7 @@ class Trainer:
 
     def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float) -> None:
         self.policy, self.world = policy, policy.world
-        self.settings, self.loss_settings, self.temperature = optim, loss, temperature
+        self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
         )
@@ -43,21 +47,20 @@ class Trainer:
         most = int(self.world.max(max(1, len(batches))))  # at least one, so that a step without any signal is a step all the same
         return batches + [pack((), self.world.device)] * (most - len(batches))
 
-    def backward(self, batches: Sequence[PackedBatch], token_count: float, loss_function: LossFunction) -> dict[str, float]:
+    def backward(self, batches: Sequence[PackedBatch], count: float, loss_function: LossFunction) -> dict[str, float]:
         """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`loss`, `entropy` included).
 
-        `token_count` is the mini-batch's over all ranks. FSDP2 averages gradients over ranks, so each rank's loss is scaled by
+        `count` is the mini-batch's over all ranks. FSDP2 averages gradients over ranks, so each rank's loss is scaled by
         the world size: the sum over ranks is the gradient of one rank that holds everything.
         """
-        sums: dict[str, float] = dict.fromkeys(("loss", "entropy", *METRIC_SUMS), 0.0)
+        names = ("loss", "entropy", *METRIC_SUMS)
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self.world.device)
         for batch in batches:
-            logprob_R, entropy_R = self.policy.response_logprobs(batch, self.temperature)
-            loss, metrics = loss_function(batch, logprob_R, entropy_R, token_count)
-            # + 0·Σ logprob: a micro-batch with nothing to train still runs backward, for the collectives of the others.
-            (self.world.size * loss + 0.0 * logprob_R.sum()).backward()
-            for name, value in (("loss", loss.detach()), ("entropy", entropy_R.sum()), *metrics.items()):
-                sums[name] += value.item()
-        return dict(zip(sums, self.world.sum(list(sums.values())), strict=True))
+            # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
+            loss, metrics, _, entropy_R = loss_function(batch, count)
+            (self.world.size * loss).backward()
+            sums += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
+        return dict(zip(names, self.world.sum(sums.tolist()), strict=True))
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
@@ -84,27 +87,21 @@ class Trainer:
         """Linear warm-up over `optim.warmup_steps` updates, then constant."""
         return self.settings.lr * min(1.0, (self.updates + 1) / max(1, self.settings.warmup_steps))
 
-    def policy_loss(self, batch: PackedBatch, logprob_R: Tensor, entropy_R: Tensor, token_count: float) -> tuple[Tensor, dict[str, Tensor]]:
-        index_R, s = batch.response_index, self.loss_settings
-        return policy_loss(
-            logprob_R,
-            None if batch.old_logprobs is None else batch.old_logprobs[index_R],
-            batch.advantages[index_R],
-            batch.sampler_logprobs[index_R],
-            token_count,
-            cu_seqlens=batch.response_cu_seqlens,
-            clip_low=s.clip_low,
-            clip_high=s.clip_high,
-            dual_clip=s.dual_clip,
-            correction=s.correction,
-            correction_low=s.correction_low,
-            correction_high=s.correction_high,
-        )
+    def policy_loss(self, batch: PackedBatch, count: float) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        return self.policy.response_loss(batch, self.temperature, self.rule, count)
 
-    @staticmethod
-    def supervised_loss(batch: PackedBatch, logprob_R: Tensor, entropy_R: Tensor, token_count: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def supervised_loss(self, batch: PackedBatch, count: float) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         """Cross-entropy of the response tokens, mean over the whole batch."""
-        return -logprob_R.sum() / token_count, {"tokens": torch.tensor(float(logprob_R.numel()))}
+        return self.policy.response_loss(batch, self.temperature, SUPERVISED, count, supervised=True)
+
+    def count(self, samples: Sequence[Sample]) -> float:
+        """What these samples add to the loss's denominator (table in `kernels/loss_rule.py`); those without advantage count as well."""
+        sequences = float(sum(len(s.tokens) > 0 for s in samples))
+        if self.rule.sequence_mean:
+            return sequences
+        if self.rule.variant == "dr_grpo":
+            return sequences * self.policy.settings.max_length
+        return float(sum(len(s.tokens) for s in samples))
 
     @torch.no_grad()
     def with_old_logprobs(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
@@ -124,12 +121,12 @@ class Trainer:
         mini-batch trains on the weights that sampled (ratio exactly 1); for the others log-probabilities are taken before it.
         Returns metrics over the whole batch.
         """
-        token_counts = self.world.sum([float(sum(len(s.tokens) for s in samples)) for samples in minibatches])
+        counts = self.world.sum([self.count(samples) for samples in minibatches])
         packed = [self.pack([s for s in samples if s.advantage != 0.0 and s.tokens]) for samples in minibatches]
         packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
         totals: dict[str, float] = dict.fromkeys(("loss", "entropy", *METRIC_SUMS, "grad_norm", "skipped"), 0.0)
-        for batches, token_count in zip(packed, token_counts, strict=True):
-            stats = self.backward(batches, max(token_count, 1.0), self.policy_loss)
+        for batches, count in zip(packed, counts, strict=True):
+            stats = self.backward(batches, max(count, 1.0), self.policy_loss)
             stats |= self.update(self.learning_rate())
             totals = {name: totals[name] + stats[name] for name in totals}
         filled = self.world.sum([float(sum(b.tokens for bs in packed for b in bs)), float(sum(len(bs) for bs in packed))])

@@ -1,16 +1,21 @@
-"""FAPO reward penalty and group-relative advantage over ragged groups. Shapes: N rollouts, P groups."""
+"""FAPO reward penalty and group-relative advantage over ragged groups. Shapes: N rollouts, P groups, T tokens."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from soundrl.kernels.advantage_triton import launch_group_advantage
+from soundrl.kernels.backend import check_offsets, require, runs_triton
+
 STD_EPSILON = 1e-6
 
 
-def fapo_reward(rewards_N: Tensor, flawed_N: Tensor, lam: float) -> Tensor:
+def fapo_reward(rewards_N: Tensor, flawed_N: Tensor | None, lam: float) -> Tensor:
     """r − λ on flawed positives, r elsewhere (arXiv 2510.22543 Eq. 8); `lam = 0` returns `rewards_N` itself."""
-    return rewards_N if lam == 0.0 else rewards_N - lam * flawed_N.to(rewards_N.dtype)
+    return rewards_N if flawed_N is None or lam == 0.0 else rewards_N - lam * flawed_N.to(rewards_N.dtype)
 
 
 def group_advantage(
@@ -21,35 +26,81 @@ def group_advantage(
     kept_N: Tensor | None = None,
     normalize_std: bool = True,
 ) -> Tensor:
-    """Advantage [N] of each rollout within its group: (r − mean) / (std + 1e-6).
+    """Advantage [N] fp32 of each rollout within its group: (r − mean) / (std + 1e-6), r = reward − λ where flawed.
 
-    rewards_N      [N] rule reward with overlong shaping already added
+    rewards_N      [N] rule reward with overlong shaping already added; fp64 rewards are computed in fp64 (plain torch), others in fp32
     group_offsets  [P+1] int64; group g holds rollouts offsets[g] … offsets[g+1]−1; groups may have any size, 0 and 1 included
     flawed_N       [N] bool: correct answer, wrong step; its reward loses `lam` (arXiv 2510.22543 Eq. 8)
     kept_N         [N] bool: False leaves the group (no part in mean and spread, advantage 0); None keeps all
     normalize_std  False gives r − mean (Dr. GRPO, arXiv 2503.20783)
 
     The spread is the *sample* standard deviation (n − 1), as in the released code; a group of one kept rollout, or of equal
-    rewards, has advantage 0. `lam = 0` changes no bit. Computed in fp64 and returned as fp32: groups are small, and the
-    result must not depend on the order of summation.
+    rewards, has advantage exactly 0. `lam = 0` changes no bit. On a GPU one launch, a program a group. Raises ValueError for offsets that
+    do not cover the rollouts (read on a GPU only after `backend.check_values(True)`), and for wrong shapes or types.
 
     >>> group_advantage(torch.tensor([1., 1, 0, 0, -1, -1, -1, -1]), torch.tensor([0, 8]))[[0, 2, 4]].tolist()
     [1.4100..., 0.2820..., -0.8460...]
     """
-    if flawed_N is not None:
-        rewards_N = fapo_reward(rewards_N, flawed_N, lam)
-    out_N = torch.zeros(len(rewards_N), dtype=torch.float64, device=rewards_N.device)
-    values_N = rewards_N.double()
+    require(
+        rewards_N.ndim == 1 and rewards_N.dtype.is_floating_point,
+        f"rewards have shape {tuple(rewards_N.shape)} and type {rewards_N.dtype}: give floating point [N]",
+    )
+    for name, x in (("flawed", flawed_N), ("kept", kept_N)):
+        require(
+            x is None or (x.shape == rewards_N.shape and x.dtype == torch.bool and x.device == rewards_N.device),
+            f"{name} must be bool {tuple(rewards_N.shape)} on {rewards_N.device}, as rewards are"
+            + ("" if x is None else f", not {x.dtype} {tuple(x.shape)} on {x.device}"),
+        )
+    check_offsets("group_offsets", group_offsets, "rewards", len(rewards_N))
+    require(flawed_N is not None or lam == 0.0, f"lam={lam} needs flawed [N]: pass which rollouts are flawed, or lam 0")
+    # λ = 0 leaves the flags out of the computation: it must not change a bit.
+    return _group_advantage(rewards_N, group_offsets, flawed_N if lam else None, lam, kept_N, normalize_std)
+
+
+@torch.library.custom_op("soundrl::group_advantage", mutates_args=())
+def _group_advantage(
+    rewards_N: Tensor, group_offsets: Tensor, flawed_N: Tensor | None, lam: float, kept_N: Tensor | None, normalize_std: bool
+) -> Tensor:
+    if runs_triton(rewards_N):
+        return launch_group_advantage(rewards_N.contiguous(), group_offsets, flawed_N, lam, kept_N, normalize_std, STD_EPSILON)
+    wide = torch.float64 if rewards_N.dtype == torch.float64 else torch.float32
+    values_N = fapo_reward(rewards_N.to(wide), flawed_N, lam)
+    out_N = torch.zeros_like(values_N)
     bounds = group_offsets.tolist()
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
         keep = torch.ones(end - start, dtype=torch.bool, device=out_N.device) if kept_N is None else kept_N[start:end]
         group = values_N[start:end][keep]
-        if len(group) < 2:
-            continue
+        if len(group) < 2 or group.min() == group.max():
+            continue  # exactly 0: rounding of the mean must not become an advantage of ±1e-10 / 1e-6
         centred = group - group.mean()
-        if group.min() == group.max():
-            centred = torch.zeros_like(group)  # exactly 0: rounding of the mean must not become an advantage of ±1e-10 / 1e-6
-        if normalize_std:
-            centred = centred / (group.std() + STD_EPSILON)
-        out_N[start:end][keep] = centred
+        out_N[start:end][keep] = centred / (group.std() + STD_EPSILON) if normalize_std else centred
     return out_N.float()
+
+
+@_group_advantage.register_fake
+def _(rewards_N: Tensor, *_: object) -> Tensor:
+    return torch.empty(rewards_N.shape, dtype=torch.float32, device=rewards_N.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardGroups:
+    """The arguments of `group_advantage`, for losses that compute the advantage themselves."""
+
+    rewards_N: Tensor
+    group_offsets: Tensor
+    flawed_N: Tensor | None = None
+    lam: float = 0.0
+    kept_N: Tensor | None = None
+    normalize_std: bool = True
+
+    def advantages(self, cu_seqlens: Tensor, tokens: int) -> Tensor:
+        """[T]: each rollout's advantage at each of its tokens; `cu_seqlens` [N+1] bounds the rollouts' tokens.
+
+        Worked example: rewards [1, −1] in one group, cu_seqlens [0, 1, 3], normalize_std False → [1, −1, −1].
+        """
+        advantage_N = group_advantage(self.rewards_N, self.group_offsets, self.flawed_N, self.lam, self.kept_N, self.normalize_std)
+        require(
+            len(cu_seqlens) == len(advantage_N) + 1,
+            f"cu_seqlens has {len(cu_seqlens)} entries, rewards {len(advantage_N)}: with groups a sequence is a rollout, give [N+1]",
+        )
+        return torch.repeat_interleave(advantage_N, cu_seqlens.diff(), output_size=tokens)

@@ -1,22 +1,243 @@
-"""Log-probability of given tokens, and entropy, from logits. Shapes: T tokens, V vocabulary."""
+"""Log-probability of given tokens, and entropy, from logits. Shapes: T tokens (rows), V vocabulary."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from soundrl.kernels.backend import check_softcap, check_targets, check_temperature, require, runs_triton
+from soundrl.kernels.logprob_triton import launch_backward, launch_forward
 
-def selective_logprob(logits_TV: Tensor, targets_T: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / temperature) at `targets`, and the entropy of that distribution in nats.
 
-    logits_TV [T, V] any float dtype; targets_T [T] int64. Returns two fp32 tensors [T]; statistics are fp32 whatever the
-    logits' dtype, as a bf16 log-sum-exp over 100k entries loses the third digit.
+def selective_logprob(
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    temperature: float | Tensor = 1.0,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+    inplace_backward: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """log p_target and the entropy −Σ p log p (nats) of p = softmax(z), z = softcap · tanh((logits + bias) / softcap) / temperature.
+
+    logits_TV    [T, V] fp32, bf16, fp16 (fp64: plain torch); the entries of a row must be adjacent
+    targets_T    [T] int64
+    temperature  one number, or [T] one for each row
+    bias_V       [V] added to each row; softcap: tanh bound on the logits before the temperature (Gemma 2); None = none
+
+    Returns two fp32 tensors [T] (fp64 for fp64 logits), both differentiable by logits and bias; statistics are fp32 whatever the logits'
+    type, as a bf16 log-sum-exp over 100k entries loses the third digit. Temperature carries no gradient.
+
+    `inplace_backward` writes the gradient over the logits' own memory, which halves the peak; allowed where nobody reads the logits
+    after this call (a later use in the graph then fails in autograd's version check).
+
+    Raises ValueError for wrong shapes, types, devices, temperatures, and targets outside the vocabulary (on a GPU the last two checks of
+    values are made only after `backend.check_values(True)`).
+
+    >>> selective_logprob(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    (tensor([-0.6931]), tensor([0.6931]))
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be > 0: greedy sampling has no log-probability; use 1.0")
-    scaled_TV = logits_TV.float() / temperature
-    lse_T = torch.logsumexp(scaled_TV, dim=-1)
-    logprob_T = scaled_TV.gather(-1, targets_T[:, None]).squeeze(-1) - lse_T
-    with torch.no_grad():
-        entropy_T = lse_T - (torch.softmax(scaled_TV, dim=-1) * scaled_TV).sum(-1)
+    check_logits(logits_TV, targets_T, temperature, bias_V, softcap)
+    per_row = isinstance(temperature, Tensor)
+    logprob_T, entropy_T, _, _ = _logprob(
+        logits_TV,
+        targets_T,
+        1.0 if per_row else temperature,
+        temperature if per_row else None,
+        bias_V,
+        softcap or 0.0,
+        inplace_backward,
+    )
     return logprob_T, entropy_T
+
+
+def selective_logprob_reference(
+    logits_TV: Tensor, targets_T: Tensor, temperature: float | Tensor = 1.0, *, bias_V: Tensor | None = None, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same by torch's own operators and autograd, in the logits' precision or fp32."""
+    u_TV = _bounded(logits_TV, bias_V, softcap or 0.0)
+    logp_TV = torch.log_softmax(u_TV / _column(temperature, u_TV), dim=-1)
+    entropy_T = -(logp_TV.exp() * logp_TV.masked_fill(logp_TV == -torch.inf, 0.0)).sum(-1)
+    return logp_TV.gather(-1, targets_T[:, None]).squeeze(-1), entropy_T
+
+
+def check_logits(logits_TV: Tensor, targets_T: Tensor, temperature: float | Tensor, bias_V: Tensor | None, softcap: float | None) -> None:
+    require(
+        logits_TV.ndim == 2 and logits_TV.dtype.is_floating_point and logits_TV.shape[1] > 0,
+        f"logits have shape {tuple(logits_TV.shape)} and type {logits_TV.dtype}: give floating point [T, V], packed rows",
+    )
+    check_targets(targets_T, "logits", logits_TV, logits_TV.shape[1])
+    check_temperature(temperature, "logits", logits_TV)
+    check_softcap(softcap)
+    if bias_V is not None:
+        require(
+            bias_V.shape == logits_TV.shape[1:] and bias_V.device == logits_TV.device,
+            f"bias has shape {tuple(bias_V.shape)} on {bias_V.device}, logits {tuple(logits_TV.shape)} on {logits_TV.device}: give [V]",
+        )
+
+
+def _bounded(logits_TV: Tensor, bias_V: Tensor | None, softcap: float) -> Tensor:
+    """u = softcap · tanh((logits + bias) / softcap) in fp32 (fp64 for fp64)."""
+    x_TV = logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()
+    if bias_V is not None:
+        x_TV = x_TV + bias_V.to(x_TV.dtype)
+    return softcap * torch.tanh(x_TV / softcap) if softcap else x_TV
+
+
+def _column(temperature: float | Tensor, like: Tensor) -> Tensor | float:
+    return temperature[:, None].to(like.dtype) if isinstance(temperature, Tensor) else temperature
+
+
+def row_forward(
+    logits_TV: Tensor, targets_T: Tensor, temperature: float, temperature_T: Tensor | None, bias_V: Tensor | None, softcap: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log-prob, entropy, m = max u, log S = log Σ exp((u − m) / temperature) of each row (names: `logprob_triton`), outside autograd."""
+    if runs_triton(logits_TV):
+        return launch_forward(logits_TV, targets_T, temperature, temperature_T, bias_V, softcap)
+    u_TV = _bounded(logits_TV, bias_V, softcap)
+    m_T = u_TV.amax(-1)
+    d_TV = (u_TV - m_T[:, None]) / _column(temperature if temperature_T is None else temperature_T, u_TV)
+    e_TV = d_TV.exp()
+    sum_T = e_TV.sum(-1)
+    logprob_T = d_TV.gather(-1, targets_T[:, None]).squeeze(-1) - sum_T.log()
+    w_T = (e_TV * d_TV.masked_fill_(e_TV == 0, 0.0)).sum(-1)
+    return logprob_T, sum_T.log() - w_T / sum_T, m_T, sum_T.log()
+
+
+def row_backward(
+    dlogits: Tensor,
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    temperature_T: Tensor | None,
+    bias_V: Tensor | None,
+    softcap: float,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    grad_logprob_T: Tensor,
+    grad_entropy_T: Tensor,
+    order: Tensor | None = None,
+) -> None:
+    """Write dlogits [n, V] of rows order[0 … n−1] (default: all, in order); `dlogits` may be the first n rows of `logits_TV`.
+
+    In place, row j may be overwritten only if it is order[j] itself or in nobody's `order` (see `linear_logprob.compaction`).
+    statistics = (m, log S, entropy) from `row_forward`.
+    """
+    if runs_triton(logits_TV):
+        launch_backward(
+            dlogits, logits_TV, targets_T, temperature, temperature_T, bias_V, softcap, statistics, grad_logprob_T, grad_entropy_T, order
+        )
+        return
+    if order is not None:
+        logits_TV, targets_T, temperature_T, grad_logprob_T, grad_entropy_T, *statistics_ = (
+            None if x is None else x[order] for x in (logits_TV, targets_T, temperature_T, grad_logprob_T, grad_entropy_T, *statistics)
+        )
+    else:
+        statistics_ = statistics
+    m_T, log_sum_T, entropy_T = statistics_
+    u_TV = _bounded(logits_TV, bias_V, softcap)
+    divisor = _column(temperature if temperature_T is None else temperature_T, u_TV)
+    logp_TV = (u_TV - m_T[:, None]) / divisor - log_sum_T[:, None]
+    p_TV = logp_TV.exp()
+    onehot_less_p_TV = (-p_TV).scatter_add_(-1, targets_T[:, None], torch.ones_like(p_TV[:, :1]))
+    dz_TV = grad_logprob_T[:, None] * onehot_less_p_TV
+    if bool(grad_entropy_T.any()):
+        dz_TV -= grad_entropy_T[:, None] * p_TV * (logp_TV + entropy_T[:, None]).masked_fill_(p_TV == 0, 0.0)
+    dz_TV /= divisor
+    if softcap:
+        dz_TV *= 1 - (u_TV / softcap) ** 2
+    live_T = (grad_logprob_T != 0) | (grad_entropy_T != 0)
+    dlogits.copy_(dz_TV.masked_fill_(~live_T[:, None], 0.0))
+
+
+@torch.library.custom_op("soundrl::logprob", mutates_args=())
+def _logprob(
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    temperature_T: Tensor | None,
+    bias_V: Tensor | None,
+    softcap: float,
+    inplace_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return row_forward(_adjacent(logits_TV), targets_T, temperature, temperature_T, bias_V, softcap)
+
+
+@torch.library.custom_op("soundrl::logprob_backward", mutates_args=())
+def _logprob_backward(
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    temperature_T: Tensor | None,
+    bias_V: Tensor | None,
+    softcap: float,
+    statistics: list[Tensor],
+    grad_logprob_T: Tensor,
+    grad_entropy_T: Tensor,
+) -> Tensor:
+    logits_TV = _adjacent(logits_TV)
+    out = torch.empty(logits_TV.shape, dtype=logits_TV.dtype, device=logits_TV.device)
+    m_T, log_sum_T, entropy_T = statistics
+    row = (logits_TV, targets_T, temperature, temperature_T, bias_V, softcap)
+    row_backward(out, *row, (m_T, log_sum_T, entropy_T), grad_logprob_T.contiguous(), grad_entropy_T.contiguous())
+    return out
+
+
+@torch.library.custom_op("soundrl::logprob_backward_", mutates_args=("logits_TV",))
+def _logprob_backward_(
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    temperature_T: Tensor | None,
+    bias_V: Tensor | None,
+    softcap: float,
+    statistics: list[Tensor],
+    grad_logprob_T: Tensor,
+    grad_entropy_T: Tensor,
+) -> None:
+    m_T, log_sum_T, entropy_T = statistics
+    row = (logits_TV, targets_T, temperature, temperature_T, bias_V, softcap)
+    row_backward(logits_TV, *row, (m_T, log_sum_T, entropy_T), grad_logprob_T.contiguous(), grad_entropy_T.contiguous())
+
+
+def _adjacent(x_TV: Tensor) -> Tensor:
+    return x_TV if x_TV.stride(-1) == 1 else x_TV.contiguous()
+
+
+@_logprob.register_fake
+def _(logits_TV: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
+    a, b, c, d = (logits_TV.new_empty(logits_TV.shape[0], dtype=wide) for _ in range(4))
+    return a, b, c, d
+
+
+@_logprob_backward.register_fake
+def _(logits_TV: Tensor, *_: object) -> Tensor:
+    return torch.empty(logits_TV.shape, dtype=logits_TV.dtype, device=logits_TV.device)
+
+
+def _keep(ctx, inputs: tuple, output: tuple) -> None:
+    logits_TV, targets_T, temperature, temperature_T, bias_V, softcap, inplace_backward = inputs
+    _, entropy_T, m_T, log_sum_T = output
+    ctx.mark_non_differentiable(m_T, log_sum_T)
+    ctx.save_for_backward(logits_TV, targets_T, temperature_T, bias_V, m_T, log_sum_T, entropy_T)
+    ctx.numbers = temperature, softcap, inplace_backward and logits_TV.stride(-1) == 1
+    ctx.set_materialize_grads(True)
+
+
+def _backward(ctx, grad_logprob_T: Tensor, grad_entropy_T: Tensor, *_: object) -> tuple:
+    logits_TV, targets_T, temperature_T, bias_V, *statistics = ctx.saved_tensors
+    temperature, softcap, in_place = ctx.numbers
+    arguments = (targets_T, temperature, temperature_T, bias_V, softcap, statistics, grad_logprob_T, grad_entropy_T)
+    if in_place:
+        dlogits_TV = logits_TV.detach()
+        _logprob_backward_(dlogits_TV, *arguments)
+    else:
+        dlogits_TV = _logprob_backward(logits_TV, *arguments)
+    of_bias = None
+    if bias_V is not None and ctx.needs_input_grad[4]:
+        wide = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
+        of_bias = dlogits_TV.sum(0, dtype=wide).to(bias_V.dtype)
+    return dlogits_TV, None, None, None, of_bias, None, None
+
+
+_logprob.register_autograd(_backward, setup_context=_keep)

@@ -1,11 +1,17 @@
 """The one definition of the policy loss; every path of soundrl computes exactly this.
 
-Shapes: T = trained (response) tokens of a packed batch, B = sequences in it. All arithmetic is fp32 or wider.
+Shapes: T = trained (response) tokens of a packed batch, B = sequences in it. All arithmetic is fp32 (fp64 for fp64 log-probabilities).
 
-    ratio_t  = exp(logprob_t − old_logprob_t)                                     log-ratio clamped to ±20
-    m_t      = max(−A_t · ratio_t, −A_t · clip(ratio_t, 1 − clip_low, 1 + clip_high))
-    m_t      = min(m_t, −A_t · dual_clip)                     where A_t < 0       (dual clip, arXiv 1912.09729)
-    loss     = Σ_t w_t · m_t / token_count                                        token mean (DAPO, arXiv 2503.14476)
+    r_t    = exp(logprob_t − old_logprob_t)                            log-ratio clamped to ±20, no gradient beyond
+    clip   : m_t = max(−A_t r_t, −A_t clip(r_t, 1 − clip_low, 1 + clip_high)), and at most −A_t dual_clip where A_t < 0
+    gspo   : the same with r_t = exp(mean over the sequence of logprob − old_logprob), its gradient taken token by token
+    cispo  : m_t = −A_t min(r_t, 1 + clip_high) logprob_t              the factor of logprob_t carries no gradient
+    sapo   : m_t = −A_t · 4/τ · sigmoid(τ (r_t − 1))                   τ by the sign of A_t
+    loss   = Σ_t s_t (w_t m_t + kl_coef K_t − entropy_coef H_t) / count
+
+`s_t` is 1, or 1/length where a variant first takes the mean over each sequence; which variant is which and what its `count` is stands in
+`kernels/loss_rule.py`. `K_t` with x = reference_logprob_t − logprob_t (clamped to ±20): k1 −x, k2 x²/2, k3 exp(x) − 1 − x; times r_t on
+request.
 
 `w_t` corrects for the sampler, whose log-probabilities differ from the trainer's (q_t = exp(old_logprob_t − sampler_logprob_t)):
 `none` 1; `tis` min(q_t, high) (truncated importance sampling); `icepop` q_t inside [low, high], else 0; `sequence` 1 where the
@@ -17,91 +23,321 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CORRECTIONS = ("none", "tis", "icepop", "sequence")
+from soundrl.kernels.backend import check_offsets, check_rows, require, runs_triton
+from soundrl.kernels.loss_rule import LossRule
+from soundrl.kernels.policy_loss_triton import launch_policy_loss, launch_sequence_mean
+
 LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in fp32 with room for the product; verl clamps alike
 
 # Metrics come back as sums over tokens, so that micro-batches and ranks add up exactly; divide by `tokens`.
-METRIC_SUMS = ("tokens", "clip_low", "clip_high", "dual_clip", "kl", "exp_abs_dlogp", "sampler_kl", "corrected")
-
-
-def correction_weight(
-    old_logprob_T: Tensor, sampler_logprob_T: Tensor, cu_seqlens: Tensor | None, correction: str, low: float, high: float
-) -> Tensor:
-    """Weight [T] of each token against the sampler's distribution (see the module's text); fp32, no gradient.
-
-    `cu_seqlens` [B+1] int64 bounds the sequences *of the trained tokens*; only `sequence` needs it.
-    """
-    log_q_T = (old_logprob_T - sampler_logprob_T).detach().float()
-    if correction == "none":
-        return torch.ones_like(log_q_T)
-    if correction == "tis":
-        return log_q_T.exp().clamp(max=high)
-    if correction == "icepop":
-        q_T = log_q_T.exp()
-        return q_T * ((q_T >= low) & (q_T <= high))
-    if correction == "sequence":
-        if cu_seqlens is None:
-            raise ValueError("correction='sequence' needs cu_seqlens [B+1] of the trained tokens; pass it or use 'tis'")
-        lengths_B = cu_seqlens.diff()
-        sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=log_q_T.device), lengths_B)
-        sums_B = torch.zeros(len(lengths_B), device=log_q_T.device).index_add_(0, sequence_T, log_q_T)
-        mean_B = (sums_B / lengths_B.clamp(min=1)).exp()
-        return ((mean_B >= low) & (mean_B <= high)).float()[sequence_T]
-    raise ValueError(f"correction={correction!r} is unknown; use one of {', '.join(CORRECTIONS)}")
+METRIC_SUMS = ("tokens", "clip_low", "clip_high", "dual_clip", "kl", "exp_abs_dlogp", "sampler_kl", "corrected", "reference_kl")
 
 
 def policy_loss(
     logprob_T: Tensor,
     old_logprob_T: Tensor | None,
     advantages_T: Tensor,
-    sampler_logprob_T: Tensor,
-    token_count: float | Tensor,
+    sampler_logprob_T: Tensor | None,
+    count: float | Tensor | None,
     *,
+    rule: LossRule | None = None,
     cu_seqlens: Tensor | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    dual_clip: float = 10.0,
-    correction: str = "tis",
-    correction_low: float = 0.5,
-    correction_high: float = 2.0,
+    entropy_T: Tensor | None = None,
+    reference_logprob_T: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped policy-gradient loss of packed tokens, and its metrics.
+    """Policy-gradient loss of packed tokens, and its metrics.
 
-    logprob_T          [T] log π of each sampled token under the weights being trained; the only differentiable input
-    old_logprob_T      [T] the same under the weights that sampled; None = on policy (the ratio is exactly 1)
-    advantages_T       [T] advantage of the token's rollout
-    sampler_logprob_T  [T] what the sampling engine reported
-    token_count        tokens of the whole mini-batch over all ranks, counted before the first forward; this alone makes
-                       the gradient independent of how the batch is split
+    logprob_T            [T] log π of each sampled token under the weights being trained; differentiable
+    old_logprob_T        [T] the same under the weights that sampled; None = on policy (the ratio is exactly 1)
+    advantages_T         [T] advantage of the token's rollout
+    sampler_logprob_T    [T] what the sampling engine reported; None only with correction `none` (mismatch metrics are then 0)
+    count                what the sum is divided by, over the whole mini-batch and all ranks, taken before the first forward (see the
+                         table in `loss_rule`); this alone makes the gradient independent of how the batch is split. None: tokens of
+                         this call (`bnpo`)
+    cu_seqlens           [B+1] int64 bounds of the sequences within the T tokens, for rules that look at whole sequences
+    entropy_T            [T] entropy of each token's distribution, differentiable, where `rule.entropy_coef` is not 0
+    reference_logprob_T  [T] under the reference policy, where `rule.kl` asks for it
 
-    Returns a scalar loss (0 with gradient 0 for T = 0) and `METRIC_SUMS` as fp32 scalars without gradient.
-    Source: FAPO arXiv 2510.22543 Eq. 3 with the token mean and dual clip of its released code.
+    Returns a scalar loss (0 with gradient 0 for T = 0) and `METRIC_SUMS` as scalars without gradient. Raises ValueError for
+    shapes, types, devices or missing arguments, with the cure.
     """
-    logprob_T = logprob_T.float()
-    old_T = logprob_T.detach() if old_logprob_T is None else old_logprob_T.float()
-    log_ratio_T = (logprob_T - old_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio_T = log_ratio_T.exp()
-    plain_T = -advantages_T * ratio_T
-    clipped_T = -advantages_T * ratio_T.clamp(1 - clip_low, 1 + clip_high)
-    loss_T = torch.maximum(plain_T, clipped_T)
-    bound_T = -advantages_T * dual_clip
-    negative_T = advantages_T < 0
-    dual_T = negative_T & (loss_T > bound_T)
-    loss_T = torch.where(dual_T, bound_T, loss_T)
-    weight_T = correction_weight(old_T, sampler_logprob_T, cu_seqlens, correction, correction_low, correction_high)
-    loss = (weight_T * loss_T).sum() / token_count
+    rule = rule or LossRule()
+    _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rule, cu_seqlens, entropy_T, reference_logprob_T)
+    scale_T, log_ratio_T, log_q_T = sequence_terms(rule, logprob_T.detach(), old_logprob_T, sampler_logprob_T, cu_seqlens)
+    loss_sum, _, _, sums = _policy_loss(
+        logprob_T,
+        old_logprob_T,
+        advantages_T,
+        sampler_logprob_T,
+        entropy_T if rule.entropy_coef else None,
+        reference_logprob_T if rule.kl != "none" else None,
+        scale_T,
+        log_ratio_T,
+        log_q_T,
+        rule.surrogate,
+        rule.correction,
+        rule.kl,
+        rule.kl_times_ratio,
+        rule.numbers(),
+    )
+    loss = loss_sum / (max(logprob_T.numel(), 1) if count is None else count)
+    return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True))
 
-    with torch.no_grad():
-        clipped = clipped_T > plain_T
-        gap_T = old_T - sampler_logprob_T.float()
-        sums = {
-            "tokens": torch.tensor(float(logprob_T.numel()), device=logprob_T.device),
-            "clip_low": (clipped & negative_T).float().sum(),
-            "clip_high": (clipped & ~negative_T).float().sum(),
-            "dual_clip": dual_T.float().sum(),
-            "kl": (ratio_T - 1 - log_ratio_T).sum(),  # k3, non-negative
-            "exp_abs_dlogp": gap_T.abs().exp().sum(),
-            "sampler_kl": (gap_T.exp() - 1 - gap_T).sum(),
-            "corrected": (weight_T != 1).float().sum(),
-        }
-    return loss, sums
+
+def sequence_terms(
+    rule: LossRule, logprob_T: Tensor, old_logprob_T: Tensor | None, sampler_logprob_T: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What a token's loss needs to know of its sequence, each [T] or None: 1/length, mean log-ratio, mean log q. No gradient.
+
+    `logprob_T` is read only where `rule.needs_sequences(old_logprob_T is None)`.
+    """
+    scale_T = log_ratio_T = log_q_T = None
+    if rule.sequence_mean:
+        assert cu_seqlens is not None
+        length_B = cu_seqlens.diff()
+        scale_B = length_B.clamp(min=1).to(logprob_T.dtype).reciprocal()
+        scale_T = torch.repeat_interleave(scale_B, length_B, output_size=len(logprob_T))
+    if rule.surrogate == "gspo" and old_logprob_T is not None:
+        assert cu_seqlens is not None
+        log_ratio_T = sequence_mean(logprob_T - old_logprob_T, cu_seqlens)
+    if rule.correction == "sequence":
+        assert cu_seqlens is not None and sampler_logprob_T is not None
+        old_T = logprob_T if old_logprob_T is None else old_logprob_T
+        log_q_T = sequence_mean(old_T - sampler_logprob_T, cu_seqlens)
+    return scale_T, log_ratio_T, log_q_T
+
+
+@torch.library.custom_op("soundrl::sequence_mean", mutates_args=())
+def sequence_mean(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Mean of `x_T` over each sequence, at each of its tokens; one program a sequence, so the sum has one order.
+
+    Worked example: x [1, 3, 5], cu_seqlens [0, 2, 3] → [2, 2, 5].
+    """
+    if runs_triton(x_T):
+        return launch_sequence_mean(x_T.contiguous(), cu_seqlens)
+    length_B = cu_seqlens.diff()
+    sequence_T = torch.repeat_interleave(torch.arange(len(length_B), device=x_T.device), length_B)
+    sum_B = torch.zeros(len(length_B), device=x_T.device, dtype=x_T.dtype).index_add_(0, sequence_T, x_T)
+    return (sum_B / length_B.clamp(min=1))[sequence_T]
+
+
+@sequence_mean.register_fake
+def _(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return torch.empty_like(x_T)
+
+
+@torch.library.custom_op("soundrl::policy_loss", mutates_args=())
+def _policy_loss(
+    logprob_T: Tensor,
+    old_logprob_T: Tensor | None,
+    advantages_T: Tensor,
+    sampler_logprob_T: Tensor | None,
+    entropy_T: Tensor | None,
+    reference_logprob_T: Tensor | None,
+    scale_T: Tensor | None,
+    sequence_log_ratio_T: Tensor | None,
+    sequence_log_q_T: Tensor | None,
+    surrogate: str,
+    correction: str,
+    kl: str,
+    kl_times_ratio: bool,
+    numbers: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = [logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy_T, reference_logprob_T]
+    return loss_terms(given, [scale_T, sequence_log_ratio_T, sequence_log_q_T], surrogate, correction, kl, kl_times_ratio, numbers)
+
+
+def loss_terms(
+    per_token: list[Tensor | None],
+    of_sequences: list[Tensor | None],
+    surrogate: str,
+    correction: str,
+    kl: str,
+    kl_times_ratio: bool,
+    numbers: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [9]; outside autograd.
+
+    per_token = [logprob, old, advantages, sampler, entropy, reference], of_sequences from `sequence_terms`.
+    """
+    logprob_T = per_token[0]
+    assert logprob_T is not None
+    wide = torch.float64 if logprob_T.dtype == torch.float64 else torch.float32
+    tensors = [None if x is None else x.to(wide).contiguous() for x in (*per_token, *of_sequences)]
+    if runs_triton(logprob_T):
+        return launch_policy_loss(*tensors, surrogate, correction, kl, kl_times_ratio, numbers)
+    return token_terms(*tensors, surrogate, correction, kl, kl_times_ratio, numbers)
+
+
+def token_terms(
+    logprob_T: Tensor,
+    old_T: Tensor | None,
+    advantages_T: Tensor,
+    sampler_T: Tensor | None,
+    entropy_T: Tensor | None,
+    reference_T: Tensor | None,
+    scale_T: Tensor | None,
+    sequence_log_ratio_T: Tensor | None,
+    sequence_log_q_T: Tensor | None,
+    surrogate: str,
+    correction: str,
+    kl: str,
+    kl_times_ratio: bool,
+    numbers: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The module's formulas in plain torch, with the derivative written out (the reference of `policy_loss_kernel`)."""
+    clip_low, clip_high, dual_clip, tau_positive, tau_negative, kl_coef, entropy_coef, low, high = numbers
+    old_T = logprob_T if old_T is None else old_T
+    negative_T = advantages_T < 0
+    x_T = logprob_T - old_T
+    inside_T = x_T.abs() < LOG_RATIO_LIMIT
+    x_T = x_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    ratio_T = x_T.exp()
+    surrogate_ratio_T = ratio_T
+    if sequence_log_ratio_T is not None:
+        inside_T = sequence_log_ratio_T.abs() < LOG_RATIO_LIMIT
+        surrogate_ratio_T = sequence_log_ratio_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    clipped_low_T = clipped_high_T = dual_T = torch.zeros_like(negative_T)
+    if surrogate in ("clip", "gspo"):
+        plain_T = -advantages_T * surrogate_ratio_T
+        clipped_T = -advantages_T * surrogate_ratio_T.clamp(1 - clip_low, 1 + clip_high)
+        bound_T = torch.where(negative_T, -advantages_T * dual_clip, torch.inf)
+        loss_T = torch.maximum(plain_T, clipped_T)
+        dual_T = loss_T > bound_T
+        loss_T = torch.minimum(loss_T, bound_T)
+        flat_T = (clipped_T > plain_T) | dual_T | ~inside_T
+        slope_T = torch.where(flat_T, 0.0, plain_T)
+        clipped_low_T, clipped_high_T = (clipped_T > plain_T) & negative_T, (clipped_T > plain_T) & ~negative_T
+    elif surrogate == "cispo":
+        slope_T = -advantages_T * ratio_T.clamp(max=1 + clip_high)
+        loss_T = slope_T * logprob_T
+        clipped_high_T = ratio_T > 1 + clip_high
+    else:
+        tau_T = torch.full_like(ratio_T, tau_positive).masked_fill_(negative_T, tau_negative)
+        gate_T = torch.sigmoid(tau_T * (ratio_T - 1))
+        loss_T = -advantages_T * gate_T * 4 / tau_T
+        slope_T = torch.where(inside_T, -advantages_T * gate_T * (1 - gate_T) * 4 * ratio_T, 0.0)
+
+    weight_T = torch.ones_like(loss_T)
+    gap_T = torch.zeros_like(loss_T) if sampler_T is None else old_T - sampler_T
+    if correction == "tis":
+        weight_T = gap_T.exp().clamp(max=high)
+    elif correction == "icepop":
+        weight_T = torch.where((gap_T.exp() >= low) & (gap_T.exp() <= high), gap_T.exp(), 0.0)
+    elif sequence_log_q_T is not None:
+        weight_T = ((sequence_log_q_T.exp() >= low) & (sequence_log_q_T.exp() <= high)).to(loss_T.dtype)
+    loss_T, slope_T = weight_T * loss_T, weight_T * slope_T
+
+    reference_kl_T = torch.zeros_like(loss_T)
+    if reference_T is not None:
+        y_T = reference_T - logprob_T
+        near_T = y_T.abs() < LOG_RATIO_LIMIT
+        y_T = y_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        if kl == "k1":
+            estimate_T, change_T = -y_T, torch.ones_like(y_T)
+        elif kl == "k2":
+            estimate_T, change_T = y_T * y_T / 2, -y_T
+        else:
+            estimate_T, change_T = y_T.exp() - 1 - y_T, 1 - y_T.exp()
+        reference_kl_T = estimate_T
+        change_T = torch.where(near_T, change_T, 0.0)
+        if kl_times_ratio:
+            change_T = ratio_T * (change_T + torch.where(x_T.abs() < LOG_RATIO_LIMIT, estimate_T, 0.0))
+            estimate_T = estimate_T * ratio_T
+        loss_T, slope_T = loss_T + kl_coef * estimate_T, slope_T + kl_coef * change_T
+    entropy_slope_T = torch.zeros_like(loss_T)
+    if entropy_T is not None:
+        loss_T = loss_T - entropy_coef * entropy_T
+        entropy_slope_T = entropy_slope_T - entropy_coef
+    if scale_T is not None:
+        loss_T, slope_T, entropy_slope_T = scale_T * loss_T, scale_T * slope_T, scale_T * entropy_slope_T
+
+    sampler_gap_T = gap_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    columns = (
+        torch.ones_like(loss_T),
+        clipped_low_T,
+        clipped_high_T,
+        dual_T,
+        ratio_T - 1 - x_T,  # k3 of the new policy against the old one, never negative
+        sampler_gap_T.abs().exp() if sampler_T is not None else torch.zeros_like(loss_T),
+        sampler_gap_T.exp() - 1 - sampler_gap_T,
+        weight_T != 1,
+        reference_kl_T,
+    )
+    return loss_T.sum(), slope_T, entropy_slope_T, torch.stack([column.to(loss_T.dtype).sum() for column in columns])
+
+
+@_policy_loss.register_fake
+def _(logprob_T: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.float64 if logprob_T.dtype == torch.float64 else torch.float32
+    x_T = torch.empty_like(logprob_T, dtype=wide, memory_format=torch.contiguous_format)
+    return x_T.new_empty(()), x_T, torch.empty_like(x_T), x_T.new_empty(len(METRIC_SUMS))
+
+
+def _keep(ctx, inputs: tuple, output: tuple) -> None:
+    _, slope_T, entropy_slope_T, sums = output
+    ctx.mark_non_differentiable(slope_T, entropy_slope_T, sums)
+    ctx.save_for_backward(slope_T, entropy_slope_T)
+    ctx.dtypes = inputs[0].dtype, None if inputs[4] is None else inputs[4].dtype
+
+
+def _backward(ctx, grad: Tensor, *_: object) -> tuple:
+    slope_T, entropy_slope_T = ctx.saved_tensors
+    logprob_dtype, entropy_dtype = ctx.dtypes
+    of_entropy = None if entropy_dtype is None else (grad * entropy_slope_T).to(entropy_dtype)
+    return (grad * slope_T).to(logprob_dtype), None, None, None, of_entropy, *[None] * 9
+
+
+_policy_loss.register_autograd(_backward, setup_context=_keep)
+
+
+def _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rule, cu_seqlens, entropy_T, reference_logprob_T) -> None:
+    require(
+        logprob_T.ndim == 1 and logprob_T.dtype.is_floating_point,
+        f"logprob has shape {tuple(logprob_T.shape)} and type {logprob_T.dtype}: give floating point [T], packed, without padding",
+    )
+    rows = {
+        "old_logprob": old_logprob_T,
+        "advantages": advantages_T,
+        "sampler_logprob": sampler_logprob_T,
+        "entropy": entropy_T,
+        "reference_logprob": reference_logprob_T,
+    }
+    for name, x in rows.items():
+        if x is not None:
+            check_rows(name, x, "logprob", logprob_T)
+    check_rule(rule, count, cu_seqlens, sampler_logprob_T, reference_logprob_T, len(logprob_T))
+    require(entropy_T is not None or not rule.entropy_coef, f"entropy_coef={rule.entropy_coef} needs entropy [T]; pass it or set 0")
+
+
+def check_rule(
+    rule: LossRule,
+    count: float | Tensor | None,
+    cu_seqlens: Tensor | None,
+    sampler_logprob_T: Tensor | None,
+    reference_logprob_T: Tensor | None,
+    rows: int,
+) -> None:
+    """That the arguments hold what `rule` reads."""
+    require(
+        (count is None) == (rule.variant == "bnpo"),
+        f"variant={rule.variant!r} with count={count}: bnpo divides by the tokens of each call (count=None), the others by a count over "
+        "the whole mini-batch (kernels/loss_rule.py)",
+    )
+    require(isinstance(count, torch.Tensor) or count is None or count > 0, f"count={count} must be > 0")
+    if rule.sequence_mean or rule.correction == "sequence":
+        require(
+            cu_seqlens is not None,
+            f"variant={rule.variant!r} with correction={rule.correction!r} needs cu_seqlens [B+1] of the trained tokens; pass it, or use "
+            "variant 'dapo' and correction 'tis'",
+        )
+    if cu_seqlens is not None:
+        check_offsets("cu_seqlens", cu_seqlens, "logprob", rows)
+    require(
+        sampler_logprob_T is not None or rule.correction == "none",
+        f"correction={rule.correction!r} needs sampler_logprob [T]; pass what the sampler reported, or use correction 'none'",
+    )
+    require(
+        reference_logprob_T is not None or rule.kl == "none",
+        f"kl={rule.kl!r} needs reference_logprob [T]; pass it, or use kl 'none' and kl_coef 0",
+    )

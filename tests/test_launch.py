@@ -23,7 +23,7 @@ from soundrl.engine.recipes import RECIPES
         (["airth"], "unknown recipe 'airth'; choose one of arith, smollm2-gsm8k"),
         (["arith", "--run.steps", "many"], "--run.steps: invalid literal for int() with base 10: 'many'"),
         (["arith", "--run.steps", "-1"], "run.steps is -1, but must be ≥ 0"),
-        (["arith", "--loss.correction", "magic"], "loss.correction 'magic' is unknown; use one of none, tis, icepop, sequence"),
+        (["arith", "--loss.correction", "magic"], "loss.correction='magic' is unknown; use one of none, tis, icepop, sequence"),
         (["arith", "--optim.minibatch-prompts", "5"], "rollout.prompts 32 is no multiple of optim.minibatch_prompts 5"),
         (["arith", "--rollout.max-new-tokens", "90"], "rollout.max_new_tokens 90 leaves no room for a prompt in model.max_length 80"),
         (["arith", "--optim.microbatch-tokens", "64"], "optim.microbatch_tokens 64 cannot hold one sequence"),

@@ -1,0 +1,144 @@
+"""The LM head in chunks of tokens: logits of a chunk at a time, turned into their own gradient in place.
+
+Shapes: T tokens, H hidden, V vocabulary, c rows of a chunk, n of them with a gradient. Three matrix products a chunk, 6·c·H·V FLOP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from soundrl.kernels.logprob import row_backward
+
+# Bytes of one chunk's logits. The gradient of the weight is read and written once a chunk, 8·V·H bytes in fp32: at V = 151,936 and
+# H = 4,096, 4,096 tokens a chunk (1.2 GiB of bf16 logits) cost 7 % of the whole, 1,024 tokens 25 %. On CPU chunks serve memory alone.
+CUDA_BUDGET = int(1.2 * 2**30)
+CPU_BUDGET = 32 * 2**20
+
+
+def chunk_rows(tokens: int, vocabulary: int, bytes_per_logit: int, budget: int | None, on_gpu: bool) -> int:
+    """Rows of a chunk: as many as `budget` bytes of logits hold, then evened out over the chunks, in multiples of 128 where that is small.
+
+    Worked example: 10,000 tokens, 4,500 fit → 3 chunks of 3,334 → 3,456 (27 · 128).
+    """
+    budget = budget or (CUDA_BUDGET if on_gpu else CPU_BUDGET)
+    most = max(1, budget // (vocabulary * bytes_per_logit))
+    if tokens <= most:
+        return max(1, tokens)
+    even = -(-tokens // -(-tokens // most))
+    rounded = -(-even // 128) * 128
+    return rounded if rounded <= most else even
+
+
+def compaction(live_T: Tensor) -> Tensor | None:
+    """Which row goes where so that the `n` live rows become the first n, with as few moves as possible; None where all are live.
+
+    Live rows among the first n stay; the others fill the holes. No row is both overwritten and read by another, so that rows can be
+    rewritten in place in any order. Waits for the GPU once (n decides shapes).
+
+    Worked example: live [1, 0, 0, 1, 1] → n = 3, order [0, 3, 4].
+    """
+    count = int(live_T.sum())
+    if count == len(live_T):
+        return None
+    order = torch.arange(count, device=live_T.device)
+    holes = (~live_T[:count]).nonzero().squeeze(-1)
+    order[holes] = live_T[count:].nonzero().squeeze(-1) + count
+    return order
+
+
+class LinearHead:
+    """logits = hidden · weightᵀ, chunk by chunk, and the gradients that come back. Outside autograd."""
+
+    def __init__(
+        self,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        temperature: float,
+        temperature_T: Tensor | None,
+        bias_V: Tensor | None,
+        softcap: float,
+        fp32_logits: bool,
+        memory_budget: int,
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.softcap = hidden_TH, weight_VH, bias_V, softcap
+        self.temperature, self.temperature_T = temperature, temperature_T
+        narrow = hidden_TH.dtype in (torch.bfloat16, torch.float16)
+        self.widen = fp32_logits and narrow
+        # fp32 logits need a second buffer for their gradient in the type of the products, 4 + 2 bytes.
+        size = 6 if self.widen else hidden_TH.element_size()
+        self.rows = chunk_rows(len(hidden_TH), len(weight_VH), size, memory_budget, hidden_TH.is_cuda)
+        self.wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, logits [c, V]) one after the other, in one buffer: a chunk's logits are gone when the next is asked for."""
+        tokens, vocabulary = len(self.hidden), len(self.weight)
+        dtype = torch.float32 if self.widen else self.hidden.dtype
+        buffer = torch.empty(min(self.rows, tokens), vocabulary, dtype=dtype, device=self.hidden.device)
+        for start in range(0, tokens, self.rows):
+            rows = slice(start, min(start + self.rows, tokens))
+            out = buffer[: rows.stop - rows.start]
+            if self.widen and self.hidden.is_cuda:
+                torch.mm(self.hidden[rows], self.weight.t(), out_dtype=torch.float32, out=out)
+            elif self.widen:  # torch's CPU products have no out_dtype
+                torch.mm(self.hidden[rows].float(), self.weight.float().t(), out=out)
+            else:
+                torch.mm(self.hidden[rows], self.weight.t(), out=out)
+            yield rows, out
+
+    def row_arguments(self, targets_T: Tensor, rows: slice) -> tuple:
+        """What `row_forward` and `row_backward` take behind the logits."""
+        temperature_c = None if self.temperature_T is None else self.temperature_T[rows]
+        return targets_T[rows], self.temperature, temperature_c, self.bias, self.softcap
+
+
+class HeadGradient:
+    """Accumulates dhidden, dweight and dbias of a `LinearHead` from the rows' coefficients; dweight and dbias in fp32."""
+
+    def __init__(self, head: LinearHead, of_hidden: bool, of_weight: bool, of_bias: bool) -> None:
+        self.head = head
+        self.hidden = torch.zeros_like(head.hidden) if of_hidden else head.hidden.new_empty(0)
+        self.weight = torch.zeros(head.weight.shape if of_weight else 0, dtype=head.wide, device=head.weight.device)
+        self.bias = torch.zeros(len(head.weight) if of_bias else 0, dtype=head.wide, device=head.weight.device)
+        self.wanted = of_hidden, of_weight, of_bias
+
+    def add(
+        self,
+        rows: slice,
+        logits_cV: Tensor,
+        row_arguments: tuple,
+        statistics: tuple[Tensor, Tensor, Tensor],
+        grad_logprob_c: Tensor,
+        grad_entropy_c: Tensor,
+        compact: bool,
+    ) -> None:
+        """Turn `logits_cV` into its gradient, in place, and multiply it into the accumulators; `compact` leaves out rows that have none."""
+        head, (of_hidden, of_weight, of_bias) = self.head, self.wanted
+        order = compaction((grad_logprob_c != 0) | (grad_entropy_c != 0)) if compact else None
+        count = len(logits_cV) if order is None else len(order)
+        if count == 0:
+            return
+        dlogits_nV = torch.empty_like(logits_cV[:count], dtype=head.hidden.dtype) if head.widen else logits_cV[:count]
+        row_backward(dlogits_nV, logits_cV, *row_arguments, statistics, grad_logprob_c, grad_entropy_c, order)
+        hidden_cH = head.hidden[rows]
+        if of_hidden:
+            if order is None:
+                torch.mm(dlogits_nV, head.weight, out=self.hidden[rows])
+            else:
+                self.hidden[rows][order] = torch.mm(dlogits_nV, head.weight)
+        if of_weight:
+            add_product(self.weight, dlogits_nV, hidden_cH if order is None else hidden_cH[order])
+        if of_bias:
+            self.bias += dlogits_nV.sum(0, dtype=head.wide)
+
+
+def add_product(total_VH: Tensor, dlogits_nV: Tensor, hidden_nH: Tensor) -> None:
+    """total += dlogitsᵀ · hidden with the sum in total's type: bf16 operands on the tensor cores, no bf16 rounding between chunks."""
+    if dlogits_nV.dtype == total_VH.dtype:
+        total_VH.addmm_(dlogits_nV.t(), hidden_nH)
+    elif total_VH.is_cuda:
+        torch.addmm(total_VH, dlogits_nV.t(), hidden_nH, out_dtype=total_VH.dtype, out=total_VH)
+    else:  # torch's CPU products have no out_dtype
+        total_VH.addmm_(dlogits_nV.t().to(total_VH.dtype), hidden_nH.to(total_VH.dtype))

@@ -1,0 +1,196 @@
+"""From hidden states to the policy loss in one autograd node. Shapes: T trained tokens, H hidden, V vocabulary, N rollouts, P groups.
+
+A token's coefficient, the derivative of the loss by its log-probability, is known as soon as its own log-probability is. So one pass
+over chunks of tokens makes the logits, the loss, and the gradients of hidden states and weight: 6·T·H·V FLOP, where forward and backward
+passes that know nothing of each other need 8. Rules that look at whole sequences (gspo, the sequence mask on policy) need all
+log-probabilities first and pay the 8.
+
+Rows whose coefficient is 0 (masked or clipped tokens; advantage 0 without KL and entropy terms) have an exactly zero gradient and are
+left out of both products of the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from soundrl.kernels.advantage import RewardGroups
+from soundrl.kernels.backend import check_rows, require
+from soundrl.kernels.head_chunks import HeadGradient, LinearHead
+from soundrl.kernels.linear_logprob import check_head, gradient_of_rows, head_forward
+from soundrl.kernels.logprob import row_forward
+from soundrl.kernels.loss_rule import LossRule
+from soundrl.kernels.policy_loss import METRIC_SUMS, check_rule, loss_terms, sequence_terms
+
+
+def linear_policy_loss(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    old_logprob_T: Tensor | None,
+    advantages: Tensor | RewardGroups,
+    sampler_logprob_T: Tensor | None,
+    count: float | Tensor | None,
+    *,
+    rule: LossRule | None = None,
+    cu_seqlens: Tensor | None = None,
+    reference_logprob_T: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+    fp32_logits: bool = False,
+    memory_budget: int | None = None,
+    compact: bool = True,
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """`policy_loss` of `linear_logprob`, with the advantage of `group_advantage` in front: equal to the three in a row, in one node.
+
+    hidden, weight, targets, temperature, bias, softcap, fp32_logits, memory_budget   as in `linear_logprob`
+    old_logprob, sampler_logprob, count, rule, cu_seqlens, reference_logprob          as in `policy_loss`
+    advantages   [T] fp32, or `RewardGroups`: rewards, flags and group bounds of the N rollouts, which `cu_seqlens` [N+1] then bounds
+    compact      leave rows with coefficient 0 out of the gradient's products; waits for the GPU once a chunk, to learn how many there are
+
+    Returns loss (scalar), metric sums (`METRIC_SUMS`), log-probability [T] and entropy [T]; the loss alone is differentiable, by
+    hidden, weight and bias. The gradients are made in the forward pass and kept until backward: [T, H] in hidden's type, [V, H] in fp32.
+    No [T, V] tensor exists at any time. Raises ValueError as its parts do.
+    """
+    rule = rule or LossRule()
+    check_head(hidden_TH, weight_VH, targets_T, temperature, bias_V, softcap)
+    if isinstance(advantages, RewardGroups):
+        require(cu_seqlens is not None, "advantages are RewardGroups, which need cu_seqlens [N+1] of the rollouts' tokens; pass it")
+        assert cu_seqlens is not None
+        advantages_T = advantages.advantages(cu_seqlens, len(hidden_TH))
+    else:
+        advantages_T = advantages
+    for name, x in (
+        ("old_logprob", old_logprob_T),
+        ("advantages", advantages_T),
+        ("sampler_logprob", sampler_logprob_T),
+        ("reference_logprob", reference_logprob_T),
+    ):
+        if x is not None:
+            check_rows(name, x, "hidden", hidden_TH)
+    check_rule(rule, count, cu_seqlens, sampler_logprob_T, reference_logprob_T, len(hidden_TH))
+    per_row = isinstance(temperature, Tensor)
+    inputs = (hidden_TH, weight_VH, bias_V)
+    loss_sum, logprob_T, entropy_T, sums, *_ = _linear_policy_loss(
+        hidden_TH,
+        weight_VH,
+        targets_T,
+        1.0 if per_row else temperature,
+        temperature if per_row else None,
+        bias_V,
+        softcap or 0.0,
+        fp32_logits,
+        memory_budget or 0,
+        old_logprob_T,
+        advantages_T,
+        sampler_logprob_T,
+        reference_logprob_T if rule.kl != "none" else None,
+        cu_seqlens,
+        rule.variant,
+        rule.correction,
+        rule.kl,
+        rule.kl_times_ratio,
+        rule.numbers(),
+        [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs],
+        compact,
+    )
+    loss = loss_sum / (max(len(hidden_TH), 1) if count is None else count)
+    return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True)), logprob_T, entropy_T
+
+
+@torch.library.custom_op("soundrl::linear_policy_loss", mutates_args=())
+def _linear_policy_loss(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    temperature_T: Tensor | None,
+    bias_V: Tensor | None,
+    softcap: float,
+    fp32_logits: bool,
+    memory_budget: int,
+    old_logprob_T: Tensor | None,
+    advantages_T: Tensor,
+    sampler_logprob_T: Tensor | None,
+    reference_logprob_T: Tensor | None,
+    cu_seqlens: Tensor | None,
+    variant: str,
+    correction: str,
+    kl: str,
+    kl_times_ratio: bool,
+    numbers: list[float],
+    wanted: list[bool],
+    compact: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss before `count`, log-prob, entropy, metric sums; gradients of hidden, weight, bias (empty where not `wanted`)."""
+    rule = LossRule.from_numbers(variant, correction, kl, kl_times_ratio, numbers)
+    head_arguments = (temperature, temperature_T, bias_V, softcap, fp32_logits, memory_budget)
+    head = LinearHead(hidden_TH, weight_VH, *head_arguments)
+    logprob_T, entropy_T, m_T, log_sum_T = (torch.empty(len(hidden_TH), dtype=head.wide, device=hidden_TH.device) for _ in range(4))
+    whole_first = rule.needs_sequences(old_logprob_T is None)
+    if whole_first or not any(wanted):
+        logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *head_arguments)
+    # Reads log-probabilities only where they are all there.
+    of_sequences = sequence_terms(rule, logprob_T, old_logprob_T, sampler_logprob_T, cu_seqlens)
+
+    def terms(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        entropy = entropy_T if rule.entropy_coef else None
+        per_token = (logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy, reference_logprob_T)
+        cut = [[None if x is None else x[rows] for x in xs] for xs in (per_token, of_sequences)]
+        return loss_terms(cut[0], cut[1], rule.surrogate, correction, kl, kl_times_ratio, numbers)
+
+    gradient = HeadGradient(head, *(wanted if not whole_first else (False, False, False)))
+    gradients = gradient.hidden, gradient.weight, gradient.bias
+    if any(wanted) and not whole_first:
+        for rows, logits_cV in head.chunks():
+            row = head.row_arguments(targets_T, rows)
+            logprob_T[rows], entropy_T[rows], m_T[rows], log_sum_T[rows] = row_forward(logits_cV, *row)
+            _, slope_c, entropy_slope_c, _ = terms(rows)
+            statistics_c = m_T[rows], log_sum_T[rows], entropy_T[rows]
+            gradient.add(rows, logits_cV, row, statistics_c, slope_c, entropy_slope_c, compact)
+    # Over all rows at once, so that loss and metrics do not depend on the chunks.
+    loss_sum, slope_T, entropy_slope_T, sums = terms(slice(None))
+    if any(wanted) and whole_first:
+        statistics = [m_T, log_sum_T, entropy_T]
+        gradients = gradient_of_rows(
+            hidden_TH, weight_VH, targets_T, *head_arguments, statistics, slope_T, entropy_slope_T, wanted, compact
+        )
+    return loss_sum, logprob_T, entropy_T, sums, *gradients
+
+
+@_linear_policy_loss.register_fake
+def _(hidden_TH: Tensor, weight_VH: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    of_hidden, of_weight, of_bias = rest[-2]
+    wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
+    x_T = hidden_TH.new_empty(hidden_TH.shape[0], dtype=wide)
+    return (
+        x_T.new_empty(()),
+        x_T,
+        torch.empty_like(x_T),
+        x_T.new_empty(len(METRIC_SUMS)),
+        torch.empty_like(hidden_TH) if of_hidden else hidden_TH.new_empty(0),
+        weight_VH.new_empty(weight_VH.shape if of_weight else 0, dtype=wide),
+        weight_VH.new_empty(weight_VH.shape[0] if of_bias else 0, dtype=wide),
+    )
+
+
+def _keep(ctx, inputs: tuple, output: tuple) -> None:
+    _, *others = output
+    ctx.mark_non_differentiable(*others)
+    ctx.save_for_backward(*output[4:])
+    ctx.types = inputs[1].dtype, None if inputs[5] is None else inputs[5].dtype
+    ctx.wanted = inputs[-2]
+
+
+def _backward(ctx, grad: Tensor, *_: object) -> tuple:
+    dhidden_TH, dweight_VH, dbias_V = ctx.saved_tensors
+    of_hidden = dhidden_TH * grad.to(dhidden_TH.dtype) if ctx.wanted[0] else None
+    weight_dtype, bias_dtype = ctx.types
+    # Scaled and rounded in one pass: a second fp32 [V, H] would be the largest tensor of the step.
+    of_weight = torch.mul(dweight_VH, grad, out=torch.empty_like(dweight_VH, dtype=weight_dtype)) if ctx.wanted[1] else None
+    of_bias = (dbias_V * grad).to(bias_dtype) if ctx.wanted[2] else None
+    return of_hidden, of_weight, None, None, None, of_bias, *[None] * 15
+
+
+_linear_policy_loss.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,223 @@
+"""Triton kernels of the policy loss. Shapes: T tokens, B sequences; formulas and names: `kernels/policy_loss.py`."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from soundrl.kernels.backend import device_of
+
+BLOCK_T = 1024
+COLUMNS = 16  # loss and nine metric sums, padded to a power of two
+LOG_RATIO_LIMIT = tl.constexpr(20.0)
+
+
+# T is not specialised (to 1, to multiples of 16): one compilation serves every length.
+@triton.jit(do_not_specialize=["T"])
+def policy_loss_kernel(
+    logprob,
+    old,
+    advantages,
+    sampler,
+    entropy,
+    reference,
+    scale,
+    sequence_log_ratio,
+    sequence_log_q,
+    slope_out,
+    entropy_slope_out,
+    partial_out,
+    clip_low,
+    clip_high,
+    dual_clip,
+    tau_positive,
+    tau_negative,
+    kl_coef,
+    entropy_coef,
+    low,
+    high,
+    T,
+    SURROGATE: tl.constexpr,
+    CORRECTION: tl.constexpr,
+    KL: tl.constexpr,
+    KL_TIMES_RATIO: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Program b: tokens b·BLOCK … of slope and entropy slope, and one row of partial sums (loss, then METRIC_SUMS)."""
+    block = tl.program_id(0).to(tl.int64)
+    t = block * BLOCK + tl.arange(0, BLOCK)
+    real = t < T
+    lp = tl.load(logprob + t, real, other=0.0)
+    advantage = tl.load(advantages + t, real, other=0.0)
+    before = lp
+    if old is not None:
+        before = tl.load(old + t, real, other=0.0)
+    negative = advantage < 0
+    x = lp - before
+    inside = tl.abs(x) < LOG_RATIO_LIMIT
+    near_old = inside
+    x = tl.minimum(tl.maximum(x, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT)
+    ratio = tl.exp(x)
+    zero = tl.zeros_like(lp)
+    clipped_low = zero
+    clipped_high = zero
+    dual = zero
+    if SURROGATE == "clip" or SURROGATE == "gspo":
+        r = ratio
+        if sequence_log_ratio is not None:
+            s = tl.load(sequence_log_ratio + t, real, other=0.0)
+            inside = tl.abs(s) < LOG_RATIO_LIMIT
+            r = tl.exp(tl.minimum(tl.maximum(s, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT))
+        plain = -advantage * r
+        clipped = -advantage * tl.minimum(tl.maximum(r, 1 - clip_low), 1 + clip_high)
+        bound = tl.where(negative, -advantage * dual_clip, float("inf"))
+        loss = tl.maximum(plain, clipped)
+        over = loss > bound
+        loss = tl.minimum(loss, bound)
+        cut = clipped > plain
+        slope = tl.where(cut | over | (inside == 0), 0.0, plain)
+        clipped_low = tl.where(cut & negative, 1.0, 0.0)
+        clipped_high = tl.where(cut & (negative == 0), 1.0, 0.0)
+        dual = tl.where(over, 1.0, 0.0)
+    elif SURROGATE == "cispo":
+        slope = -advantage * tl.minimum(ratio, 1 + clip_high)
+        loss = slope * lp
+        clipped_high = tl.where(ratio > 1 + clip_high, 1.0, 0.0)
+    else:
+        tau = tl.where(negative, tau_negative, tau_positive)
+        gate = tl.sigmoid(tau * (ratio - 1))
+        loss = -advantage * gate * 4 / tau
+        slope = tl.where(inside, -advantage * gate * (1 - gate) * 4 * ratio, 0.0)
+
+    weight = zero + 1.0
+    gap = zero
+    if sampler is not None:
+        gap = before - tl.load(sampler + t, real, other=0.0)
+    if CORRECTION == "tis":
+        weight = tl.minimum(tl.exp(gap), high)
+    elif CORRECTION == "icepop":
+        q = tl.exp(gap)
+        weight = tl.where((q >= low) & (q <= high), q, 0.0)
+    elif CORRECTION == "sequence":
+        q = tl.exp(tl.load(sequence_log_q + t, real, other=0.0))
+        weight = tl.where((q >= low) & (q <= high), 1.0, 0.0)
+    loss = weight * loss
+    slope = weight * slope
+
+    reference_kl = zero
+    if reference is not None:
+        y = tl.load(reference + t, real, other=0.0) - lp
+        near = tl.abs(y) < LOG_RATIO_LIMIT
+        y = tl.minimum(tl.maximum(y, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT)
+        if KL == "k1":
+            estimate = -y
+            change = zero + 1.0
+        elif KL == "k2":
+            estimate = y * y / 2
+            change = -y
+        else:
+            estimate = tl.exp(y) - 1 - y
+            change = 1 - tl.exp(y)
+        reference_kl = estimate
+        change = tl.where(near, change, 0.0)
+        if KL_TIMES_RATIO:
+            change = ratio * (change + tl.where(near_old, estimate, 0.0))
+            estimate = estimate * ratio
+        loss += kl_coef * estimate
+        slope += kl_coef * change
+    entropy_slope = zero
+    if entropy is not None:
+        loss -= entropy_coef * tl.load(entropy + t, real, other=0.0)
+        entropy_slope -= entropy_coef
+    if scale is not None:
+        s = tl.load(scale + t, real, other=0.0)
+        loss *= s
+        slope *= s
+        entropy_slope *= s
+    tl.store(slope_out + t, slope, real)
+    tl.store(entropy_slope_out + t, entropy_slope, real)
+
+    g = tl.minimum(tl.maximum(gap, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT)
+    exp_gap = zero
+    if sampler is not None:
+        exp_gap = tl.exp(tl.abs(g))
+    # One column a sum; a padded token would count in most of them.
+    row = partial_out + block * WIDTH
+    tl.store(row + 0, tl.sum(tl.where(real, loss, 0.0)))
+    tl.store(row + 1, tl.sum(tl.where(real, 1.0, 0.0)))
+    tl.store(row + 2, tl.sum(tl.where(real, clipped_low, 0.0)))
+    tl.store(row + 3, tl.sum(tl.where(real, clipped_high, 0.0)))
+    tl.store(row + 4, tl.sum(tl.where(real, dual, 0.0)))
+    tl.store(row + 5, tl.sum(tl.where(real, ratio - 1 - x, 0.0)))
+    tl.store(row + 6, tl.sum(tl.where(real, exp_gap, 0.0)))
+    tl.store(row + 7, tl.sum(tl.where(real, tl.exp(g) - 1 - g, 0.0)))
+    tl.store(row + 8, tl.sum(tl.where(real & (weight != 1), 1.0, 0.0)))
+    tl.store(row + 9, tl.sum(tl.where(real, reference_kl, 0.0)))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def sum_rows_kernel(partial, out, rows, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """Column sums of partial [rows, WIDTH] in one fixed order: no atomics, so repeats are equal bit for bit."""
+    column = tl.arange(0, WIDTH)
+    total = tl.zeros([BLOCK, WIDTH], tl.float32)
+    for start in range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        total += tl.load(partial + row[:, None] * WIDTH + column[None, :], (row < rows)[:, None], other=0.0)
+    tl.store(out + column, tl.sum(total, 0))
+
+
+@triton.jit
+def sequence_mean_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
+    """Program b: the mean of x over sequence b, written to each of its tokens."""
+    b = tl.program_id(0).to(tl.int64)
+    start = tl.load(cu_seqlens + b)
+    end = tl.load(cu_seqlens + b + 1)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(start, end, BLOCK):
+        t = first + tl.arange(0, BLOCK)
+        total += tl.load(x + t, t < end, other=0.0).to(tl.float32)
+    mean = tl.sum(total) / tl.maximum(end - start, 1).to(tl.float32)
+    for first in range(start, end, BLOCK):
+        t = first + tl.arange(0, BLOCK)
+        tl.store(out + t, tl.zeros([BLOCK], tl.float32) + mean, t < end)
+
+
+def launch_policy_loss(logprob_T: Tensor, *rest: Tensor | None | str | bool | list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The arguments of `policy_loss.token_terms`, all tensors fp32 and contiguous; the same results."""
+    *tensors, surrogate, correction, kl, kl_times_ratio, numbers = rest
+    count = logprob_T.numel()
+    blocks = max(1, triton.cdiv(count, BLOCK_T))  # T = 0 still writes one row of zeros
+    slope_T, entropy_slope_T = torch.empty_like(logprob_T), torch.empty_like(logprob_T)
+    # Zeros, not empty: the columns behind the last sum are added too.
+    partial = torch.zeros(blocks, COLUMNS, device=logprob_T.device)
+    sums = torch.empty(COLUMNS, device=logprob_T.device)
+    with device_of(logprob_T):
+        policy_loss_kernel[(blocks,)](
+            logprob_T,
+            *tensors,
+            slope_T,
+            entropy_slope_T,
+            partial,
+            *numbers,
+            count,
+            SURROGATE=surrogate,
+            CORRECTION=correction,
+            KL=kl,
+            KL_TIMES_RATIO=kl_times_ratio,
+            BLOCK=BLOCK_T,
+            WIDTH=COLUMNS,
+            num_warps=4,
+        )
+        sum_rows_kernel[(1,)](partial, sums, blocks, BLOCK=32, WIDTH=COLUMNS, num_warps=4)
+    return sums[0].clone(), slope_T, entropy_slope_T, sums[1:10].clone()
+
+
+def launch_sequence_mean(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    out_T = torch.empty_like(x_T, dtype=torch.float32)
+    if len(cu_seqlens) > 1:
+        with device_of(x_T):
+            sequence_mean_kernel[(len(cu_seqlens) - 1,)](x_T, cu_seqlens, out_T, BLOCK=1024, num_warps=4)
+    return out_T.to(x_T.dtype)
