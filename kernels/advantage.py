@@ -43,18 +43,24 @@ def group_advantage(
     """
     require(
         rewards_N.ndim == 1 and rewards_N.dtype.is_floating_point,
-        f"rewards have shape {tuple(rewards_N.shape)} and type {rewards_N.dtype}: give floating point [N]",
+        lambda: f"rewards have shape {tuple(rewards_N.shape)} and type {rewards_N.dtype}: give floating point [N]",
     )
-    for name, x in (("flawed", flawed_N), ("kept", kept_N)):
-        require(
-            x is None or (x.shape == rewards_N.shape and x.dtype == torch.bool and x.device == rewards_N.device),
-            f"{name} must be bool {tuple(rewards_N.shape)} on {rewards_N.device}, as rewards are"
-            + ("" if x is None else f", not {x.dtype} {tuple(x.shape)} on {x.device}"),
-        )
+    _check_flags("flawed", flawed_N, rewards_N)
+    _check_flags("kept", kept_N, rewards_N)
     check_offsets("group_offsets", group_offsets, "rewards", len(rewards_N))
-    require(flawed_N is not None or lam == 0.0, f"lam={lam} needs flawed [N]: pass which rollouts are flawed, or lam 0")
+    require(flawed_N is not None or lam == 0.0, lambda: f"lam={lam} needs flawed [N]: pass which rollouts are flawed, or lam 0")
     # λ = 0 leaves the flags out of the computation: it must not change a bit.
     return _group_advantage(rewards_N, group_offsets, flawed_N if lam else None, lam, kept_N, normalize_std)
+
+
+def _check_flags(name: str, x: Tensor | None, rewards_N: Tensor) -> None:
+    if x is not None:
+        require(
+            x.shape == rewards_N.shape and x.dtype == torch.bool and x.device == rewards_N.device,
+            lambda: (
+                f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}: give bool {tuple(rewards_N.shape)} on {rewards_N.device}, as rewards"
+            ),
+        )
 
 
 @torch.library.custom_op("soundrl::group_advantage", mutates_args=())
@@ -101,6 +107,9 @@ class RewardGroups:
         advantage_N = group_advantage(self.rewards_N, self.group_offsets, self.flawed_N, self.lam, self.kept_N, self.normalize_std)
         require(
             len(cu_seqlens) == len(advantage_N) + 1,
-            f"cu_seqlens has {len(cu_seqlens)} entries, rewards {len(advantage_N)}: with groups a sequence is a rollout, give [N+1]",
+            lambda: (
+                f"cu_seqlens has {len(cu_seqlens)} entries, rewards {len(advantage_N)}: with groups a sequence is a rollout, give [N+1]"
+            ),
         )
+        check_offsets("cu_seqlens", cu_seqlens, "hidden", tokens)
         return torch.repeat_interleave(advantage_N, cu_seqlens.diff(), output_size=tokens)

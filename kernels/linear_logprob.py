@@ -60,15 +60,15 @@ def check_head(
     refuse_sharded("weight", weight_VH)
     require(
         hidden_TH.ndim == 2 and hidden_TH.dtype in (*KERNEL_DTYPES, torch.float64),
-        f"hidden has shape {tuple(hidden_TH.shape)} and type {hidden_TH.dtype}: give floating point [T, H], packed rows",
+        lambda: f"hidden has shape {tuple(hidden_TH.shape)} and type {hidden_TH.dtype}: give floating point [T, H], packed rows",
     )
     require(
         weight_VH.ndim == 2 and weight_VH.shape[1] == hidden_TH.shape[1] and len(weight_VH) > 0,
-        f"weight has shape {tuple(weight_VH.shape)}, hidden {tuple(hidden_TH.shape)}: weight must be [V, H] with hidden's H",
+        lambda: f"weight has shape {tuple(weight_VH.shape)}, hidden {tuple(hidden_TH.shape)}: weight must be [V, H] with hidden's H",
     )
     require(
         weight_VH.dtype == hidden_TH.dtype and weight_VH.device == hidden_TH.device,
-        f"weight is {weight_VH.dtype} on {weight_VH.device}, hidden {hidden_TH.dtype} on {hidden_TH.device}: make them alike",
+        lambda: f"weight is {weight_VH.dtype} on {weight_VH.device}, hidden {hidden_TH.dtype} on {hidden_TH.device}: make them alike",
     )
     check_targets(targets_T, "hidden", hidden_TH, len(weight_VH))
     check_temperature(temperature, "hidden", hidden_TH)
@@ -76,7 +76,9 @@ def check_head(
     if bias_V is not None:
         require(
             bias_V.shape == weight_VH.shape[:1] and bias_V.device == hidden_TH.device,
-            f"bias has shape {tuple(bias_V.shape)} on {bias_V.device}, weight {tuple(weight_VH.shape)} on {weight_VH.device}: give [V]",
+            lambda: (
+                f"bias has shape {tuple(bias_V.shape)} on {bias_V.device}, weight {tuple(weight_VH.shape)} on {weight_VH.device}: give [V]"
+            ),
         )
 
 

@@ -56,7 +56,7 @@ def linear_policy_loss(
     rule = rule or LossRule()
     check_head(hidden_TH, weight_VH, targets_T, temperature, bias_V, softcap)
     if isinstance(advantages, RewardGroups):
-        require(cu_seqlens is not None, "advantages are RewardGroups, which need cu_seqlens [N+1] of the rollouts' tokens; pass it")
+        require(cu_seqlens is not None, lambda: "advantages are RewardGroups, which need cu_seqlens [N+1] of the rollouts' tokens; pass it")
         assert cu_seqlens is not None
         advantages_T = advantages.advantages(cu_seqlens, len(hidden_TH))
     else:

@@ -64,7 +64,7 @@ def selective_logprob_reference(
 def check_logits(logits_TV: Tensor, targets_T: Tensor, temperature: float | Tensor, bias_V: Tensor | None, softcap: float | None) -> None:
     require(
         logits_TV.ndim == 2 and logits_TV.dtype.is_floating_point and logits_TV.shape[1] > 0,
-        f"logits have shape {tuple(logits_TV.shape)} and type {logits_TV.dtype}: give floating point [T, V], packed rows",
+        lambda: f"logits have shape {tuple(logits_TV.shape)} and type {logits_TV.dtype}: give floating point [T, V], packed rows",
     )
     check_targets(targets_T, "logits", logits_TV, logits_TV.shape[1])
     check_temperature(temperature, "logits", logits_TV)
@@ -72,7 +72,9 @@ def check_logits(logits_TV: Tensor, targets_T: Tensor, temperature: float | Tens
     if bias_V is not None:
         require(
             bias_V.shape == logits_TV.shape[1:] and bias_V.device == logits_TV.device,
-            f"bias has shape {tuple(bias_V.shape)} on {bias_V.device}, logits {tuple(logits_TV.shape)} on {logits_TV.device}: give [V]",
+            lambda: (
+                f"bias has shape {tuple(bias_V.shape)} on {bias_V.device}, logits {tuple(logits_TV.shape)} on {logits_TV.device}: give [V]"
+            ),
         )
 
 

@@ -294,7 +294,7 @@ _policy_loss.register_autograd(_backward, setup_context=_keep)
 def _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rule, cu_seqlens, entropy_T, reference_logprob_T) -> None:
     require(
         logprob_T.ndim == 1 and logprob_T.dtype.is_floating_point,
-        f"logprob has shape {tuple(logprob_T.shape)} and type {logprob_T.dtype}: give floating point [T], packed, without padding",
+        lambda: f"logprob has shape {tuple(logprob_T.shape)} and type {logprob_T.dtype}: give floating point [T], packed, without padding",
     )
     rows = {
         "old_logprob": old_logprob_T,
@@ -307,7 +307,7 @@ def _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rul
         if x is not None:
             check_rows(name, x, "logprob", logprob_T)
     check_rule(rule, count, cu_seqlens, sampler_logprob_T, reference_logprob_T, len(logprob_T))
-    require(entropy_T is not None or not rule.entropy_coef, f"entropy_coef={rule.entropy_coef} needs entropy [T]; pass it or set 0")
+    require(entropy_T is not None or not rule.entropy_coef, lambda: f"entropy_coef={rule.entropy_coef} needs entropy [T]; pass it or set 0")
 
 
 def check_rule(
@@ -321,23 +321,27 @@ def check_rule(
     """That the arguments hold what `rule` reads."""
     require(
         (count is None) == (rule.variant == "bnpo"),
-        f"variant={rule.variant!r} with count={count}: bnpo divides by the tokens of each call (count=None), the others by a count over "
-        "the whole mini-batch (kernels/loss_rule.py)",
+        lambda: (
+            f"variant={rule.variant!r} with count={count}: bnpo divides by the tokens of each call (count=None), the others by a count "
+            "over the whole mini-batch (kernels/loss_rule.py)"
+        ),
     )
-    require(isinstance(count, torch.Tensor) or count is None or count > 0, f"count={count} must be > 0")
+    require(isinstance(count, torch.Tensor) or count is None or count > 0, lambda: f"count={count} must be > 0")
     if rule.sequence_mean or rule.correction == "sequence":
         require(
             cu_seqlens is not None,
-            f"variant={rule.variant!r} with correction={rule.correction!r} needs cu_seqlens [B+1] of the trained tokens; pass it, or use "
-            "variant 'dapo' and correction 'tis'",
+            lambda: (
+                f"variant={rule.variant!r} with correction={rule.correction!r} needs cu_seqlens [B+1] of the trained tokens; pass it, or "
+                "use variant 'dapo' and correction 'tis'"
+            ),
         )
     if cu_seqlens is not None:
         check_offsets("cu_seqlens", cu_seqlens, "logprob", rows)
     require(
         sampler_logprob_T is not None or rule.correction == "none",
-        f"correction={rule.correction!r} needs sampler_logprob [T]; pass what the sampler reported, or use correction 'none'",
+        lambda: f"correction={rule.correction!r} needs sampler_logprob [T]; pass what the sampler reported, or use correction 'none'",
     )
     require(
         reference_logprob_T is not None or rule.kl == "none",
-        f"kl={rule.kl!r} needs reference_logprob [T]; pass it, or use kl 'none' and kl_coef 0",
+        lambda: f"kl={rule.kl!r} needs reference_logprob [T]; pass it, or use kl 'none' and kl_coef 0",
     )
