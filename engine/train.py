@@ -83,7 +83,7 @@ def main(config: Config) -> None:
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
         progress.step(step, metrics)
-        watch(step, measured)
+        watch(step, metrics)
         if due(step, config.run.export_every, config.run.steps):
             with phases("save"):
                 policy.export(folder.path / "policy" / f"step-{step:06d}")

@@ -83,8 +83,13 @@ class TooManyUnknownError(RuntimeError):
     """The judge fails so often that training on the rest would be another experiment."""
 
 
+class JudgeGoneError(TooManyUnknownError):
+    """No judge is left to ask."""
+
+
 class UnknownWatch:
-    """Stops the run when more than `limit` of the judged rollouts have no verdict, three steps in a row."""
+    """Stops the run when more than `limit` of the judged rollouts have no verdict, three steps in a row, or at once when rollouts have none
+    and no judge is alive (`genrm/alive` 0)."""
 
     PATIENCE = 3
 
@@ -93,6 +98,11 @@ class UnknownWatch:
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         self.bad_steps = self.bad_steps + 1 if metrics["genrm/unknown"] > self.limit else 0
+        if metrics.get("genrm/alive", 1.0) == 0.0 and metrics["genrm/unknown"] > 0.0:
+            raise JudgeGoneError(
+                f"step {step}: no judge answers, and {metrics['genrm/unknown']:.0%} of the judged rollouts have no verdict; start the "
+                "judges of genrm.urls again and look at their logs"
+            )
         if self.bad_steps >= self.PATIENCE:
             raise TooManyUnknownError(
                 f"step {step}: the judge gave no verdict for {metrics['genrm/unknown']:.0%} of its rollouts, more than genrm.max_unknown "
