@@ -89,11 +89,13 @@ def build_task(config: Config, prompts: Sequence[Prompt], check: bool) -> Reason
     elif config.genrm.judge == "endpoint":
         g = config.genrm
         judge = EndpointJudge(
-            g.urls[0],
+            g.urls,
             g.model,
             max_tokens=g.max_tokens,
-            temperature=g.temperature,
-            deadline=g.deadline,
+            temperature=g.sampling[0],
+            votes=g.sampling[1],
+            deadline=g.deadline[0],
+            step_deadline=g.deadline[1],
             concurrency=g.concurrency,
             with_reference=g.reference,
             allow_http=g.allow_http,
@@ -142,8 +144,8 @@ def reward_settings(config: Config) -> RewardSettings:
         lam=config.fapo.lam,
         normalize_std=config.fapo.normalize_std,
         max_new_tokens=config.rollout.max_new_tokens,
-        overlong_buffer=config.fapo.overlong_buffer,
-        overlong_factor=config.fapo.overlong_factor,
+        overlong_buffer=config.fapo.overlong[0],
+        overlong_factor=config.fapo.overlong[1],
         drop_unknown=config.genrm.unknown == "drop",
     )
 

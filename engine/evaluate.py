@@ -42,14 +42,15 @@ def evaluate_share(
     prompts: Sequence[Prompt], task: ReasoningTask, generator: Generator, encode: Encoder, config: Config
 ) -> dict[str, float]:
     """Sums over this engine's problems."""
+    samples, temperature, top_p = config.run.eval_sampling
     requests = requests_for(
         [(prompt.id, encode(prompt)) for prompt in prompts],
-        config.run.eval_samples,
+        samples,
         run_seed=config.run.seed,
         phase="eval",
         step=0,
-        temperature=config.run.eval_temperature,
+        temperature=temperature,
         max_new_tokens=config.rollout.max_new_tokens,
-        top_p=config.run.eval_top_p,
+        top_p=top_p,
     )
     return count(task.collect(prompts, generator.generate(requests)).groups(), config.fapo.lam)

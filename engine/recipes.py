@@ -18,7 +18,7 @@ def arith() -> Config:
         optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
         fapo=Fapo(lam=1.0),
         genrm=Genrm(judge="oracle"),
-        run=Run(name="arith", steps=80, eval_every=0, eval_samples=2),
+        run=Run(name="arith", steps=80, eval_every=0, eval_sampling=(2, 1.0, 1.0)),
     )
 
 
@@ -32,7 +32,7 @@ def smollm2_gsm8k() -> Config:
         optim=Optim(lr=2e-6, minibatch_prompts=64, microbatch_tokens=16384),
         fapo=Fapo(lam=0.0),
         genrm=Genrm(judge="none"),
-        run=Run(name="smollm2-gsm8k", steps=100, eval_every=25, eval_temperature=0.6, eval_top_p=0.95),
+        run=Run(name="smollm2-gsm8k", steps=100, eval_every=25, eval_sampling=(1, 0.6, 0.95)),
     )
 
 
@@ -58,12 +58,12 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
             minibatch_prompts=32,
             microbatch_tokens=2048 + response,
         ),
-        fapo=Fapo(lam=lam, overlong_buffer=4096, overlong_factor=1.0),
+        fapo=Fapo(lam=lam, overlong=(4096, 1.0)),
         # λ = 0 still judges nothing in the paper's baseline; ours neither, name a judge to see its flawed share.
         genrm=Genrm(judge="endpoint", urls=("http://127.0.0.1:8000/v1",), model="FAPO-GenRM-4B", max_tokens=16384)
         if lam
         else Genrm(judge="none"),
-        run=Run(name=name, steps=steps, eval_every=10, eval_samples=32, eval_temperature=1.0, eval_top_p=0.7, export_every=10),
+        run=Run(name=name, steps=steps, eval_every=10, eval_sampling=(32, 1.0, 0.7), export_every=10),
     )
 
 

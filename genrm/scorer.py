@@ -120,14 +120,17 @@ class ScorerPool:
         loop, order = asyncio.get_running_loop(), next(self._orders)
         worker = await self._place(order, until=loop.time() + deadline)
         async with asyncio.timeout(deadline) as clock:
-            body, end, failed = make_body(), clock.when() or 0.0, set[Worker]()
+            body, end, failed, rounds = make_body(), clock.when() or 0.0, set[Worker](), 0
             for attempt in range(1, self.attempts + 1):
                 try:
                     return await self._attempt(worker, body, order), loop.time() - end + deadline
                 except Failure as failure:
                     failed.add(worker)
-                    elsewhere = any(other not in failed and not other.ejected for other in self.workers)
-                    pause = 0.0 if elsewhere else self._pause(attempt)
+                    if all(other in failed or other.ejected for other in self.workers):
+                        failed, rounds = {worker}, rounds + 1
+                        pause = self._pause(rounds)
+                    else:
+                        pause = 0.0
                     # A pause that ends past the deadline would only hold the caller.
                     if not failure.retry or attempt == self.attempts or loop.time() + pause >= end:
                         raise
