@@ -40,6 +40,8 @@ class Critique:
     verdict: Verdict
     tokens: int = 0
     """Completion tokens of all votes, as the servers count them; 0 where they do not."""
+    seconds: float = 0.0
+    """From the first request to the reply, of the slowest vote; 0 for a remembered answer."""
     text: str = ""
     """What the judge wrote (of the first vote); empty for a remembered answer."""
 
@@ -224,7 +226,7 @@ class EndpointJudge:
             return
         critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
         if critique.verdict.kind != "unknown":
-            self._cache[key] = replace(critique, text="")
+            self._cache[key] = replace(critique, seconds=0.0, text="")
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         self._deliver(critique, futures, deduplicated=len(futures) - 1)
@@ -247,7 +249,8 @@ class EndpointJudge:
                 votes = await asyncio.gather(*(self._vote(f"{key}{vote or ''}", messages, n_paragraphs) for vote in range(self.votes)))
         except TimeoutError:
             return Critique(Verdict.unknown(TIMEOUT))
-        return Critique(majority([vote.verdict for vote in votes]), sum(vote.tokens for vote in votes), votes[0].text)
+        tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
+        return Critique(majority([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
 
     async def _vote(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Critique:
         sampling = dict(self.sampling)
@@ -262,7 +265,7 @@ class EndpointJudge:
             return Critique(Verdict.unknown(failure.reason))
         with self._lock:
             self._latencies.append(seconds)
-        return Critique(parse_verdict(reply.text, reply.finish_reason, n_paragraphs), reply.tokens or 0, reply.text)
+        return Critique(parse_verdict(reply.text, reply.finish_reason, n_paragraphs), reply.tokens or 0, seconds, reply.text)
 
     async def _shut(self) -> None:
         flights = list(self._flights)
