@@ -94,7 +94,7 @@ def tally(verdicts: list[Verdict], start: int = 0) -> tuple[int, int]:
     return sum(v.kind != "unknown" and v != truth(start + i) for i, v in enumerate(verdicts)), unknown
 
 
-def case(name: str, workers: list[Process], able: float, act: Callable[[list[Process]], None] | None = None, **settings: Any) -> None:
+def case(name: str, workers: list[Process], able: float, act: Callable[[list[Process]], object] | None = None, **settings: Any) -> None:
     samples = settings.pop("samples", SAMPLES)
     with EndpointJudge(
         [f"http://127.0.0.1:{w.port}/v1" for w in workers], "judge-model", **{"concurrency": SLOTS, "deadline": 60.0} | settings

@@ -143,7 +143,7 @@ def _critic(where: str, id: str, fields: dict[str, Any]) -> Labelled:
     steps = tuple(text for _, text in _PARAGRAPH.findall(parts.get("AI Solution") or parts.get("Solution") or ""))
     if not problem or len(steps) != prompt.steps:
         raise DataError(
-            f"{where}: prompt: {len(steps)} tagged paragraphs, but extra_info.total_steps is {prompt.steps}; write sections and tags as FAPO-Critic"
+            f"{where}: prompt: {len(steps)} tagged paragraphs, but extra_info.total_steps is {prompt.steps}; tag as FAPO-Critic does"
         )
     return Labelled(
         id=id, problem=problem, steps=steps, label=int(prompt.answer), answer=parts.get("Ground Truth") or parts.get("Reference answer")

@@ -108,7 +108,7 @@ def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 
 
 
 def resampled(flags_NF: Tensor, seed: int, resamples: int) -> Tensor:
-    """Sums [B, F] over `resamples` draws of N rows with replacement; the same seed draws the same rows, so that two judges can be paired."""
+    """Sums [B, F] over `resamples` draws of N rows with replacement; a seed draws the same rows each time, so judges can be paired."""
     generator = torch.Generator().manual_seed(seed)
     n = len(flags_NF)
     sums = []
