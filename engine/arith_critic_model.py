@@ -1,8 +1,8 @@
 """The model folder of the embedded world's GenRM: a tokenizer that reads the judge's prompt, and a freshly seeded decoder.
 
 The prompt is the one every judge gets (`genrm/prompts.py`). What is the same in each, introduction, headings, tags and task, becomes one
-token a piece, and a number up to 99 is one token, so that a prompt of 1,500 characters has about 60 tokens. The decoder is GPT-NeoX's:
-LayerNorm like the policy's, and rotary positions, with which copying from the solution is learned in hundreds of steps.
+token a piece, and a number up to 99 is one token, so that a prompt of 1,500 characters has about 60 tokens. The decoder is StarCoder2's:
+LayerNorm and ReLU like the policy's, and rotary positions, with which copying from the solution is learned in hundreds of steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Starcoder2Config, Starcoder2ForCausalLM
 
 from soundrl.fapo.arith import END, PAD
 from soundrl.genrm.prompts import critique_messages
@@ -65,23 +65,28 @@ def critic_tokenizer() -> PreTrainedTokenizerFast:
 def write_arith_critic(folder: Path, seed: int) -> None:
     """Write tokenizer, config and random weights as a Hugging Face folder (fp32 safetensors)."""
     tokenizer = critic_tokenizer()
-    config = GPTNeoXConfig(
+    config = Starcoder2Config(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
         intermediate_size=FFN,
         max_position_embeddings=CONTEXT,
         hidden_act="relu",
+        attention_dropout=0.0,
+        residual_dropout=0.0,
+        embedding_dropout=0.0,
+        sliding_window=None,
+        tie_word_embeddings=False,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    config.rope_parameters["partial_rotary_factor"] = 1.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GPTNeoXForCausalLM(config)
+        model = Starcoder2ForCausalLM(config)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -146,6 +146,8 @@ class Genrm:
 class Run:
     name: str
     """Run folder below `folder`."""
+    task: Literal["reasoning", "critic", "critic-outcome"] = "reasoning"
+    """What is trained: a policy that reasons, or a GenRM, with the full reward or without R_process (the ablation)."""
     folder: str = "runs"
     """Where run folders live."""
     steps: int = 200
@@ -233,6 +235,10 @@ class Config:
         require(
             genrm.judge != "oracle" or self.data.train == "arith",
             f"genrm.judge is oracle, which knows the embedded world only, but data.train is {self.data.train}; use endpoint or none",
+        )
+        require(
+            self.run.task == "reasoning" or genrm.judge == "none",
+            f"run.task {self.run.task} needs no judge, but genrm.judge is {genrm.judge}; set --genrm.judge none --fapo.lam 0",
         )
         require(0 <= genrm.max_unknown <= 1, f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1")
         require(self.run.gate > 1, f"run.gate {self.run.gate} can never be met; use e.g. 1.05")

@@ -5,10 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from soundrl.fapo.judging import Judge
+from soundrl.fapo.measures import UnknownWatch, count, rates
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.rewards import RewardSettings, assign_advantages
+
+
+class Task(Protocol):
+    """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
+    `soundrl.genrm.task.CriticTask` for the GenRM."""
+
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
+        """Consume `rollouts` in whatever order they finish."""
+        ...
+
+    def assign(self, groups: Sequence[Group]) -> None:
+        """Fill `kept`, `rewards` and `advantages` of every group, in place."""
+        ...
+
+    def count(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Sums that add up over ranks, always the same names in the same order; of groups without rewards too."""
+        ...
+
+    def rates(self, sums: dict[str, float]) -> dict[str, float]:
+        """Metrics of a step from those sums."""
+        ...
+
+    def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
+        """Measures of an evaluation set from those sums."""
+        ...
+
+    def watch(self, step: int, metrics: dict[str, float]) -> None:
+        """Raise where the run should not go on."""
+        ...
+
+    def judge_metrics(self) -> dict[str, float]: ...
+
+    def close(self) -> None: ...
 
 
 def done(value: Any) -> Future[Any]:
@@ -57,9 +92,32 @@ class ReasoningTask:
     """
 
     def __init__(
-        self, verify: Callable[[Prompt, Rollout], Future[Outcome]], judge: Judge | None, close: Callable[[], None] = lambda: None
+        self,
+        verify: Callable[[Prompt, Rollout], Future[Outcome]],
+        judge: Judge | None,
+        settings: RewardSettings,
+        max_unknown: float = 1.0,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.verify, self.judge, self._close = verify, judge, close
+        self.verify, self.judge, self.settings, self._close = verify, judge, settings, close
+        self.watch = UnknownWatch(max_unknown)
+
+    def assign(self, groups: Sequence[Group]) -> None:
+        assign_advantages(groups, self.settings)
+
+    def count(self, groups: Sequence[Group]) -> dict[str, float]:
+        return count(groups, self.settings.lam)
+
+    def rates(self, sums: dict[str, float]) -> dict[str, float]:
+        return rates(sums)
+
+    def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
+        """`accuracy` (avg@k), `tokens`, and with a judge `flawed_ratio` (flawed ÷ correct) and `sound` (right and judged so, of all)."""
+        out = {"accuracy": sums["correct"] / sums["rollouts"], "tokens": sums["tokens"] / sums["rollouts"]}
+        if self.judge is not None:
+            out["flawed_ratio"] = sums["flawed"] / max(sums["correct"], 1.0)
+            out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / sums["rollouts"]
+        return out
 
     def judge_metrics(self) -> dict[str, float]:
         return {} if self.judge is None else self.judge.metrics()

@@ -7,7 +7,7 @@ Four kinds of flaw are planted on purpose and never trained on, to see what a cr
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt
@@ -105,7 +105,11 @@ class ArithCriticSource:
         )
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
-        """A prompt and its critique for the warm start."""
+        """For the warm start: a prompt and its critique, or (not `planted`) a bare problem and its solution. Who cannot do a sum cannot
+        check it, and learns it far sooner without the rest of the prompt."""
+        if not planted:
+            prompt, solution = self.problems.demonstration(index, False)
+            return replace(prompt, messages=({"role": "user", "content": prompt.text},)), solution
         row = self.row(index)
         return self._prompt(index, row), critique(row.problem, row.steps, row.label)
 

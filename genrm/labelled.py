@@ -15,7 +15,9 @@ from soundrl.fapo.data import load_prompts
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.rows import DataError, read_rows, shown, shown_path
 from soundrl.genrm.arith_critic import ArithCriticSource
+from soundrl.genrm.prompts import critique_messages
 
+COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt", "reward_model", "extra_info")
 ARITH = ("arith", "arith-unseen")
 ARITH_ROWS = 400
 """Rows of an embedded set where no number is given."""
@@ -49,8 +51,7 @@ def load_labelled(source: str, *, max_rows: int | None = None) -> list[Labelled]
             for i, r in enumerate(found)
         ]
     name, out = shown_path(source), []
-    columns = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt", "reward_model", "extra_info")
-    for row, fields in read_rows(source, columns):
+    for row, fields in read_rows(source, COLUMNS):
         make = _critic if fields.get("prompt") is not None else _processbench
         out.append(make(f"{name}:{row}", f"{Path(source).name}:{row}", fields))
         if len(out) == max_rows:
@@ -121,11 +122,24 @@ def critic_prompt(where: str, id: str, fields: dict[str, Any]) -> Prompt:
     return Prompt(id=id, messages=({"role": "user", "content": content},), text=content, answer=str(label), steps=steps, source="critic")
 
 
+def labelled_prompt(row: Labelled, source: str) -> Prompt:
+    """A labelled solution as a prompt of the critic task: the judge's own prompt."""
+    messages = critique_messages(row.problem, row.steps, row.answer)
+    return Prompt(
+        id=row.id, messages=tuple(messages), text=messages[0]["content"], answer=str(row.label), steps=len(row.steps), source=source
+    )
+
+
 def load_critic(path: str, *, max_rows: int | None = None) -> list[Prompt]:
-    """The prompts of a FAPO-Critic file, `.jsonl`, `.json` or `.parquet`. Raises `DataError` at the first row that is not as described."""
+    """The prompts of a FAPO-Critic or ProcessBench file, `.jsonl`, `.json` or `.parquet`; those of FAPO-Critic as they are, of
+    ProcessBench in our judge's words. Raises `DataError` at the first row that is not as described."""
     out = []
-    for row, fields in read_rows(path, ("prompt", "reward_model", "extra_info")):
-        out.append(critic_prompt(f"{shown_path(path)}:{row}", f"{shown_path(Path(path).name)}:{row}", fields))
+    for row, fields in read_rows(path, COLUMNS):
+        where, id = f"{shown_path(path)}:{row}", f"{shown_path(Path(path).name)}:{row}"
+        if fields.get("prompt") is not None:
+            out.append(critic_prompt(where, id, fields))
+        else:
+            out.append(labelled_prompt(_processbench(where, id, fields), "processbench"))
         if len(out) == max_rows:
             break
     return out
