@@ -45,4 +45,4 @@ def evaluate_share(prompts: Sequence[Prompt], task: Task, generator: Generator, 
         max_new_tokens=config.rollout.max_new_tokens,
         top_p=top_p,
     )
-    return task.collect(prompts, generator.generate(requests)).groups()
+    return task.collect(prompts, generator.generate(requests), measuring=True).groups()

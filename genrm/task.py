@@ -35,7 +35,7 @@ class CriticTask:
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
         self.settings, self.process = replace(settings, lam=0.0), process
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         pending = PendingGroups(prompts)
         by_id = {prompt.id: prompt for prompt in prompts}
         for rollout in rollouts:
