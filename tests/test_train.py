@@ -17,7 +17,7 @@ NAMES = {  # DESIGN §7
     *("optim/grad_norm", "tokens/response", "tokens/fill", "time/step", "time/generate", "time/verify", "time/judge_wait"),
     *("time/train", "time/sync", "memory/peak_rss_mib"),
 }
-TINY = ("--warm-start.steps", 40, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-samples", 1)
+TINY = ("--warm-start.steps", 40, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-sampling", 1, 1.0, 1.0)
 
 
 def metrics(folder: Path) -> list[dict]:
