@@ -9,20 +9,19 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator
+from soundrl.engine.judges import build_judge
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy, check_folder
 from soundrl.engine.weight_sync import PROBES
 from soundrl.engine.world import World
 from soundrl.fapo import arith
 from soundrl.fapo.data import boxed_solution, load_prompts
-from soundrl.fapo.judging import Judge
 from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
-from soundrl.fapo.task import OracleJudge, ReasoningTask, Task, done
+from soundrl.fapo.task import ReasoningTask, Task, done
 from soundrl.fapo.verifier import Verifier
 from soundrl.genrm.arith_critic import ArithCriticSource
-from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.labelled import load_critic
 from soundrl.genrm.task import CriticTask
 
@@ -84,8 +83,8 @@ def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
     return None
 
 
-def build_task(config: Config, prompts: Sequence[Prompt], check: bool) -> Task:
-    """Verifier and judge; the judge has been checked (it answers), and with `check` so have the reference answers of `prompts`."""
+def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> Task:
+    """Verifier and judge; the judge has been checked (it answers), and on rank 0 so have the reference answers of `prompts`."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
         return CriticTask(settings, process=config.run.task == "critic")
@@ -99,31 +98,20 @@ def build_task(config: Config, prompts: Sequence[Prompt], check: bool) -> Task:
     else:
         verifier = Verifier()
         close = verifier.close
-        if check:
+        if world.main:
             check_answers(prompts, verifier)
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return verifier.submit(rollout.text, prompt.answer)
 
-    judge: Judge | None = None
-    if config.genrm.judge == "oracle":
-        judge = OracleJudge(arith.oracle)
-    elif config.genrm.judge == "endpoint":
-        g = config.genrm
-        judge = EndpointJudge(
-            g.urls,
-            g.model,
-            max_tokens=g.max_tokens,
-            temperature=g.sampling[0],
-            votes=g.sampling[1],
-            deadline=g.deadline[0],
-            step_deadline=g.deadline[1],
-            concurrency=g.concurrency,
-            with_reference=g.reference,
-            allow_http=g.allow_http,
-        )
-        judge.check()
-    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, close)
+    judge, end_servers = build_judge(config, world)
+
+    def close_all() -> None:
+        close()
+        end_servers()
+
+    truth = arith.oracle if config.data.train == "arith" else None
+    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, close_all)
 
 
 def engine_count(config: Config, world: World) -> int:
@@ -229,8 +217,8 @@ Demonstrations = Callable[[int, int], list[Sample]]
 def build_demonstrations(config: Config, source: Source, encode: Encoder) -> Demonstrations:
     """(step, steps in all) → the warm start's samples of that step, over all ranks.
 
-    The embedded world plants errors (and has its critic judge solutions) in the last 40 %: from the first step on, arithmetic never
-    forms. ValueError, naming the row, for a solution that cannot be used or does not fit.
+    The embedded world plants errors (and its critic leaves its drills) in the last 40 %: from the first step on, arithmetic never forms.
+    ValueError, naming the row, for a solution that cannot be used or does not fit.
     """
     batch, longest = config.warm_start.batch, config.model.max_length
 

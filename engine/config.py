@@ -123,14 +123,16 @@ class Fapo:
 
 @dataclass(frozen=True, kw_only=True)
 class Genrm:
-    judge: Literal["oracle", "endpoint", "none"] = "endpoint"
-    """Who judges correct rollouts: the embedded world's exact oracle, an OpenAI-compatible endpoint, or nobody."""
+    judge: Literal["oracle", "endpoint", "serve", "none"] = "endpoint"
+    """Who judges correct rollouts: the embedded world's exact oracle, OpenAI endpoints, servers that the run starts, or nobody."""
     urls: tuple[str, ...] = ()
     """Base URLs of one or many endpoints, e.g. http://127.0.0.1:8000/v1; their token, if any, is read from $SOUNDRL_GENRM_TOKEN."""
     allow_http: bool = False
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     model: str = ""
-    """Model name, as the endpoint lists it under /models."""
+    """Model name, as the endpoints list it under /models; with judge serve the model's folder."""
+    workers: int = 1
+    """Servers that the run starts (judge serve): worker i takes GPU i; on CPU each is one thread."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     sampling: tuple[float, int] = (0.0, 1)
@@ -232,8 +234,8 @@ class Config:
             "genrm.judge is endpoint, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1",
         )
         require(
-            genrm.judge != "endpoint" or bool(genrm.model),
-            "genrm.judge is endpoint, but genrm.model is empty; name the model as the endpoint lists it under /models",
+            genrm.judge not in ("endpoint", "serve") or bool(genrm.model),
+            f"genrm.judge is {genrm.judge}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder",
         )
         require(
             genrm.judge != "oracle" or self.data.train == "arith",
@@ -277,7 +279,7 @@ POSITIVE = {
     "rollout": ("prompts", "samples", "temperature", "max_new_tokens", "memory", "tensor_parallel"),
     "optim": ("lr", "grad_clip", "minibatch_prompts", "microbatch_tokens"),
     "warm_start": ("batch", "lr"),
-    "genrm": ("max_tokens", "concurrency"),
+    "genrm": ("max_tokens", "concurrency", "workers"),
 }
 
 NOT_NEGATIVE = {

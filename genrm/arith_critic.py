@@ -7,7 +7,7 @@ Four kinds of flaw are planted on purpose and never trained on, to see what a cr
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt
@@ -86,9 +86,9 @@ class ArithCriticSource:
             text = arith.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
             if arith.verify(problem.answer, text, True) is not Outcome.CORRECT:
                 continue
-            flaw = arith.first_flaw(problem, text)
-            if (flaw is not None) == flawed:
-                return CriticRow(problem, arith.steps(text), -1 if flaw is None else flaw[0], kind)
+            row = labelled(problem, text, kind)
+            if (row.label >= 0) == flawed:
+                return row
 
     def prompt(self, index: int) -> Prompt:
         return self._prompt(index, self.row(index))
@@ -105,33 +105,58 @@ class ArithCriticSource:
         )
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
-        """For the warm start: a prompt and its critique, or (not `planted`) a bare problem and its solution. Who cannot do a sum cannot
-        check it, and learns it far sooner without the rest of the prompt."""
-        if not planted:
-            prompt, solution = self.problems.demonstration(index, False)
-            return replace(prompt, messages=({"role": "user", "content": prompt.text},)), solution
-        row = self.row(index)
+        """For the warm start: a prompt and its critique. First (not `planted`) drills of one or two operations, in which two results of
+        five are wrong: sums and comparisons form there, and not in long rows that are mostly right. Then whole solutions, most of them
+        of a student three times as careless, whether or not the answer is right."""
+        rng = random.Random(f"{self.name}/{self.seed}/{index}/demonstration")
+        row = drill(self.problems.problem(index), rng) if not planted else self.row(index)
+        if planted and rng.random() < CARELESS_SHARE:
+            row = labelled(self.problems.problem(index), arith.demonstration(self.problems.problem(index), rng, True, CARELESS), "careless")
         return self._prompt(index, row), critique(row.problem, row.steps, row.label)
 
 
-def critique(problem: arith.Problem, steps: tuple[str, ...], label: int) -> str:
-    r"""What the world's critic says: how each step should read and a word on it, up to the first wrong step, then the index.
+CARELESS_SHARE, CARELESS, DRILL_WRONG = 0.7, 3.0, 0.4
 
-    Each result is worked out from the one *stated* before, so one careless step does not condemn those that follow it.
+
+def labelled(problem: arith.Problem, text: str, kind: str) -> CriticRow:
+    """A solution with the oracle's label."""
+    flaw = arith.first_flaw(problem, text)
+    return CriticRow(problem, arith.steps(text), -1 if flaw is None else flaw[0], kind)
+
+
+def drill(problem: arith.Problem, rng: random.Random) -> CriticRow:
+    """The problem's first one or two operations, each result wrong with `DRILL_WRONG`: a carry lost, ten off, another digit, any number."""
+    problem = arith.Problem(problem.start, problem.operations[: rng.choice((1, 2))], problem.place)
+    lines, value = [], problem.start
+    for sign, operand in problem.operations:
+        result = arith.OPERATIONS[sign](value, operand)
+        if rng.random() < DRILL_WRONG:
+            wrong = (arith.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
+            result = min(max(rng.choice((*wrong, rng.randrange(100))), 0), 99)
+        lines.append(f"{value}{sign}{operand}={result}\n")
+        value = result
+    return labelled(problem, f"{''.join(lines)}#{arith.digit(value, problem.place)}\n", "drill")
+
+
+def critique(problem: arith.Problem, steps: tuple[str, ...], label: int) -> str:
+    r"""What the world's critic says: each step as it stands, what it should come to, and a word on it, up to the first wrong step; then
+    the index.
+
+    What it should come to is worked out from the result *stated* before, so one careless step does not condemn those that follow it.
 
     >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=55", "55-2=53", "53+3=56", "#6"), 0)
-    '58+7=65 wrong \\boxed{0}'
+    '58+7=55?65 wrong \\boxed{0}'
     >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=65", "65-2=63", "63+3=66", "#6"), -1)
-    '58+7=65 ok 65-2=63 ok 63+3=66 ok #6 ok \\boxed{-1}'
+    '58+7=65?65 ok 65-2=63?63 ok 63+3=66?66 ok #6?6 ok \\boxed{-1}'
     """
     said, stated = [], problem.start
     for i in range(len(steps) if label < 0 else label + 1):
         if i < len(problem.operations):
             sign, operand = problem.operations[i]
-            said.append(f"{stated}{sign}{operand}={arith.OPERATIONS[sign](stated, operand)}")
+            expected = str(arith.OPERATIONS[sign](stated, operand))
         else:
-            said.append(f"#{arith.digit(stated, problem.place)}")
-        said.append("wrong" if i == label else "ok")
+            expected = arith.digit(stated, problem.place)
+        said += [f"{steps[i]}?{expected}", "wrong" if i == label else "ok"]
         match = arith.EQUATION.fullmatch(steps[i])
         stated = int(match[4]) if match else stated
     return " ".join([*said, f"\\boxed{{{label}}}"])

@@ -124,9 +124,11 @@ class Worker:
 
     def start(self) -> None:
         with self.log.open("ab") as sink:
-            # A session of its own: the server's children end with it, and an interrupt from the keyboard is ours to handle.
+            # A session of its own: the server's children end with it, and an interrupt from the keyboard is ours to handle. The pipe
+            # to its guard ends when this process does, in whatever way.
+            guarded = [sys.executable, "-P", str(Path(__file__).with_name("guard.py")), *self.command()]
             self.process = subprocess.Popen(
-                self.command(), env=self.environment(), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+                guarded, env=self.environment(), stdin=subprocess.PIPE, stdout=sink, stderr=sink, start_new_session=True
             )
 
     def stop(self) -> None:

@@ -100,14 +100,16 @@ def test_its_tokenizer_reads_the_judges_prompt_in_few_tokens():
         assert tokenizer.decode(encode.response(said), skip_special_tokens=True) == said
 
 
-def test_the_warm_start_solves_first_and_judges_then():
+def test_the_warm_start_drills_first_and_judges_whole_solutions_then():
     config = RECIPES["genrm-arith"]()
     source, tests = build_sources(config)
     assert list(tests) == ["arith-critic-test", "arith-critic-test-unseen"]
     tokenizer = critic_tokenizer()
     demonstrations = build_demonstrations(config, source, Encoder(tokenizer, config.max_prompt_tokens))
     first, last = (tokenizer.decode(demonstrations(step, 10)[0].tokens) for step in (0, 9))
-    assert "boxed" not in first and "#" in first and "\\boxed{" in last
+    assert first.count("=") <= 2 and "\\boxed{" in first and "\\boxed{" in last
+    lengths = [[len(sample.prompt_tokens) for sample in demonstrations(step, 10)] for step in (0, 9)]
+    assert max(lengths[0]) < 32 <= max(lengths[1])
 
 
 def test_recipes_hold_the_papers_values():
