@@ -111,7 +111,7 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> Task:
         end_servers()
 
     truth = arith.oracle if config.data.train == "arith" else None
-    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, close_all)
+    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, close_all, config.genrm.deadline[1])
 
 
 def engine_count(config: Config, world: World) -> int:

@@ -138,7 +138,8 @@ class Genrm:
     sampling: tuple[float, int] = (0.0, 1)
     """Sampling temperature of the judge, and votes a solution, whose majority counts (more than one needs a temperature above 0)."""
     deadline: tuple[float, float] = (300.0, 3600.0)
-    """Seconds until a verdict is given up as unknown(timeout): from its first request, and from the end of its rollout (queue included)."""
+    """Seconds until a verdict is given up as unknown(timeout): from its first request, and, the queue included, from the end of its
+    rollout. A step waits no longer than the second from the end of its sampling, whatever the judge does."""
     concurrency: int = 64
     """Requests under way at once on each endpoint, per rank."""
     reference: bool = True
@@ -165,6 +166,8 @@ class Run:
     """Steps between evaluations (one before the first and one after the last step as well); 0 = only those two."""
     eval_sampling: tuple[int, float, float] = (1, 1.0, 1.0)
     """Evaluation: rollouts a problem (avg@k), temperature, and nucleus (top-p)."""
+    overlap: bool = True
+    """Train on groups whose verdicts are there while others are judged; off waits for all first. Both compute the same, bit for bit."""
     export_every: int = 0
     """Steps between exports of the policy as a safetensors folder; 0 = only at the end."""
     gate: float = 1.05

@@ -83,19 +83,26 @@ class RunFolder:
 
 
 class Phases:
-    """Seconds by phase: of the step under way and of the whole run."""
+    """Seconds by phase: of the step under way and of the whole run. What a phase opens within itself (a wait for verdicts while training)
+    is not counted in it; `step` alone contains others."""
 
     def __init__(self) -> None:
         self.step: dict[str, float] = {}
         self.total: dict[str, float] = {}
+        self.within: list[float] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        self.within.append(0.0)
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            whole = time.perf_counter() - start
+            inner = self.within.pop()
+            if self.within:
+                self.within[-1] += whole
+            spent = whole if name == "step" else whole - inner
             self.step[name] = self.step.get(name, 0.0) + spent
             self.total[name] = self.total.get(name, 0.0) + spent
 

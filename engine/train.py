@@ -6,6 +6,7 @@ torchrun engine/train.py [recipe] [--group.setting value …]        one process
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
@@ -13,16 +14,16 @@ from soundrl.engine.console import Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.generator import Generator, requests_for
 from soundrl.engine.launch import run, users_mistakes
-from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
 from soundrl.engine.run_folder import Phases, RunFolder
+from soundrl.engine.schedule import schedules
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.engine.world import World
 from soundrl.fapo.prompt_stream import PromptStream
-from soundrl.fapo.records import Group, Prompt
-from soundrl.fapo.task import Task, distinct
+from soundrl.fapo.records import Prompt
+from soundrl.fapo.task import PendingGroups, Task, distinct
 
 
 def main(config: Config) -> None:
@@ -65,12 +66,16 @@ def main(config: Config) -> None:
             # One take a mini-batch: which prompts share an optimizer step does not depend on the number of ranks.
             updates = config.rollout.prompts // config.optim.minibatch_prompts
             prompts = distinct([prompt for _ in range(updates) for prompt in stream.take(config.optim.minibatch_prompts)])
-            groups = rollout(prompts, task, generator, encode, config, step, phases)
-            task.assign(groups)
-            own = groups[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]
+            pending = rollout(prompts, task, generator, encode, config, world, step, phases)
             generator.sleep()
+            if not config.run.overlap:
+                with phases("judge_wait"):
+                    pending.groups()
             with phases("train"):
-                trained = trainer.train(minibatches(own, updates))
+                waiting = partial(phases, "judge_wait")
+                trained = trainer.train(schedules(list(pending), updates, config.optim.microbatch_tokens, world.device, waiting))
+            with phases("judge_wait"):  # verdicts that change no advantage: λ = 0
+                own = pending.groups()
             with phases("sync"):
                 gate = sync()
         sums = task.count(own)
@@ -107,9 +112,17 @@ SUMMARY = ("reward/correct", "fapo/flawed_ratio", "tokens/response")
 
 
 def rollout(
-    prompts: Sequence[Prompt], task: Task, generator: Generator, encode: build.Encoder, config: Config, step: int, phases: Phases
-) -> list[Group]:
-    """Sample, verify and judge; each rollout goes on to the next stage as it finishes, while the others are still sampled."""
+    prompts: Sequence[Prompt],
+    task: Task,
+    generator: Generator,
+    encode: build.Encoder,
+    config: Config,
+    world: World,
+    step: int,
+    phases: Phases,
+) -> PendingGroups:
+    """Sample and verify; each correct rollout goes to the judge as it finishes, while the others are still sampled. Of an engine that
+    several ranks share, each rank keeps, verifies and judges its own groups."""
     requests = requests_for(
         [(prompt.id, encode(prompt)) for prompt in prompts],
         config.rollout.samples,
@@ -119,26 +132,12 @@ def rollout(
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
     )
+    own = {prompt.id: prompt for prompt in prompts[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]}
     with phases("generate"):
-        pending = task.collect(prompts, generator.generate(requests))
+        pending = task.collect(list(own.values()), (rollout for rollout in generator.generate(requests) if rollout.prompt_id in own))
     with phases("verify"):
         pending.outcomes()
-    with phases("judge_wait"):
-        return pending.groups()
-
-
-def minibatches(groups: Sequence[Group], number: int) -> list[list[Sample]]:
-    """This rank's groups, in prompt order, cut into `number` mini-batches of whole groups; rollouts that left their group are out."""
-    size = len(groups) // number
-    return [
-        [
-            Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs, advantage=advantage)
-            for group in groups[i * size : (i + 1) * size]
-            for r, advantage, kept in zip(group.rollouts, group.advantages, group.kept, strict=True)
-            if kept
-        ]
-        for i in range(number)
-    ]
+    return pending
 
 
 if __name__ == "__main__":

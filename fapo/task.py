@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol
@@ -88,7 +89,8 @@ class OracleJudge:
 class ReasoningTask:
     """Verifies every rollout as it finishes and sends the correct ones to the judge at once.
 
-    `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO).
+    `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO). `deadline`: seconds from the
+    end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the judge takes.
     """
 
     def __init__(
@@ -99,7 +101,9 @@ class ReasoningTask:
         max_unknown: float = 1.0,
         truth: Oracle | None = None,
         close: Callable[[], None] = lambda: None,
+        deadline: float | None = None,
     ) -> None:
+        self.deadline = deadline
         self.verify, self.judge, self.settings, self._close = verify, judge, settings, close
         self.watch = UnknownWatch(max_unknown)
         self.truth = truth
@@ -133,15 +137,15 @@ class ReasoningTask:
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         """Consume `rollouts` in whatever order they finish; each is verified and judged while the next are sampled."""
         judge = OracleJudge(self.truth) if measuring and self.truth is not None and self.judge is not None else self.judge
-        pending = PendingGroups(prompts)
-        by_id = {prompt.id: prompt for prompt in prompts}
+        decisive = self.judge is not None and self.settings.lam > 0
+        pending = PendingGroups(prompts, self.assign, decisive, self.deadline)
         for rollout in rollouts:
-            prompt = by_id[rollout.prompt_id]
+            prompt = pending.by_prompt[rollout.prompt_id].prompt
             outcome = self.verify(prompt, rollout)
             verdict: Future[Verdict | None] = Future()
             outcome.add_done_callback(lambda o, p=prompt, r=rollout, v=verdict: self._judge(judge, o, p, r, v))
-            pending.entries[rollout.prompt_id].append((rollout, outcome, verdict))
-        return pending
+            pending.by_prompt[rollout.prompt_id].add(rollout, outcome, verdict)
+        return pending.sampled()
 
     @staticmethod
     def _judge(judge: Judge | None, outcome: Future[Outcome], prompt: Prompt, rollout: Rollout, verdict: Future[Verdict | None]) -> None:
@@ -153,36 +157,107 @@ class ReasoningTask:
             judge.submit(prompt, rollout).add_done_callback(
                 lambda v: verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
             )
-        except Exception as error:  # noqa: BLE001 — re-raised in PendingGroups.verdicts; a callback's exception would vanish
+        except Exception as error:  # noqa: BLE001 — re-raised in PendingGroup.group; a callback's exception would vanish
             verdict.set_exception(error)
 
 
-class PendingGroups:
-    """Rollouts whose outcomes and verdicts are still under way."""
+class PendingGroup:
+    """The rollouts of one prompt, whose outcomes and verdicts are still under way.
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.prompts = prompts
-        self.entries: dict[str, list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]]] = {p.id: [] for p in prompts}
-        if len(self.entries) != len(prompts):
+    `assign` fills a group's rewards and advantages; `decisive`: a verdict of a correct rollout can change them (False for λ = 0, and
+    where verdicts are read from the rollouts themselves).
+    """
+
+    def __init__(self, prompt: Prompt, assign: Callable[[Sequence[Group]], None], decisive: bool) -> None:
+        self.prompt, self.assign, self.decisive = prompt, assign, decisive
+        self.entries: list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]] = []
+        self.until: float | None = None
+        self._group: Group | None = None
+
+    def add(self, rollout: Rollout, outcome: Future[Outcome], verdict: Future[Verdict | None]) -> None:
+        self.entries.append((rollout, outcome, verdict))
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """By sample index."""
+        return [rollout for rollout, _, _ in self._sorted()]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its advantages hang on a verdict; from the outcomes alone, whatever has arrived: what is packed follows from it."""
+        return self.decisive and any(outcome.result() is Outcome.CORRECT for _, outcome, _ in self.entries)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `advantages` would not wait now."""
+        late = any(not verdict.done() for _, _, verdict in self.entries)
+        return self._group is not None or not late or not self.undecided or self._left() == 0.0
+
+    def advantages(self) -> Sequence[float]:
+        """Of each rollout; waits for verdicts where the group is `undecided`."""
+        if self.undecided or self._group is not None:
+            return self.group().advantages
+        # A verdict still under way is None here, and would change nothing.
+        return self._make(lambda verdict: verdict.result() if verdict.done() else None).advantages
+
+    def group(self) -> Group:
+        """Wait for every verdict, then the group with its advantages. A verdict that is not there by `until` (`time.monotonic`) is
+        unknown(timeout), and stays so."""
+        if self._group is None:
+            self._group = self._make(self._verdict)
+        return self._group
+
+    def _sorted(self) -> list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]]:
+        return sorted(self.entries, key=lambda entry: entry[0].sample)
+
+    def _left(self) -> float | None:
+        return None if self.until is None else max(0.0, self.until - time.monotonic())
+
+    def _make(self, verdict_of: Callable[[Future[Verdict | None]], Verdict | None]) -> Group:
+        group = Group(
+            prompt=self.prompt,
+            rollouts=self.rollouts,
+            outcomes=[outcome.result() for _, outcome, _ in self._sorted()],
+            verdicts=[verdict_of(verdict) for _, _, verdict in self._sorted()],
+        )
+        self.assign([group])
+        return group
+
+    def _verdict(self, verdict: Future[Verdict | None]) -> Verdict | None:
+        try:
+            return verdict.result(self._left())
+        except TimeoutError:
+            # A judge's own TimeoutError is a fault and must be seen; an unfinished future is a late verdict.
+            return verdict.result() if verdict.done() else Verdict.unknown("timeout")
+
+
+class PendingGroups:
+    """The groups of a batch, in prompt order. `deadline`: seconds until verdicts are given up, from the end of sampling."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], assign: Callable[[Sequence[Group]], None], decisive: bool, deadline: float | None = None
+    ) -> None:
+        self.by_prompt = {prompt.id: PendingGroup(prompt, assign, decisive) for prompt in prompts}
+        self.deadline = deadline
+        if len(self.by_prompt) != len(prompts):
             raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
+
+    def __iter__(self) -> Iterator[PendingGroup]:
+        return iter(self.by_prompt.values())
+
+    def sampled(self) -> PendingGroups:
+        """Every rollout has been added: the deadline runs from now."""
+        if self.deadline is not None:
+            for pending in self:
+                pending.until = time.monotonic() + self.deadline
+        return self
 
     def outcomes(self) -> None:
         """Wait until every rollout is verified (the verifier ends each within its own limit)."""
-        for entries in self.entries.values():
-            for _, outcome, _ in entries:
+        for pending in self:
+            for _, outcome, _ in pending.entries:
                 outcome.result()
 
     def groups(self) -> list[Group]:
-        """Wait for every verdict (the judge ends each within its own deadline); groups in prompt order, rollouts by sample index."""
-        groups = []
-        for prompt in self.prompts:
-            entries = sorted(self.entries[prompt.id], key=lambda entry: entry[0].sample)
-            groups.append(
-                Group(
-                    prompt=prompt,
-                    rollouts=[rollout for rollout, _, _ in entries],
-                    outcomes=[outcome.result() for _, outcome, _ in entries],
-                    verdicts=[verdict.result() for _, _, verdict in entries],
-                )
-            )
-        return groups
+        """Wait for every verdict, at most until the deadline."""
+        return [pending.group() for pending in self]

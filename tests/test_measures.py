@@ -4,7 +4,7 @@ import pytest
 
 from soundrl.engine.console import clock, plain_words, shown
 from soundrl.engine.run_folder import Phases
-from soundrl.engine.train import due, minibatches
+from soundrl.engine.train import due
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.measures import TooManyUnknownError, UnknownWatch, count, rates
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
@@ -62,12 +62,6 @@ def test_the_run_stops_when_the_judge_stays_silent():
         watch(step, {"genrm/unknown": unknown})
     with pytest.raises(TooManyUnknownError, match="step 6: the judge gave no verdict for 70%"):
         watch(6, {"genrm/unknown": 0.7})
-
-
-def test_minibatches_are_whole_groups_without_those_that_left():
-    cut = minibatches([group("ssfw", "a"), group("uwsw", "b"), group("ssss", "c"), group("wwww", "d")], 2)
-    assert [len(samples) for samples in cut] == [4 + 3, 8]
-    assert [s.advantage for s in cut[0][:4]] == group("ssfw").advantages
 
 
 def test_a_prompt_twice_in_a_batch_gets_an_id_of_its_own():
