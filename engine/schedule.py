@@ -82,7 +82,10 @@ def cut(lengths: Sequence[Sequence[int]], budget: int) -> list[range]:
 def schedule(groups: Sequence[PendingGroup], budget: int, device: torch.device, waiting: Callable[[], AbstractContextManager]) -> Minibatch:
     """The mini-batch of a rank's verified `groups`, in their order, in micro-batches of at most `budget` tokens. A group that needs no
     verdict is scored at once, and what has no advantage in it is not packed. `waiting()` is entered around every wait for verdicts."""
-    samples = [[Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs) for r in group.rollouts] for group in groups]
+    samples = [
+        [Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs, advantage=0.0) for r in group.rollouts]
+        for group in groups
+    ]
     live: list[list[int]] = []  # of each group, the indices of its rollouts that may have a gradient
     for group, own in zip(groups, samples, strict=True):
         known = None if group.undecided else group.advantages()
@@ -91,7 +94,8 @@ def schedule(groups: Sequence[PendingGroup], budget: int, device: torch.device, 
     def window(part: Sequence[int]) -> Window:
         def wait() -> list[float]:
             with nullcontext() if all(groups[g].ready for g in part) else waiting():
-                return [groups[g].advantages()[i] for g in part for i in live[g]]
+                values = {g: groups[g].advantages() for g in part}
+            return [values[g][i] for g in part for i in live[g]]
 
         return Window.pack([samples[g][i] for g in part for i in live[g]], wait, budget, device)
 

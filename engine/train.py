@@ -15,8 +15,9 @@ from soundrl.engine.evaluate import evaluate
 from soundrl.engine.generator import Generator, requests_for
 from soundrl.engine.launch import run, users_mistakes
 from soundrl.engine.policy import Policy
-from soundrl.engine.run_folder import Phases, RunFolder
+from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import schedules
+from soundrl.engine.timeline import Timeline
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
@@ -28,7 +29,7 @@ from soundrl.fapo.task import PendingGroups, Task, distinct
 
 def main(config: Config) -> None:
     world = World.start()
-    phases, progress = Phases(), Progress(world.main, config.run.steps)
+    phases, progress = Timeline(world.rank), Progress(world.main, config.run.steps)
     with users_mistakes(), phases("prepare"):
         engines = build.engine_count(config, world)
         source, tests = build.build_sources(config)
@@ -42,7 +43,7 @@ def main(config: Config) -> None:
         task = build.build_task(config, prompts, world)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
-    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature)
+    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
     if demonstrations is not None:
         with phases("warm_start"):
@@ -68,6 +69,8 @@ def main(config: Config) -> None:
             prompts = distinct([prompt for _ in range(updates) for prompt in stream.take(config.optim.minibatch_prompts)])
             pending = rollout(prompts, task, generator, encode, config, world, step, phases)
             generator.sleep()
+            with phases("rank_wait"):
+                world.barrier()
             if not config.run.overlap:
                 with phases("judge_wait"):
                     pending.groups()
@@ -80,10 +83,12 @@ def main(config: Config) -> None:
                 gate = sync()
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
+        measured |= phases.judged(pending.calls(), world)
         metrics = measured | trained | gate | task.judge_metrics() | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
+        folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
         progress.step(step, metrics)
         task.watch(step, metrics)
         if due(step, config.run.export_every, config.run.steps):
@@ -96,6 +101,7 @@ def main(config: Config) -> None:
             folder.log(step, evaluation)
 
     after = evaluation | {name: metrics[name] for name in SUMMARY if name in metrics}
+    folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
     progress.summary(before, after, phases.spent(), str(folder.path))
     folder.close()
     task.close()
@@ -119,7 +125,7 @@ def rollout(
     config: Config,
     world: World,
     step: int,
-    phases: Phases,
+    phases: Timeline,
 ) -> PendingGroups:
     """Sample and verify; each correct rollout goes to the judge as it finishes, while the others are still sampled. Of an engine that
     several ranks share, each rank keeps, verifies and judges its own groups."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,8 @@ from soundrl.kernels.policy_loss import METRIC_SUMS
 
 # (micro-batch, count) → loss, metric sums, log-probs [R], entropy [R]; see `Policy.response_loss`
 LossFunction = Callable[[PackedBatch, float], tuple[Tensor, dict[str, Tensor], Tensor, Tensor]]
+
+Detail = Callable[[str], AbstractContextManager[None]]
 
 # −log-prob with gradient: cispo of the first token's ratio, 1, and advantage 1.
 SUPERVISED = LossRule(variant="cispo")
@@ -36,7 +39,9 @@ class NotFiniteError(RuntimeError):
 class Trainer:
     """AdamW on the policy's float32 master weights."""
 
-    def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float) -> None:
+    def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float, detail: Detail = lambda name: nullcontext()) -> None:
+        """`detail(name)` is entered around each part of a step's work (`Timeline.detail`)."""
+        self.detail = detail
         self.policy, self.world = policy, policy.world
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = torch.optim.AdamW(
@@ -63,9 +68,10 @@ class Trainer:
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.world.device)
         for batch in batches:
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
-            loss, metrics, _, entropy_R = loss_function(batch, count)
-            (self.world.size * loss).backward()
-            sums[2:] += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
+            with self.detail("micro-batch"):
+                loss, metrics, _, entropy_R = loss_function(batch, count)
+                (self.world.size * loss).backward()
+                sums[2:] += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
             sums[0] += batch.tokens
             sums[1] += 1
         return dict(zip(SUMS, self.world.sum(sums.tolist()), strict=True))
@@ -132,11 +138,13 @@ class Trainer:
         """
         counts = self.world.sum([self.count(minibatch.samples) for minibatch in minibatches])
         packed = [self.padded(minibatch.batches) for minibatch in minibatches]
-        packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
+        with self.detail("old log-probs"):
+            packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
         totals: dict[str, float] = dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
         for minibatch, batches, count in zip(minibatches, packed, counts, strict=True):
             stats = self.backward(minibatch.trained(batches), max(count, 1.0), self.policy_loss)
-            stats |= self.update(self.learning_rate())
+            with self.detail("optimizer"):
+                stats |= self.update(self.learning_rate())
             totals = {name: totals[name] + stats[name] for name in totals}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)
         return {

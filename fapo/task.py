@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from soundrl.fapo.judging import Judge
@@ -143,22 +143,44 @@ class ReasoningTask:
             prompt = pending.by_prompt[rollout.prompt_id].prompt
             outcome = self.verify(prompt, rollout)
             verdict: Future[Verdict | None] = Future()
-            outcome.add_done_callback(lambda o, p=prompt, r=rollout, v=verdict: self._judge(judge, o, p, r, v))
+            outcome.add_done_callback(lambda o, p=prompt, r=rollout, v=verdict: self._judge(judge, o, p, r, v, pending.asked))
             pending.by_prompt[rollout.prompt_id].add(rollout, outcome, verdict)
         return pending.sampled()
 
     @staticmethod
-    def _judge(judge: Judge | None, outcome: Future[Outcome], prompt: Prompt, rollout: Rollout, verdict: Future[Verdict | None]) -> None:
+    def _judge(
+        judge: Judge | None,
+        outcome: Future[Outcome],
+        prompt: Prompt,
+        rollout: Rollout,
+        verdict: Future[Verdict | None],
+        asked: dict[str, Call],
+    ) -> None:
         """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
         try:
             if judge is None or outcome.result() is not Outcome.CORRECT:
                 verdict.set_result(None)
                 return
-            judge.submit(prompt, rollout).add_done_callback(
-                lambda v: verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
-            )
+            call = Call(time.perf_counter())
+            answer = judge.submit(prompt, rollout)
+            if not answer.done():
+                asked[f"{rollout.prompt_id} {rollout.sample}"] = call
+
+            def deliver(v: Future[Verdict]) -> None:
+                call.end = time.perf_counter()
+                verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
+
+            answer.add_done_callback(deliver)
         except Exception as error:  # noqa: BLE001 — re-raised in PendingGroup.group; a callback's exception would vanish
             verdict.set_exception(error)
+
+
+@dataclass
+class Call:
+    """A question to the judge; seconds of `time.perf_counter`."""
+
+    start: float
+    end: float | None = None
 
 
 class PendingGroup:
@@ -239,11 +261,17 @@ class PendingGroups:
     ) -> None:
         self.by_prompt = {prompt.id: PendingGroup(prompt, assign, decisive) for prompt in prompts}
         self.deadline = deadline
+        self.asked: dict[str, Call] = {}
         if len(self.by_prompt) != len(prompts):
             raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
 
     def __iter__(self) -> Iterator[PendingGroup]:
         return iter(self.by_prompt.values())
+
+    def calls(self) -> list[tuple[str, float, float]]:
+        """(prompt id and sample, start, end) of every question that was not answered at once; of one still open the end is now."""
+        now = time.perf_counter()
+        return [(name, call.start, call.end or now) for name, call in self.asked.items()]
 
     def sampled(self) -> PendingGroups:
         """Every rollout has been added: the deadline runs from now."""

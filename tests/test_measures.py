@@ -3,7 +3,7 @@
 import pytest
 
 from soundrl.engine.console import clock, plain_words, shown
-from soundrl.engine.run_folder import Phases
+from soundrl.engine.timeline import Timeline
 from soundrl.engine.train import due
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.measures import TooManyUnknownError, UnknownWatch, count, rates
@@ -78,7 +78,7 @@ def test_schedules():
 
 
 def test_phases_and_words():
-    phases = Phases()
+    phases = Timeline()
     with phases("step"), phases("train"):
         pass
     taken = phases.take()
