@@ -1,6 +1,7 @@
 """The main job: prompts → generate → verify → judge → reward → advantage → pack → forward/backward → optimizer → sync weights.
 
-torchrun engine/train.py [recipe] [--group.setting value …]    one process a GPU; `python engine/train.py` starts torchrun; --plan: memory
+torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts torchrun itself
+`--plan [--gpus N] [--gpu-gib 80]` says what the run will hold in memory, and starts nothing.
 """
 
 from __future__ import annotations
