@@ -24,7 +24,7 @@ run: $(STAMP)
 	$(BIN)/python engine/train.py $(RECIPE) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)

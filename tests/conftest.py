@@ -12,6 +12,8 @@ from typing import Any
 
 # Before the first import of triton, which decides then: kernels run interpreted in this process; child processes choose for themselves.
 os.environ["TRITON_INTERPRET"] = "1"
+# Two test processes on two cores: a second OpenMP thread each would only wait for the other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
