@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from harness import Case, Plan, Provider, Work, arguments, copy_ceiling, run
+from harness import Case, Plan, Provider, Work, arguments, compiled, copy_ceiling, run
 from torch import Tensor
 
 from soundrl.kernels.advantage import group_advantage
@@ -24,10 +24,12 @@ def groups(rollouts: int, largest: int) -> list[int]:
     """Sizes 2 … largest, the same on every machine, that add up to `rollouts`."""
     rng = torch.Generator().manual_seed(0)
     sizes: list[int] = []
-    while (left := rollouts - sum(sizes)) > largest + 1:
-        sizes.append(int(torch.randint(2, largest + 1, (), generator=rng)))
-        if left - sizes[-1] < 2:
-            sizes.pop()
+    left = rollouts
+    while left > largest:
+        size = int(torch.randint(2, largest + 1, (), generator=rng))
+        if left - size >= 2:
+            sizes.append(size)
+            left -= size
     return [*sizes, left]
 
 
@@ -70,21 +72,16 @@ def case(plan: Plan, mode: str) -> Case | None:
     def work(function: Callable[..., Tensor], *extra: object) -> Work:
         return Work(lambda _: {"advantage": function(rewards_N, *extra)})
 
-    def compiled() -> Work:
-        torch.compiler.reset()
-        backend = "inductor" if plan.device == "cuda" else "aot_eager"
-        return work(torch.compile(scattered, dynamic=False, backend=backend), group_N, size_P, flawed_N)
-
     return Case(
         mode=mode,
         shape={"N": rollouts, "P": len(sizes)},
         dtype=rewards_N.dtype,
         reference=lambda: {"advantage": by_group(rewards_N.double(), offsets, flawed_N)},
-        tolerance=1e-5,
+        tolerance=1e-4,  # a group of two nearly equal rewards loses digits in fp32, whoever computes it
         providers=[
             Provider("ours", lambda: work(group_advantage, group_offsets, flawed_N, LAM)),
             Provider("torch, index_add", lambda: work(scattered, group_N, size_P, flawed_N)),
-            Provider("torch.compile, index_add", compiled),
+            Provider("torch.compile, index_add", lambda: work(compiled(scattered, plan.device), group_N, size_P, flawed_N)),
             Provider("torch, loop", lambda: work(by_group, offsets, flawed_N)),
             copy_ceiling(plan.device),
         ],

@@ -130,6 +130,12 @@ def copy_ceiling(device: str, size: int = 2**30) -> Provider:
     return Provider("copy", build, ceiling=("bytes", 2.0 * size))
 
 
+def compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """torch.compile for one shape, what was compiled before forgotten; on CPU without Inductor, which would build C++ for a minute."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False, backend="inductor" if device == "cuda" else "aot_eager")
+
+
 def in_graph(work: Work, calls: int = 20) -> Work:
     """The same as replays of a CUDA graph that holds `calls` computations. `before` runs once, so `step` must not spoil what it made."""
     state = work.before()

@@ -75,7 +75,7 @@ def make_head(plan: Plan, name: str) -> Head:
 
 
 def grpo_loss(logprob_T: Tensor, old_logprob_T: Tensor, advantages_T: Tensor, count: float) -> Tensor:
-    """−Σ min(A r, A clip(r)) / count in plain torch: the loss on top of every provider that gives log-probabilities (`RULE` written out)."""
+    """−Σ min(A r, A clip(r)) / count in plain torch: `RULE` written out, the loss on top of log-probabilities."""
     ratio_T = (logprob_T - old_logprob_T).exp()
     clipped_T = ratio_T.clamp(1 - RULE.clip_low, 1 + RULE.clip_high)
     return -torch.minimum(advantages_T * ratio_T, advantages_T * clipped_T).sum() / count

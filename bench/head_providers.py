@@ -1,6 +1,6 @@
 """Who computes the LM head's log-probabilities, policy loss and cross-entropy: plain torch, soundrl, and other libraries where installed.
 
-Every function takes a `Head` and gives `Provider`s; a library is imported when its provider is built. Shapes: T tokens, H hidden, V vocabulary.
+A library is imported when its provider is built, not before. Shapes: T tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import Provider, Results, Work
+from harness import Provider, Results, Work, compiled
 from head import RULE, Head, grpo_loss
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
@@ -32,12 +32,6 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor, Tensor], Tensor]) -> W
         return {"loss": loss.detach(), "dhidden": of_hidden, "dweight": of_weight}
 
     return Work(step)
-
-
-def compiled(function: Callable[..., Tensor], head: Head) -> Callable[..., Tensor]:
-    """torch.compile for this very shape; on CPU without Inductor, which would build C++ for a minute."""
-    torch.compiler.reset()
-    return torch.compile(function, dynamic=False, backend="inductor" if head.hidden_TH.is_cuda else "aot_eager")
 
 
 def torch_logprob(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor) -> Tensor:
@@ -158,7 +152,7 @@ def grpo(head: Head) -> list[Provider]:
         Provider("ours, compact=False", lambda: ours_grpo(head, head.advantages_T, compact=False)),
         Provider("ours, logprob then loss", lambda: with_gradients(head, ours_in_two)),
         Provider("torch", lambda: with_gradients(head, whole)),
-        Provider("torch.compile", lambda: with_gradients(head, compiled(whole, head))),
+        Provider("torch.compile", lambda: with_gradients(head, compiled(whole, head.hidden_TH.device.type))),
         Provider("liger fused GRPO", lambda: liger_fused_grpo(head)),
         Provider("liger scaled CE", lambda: on_top(liger_logprob(head, entropy=False))),
         Provider("trl chunked", lambda: on_top(trl_logprob(head, ()))),
@@ -174,17 +168,22 @@ def forward(head: Head) -> list[Provider]:
     def work(logprob: Callable[[Tensor, Tensor], Any]) -> Work:
         @torch.no_grad()
         def step(_: Any) -> Results:
-            return dict(zip(("logprob", "entropy"), logprob(head.hidden_TH, head.weight_VH), strict=False))
+            outputs = logprob(head.hidden_TH, head.weight_VH)  # TRL's has more, CCE's and QuACK's one
+            return dict(zip(("logprob", "entropy"), outputs, strict=False))
 
         return Work(step)
 
     targets_T = head.targets_T
+
+    def of_targets(both: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda hidden_TH, weight_VH: both(hidden_TH, weight_VH, targets_T)
+
     return [
         Provider("ours", lambda: work(lambda h, w: linear_logprob(h, w, targets_T)[:2])),
-        Provider("torch", lambda: work(lambda h, w: torch_logprob_entropy(h, w, targets_T))),
-        Provider("torch.compile", lambda: work(lambda h, w, f=compiled(torch_logprob_entropy, head): f(h, w, targets_T))),
+        Provider("torch", lambda: work(of_targets(torch_logprob_entropy))),
+        Provider("torch.compile", lambda: work(of_targets(compiled(torch_logprob_entropy, targets_T.device.type)))),
         Provider("liger scaled CE", lambda: work(liger_logprob(head, entropy=True))),
-        Provider("trl chunked", lambda: work(lambda h, w, f=trl_logprob(head, ("entropy",)): f(h, w)[:2])),
+        Provider("trl chunked", lambda: work(trl_logprob(head, ("entropy",)))),
         Provider("cut-cross-entropy", lambda: work(cce_logprob(head)), omits=("entropy",)),
         Provider("quack linear CE", lambda: work(quack_logprob(head)), omits=("entropy",)),
         bare_logits(head),
@@ -226,7 +225,7 @@ def mean_cross_entropy(head: Head) -> list[Provider]:
     return [
         Provider("ours", lambda: with_gradients(head, ours)),
         Provider("torch", lambda: with_gradients(head, plain)),
-        Provider("torch.compile", lambda: with_gradients(head, compiled(plain, head))),
+        Provider("torch.compile", lambda: with_gradients(head, compiled(plain, head.hidden_TH.device.type))),
         Provider("torch fused", torch_fused),
         Provider("liger fused linear CE", liger),
         Provider("quack chunked", quack),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import Case, Plan, Provider, Results, Work, arguments, copy_ceiling, run
+from harness import Case, Plan, Provider, Results, Work, arguments, compiled, copy_ceiling, run
 from head import RULE, TOLERANCE, grpo_loss
 from torch import Tensor
 
@@ -36,10 +36,12 @@ class Rows:
         self.plan = plan
         rng = torch.Generator(plan.device).manual_seed(0)
         draw = lambda *size: torch.randn(*size, generator=rng, device=plan.device)  # noqa: E731
-        self.logits_TV = torch.randn(self.tokens, self.vocabulary, generator=rng, device=plan.device, dtype=self.dtype).mul_(2)
+        # Liger-Kernel reads all but the last row of [B, L+1, V]: one row more than is used.
+        self.longer_logits = torch.randn(self.tokens + 1, self.vocabulary, generator=rng, device=plan.device, dtype=self.dtype).mul_(2)
+        self.logits_TV = self.longer_logits[:-1]
         self.targets_T = torch.randint(self.vocabulary, (self.tokens,), generator=rng, device=plan.device)
         self.grad_logprob_T, self.grad_entropy_T = draw(self.tokens), draw(self.tokens)
-        # Liger-Kernel wants [B, L+1, V] and leaves each sequence's last row out: the others get advantage 0 there, which is the same.
+        # In its loss each sequence's last row is left out: the others get advantage 0 there, which is the same.
         self.advantages_B = draw(SEQUENCES) + 2.0
         self.advantages_T = self.advantages_B.repeat_interleave(self.tokens // SEQUENCES)
         self.advantages_T[self.tokens // SEQUENCES - 1 :: self.tokens // SEQUENCES] = 0.0
@@ -51,7 +53,7 @@ class Rows:
         return self.logits_TV.clone().requires_grad_()
 
     def exact(self, gradient: bool = True) -> Results:
-        """logprob, entropy; `dlogits` of the fixed gradients and `dlogits_loss` of the loss: fp64, 1 GiB at a time, kept in the logits' shape."""
+        """logprob, entropy; `dlogits` of the fixed gradients and `dlogits_loss` of the loss: fp64, 1 GiB at a time."""
         out: dict[str, list[Tensor]] = {"logprob": [], "entropy": [], "dlogits": [], "loss": [], "dlogits_loss": []}
         for rows in torch.arange(self.tokens).split(max(1, 2**27 // self.vocabulary)):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -95,11 +97,6 @@ def torch_both(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
     return logp_TV.gather(-1, targets_T[:, None]).squeeze(-1), -(logp_TV.exp() * logp_TV).sum(-1)
 
 
-def compiled(plan: Plan) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    torch.compiler.reset()
-    return torch.compile(torch_both, dynamic=False, backend="inductor" if plan.device == "cuda" else "aot_eager")
-
-
 def trl_both() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     from trl.kernels import selective_log_softmax_and_entropy  # pyright: ignore[reportMissingImports]
 
@@ -128,29 +125,20 @@ def forward(plan: Plan) -> Case | None:
     def liger() -> Work:
         from liger_kernel.ops.grpo_loss import fused_selective_log_softmax
 
-        # [B, L+1, V], the last row left out: a view with one more row than there are targets would cost a copy, so one row is missing.
         def step(_: Any) -> Results:
-            logprob_T = fused_selective_log_softmax(rows.logits_TV[None], rows.targets_T[None, :-1], temperature=1.0)[0]
-            return {"logprob but one": logprob_T}
+            return {"logprob": fused_selective_log_softmax(rows.longer_logits[None], rows.targets_T[None], temperature=1.0)[0]}
 
         return Work(step)
 
     providers = [
         Provider("ours", lambda: work(selective_logprob)),
         Provider("torch", lambda: work(torch_both)),
-        Provider("torch.compile", lambda: work(compiled(plan))),
+        Provider("torch.compile", lambda: work(compiled(torch_both, plan.device))),
         Provider("trl fused", lambda: work(trl_both())),
         Provider("quack cross entropy", lambda: work(quack_logprob()), omits=("entropy",)),
-        Provider("liger selective", liger, omits=("logprob", "entropy")),
+        Provider("liger selective", liger, omits=("entropy",)),
     ]
-    case = rows.case("forward", {"logprob": "logprob", "entropy": "entropy"}, providers, passes=1)
-
-    def reference() -> Results:
-        both = rows.exact(gradient=False)
-        return both | {"logprob but one": both["logprob"][:-1]}
-
-    providers = [p if p.name == "liger selective" else Provider(p.name, p.build, (*p.omits, "logprob but one"), p.ceiling) for p in case.providers]
-    return Case(**{**vars(case), "reference": reference, "providers": providers})
+    return rows.case("forward", {"logprob": "logprob", "entropy": "entropy"}, providers, passes=1)
 
 
 def backward(plan: Plan) -> Case | None:
@@ -173,7 +161,7 @@ def backward(plan: Plan) -> Case | None:
         Provider("ours, in place", lambda: work(lambda x, t: selective_logprob(x, t, inplace_backward=True))),
         Provider("ours", lambda: work(selective_logprob)),
         Provider("torch", lambda: work(torch_both)),
-        Provider("torch.compile", lambda: work(compiled(plan))),
+        Provider("torch.compile", lambda: work(compiled(torch_both, plan.device))),
         Provider("trl fused", lambda: work(trl_both())),
     ]
     return rows.case("backward", {"dlogits": "dlogits"}, providers, passes=2)
@@ -226,7 +214,7 @@ def grpo(plan: Plan) -> Case | None:
     providers = [
         Provider("ours", lambda: work(ours)),
         Provider("torch", lambda: work(on_top(torch_both))),
-        Provider("torch.compile", lambda: work(on_top(compiled(plan)))),
+        Provider("torch.compile", lambda: work(on_top(compiled(torch_both, plan.device)))),
         Provider("liger GRPO", liger),
         Provider("trl fused", lambda: work(on_top(trl_both()))),
         Provider("quack cross entropy", lambda: work(on_top(quack_logprob()))),

@@ -78,7 +78,7 @@ def clocks(device: str) -> str | None:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, a line each, under the case they belong to."""
-    head = f"  {'provider':28}{'ms':>10}{'p20':>10}{'p80':>10}{'x floor':>9}{'peak MiB':>10}  largest error"
+    head = f"  {'provider':28}{'ms':>10}{'p20':>10}{'p80':>10}{'x floor':>10}{'peak MiB':>10}  largest error"
     lines = []
     for row in rows:
         if not lines:
@@ -88,5 +88,5 @@ def table(rows: Sequence[Row]) -> str:
         peak = "n/a" if row.peak_mib is None else format(row.peak_mib, ".1f")
         worst = max(row.errors.items(), key=lambda item: item[1], default=None)
         note = row.error.splitlines()[0][:110] if row.error else "" if worst is None else f"{worst[1]:.1e} ({worst[0]})"
-        lines.append(f"  {row.provider:28}{numbers}{floor:>9}{peak:>10}  {note}")
+        lines.append(f"  {row.provider:28}{numbers}{floor:>10}{peak:>10}  {note}")
     return "\n".join(lines)
