@@ -23,7 +23,7 @@ from soundrl.kernels.logprob import selective_logprob
 from soundrl.kernels.policy_loss import policy_loss
 
 SHAPE = (8192, 151936)
-SMALL = (48, 1000)
+SMALL = (24, 500)
 SEQUENCES = 8
 
 

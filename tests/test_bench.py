@@ -1,12 +1,15 @@
 """The benchmark harness: what is wrong is never timed, what fails is reported, and every script runs at its small shapes."""
 
 import json
+import os
+import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import QUIET, ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 from harness import Case, Plan, Provider, Work, arguments, measure, relative_error, run
@@ -129,3 +132,71 @@ def test_rows_are_written_as_json_lines_with_machine_and_commit(tmp_path, monkey
     assert "1 rows, 0 with an error" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         arguments(None, ["--rounds", "0"])
+
+
+SCRIPTS = {  # rows that must be right; rows that must say what is missing
+    "linear_logprob": ({"ours", "torch", "liger fused GRPO", "bare products"}, {"quack chunked", "cut-cross-entropy"}),
+    "logprob": ({"ours", "torch", "liger GRPO", "liger selective", "ours, in place"}, {"trl fused"}),
+    "group_advantage": ({"ours", "torch, loop"}, set()),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Every script at its small shapes, in processes of their own at the same time; the row kernels interpreted, ours and Liger's."""
+    out = tmp_path_factory.mktemp("bench")
+    running = {}
+    for script in SCRIPTS:
+        interpret = "0" if script == "linear_logprob" else "1"
+        environment = os.environ | QUIET | {"OUT": str(out), "TRITON_INTERPRET": interpret, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, f"bench/{script}.py", "--rounds", "1", "--per-round", "1", "--skip", "torch.compile"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        running[script] = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    said = {script: process.communicate(timeout=120)[0] for script, process in running.items()}
+    assert all(process.returncode == 0 for process in running.values()), said
+    return {script: [json.loads(line) for line in (out / f"{script}.jsonl").read_text().splitlines()] for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs_at_small_shapes(written, script):
+    right, missing = SCRIPTS[script]
+    rows = written[script]
+    for row in rows:
+        if row["provider"] in right:
+            assert row["error"] is None and row["ms"] > 0 and row["stamp"]["small"], row
+            assert all(error <= 1e-4 for error in row["errors"].values()), row
+        if row["error"]:
+            assert row["ms"] is None and ("No module named" in row["error"] or "active drivers" in row["error"]), row
+    assert right | missing <= {row["provider"] for row in rows}
+    assert all(row["stamp"].get("interpreted", False) == (script != "linear_logprob") for row in rows)
+    checked = {name for row in rows if row["provider"] == "ours" for name in row["errors"]}
+    assert checked >= ({"advantage"} if script == "group_advantage" else {"logprob", "entropy", "loss"})
+
+
+def test_plots_are_drawn_from_the_rows_alone(written, tmp_path):
+    from plot import draw_plots
+
+    source = tmp_path / "linear_logprob.jsonl"
+    source.write_text("\n".join(map(json.dumps, written["linear_logprob"])))
+    pictures = draw_plots(source, tmp_path)
+    assert sorted(p.name for p in pictures) == [f"linear_logprob-{mode}.png" for mode in ("compaction", "cross-entropy", "forward", "grpo")]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
+
+
+README = (ROOT / "kernels" / "README.md").read_text()
+PROGRAMS = re.findall(r"^## (\w+).*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_readme_of_the_kernels_has_a_program_for_each_function():
+    assert [name for name, _ in PROGRAMS] == ["selective_logprob", "linear_logprob", "policy_loss", "group_advantage", "linear_policy_loss"]
+    assert all(f"{name}(" in text for name, text in PROGRAMS)
+
+
+@pytest.mark.parametrize("name, text", PROGRAMS, ids=[name for name, _ in PROGRAMS])
+def test_programs_of_the_readme_run(name, text, tmp_path):
+    program = tmp_path / f"{name}.py"
+    program.write_text(text)
+    seen = runpy.run_path(str(program))
+    if "model" in seen:
+        trained = [p.grad for p in seen["model"].parameters() if p.grad is not None]
+        assert seen["loss"].isfinite() and (trained or name == "policy_loss")  # that one clears its gradients
