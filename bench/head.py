@@ -21,6 +21,7 @@ SHAPES = {
     "S5": (8192, 4096, 131072),  # Liger-Kernel's H100 figures
     "S6": (4096, 4096, 128256),  # Llama 3; Liger-Kernel's and QuACK's H200 figures
     "S7": (16384, 2048, 248320),  # Qwen3.5
+    "F3": (8192, 4096, 128256),  # 8 × 1,024 tokens of Llama 3: Liger-Kernel's own benchmark of its GRPO loss
     "M32k": (8192, 2048, 32768),
     "M64k": (8192, 2048, 65536),
     "M128k": (8192, 2048, 131072),

@@ -136,7 +136,7 @@ def cases(plan: Plan) -> list[Callable[[Plan], Case | None]]:
     out: list[Callable[[Plan], Case | None]] = []
     for name in first:
         out += [part(grpo_case, name=name, mode="grpo"), part(forward_case, name=name, mode="forward")]
-    out += [part(compaction_case, name="S1"), part(cross_entropy_case, name="S6")]
+    out += [part(grpo_case, name="F3", mode="grpo"), part(compaction_case, name="S1"), part(cross_entropy_case, name="S6")]
     for name in (name for name in SHAPES if name.startswith("M")):
         out += [part(grpo_case, name=name, mode="memory"), part(forward_case, name=name, mode="memory")]
     for name in (name for name in SHAPES if name.startswith("S") and name not in first):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import triton
 
+from soundrl.kernels.backend import INTERPRETING
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -57,7 +59,7 @@ def machine(device: str) -> dict[str, Any]:
         name = f"{model[0] if model else platform.machine()}, {torch.get_num_threads()} threads"
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
-    if triton.knobs.runtime.interpret:
+    if INTERPRETING:
         versions["interpreted"] = True  # such times say nothing of the kernels
     commit = git.stdout.strip() if git.returncode == 0 else os.environ.get("COMMIT", "unknown")
     return {"device": name, **versions, "commit": commit, "date": datetime.now(UTC).isoformat(timespec="seconds")}

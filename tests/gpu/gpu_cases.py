@@ -81,7 +81,9 @@ class Loss:
         self.weight_VH = draw(vocabulary, hidden, seed=1, dtype=dtype) * 2 * hidden**-0.5
         self.targets_T = targets(tokens, vocabulary)
         with torch.no_grad():
-            logprob_T = torch_both(linear(self.hidden_TH.double(), self.weight_VH.double()), self.targets_T)[0]
+            weight = self.weight_VH.double()
+            parts = zip(self.hidden_TH.split(1024), self.targets_T.split(1024), strict=True)
+            logprob_T = torch.cat([torch_both(linear(h.double(), weight), t)[0] for h, t in parts])
         kind_T = torch.arange(tokens, device=DEVICE) % 5
         self.advantages_T = draw(tokens, seed=2) + 0.5
         self.advantages_T = torch.where(kind_T == 0, 0.0, torch.where(kind_T == 1, self.advantages_T.abs(), self.advantages_T))
