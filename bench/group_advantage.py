@@ -3,7 +3,7 @@
     python bench/group_advantage.py
 
 call    as a program calls it, with the launches' own gaps
-replay  a CUDA graph of it, on a GPU: what the launches cost without the gaps; the loop waits for the GPU in between, which no graph can hold
+replay  a CUDA graph of it, on a GPU: the launches without the gaps; the loop waits for the GPU in between, which no graph can hold
 """
 
 from __future__ import annotations
