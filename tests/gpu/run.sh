@@ -12,6 +12,9 @@ mkdir -p "$OUT" build/links/soundrl
 for folder in kernels fapo genrm engine; do ln -sfn ../../../$folder build/links/soundrl/$folder; done
 export PYTHONPATH=$PWD/build/links${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 parts=" ${*:-tests bench train} "
+for name in $parts; do
+    [[ $name =~ ^(tests|bench|train)$ ]] || { echo "unknown part '$name': use tests, bench, train" >&2; exit 2; }
+done
 head=260 train=140
 [[ $parts == *" train "* ]] && head=120
 [[ $parts == " train " ]] && train=520
