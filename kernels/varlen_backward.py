@@ -168,34 +168,31 @@ def varlen_dkv_kernel(
 
     dk_KD = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     dv_KD = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
-    # Query rows [low, middle) see some of the keys, [middle, high) all of them.
+    # Query rows [low, high) see some of the keys. One loop over all heads of the group, with the mask in every turn: two loops, or a
+    # loop a head, need more registers than there are.
     high = tl.minimum(length, first + BLOCK_K - 1 + window) * live if WINDOW else length * live
     low = first // BLOCK_M * BLOCK_M
-    middle = high if WINDOW else tl.minimum(tl.cdiv(first + BLOCK_K, BLOCK_M) * BLOCK_M, high)
-    for member in range(GROUP):
-        head = kv_head * GROUP + member
-        for ALL in tl.static_range(2):
-            if not (ALL and WINDOW):
-                for m in range(middle if ALL else low, high if ALL else middle, BLOCK_M):
-                    row_M = m + local_M
-                    row_ok = (row_M < length)[:, None]
-                    q_start = q_ptr + (start + m) * q_stride_t + head * q_stride_h
-                    q_MD = load_rows(q_start, local_M[:, None] * q_stride_t + d, row_ok, d < D, True, D != BLOCK_D)
-                    score_KM = scores2(dot(k_KD, tl.trans(q_MD), UPCAST), score_scale, softcap2, SOFTCAP)
-                    per_row = head * tokens + start + row_M
-                    # Behind the sequence's end: LSE +∞ makes p exactly 0.
-                    lse2_M = tl.load(lse2_ptr + per_row, row_M < length, float("inf"))
-                    p_KM = tl.exp2(score_KM - lse2_M[None, :])
-                    if not ALL:
-                        p_KM = tl.where(visible(row_M[None, :], column_K[:, None], length, window, WINDOW), p_KM, 0.0)
-                    grad_start = grad_out_ptr + (start + m) * grad_stride_t + head * grad_stride_h
-                    grad_MD = load_rows(grad_start, local_M[:, None] * grad_stride_t + d, row_ok, d < D, True, D != BLOCK_D)
-                    dv_KD += dot(p_KM, grad_MD, UPCAST)
-                    delta_M = tl.load(delta_ptr + per_row, row_M < length, 0.0)
-                    ds_KM = p_KM * (dot(v_KD, tl.trans(grad_MD), UPCAST) - delta_M[None, :])
-                    if SOFTCAP:
-                        ds_KM = ds_KM * (1.0 - (score_KM / softcap2) * (score_KM / softcap2))
-                    dk_KD += dot(ds_KM, q_MD, UPCAST)
+    blocks = tl.cdiv(tl.maximum(high - low, 0), BLOCK_M)
+    for turn in range(blocks * GROUP):
+        head = kv_head * GROUP + turn // blocks
+        m = low + turn % blocks * BLOCK_M
+        row_M = m + local_M
+        row_ok = (row_M < length)[:, None]
+        q_start = q_ptr + (start + m) * q_stride_t + head * q_stride_h
+        q_MD = load_rows(q_start, local_M[:, None] * q_stride_t + d, row_ok, d < D, True, D != BLOCK_D)
+        score_KM = scores2(dot(k_KD, tl.trans(q_MD), UPCAST), score_scale, softcap2, SOFTCAP)
+        per_row = head * tokens + start + row_M
+        lse2_M = tl.load(lse2_ptr + per_row, row_M < length, 0.0)
+        p_KM = tl.exp2(score_KM - lse2_M[None, :])
+        p_KM = tl.where(visible(row_M[None, :], column_K[:, None], length, window, WINDOW), p_KM, 0.0)
+        grad_start = grad_out_ptr + (start + m) * grad_stride_t + head * grad_stride_h
+        grad_MD = load_rows(grad_start, local_M[:, None] * grad_stride_t + d, row_ok, d < D, True, D != BLOCK_D)
+        dv_KD += dot(p_KM, grad_MD, UPCAST)
+        delta_M = tl.load(delta_ptr + per_row, row_M < length, 0.0)
+        ds_KM = p_KM * (dot(v_KD, tl.trans(grad_MD), UPCAST) - delta_M[None, :])
+        if SOFTCAP:
+            ds_KM = ds_KM * (1.0 - (score_KM / softcap2) * (score_KM / softcap2))
+        dk_KD += dot(ds_KM, q_MD, UPCAST)
 
     own = ((start + first) * (HEADS // GROUP) + kv_head) * D
     own_offset = local_K[:, None] * (HEADS // GROUP * D) + d
