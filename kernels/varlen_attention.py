@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from soundrl.kernels.varlen_backward import backward
 from soundrl.kernels.varlen_forward import forward
-from soundrl.kernels.varlen_launch import INTERPRETED, Scores
+from soundrl.kernels.varlen_launch import INTERPRETED, Scores, addressable
 from soundrl.kernels.varlen_tiles import check_cu_seqlens, sequence_tiles, tile_bound
 
 HEAD_DIMS = range(16, 257, 8)
@@ -163,11 +163,11 @@ def varlen_attention(
 ) -> Tensor:
     """Causal attention that never crosses a sequence boundary, with a deterministic backward.
 
-    q_THD [T, Hq, D], k_THD and v_THD [T, Hkv, D] with Hkv dividing Hq, float32, bfloat16 or float16 (sums in float32), any strides
-    with the last one 1 (others are copied); D a multiple of 8 from 16 to 256. `cu_seqlens` [B+1] int32 or int64 on the same device: sequence b holds
-    tokens cu_seqlens[b] … cu_seqlens[b+1] − 1; sequences may be empty. Rows from cu_seqlens[B] on belong to none: their output
-    and gradients are 0. `scale` of the scores, 1/√D by default; `window`: a token sees that many keys, its own included;
-    `softcap`: softcap · tanh(score / softcap). `tiles_N4` from `sequence_tiles(cu_seqlens, T)` saves making it for every layer.
+    q_THD [T, Hq, D], k_THD and v_THD [T, Hkv, D] with Hkv dividing Hq, in one type: float32, bfloat16 or float16 (sums in float32); D
+    a multiple of 8 from 16 to 256; copied only where the last dimension is not dense. `cu_seqlens` [B+1] int32 or int64 on the same
+    device: sequence b holds tokens cu_seqlens[b] … cu_seqlens[b+1] − 1; sequences may be empty. Rows from cu_seqlens[B] on belong to
+    none: their output and gradients are 0. `scale` of the scores, 1/√D by default; `window`: a token sees that many keys, its own
+    included; `softcap`: softcap · tanh(score / softcap). `tiles_N4` from `sequence_tiles(cu_seqlens, T)` saves making it in every layer.
 
     Returns [T, Hq, D]. The bits of a sequence do not depend on what it is packed with. On a CPU without TRITON_INTERPRET=1 the
     reference serves. ValueError names what does not fit. Scores and gradients: FlashAttention-2, arXiv 2307.08691; softcap: Gemma 2,
@@ -185,5 +185,5 @@ def varlen_attention(
         tiles_N4 = sequence_tiles(cu_seqlens, tokens)
     elif tiles_N4.shape != (tile_bound(tokens, len(cu_seqlens) - 1), 4):
         raise ValueError(f"tiles_N4 {tuple(tiles_N4.shape)} was made for another packing; call sequence_tiles(cu_seqlens, {tokens})")
-    q_THD, k_THD, v_THD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_THD, v_THD))
+    q_THD, k_THD, v_THD = (addressable(x) for x in (q_THD, k_THD, v_THD))
     return attention_op(q_THD, k_THD, v_THD, tiles_N4, scale, window or 0, softcap or 0.0)[0]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from soundrl.kernels.varlen_launch import Scores, launch
+from soundrl.kernels.varlen_launch import Scores, addressable, launch
 from soundrl.kernels.varlen_scores import dot, load_rows, scores2, visible
 
 
@@ -212,12 +212,11 @@ def backward(
     scores: Scores,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ [T, Hq, D], dK and dV [T, Hkv, D], in the inputs' types; 0 in rows behind the last boundary."""
-    if grad_out_THD.stride(-1) != 1:
-        grad_out_THD = grad_out_THD.contiguous()
+    grad_out_THD = addressable(grad_out_THD)
     delta_HT = torch.empty_like(lse2_HT)
     dq_THD, dk_THD, dv_THD = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_THD, k_THD, v_THD))
     inputs = (q_THD, k_THD, v_THD, grad_out_THD)
     strides = [stride for x in inputs for stride in x.stride()[:2]]
-    launch(varlen_dq_kernel, 1, (*inputs, out_THD, lse2_HT, delta_HT, dq_THD, tiles_N4, *strides), q_THD, k_THD, tiles_N4, scores)
-    launch(varlen_dkv_kernel, 2, (*inputs, lse2_HT, delta_HT, dk_THD, dv_THD, tiles_N4, *strides), q_THD, k_THD, tiles_N4, scores)
+    launch("dq", varlen_dq_kernel, (*inputs, out_THD, lse2_HT, delta_HT, dq_THD, tiles_N4, *strides), q_THD, k_THD, tiles_N4, scores)
+    launch("dkv", varlen_dkv_kernel, (*inputs, lse2_HT, delta_HT, dk_THD, dv_THD, tiles_N4, *strides), q_THD, k_THD, tiles_N4, scores)
     return dq_THD, dk_THD, dv_THD

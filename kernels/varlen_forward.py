@@ -111,5 +111,5 @@ def forward(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, tiles_N4: Tensor, score
     out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
     lse2_HT = q_THD.new_empty((heads, tokens), dtype=torch.float32)
     strides = (*q_THD.stride()[:2], *k_THD.stride()[:2], *v_THD.stride()[:2])
-    launch(varlen_forward_kernel, 0, (q_THD, k_THD, v_THD, out_THD, lse2_HT, tiles_N4, *strides), q_THD, k_THD, tiles_N4, scores)
+    launch("forward", varlen_forward_kernel, (q_THD, k_THD, v_THD, out_THD, lse2_HT, tiles_N4, *strides), q_THD, k_THD, tiles_N4, scores)
     return out_THD, lse2_HT

@@ -25,7 +25,8 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
     """
     if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and type {cu_seqlens.dtype}; give the B+1 bounds of B sequences as int32 or int64"
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and type {cu_seqlens.dtype}; give the B+1 bounds of B sequences as int32 or "
+            "int64"
         )
     ordered = (cu_seqlens[0] == 0) & (cu_seqlens.diff() >= 0).all() & (cu_seqlens[-1] <= tokens)
     if cu_seqlens.device.type != "cpu":
