@@ -8,18 +8,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedModel
 
 from soundrl.kernels.varlen_attention import kernels_serve, length_buckets, varlen_attention, varlen_attention_reference
 from soundrl.kernels.varlen_tiles import sequence_tiles
 
 HOOK = "soundrl_varlen"
-Backend = Literal["triton", "flash", "sdpa"]
-# (q_THD, k_THD, v_THD, scale, window=, softcap=) → [T, Hq, D], over the boundaries of one batch
+# (q_THD, k_THD, v_THD, scale=, window=, softcap=) → [T, Hq, D], over the boundaries of one batch
 Attend = Callable[..., Tensor]
 # Newest first: module, the oldest compute capability it runs on, package. All take the arguments that `flash_attention` passes.
 FLASH = (("flash_attn.cute", 9, "flash-attn-4"), ("flash_attn_interface", 9, "flash-attn-3"), ("flash_attn", 8, "flash-attn"))
@@ -54,20 +53,25 @@ def packed_attention(
             f"model.path: {type(module).__name__} asks for {', '.join(foreign)}, which packed attention does not have; use another model"
         )
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q_THD, k_THD, v_THD, scaling, window=sliding_window, softcap=softcap)[None], None
+    return attend(q_THD, k_THD, v_THD, scale=scaling, window=sliding_window, softcap=softcap)[None], None
 
 
 AttentionInterface.register(HOOK, packed_attention)
 
 
-def check_attention(backend: Backend, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """ValueError, before anything is loaded, where the model or the machine cannot do what `model.attention` says."""
-    text = config.get_text_config()
-    foreign = set(getattr(text, "layer_types", None) or ()) - KEEP_APART
+def check_attention(backend: str, model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
+    """ValueError, before any weight is loaded, where the model or the machine cannot do what `model.attention` says."""
+    text = model.config.get_text_config()
+    foreign = sorted(set(getattr(text, "layer_types", None) or ()) - KEEP_APART)
     if foreign:
         raise ValueError(
-            f"model.path has layers of type {', '.join(sorted(foreign))} ({text.model_type}), which would mix the sequences of a packed "
-            f"row; use a model of {' and '.join(sorted(KEEP_APART))} layers"
+            f"model.path has layers of type {', '.join(foreign)} ({text.model_type}), which would mix the sequences of a packed row; use a "
+            f"model whose layers are all {' or '.join(sorted(KEEP_APART))}"
+        )
+    if not model.is_backend_compatible():
+        raise ValueError(
+            f"model.path is a {text.model_type}, whose code in this transformers calls no attention interface, so sequences of a packed "
+            "row would mix; use another architecture, or a newer transformers"
         )
     if backend == "flash":
         if device.type != "cuda" or dtype == torch.float32:
@@ -95,8 +99,8 @@ def flash_attention(
     q_THD: Tensor,
     k_THD: Tensor,
     v_THD: Tensor,
-    scale: float | None,
     *,
+    scale: float | None,
     window: int | None,
     softcap: float | None,
     cu_seqlens: Tensor,
@@ -123,7 +127,7 @@ def flash_attention(
     return out[0] if isinstance(out, tuple) else out
 
 
-def attend_within(backend: Backend, cu_seqlens: Tensor, tokens: int) -> Attend:
+def attend_within(backend: str, cu_seqlens: Tensor, tokens: int) -> Attend:
     """Attention that stays within the sequences of one packed row of `tokens` tokens; made once a batch, used by every layer."""
     if backend == "flash":
         return partial(flash_attention, cu_seqlens=cu_seqlens.int(), max_seqlen=int(cu_seqlens.diff().max()))

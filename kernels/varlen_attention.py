@@ -11,7 +11,7 @@ from soundrl.kernels.varlen_forward import forward
 from soundrl.kernels.varlen_launch import INTERPRETED, Scores, addressable
 from soundrl.kernels.varlen_tiles import check_cu_seqlens, sequence_tiles, tile_bound
 
-HEAD_DIMS = range(16, 257, 8)
+SMALLEST_D, LARGEST_D, STEP_D = 16, 256, 8
 
 
 def length_buckets(cu_seqlens: Tensor) -> list[Tensor]:
@@ -131,10 +131,10 @@ def check_arguments(
         raise ValueError(f"{shapes}: k and v must have one shape, and q's number of tokens and head dimension")
     if heads % k_THD.shape[1]:
         raise ValueError(f"{heads} query heads cannot share {k_THD.shape[1]} key heads evenly; the key heads must divide the query heads")
-    if head_dim not in HEAD_DIMS:
+    if head_dim % STEP_D or head_dim < SMALLEST_D or head_dim > LARGEST_D:
         raise ValueError(
-            f"head dimension {head_dim} is not supported: multiples of 8 from {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1} are; pad q, k "
-            "and v with zeros and pass `scale`, or use varlen_attention_reference"
+            f"head dimension {head_dim} is not supported: multiples of {STEP_D} from {SMALLEST_D} to {LARGEST_D} are; pad q, k and v with "
+            "zeros and pass `scale`, or use varlen_attention_reference"
         )
     for name, x in (("k", k_THD), ("v", v_THD)):
         if x.dtype != q_THD.dtype or x.device != q_THD.device:
