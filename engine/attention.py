@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from soundrl.kernels.varlen_attention import kernels_serve, length_buckets, varlen_attention, varlen_attention_reference
+from soundrl.kernels.backend import INTERPRETING
+from soundrl.kernels.varlen_attention import length_buckets, varlen_attention, varlen_attention_reference
 from soundrl.kernels.varlen_tiles import sequence_tiles
 
 HOOK = "soundrl_varlen"
@@ -131,6 +132,6 @@ def attend_within(backend: str, cu_seqlens: Tensor, tokens: int) -> Attend:
     """Attention that stays within the sequences of one packed row of `tokens` tokens; made once a batch, used by every layer."""
     if backend == "flash":
         return partial(flash_attention, cu_seqlens=cu_seqlens.int(), max_seqlen=int(cu_seqlens.diff().max()))
-    if backend == "triton" and kernels_serve(cu_seqlens.device, torch.float32):
+    if backend == "triton" and (cu_seqlens.is_cuda or INTERPRETING):
         return partial(varlen_attention, cu_seqlens=cu_seqlens, tiles_N4=sequence_tiles(cu_seqlens, tokens))
     return partial(varlen_attention_reference, buckets=length_buckets(cu_seqlens))

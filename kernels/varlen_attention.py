@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from soundrl.kernels.backend import check_softcap, require, runs_triton
 from soundrl.kernels.varlen_backward import backward
 from soundrl.kernels.varlen_forward import forward
-from soundrl.kernels.varlen_launch import INTERPRETED, Scores, addressable
+from soundrl.kernels.varlen_launch import Scores, addressable
 from soundrl.kernels.varlen_tiles import check_cu_seqlens, sequence_tiles, tile_bound
 
 SMALLEST_D, LARGEST_D, STEP_D = 16, 256, 8
@@ -123,31 +124,37 @@ def check_arguments(
     q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, cu_seqlens: Tensor, scale: float, window: int | None, softcap: float | None
 ) -> None:
     """ValueError naming the argument, what it conflicts with, and the cure."""
-    shapes = f"q {tuple(q_THD.shape)}, k {tuple(k_THD.shape)}, v {tuple(v_THD.shape)}"
-    if any(x.ndim != 3 for x in (q_THD, k_THD, v_THD)):
-        raise ValueError(f"{shapes}: give [T, heads, D] each, without a batch dimension")
+
+    def shapes() -> str:
+        return f"q {tuple(q_THD.shape)}, k {tuple(k_THD.shape)}, v {tuple(v_THD.shape)}"
+
+    require(q_THD.ndim == k_THD.ndim == v_THD.ndim == 3, lambda: f"{shapes()}: give [T, heads, D] each, without a batch dimension")
     tokens, heads, head_dim = q_THD.shape
-    if k_THD.shape != v_THD.shape or k_THD.shape[0] != tokens or k_THD.shape[2] != head_dim:
-        raise ValueError(f"{shapes}: k and v must have one shape, and q's number of tokens and head dimension")
-    if heads % k_THD.shape[1]:
-        raise ValueError(f"{heads} query heads cannot share {k_THD.shape[1]} key heads evenly; the key heads must divide the query heads")
-    if head_dim % STEP_D or head_dim < SMALLEST_D or head_dim > LARGEST_D:
-        raise ValueError(
+    kv_heads = k_THD.shape[1]
+    require(
+        k_THD.shape == v_THD.shape and k_THD.shape[0] == tokens and k_THD.shape[2] == head_dim,
+        lambda: f"{shapes()}: k and v must have one shape, and q's number of tokens and head dimension",
+    )
+    require(
+        kv_heads > 0 and heads % kv_heads == 0,
+        lambda: f"{heads} query heads cannot share {kv_heads} key heads evenly; the key heads must divide the query heads",
+    )
+    require(
+        head_dim % STEP_D == 0 and SMALLEST_D <= head_dim <= LARGEST_D,
+        lambda: (
             f"head dimension {head_dim} is not supported: multiples of {STEP_D} from {SMALLEST_D} to {LARGEST_D} are; pad q, k and v with "
             "zeros and pass `scale`, or use varlen_attention_reference"
-        )
+        ),
+    )
     for name, x in (("k", k_THD), ("v", v_THD)):
-        if x.dtype != q_THD.dtype or x.device != q_THD.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, q is {q_THD.dtype} on {q_THD.device}; bring them together")
-    if cu_seqlens.device != q_THD.device:
-        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, q on {q_THD.device}; move cu_seqlens there")
-    if scale <= 0 or (window is not None and window <= 0) or (softcap is not None and softcap <= 0):
-        raise ValueError(f"scale {scale}, window {window} and softcap {softcap} must be positive; None leaves window or softcap out")
-
-
-def kernels_serve(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `varlen_attention` runs the Triton kernels: on GPUs, and on the CPU where Triton interprets; otherwise the reference."""
-    return dtype in (torch.float32, torch.bfloat16, torch.float16) and (device.type == "cuda" or INTERPRETED)
+        require(
+            x.dtype == q_THD.dtype and x.device == q_THD.device,
+            lambda name=name, x=x: f"{name} is {x.dtype} on {x.device}, q is {q_THD.dtype} on {q_THD.device}; bring them together",
+        )
+    require(cu_seqlens.device == q_THD.device, lambda: f"cu_seqlens is on {cu_seqlens.device}, q on {q_THD.device}; move cu_seqlens there")
+    require(scale > 0, lambda: f"scale={scale} must be > 0; None = 1/√D")
+    require(window is None or window > 0, lambda: f"window={window} must be > 0; None = no window")
+    check_softcap(softcap)
 
 
 def varlen_attention(
@@ -176,14 +183,19 @@ def varlen_attention(
     scale = q_THD.shape[-1] ** -0.5 if scale is None else scale
     check_arguments(q_THD, k_THD, v_THD, cu_seqlens, scale, window, softcap)
     tokens = q_THD.shape[0]
-    if not kernels_serve(q_THD.device, q_THD.dtype):
-        if tiles_N4 is not None:
-            raise ValueError(f"tiles_N4 is for the Triton kernels, which do not run {q_THD.dtype} on {q_THD.device} here; leave it out")
+    if not runs_triton(q_THD):
+        require(
+            tiles_N4 is None,
+            lambda: f"tiles_N4 is for the Triton kernels, which do not run {q_THD.dtype} on {q_THD.device} here; leave it out",
+        )
         check_cu_seqlens(cu_seqlens, tokens)
         return varlen_attention_reference(q_THD, k_THD, v_THD, length_buckets(cu_seqlens), scale, window=window, softcap=softcap)
     if tiles_N4 is None:
         tiles_N4 = sequence_tiles(cu_seqlens, tokens)
-    elif tiles_N4.shape != (tile_bound(tokens, len(cu_seqlens) - 1), 4):
-        raise ValueError(f"tiles_N4 {tuple(tiles_N4.shape)} was made for another packing; call sequence_tiles(cu_seqlens, {tokens})")
+    shape = tiles_N4.shape
+    require(
+        shape == (tile_bound(tokens, len(cu_seqlens) - 1), 4),
+        lambda: f"tiles_N4 {tuple(shape)} was made for another packing; call sequence_tiles(cu_seqlens, {tokens})",
+    )
     q_THD, k_THD, v_THD = (addressable(x) for x in (q_THD, k_THD, v_THD))
     return attention_op(q_THD, k_THD, v_THD, tiles_N4, scale, window or 0, softcap or 0.0)[0]

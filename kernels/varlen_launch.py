@@ -13,11 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
+from soundrl.kernels.backend import INTERPRETING, device_of
 from soundrl.kernels.varlen_scores import LOG2E
 from soundrl.kernels.varlen_tiles import TILE
-
-INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Kernels run in Triton's interpreter: TRITON_INTERPRET=1 stood in the environment when they were imported."""
 
 Pass = Literal["forward", "dq", "dkv"]
 
@@ -98,7 +96,7 @@ def constants(which: Pass, config: Config, heads: int, kv_heads: int, head_dim: 
         "BLOCK_K": keys,
         "WINDOW": scores.window > 0,
         "SOFTCAP": scores.softcap > 0,
-        "UPCAST": INTERPRETED,
+        "UPCAST": INTERPRETING,
     }
 
 
@@ -106,10 +104,10 @@ def launch(which: Pass, kernel: Any, arguments: tuple, q_THD: Tensor, k_THD: Ten
     """Start `kernel` on all tiles and heads; after `arguments` come those that all kernels share."""
     tokens, heads, head_dim = q_THD.shape
     kv_heads = k_THD.shape[1]
-    config = (INTERPRETER if INTERPRETED else CONFIGS[gpu_kind(q_THD.device), q_THD.element_size(), block_d(head_dim)])[which]
+    config = (INTERPRETER if INTERPRETING else CONFIGS[gpu_kind(q_THD.device), q_THD.element_size(), block_d(head_dim)])[which]
     # All programs on axis x, the only one that goes beyond 65,535.
     programs = len(tiles_N4) * (TILE // config.own) * (kv_heads if which == "dkv" else heads)
-    with torch.cuda.device_of(q_THD):
+    with device_of(q_THD):
         kernel[(programs,)](
             *arguments,
             tokens,

@@ -7,8 +7,12 @@ packed row, so a sequence is cut the same way, and gives the same bits, alone an
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
+
+from soundrl.kernels.backend import reads_values, require
 
 TILE = 128
 
@@ -21,25 +25,26 @@ def tile_bound(tokens: int, sequences: int) -> int:
 def check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
     """ValueError unless `cu_seqlens` bounds sequences of a row of `tokens` tokens.
 
-    On a GPU the values are checked by the device itself, which stops with an assertion: reading them here would wait for it.
+    On a GPU the device itself checks the values and stops with an assertion, as reading them here would wait for it; after
+    `backend.check_values(True)` they are read there too.
     """
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and type {cu_seqlens.dtype}; give the B+1 bounds of B sequences as int32 or "
-            "int64"
-        )
-    ordered = (cu_seqlens[0] == 0) & (cu_seqlens.diff() >= 0).all() & (cu_seqlens[-1] <= tokens)
-    if cu_seqlens.device.type != "cpu":
+    shape, kind = tuple(cu_seqlens.shape), cu_seqlens.dtype
+    require(
+        cu_seqlens.ndim == 1 and len(cu_seqlens) > 0 and kind in (torch.int32, torch.int64),
+        lambda: f"cu_seqlens has shape {shape} and type {kind}; give the B+1 bounds of B sequences as int32 or int64",
+    )
+    if not reads_values(cu_seqlens):
+        ordered = (cu_seqlens[0] == 0) & (cu_seqlens.diff() >= 0).all() & (cu_seqlens[-1] <= tokens)
         torch._assert_async(ordered, f"cu_seqlens must start at 0, not decrease, and not exceed the {tokens} tokens")
-    elif not ordered:
-        first, last, drops = int(cu_seqlens[0]), int(cu_seqlens[-1]), (cu_seqlens.diff() < 0).nonzero().flatten().tolist()
-        if first != 0:
-            raise ValueError(f"cu_seqlens starts at {first}; the first sequence starts at token 0: put a 0 in front")
-        if drops:
-            i = drops[0]
-            values = cu_seqlens[i : i + 2].tolist()
-            raise ValueError(f"cu_seqlens decreases from {values[0]} to {values[1]} at index {i + 1}; give cumulative lengths, not lengths")
-        raise ValueError(f"cu_seqlens ends at {last}, but there are only {tokens} tokens; pack the same sequences, or correct the bounds")
+        return
+    bounds = cu_seqlens.tolist()
+    require(bounds[0] == 0, lambda: f"cu_seqlens starts at {bounds[0]}; the first sequence starts at token 0: put a 0 in front")
+    for i, (a, b) in enumerate(pairwise(bounds), 1):
+        require(a <= b, lambda a=a, b=b, i=i: f"cu_seqlens decreases from {a} to {b} at index {i}; give cumulative lengths, not lengths")
+    require(
+        bounds[-1] <= tokens,
+        lambda: f"cu_seqlens ends at {bounds[-1]}, but there are only {tokens} tokens; pack the same sequences, or correct the bounds",
+    )
 
 
 @torch.library.custom_op("soundrl::sequence_tiles", mutates_args=())

@@ -78,9 +78,7 @@ def check_golden(rows: list[dict], golden: Path = GOLDEN) -> None:
     ours = [f"{row['step']} {row['loss/policy']:.6f} {row['optim/grad_norm']:.6f} {row['reward/mean']:.6f}" for row in rows[:2]]
     if not golden.exists():
         golden.write_text(
-            "# step loss/policy optim/grad_norm reward/mean (arith, seed 0, torch sampler, 40 warm-start steps)\n"
-            + "\n".join(ours)
-            + "\n"
+            "# step loss/policy optim/grad_norm reward/mean (arith, seed 0, torch sampler, 40 warm-start steps)\n" + "\n".join(ours) + "\n"
         )
         pytest.fail(f"{golden.name} did not exist and was written; look at it and commit it")
     lines = [line for line in golden.read_text().splitlines() if not line.startswith("#")]

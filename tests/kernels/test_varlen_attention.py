@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from soundrl.kernels import varlen_backward, varlen_launch
+from soundrl.kernels.backend import INTERPRETING
 from soundrl.kernels.varlen_attention import attention_op, length_buckets, varlen_attention, varlen_attention_reference
 from soundrl.kernels.varlen_launch import Config, passes
 from soundrl.kernels.varlen_tiles import TILE, sequence_tiles, tile_bound
 
 LENGTHS = [0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 200]
 TAIL = 3
-assert varlen_launch.INTERPRETED, "these tests need TRITON_INTERPRET=1 before triton is imported (tests/conftest.py)"
+assert INTERPRETING, "these tests need TRITON_INTERPRET=1 before triton is imported (tests/conftest.py)"
 
 
 def bounds(lengths: list[int]) -> torch.Tensor:
@@ -247,8 +248,8 @@ CU = bounds([4, 6])
             "head dimension 12 is not supported: multiples of 8 from 16 to 256",
         ),
         ({"k_THD": K.half()}, "k is torch.float16 on cpu, q is torch.float32"),
-        ({"window": 0}, "window 0 .* must be positive; None leaves"),
-        ({"softcap": -1.0}, "softcap -1.0 must be positive"),
+        ({"window": 0}, "window=0 must be > 0; None = no window"),
+        ({"softcap": -1.0}, "softcap=-1.0 must be finite and > 0"),
         ({"tiles_N4": torch.zeros(2, 4, dtype=torch.int32)}, "made for another packing; call sequence_tiles"),
     ],
 )
