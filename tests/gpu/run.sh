@@ -7,7 +7,7 @@ out=${OUT:-out}; mkdir -p "$out" build/links/soundrl
 for folder in kernels fapo genrm engine; do ln -sfn ../../../$folder build/links/soundrl/$folder; done
 export PYTHONPATH=$PWD/build/links${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 status=0
-timeout 200 python3 -m pytest tests/gpu -p no:cacheprovider >"$out/pytest.log" 2>&1 || status=1
+TRITON_INTERPRET=0 timeout 200 python3 -m pytest tests/gpu -p no:cacheprovider >"$out/pytest.log" 2>&1 || status=1
 timeout 300 python3 engine/train.py arith --model.dtype bfloat16 --rollout.no-eager --rollout.memory 0.3 \
     --run.steps 40 --run.folder "$out/runs" >"$out/arith.log" 2>&1 || status=1
 cp "$out"/runs/arith/metrics.jsonl "$out/arith.jsonl" 2>/dev/null
