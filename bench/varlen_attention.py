@@ -106,11 +106,10 @@ def providers(cu_seqlens: Tensor, q_THD: Tensor, lengths: list[int]) -> dict[str
     try:
         from torch.nn.attention.varlen import varlen_attn
 
-        # torch 2.11 has grouped heads without the flag that 2.12 asks for.
-        grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-        out["torch varlen_attn"] = lambda q, k, v: cast(
-            Tensor, varlen_attn(q, k, v, cu_32, cu_32, longest, longest, window_size=(-1, 0), **grouped)
-        )
+        takes = inspect.signature(varlen_attn).parameters  # torch 2.10 says is_causal; 2.12 window_size, and asks for enable_gqa
+        causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in takes else {"is_causal": True}
+        causal |= {"enable_gqa": True} if "enable_gqa" in takes else {}
+        out["torch varlen_attn"] = lambda q, k, v: cast(Tensor, varlen_attn(q, k, v, cu_32, cu_32, longest, longest, **causal))
     except ImportError as error:
         out["torch varlen_attn"] = str(error)
     for module in (*(name for name, _, _ in FLASH), "vllm.vllm_flash_attn"):
@@ -264,6 +263,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     a = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if a.tune and device.type != "cuda":
+        parser.error("--tune times compiled kernels and needs a GPU")
     flush = torch.empty(256 << 20 if device.type == "cuda" else 1, dtype=torch.int8, device=device)
     torch.manual_seed(0)
     (tune if a.tune else compare)(a, device, flush)

@@ -162,7 +162,7 @@ def test_flash_takes_the_newest_that_runs_and_says_how_to_install(monkeypatch):
 
 def test_training_is_the_same_whatever_computes_attention(train, tmp_path):
     """Two RL steps of the default recipe from one warm start: kernels (interpreted), sdpa, and the default on CPU, the reference."""
-    small = ("--rollout.prompts", 8, "--optim.minibatch-prompts", 8, "--run.steps", 2)
+    small = ("--rollout.prompts", 8, "--rollout.samples", 4, "--optim.minibatch-prompts", 8, "--run.steps", 2)
     runs = {"sdpa": run_tiny(train, tmp_path, "sdpa", *small, "--model.attention", "sdpa", "--run.export-every", 2)}
     start = (*small, "--model.path", tmp_path / "sdpa" / "policy" / "step-000000", "--warm-start.steps", 0)
     with ThreadPoolExecutor(2) as pool:  # most of each run is its start
