@@ -26,6 +26,8 @@ class Model:
     """Longest prompt + response, in tokens."""
     rope_base_length: int = 0
     """Overrides `max_position_embeddings` of the folder's config (the paper's 7B recipe needs it); 0 keeps it."""
+    attention: Literal["triton", "flash", "sdpa"] = "triton"
+    """Attention over packed rows: our kernels (on CPU, where nothing compiles them, sdpa serves), flash-attn where installed, or sdpa."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: about 30 % more time, activations of one layer instead of all."""
 

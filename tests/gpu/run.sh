@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPU tests and benches in one call (make gpu), under 9 minutes whatever is chosen; JSON lines and logs go to $OUT, or ./out without it.
-#   tests/gpu/run.sh                 all:             tests 180 s, linear_logprob 120, logprob 60, group_advantage 25, train 140
-#   tests/gpu/run.sh tests bench     without train:   linear_logprob 260
+#   tests/gpu/run.sh                 all:             tests 170 s, linear_logprob 110, varlen_attention 60, logprob 40, group_advantage 20, train 120
+#   tests/gpu/run.sh tests bench     without train:   linear_logprob 230
 #   tests/gpu/run.sh train           train alone:     520
 # Runs with whatever python3 has torch, triton and pytest (train: transformers and vLLM as well); needs no install and no network.
 # Each bench writes its rows as they come, so that what a limit cuts off costs only the rest. Without git, set COMMIT.
@@ -15,8 +15,8 @@ parts=" ${*:-tests bench train} "
 for name in $parts; do
     [[ $name =~ ^(tests|bench|train)$ ]] || { echo "unknown part '$name': use tests, bench, train" >&2; exit 2; }
 done
-head=260 train=140
-[[ $parts == *" train "* ]] && head=120
+head=230 train=120
+[[ $parts == *" train "* ]] && head=110
 [[ $parts == " train " ]] && train=520
 status=0
 
@@ -30,12 +30,13 @@ part() { # name, seconds, log, command…
 
 if [[ $parts == *" tests "* ]]; then
     # Kernels compiled, not interpreted as in the CPU tests; what cannot be imported (no transformers) costs its own file alone.
-    TRITON_INTERPRET=0 part tests 180 pytest.log python3 -m pytest tests/gpu -p no:cacheprovider --continue-on-collection-errors
+    TRITON_INTERPRET=0 part tests 170 pytest.log python3 -m pytest tests/gpu -p no:cacheprovider --continue-on-collection-errors
     tail -n 15 "$OUT/pytest.log"
 fi
 if [[ $parts == *" bench "* ]]; then
-    part group_advantage 25 bench.log python3 bench/group_advantage.py
-    part logprob 60 bench.log python3 bench/logprob.py
+    part group_advantage 20 bench.log python3 bench/group_advantage.py
+    part logprob 40 bench.log python3 bench/logprob.py
+    part varlen_attention 60 bench.log python3 bench/varlen_attention.py
     part linear_logprob "$head" bench.log python3 bench/linear_logprob.py
     cat "$OUT/bench.log"
 fi
