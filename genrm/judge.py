@@ -81,10 +81,11 @@ class EndpointJudge:
         cache_size: int = 65_536,
         special_tokens: tuple[str, ...] = (),
         split: Callable[[str], Sequence[str]] = split_paragraphs,
+        decide: Callable[[Sequence[Verdict]], Verdict] = majority,
     ):
         """`deadline`: seconds from a question's first request to its verdict, retries included. `step_deadline`: the same from `submit`,
         the wait for a free worker included. `concurrency`: requests under way at once, on each endpoint. `votes`: replies a question,
-        of which the majority counts (`verdict.majority`). `special_tokens`: those of the served tokenizer where it is known
+        which `decide` makes one (`verdict.majority` or `unanimous`). `special_tokens`: those of the served tokenizer where it is known
         (`prompts.control_tokens`). `split` cuts a solution into the paragraphs that verdicts count."""
         if min(deadline, step_deadline) <= 0 or min(concurrency, attempts, max_tokens, votes) < 1 or temperature < 0:
             raise ValueError(
@@ -100,7 +101,7 @@ class EndpointJudge:
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         self.deadline, self.step_deadline = deadline, step_deadline
         self.special_tokens = special_tokens
-        self.split = split
+        self.split, self.decide = split, decide
         self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts)
         self._cache: OrderedDict[str, Critique] = OrderedDict()
         self._cache_size = cache_size
@@ -250,7 +251,7 @@ class EndpointJudge:
         except TimeoutError:
             return Critique(Verdict.unknown(TIMEOUT))
         tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
-        return Critique(majority([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
+        return Critique(self.decide([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
 
     async def _vote(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Critique:
         sampling = dict(self.sampling)
