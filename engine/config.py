@@ -138,6 +138,8 @@ class Genrm:
     """Requests under way at once on each endpoint, per rank."""
     reference: bool = True
     """Show the reference answer to the judge."""
+    probe: tuple[str, int] = ("", 10)
+    """Labelled solutions (a ProcessBench or FAPO-Critic file, `arith`) that watch the judge, and steps between probes; empty = none."""
     unknown: Literal["drop", "rule"] = "drop"
     """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule)."""
     max_unknown: float = 0.5
@@ -241,6 +243,11 @@ class Config:
         require(
             self.run.task == "reasoning" or genrm.judge == "none",
             f"run.task {self.run.task} needs no judge, but genrm.judge is {genrm.judge}; set --genrm.judge none --fapo.lam 0",
+        )
+        require(
+            not genrm.probe[0] or (genrm.judge in ("endpoint", "serve") and genrm.probe[1] > 0),
+            f"genrm.probe is {genrm.probe[0]} {genrm.probe[1]}, but genrm.judge is {genrm.judge}; "
+            "probes need judge endpoint or serve, and at least 1 step",
         )
         require(0 <= genrm.max_unknown <= 1, f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1")
         require(self.run.gate > 1, f"run.gate {self.run.gate} can never be met; use e.g. 1.05")

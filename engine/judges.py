@@ -13,6 +13,8 @@ from soundrl.fapo import arith
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.labelled import load_labelled
+from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, Serving
 
@@ -49,6 +51,14 @@ def build_judge(config: Config, world: World) -> tuple[Judge | None, Callable[[]
     )
     judge.check()
     return judge, close
+
+
+def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[int], dict[str, float]]:
+    """The probe of `genrm.probe`, on rank 0; nothing where there is none."""
+    name, every = config.genrm.probe
+    if not name or not world.main or not isinstance(judge, EndpointJudge):
+        return lambda step: {}
+    return Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every)
 
 
 def serve(config: Config) -> JudgeServers:

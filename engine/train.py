@@ -75,7 +75,7 @@ def main(config: Config) -> None:
                 gate = sync()
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
-        metrics = measured | trained | gate | task.judge_metrics() | phases.take() | peak_memory()
+        metrics = measured | trained | gate | task.judge_metrics(step) | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
