@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -101,24 +101,25 @@ def plot(checkpoints: Sequence[Checkpoint], chosen: Checkpoint) -> str:
 
 
 def measure(arguments: Arguments, folder: Path) -> Checkpoint:
-    """Serve one checkpoint and judge it; an evaluation that is complete is only read."""
-    out = arguments.out / folder.name
-    if not (out / "scores.json").exists():
-        name = f"{arguments.run.name}-{folder.name}"
+    """Serve one checkpoint and judge it; an evaluation that is complete, of the same data and prompt, is only read."""
+    out, name = arguments.out / folder.name, f"{arguments.run.name}-{folder.name}"
+    asked = evaluate.Arguments(
+        data=arguments.data,
+        urls=(),
+        model=name,
+        out=out,
+        references=arguments.references,
+        rows=arguments.rows,
+        max_tokens=arguments.max_tokens,
+    )
+    scores = out / "scores.json"
+    made_from = evaluate.stamp(asked, evaluate.read_data(asked))
+    if not scores.exists() or json.loads(scores.read_text())["made_from"] != made_from:
         serving = Serving(model=folder, name=name, workers=arguments.workers, dtype=arguments.dtype, eager=arguments.eager)
         with JudgeServers(serving, logs=out) as servers:
             servers.wait()
-            asked = evaluate.Arguments(
-                data=arguments.data,
-                urls=tuple(servers.urls),
-                model=name,
-                out=out,
-                references=arguments.references,
-                rows=arguments.rows,
-                max_tokens=arguments.max_tokens,
-            )
-            evaluate.main(asked)
-    whole = json.loads((out / "scores.json").read_text())["scores"]["all"]
+            evaluate.main(replace(asked, urls=tuple(servers.urls)))
+    whole = json.loads(scores.read_text())["scores"]["all"]
     return Checkpoint(
         step=int(folder.name.removeprefix("step-")),
         f1=whole["average_f1"],

@@ -28,7 +28,7 @@ from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.scorer import ScorerPool
 from soundrl.genrm.verdict import BAD_REPLY, CLOSED, HTTP_5XX, NO_BOX, SPLIT, TIMEOUT, UNREACHABLE, majority
 
-N = 256
+N = 160
 
 
 @pytest.fixture(autouse=True)
