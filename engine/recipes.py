@@ -26,7 +26,7 @@ def arith() -> Config:
 def arith_genrm() -> Config:
     """The same, judged by the world's own GenRM in a vLLM process instead of the oracle (`genrm-arith --run.steps 0` makes it)."""
     folder = "runs/genrm-arith/policy/step-000000"
-    judge = Genrm(judge="serve", model=folder, max_tokens=64, deadline=(30.0, 300.0), probe=("arith", 20))
+    judge = Genrm(judge="serve", model=folder, max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
     return replace(arith(), genrm=judge, run=replace(arith().run, name="arith-genrm"))
 
 

@@ -78,15 +78,21 @@ class EndpointJudge:
         step_deadline: float = 3600.0,
         concurrency: int = 64,
         attempts: int = 4,
+        gone_after: float | None = None,
         cache_size: int = 65_536,
         special_tokens: tuple[str, ...] = (),
         split: Callable[[str], Sequence[str]] = split_paragraphs,
         decide: Callable[[Sequence[Verdict]], Verdict] = majority,
     ):
-        """`deadline`: seconds from a question's first request to its verdict, retries included. `step_deadline`: the same from `submit`,
-        the wait for a free worker included. `concurrency`: requests under way at once, on each endpoint. `votes`: replies a question,
-        which `decide` makes one (`verdict.majority` or `unanimous`). `special_tokens`: those of the served tokenizer where it is known
-        (`prompts.control_tokens`). `split` cuts a solution into the paragraphs that verdicts count."""
+        """What the settings mean beyond their names:
+
+        * `deadline`: seconds from a question's first request to its verdict, retries included; `step_deadline`: the same from `submit`,
+          the wait for a free worker included; `gone_after`: seconds without any live endpoint until questions fail at once.
+        * `concurrency`: requests under way at once, on each endpoint.
+        * `votes`: replies a question, of which `decide` makes one verdict (`verdict.majority` or `verdict.unanimous`).
+        * `special_tokens`: those of the served tokenizer where it is known (`prompts.control_tokens`).
+        * `split` cuts a solution into the paragraphs that verdicts count.
+        """
         if min(deadline, step_deadline) <= 0 or min(concurrency, attempts, max_tokens, votes) < 1 or temperature < 0:
             raise ValueError(
                 "genrm: deadline must be above 0, concurrency, attempts, max_tokens and votes at least 1, temperature at least 0"
@@ -102,7 +108,7 @@ class EndpointJudge:
         self.deadline, self.step_deadline = deadline, step_deadline
         self.special_tokens = special_tokens
         self.split, self.decide = split, decide
-        self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts)
+        self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts, gone_after=gone_after)
         self._cache: OrderedDict[str, Critique] = OrderedDict()
         self._cache_size = cache_size
         self._open: dict[str, list[Future[Critique]]] = {}

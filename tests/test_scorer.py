@@ -149,7 +149,7 @@ def test_all_killed_and_restored(pool):
 
 
 def test_all_killed_for_good_ends_the_run(pool, monkeypatch):
-    monkeypatch.setattr(scorer_module, "HOPELESS_SECONDS", 0.3)
+    monkeypatch.setattr(scorer_module, "GONE_SECONDS", 0.3)
     servers, judge = pool(*[working(0.02)] * 4)
     futures = submit(judge)
     wait_for(lambda: all(len(server.bodies) >= 4 for server in servers))
