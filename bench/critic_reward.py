@@ -1,6 +1,6 @@
 """Does the step-wise reward make a critic find the *step*? R_outcome + R_process against R_outcome alone, from the same warm start.
 
-    python bench/critic_reward.py --seeds 3 --steps 40
+    python bench/critic_reward.py --seeds 3 --steps 100
 
 Each seed is warm-started once; both rewards continue from that very critic. Their last weights judge the same held-out solutions (flaws as
 in training, and kinds never trained on), sampled with the same seeds; differences are paired by solution, with 95 % bootstrap intervals
@@ -42,7 +42,7 @@ MEASURES = ("error_accuracy", "correct_accuracy", "f1", "recall", "precision", "
 class Arguments:
     seeds: int = 3
     """Seeds 0 … seeds − 1."""
-    steps: int = 40
+    steps: int = 100
     """RL steps."""
     warm_start: int = 1500
     """Steps of the warm start."""

@@ -105,7 +105,7 @@ def genrm_arith() -> Config:
         optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
         fapo=Fapo(lam=0.0),
         genrm=Genrm(judge="none"),
-        run=Run(name="genrm-arith", task="critic", steps=40, eval_every=0),
+        run=Run(name="genrm-arith", task="critic", steps=100, eval_every=0),
     )
 
 

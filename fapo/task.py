@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -106,6 +107,8 @@ class ReasoningTask:
         self.verify, self.judge, self.settings, self._close = verify, judge, settings, close
         self.watch = UnknownWatch(max_unknown)
         self.truth, self.probe = truth, probe
+        self._trained_on: PendingGroups | None = None
+        self._busy = 0.0
 
     def assign(self, groups: Sequence[Group]) -> None:
         assign_advantages(groups, self.settings)
@@ -125,7 +128,16 @@ class ReasoningTask:
         return out
 
     def judge_metrics(self, step: int) -> dict[str, float]:
-        return {} if self.judge is None else self.judge.metrics() | self.probe(step)
+        """The judge's own metrics, a probe where one is due, and `genrm/overlap`: the share of the time in which the step's rollouts were
+        judged that was not waited for."""
+        if self.judge is None:
+            return {}
+        busy, waited = self._busy_seconds() - self._busy, 0.0 if self._trained_on is None else self._trained_on.waited
+        overlap = {"genrm/overlap": max(0.0, 1.0 - waited / busy)} if busy > 0.0 else {}
+        return self.judge.metrics() | overlap | self.probe(step)
+
+    def _busy_seconds(self) -> float:
+        return 0.0 if self.judge is None else self.judge.metrics().get("genrm/busy", 0.0)
 
     def close(self) -> None:
         """End the verifier's processes and the judge's connections."""
@@ -137,6 +149,8 @@ class ReasoningTask:
         """Consume `rollouts` in whatever order they finish; each is verified and judged while the next are sampled."""
         judge = OracleJudge(self.truth) if measuring and self.truth is not None and self.judge is not None else self.judge
         pending = PendingGroups(prompts)
+        if not measuring:
+            self._trained_on, self._busy = pending, self._busy_seconds()
         by_id = {prompt.id: prompt for prompt in prompts}
         for rollout in rollouts:
             prompt = by_id[rollout.prompt_id]
@@ -165,6 +179,8 @@ class PendingGroups:
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.prompts = prompts
+        self.waited = 0.0
+        """Seconds that `groups` has waited."""
         self.entries: dict[str, list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]]] = {p.id: [] for p in prompts}
         if len(self.entries) != len(prompts):
             raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
@@ -177,7 +193,7 @@ class PendingGroups:
 
     def groups(self) -> list[Group]:
         """Wait for every verdict (the judge ends each within its own deadline); groups in prompt order, rollouts by sample index."""
-        groups = []
+        groups, start = [], time.perf_counter()
         for prompt in self.prompts:
             entries = sorted(self.entries[prompt.id], key=lambda entry: entry[0].sample)
             groups.append(
@@ -188,4 +204,5 @@ class PendingGroups:
                     verdicts=[verdict.result() for _, _, verdict in entries],
                 )
             )
+        self.waited += time.perf_counter() - start
         return groups

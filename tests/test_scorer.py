@@ -21,6 +21,7 @@ from fake_judge import MODEL, Handler, Script, Server, find_flaw, said
 from soundrl.fapo.measures import JudgeGoneError, UnknownWatch
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.task import ReasoningTask, done
 from soundrl.genrm import judge as judge_module
 from soundrl.genrm import scorer as scorer_module
 from soundrl.genrm.endpoint import Endpoint
@@ -29,6 +30,7 @@ from soundrl.genrm.scorer import ScorerPool
 from soundrl.genrm.verdict import BAD_REPLY, CLOSED, HTTP_5XX, NO_BOX, SPLIT, TIMEOUT, UNREACHABLE, majority
 
 N = 160
+SETTINGS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 
 
 @pytest.fixture(autouse=True)
@@ -332,7 +334,6 @@ def test_equal_workers_get_equal_work(pool):
 
 
 def test_one_worker_or_four_give_the_same_advantages(pool):
-    settings = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
     advantages = []
     for workers in (1, 4):
         _, judge = pool(*[working(0.002)] * workers, temperature=1.0)
@@ -346,7 +347,7 @@ def test_one_worker_or_four_give_the_same_advantages(pool):
             )
             for g in range(0, 32, 8)
         ]
-        assign_advantages(groups, settings)
+        assign_advantages(groups, SETTINGS)
         advantages.append([group.advantages for group in groups])
     assert advantages[0] == advantages[1] and any(a != 0 for group in advantages[0] for a in group)
 
@@ -390,3 +391,20 @@ def test_votes_without_temperature_are_refused():
 def test_urls_that_make_no_pool(urls):
     with pytest.raises(ValueError, match="each only once"):
         ScorerPool([Endpoint(url, MODEL) for url in urls], concurrency=1, attempts=1)
+
+
+def test_overlap_is_the_share_of_judging_that_was_not_waited_for(pool):
+    """The judge's busy time counts once however many questions are open; a caller who comes late has waited for none of it."""
+    _, judge = pool(working(0.05))
+    task = ReasoningTask(lambda prompt, rollout: done(Outcome.CORRECT), judge, SETTINGS)
+    prompt = Prompt(id="p", text="What is 2+2?", answer="4")
+    pending = task.collect([prompt], [rollout(i) for i in range(16)])
+    while judge.stats()["pending"]:
+        time.sleep(0.01)
+    (group,) = pending.groups()
+    metrics = task.judge_metrics(1)
+    assert right([verdict for verdict in group.verdicts if verdict is not None]) and len(group.verdicts) == 16
+    assert 0.1 <= metrics["genrm/busy"] and metrics["genrm/overlap"] > 0.9
+    pending = task.collect([prompt], [rollout(i) for i in range(16, 32)])
+    pending.groups()
+    assert task.judge_metrics(2)["genrm/overlap"] < 0.5

@@ -139,6 +139,7 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     assert "<paragraph_0>" in ScriptedJudge.seen[-1]  # the first one is the check before training
     unknown = [v for v in verdicts if v["kind"] == "unknown"]
     assert unknown and all(v["reason"] == "no_box" for v in unknown)
+    assert 0.0 <= row["genrm/overlap"] <= 1.0 and row["genrm/busy"] > 0
     assert row["genrm/unknown_no_box"] >= len(unknown) and row["genrm/latency_p99"] > 0
     assert row["genrm/unknown"] == pytest.approx(len(unknown) / len(verdicts))
     assert all(v["kind"] in ("flawed", "unknown") for v in verdicts)
