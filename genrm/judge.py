@@ -155,7 +155,8 @@ class EndpointJudge:
         `with_reference`."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None, self.special_tokens)
         data = json.dumps(messages).encode()
-        key = hashlib.sha256(data).hexdigest()
+        key, size = hashlib.sha256(data).hexdigest(), len(data)
+        del data  # the callback below would keep it as long as the future
         future: Future[Critique] = Future()
         future.set_running_or_notify_cancel()
         with self._room:
@@ -163,10 +164,10 @@ class EndpointJudge:
             if self._closed:
                 raise RuntimeError("the judge is closed")
             self._counts["submitted"] += 1
-            self._queued_bytes += len(data)
+            self._queued_bytes += size
             # Under the lock: whatever was counted reaches the loop before `close` does.
             self._loop.call_soon_threadsafe(self._start, key, messages, len(paragraphs), future)
-        future.add_done_callback(lambda _: self._leave(len(data)))
+        future.add_done_callback(lambda _: self._leave(size))
         return future
 
     def stats(self) -> dict[str, Any]:

@@ -222,15 +222,15 @@ class ScorerPool:
                 place = asyncio.ensure_future(self._place(order, until=float("inf"), avoid=(worker,), strict=True))
                 running.add(place)
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                if place.done() and place.exception() is None:
-                    running.discard(place)
+                running.discard(place)
+                free = place.done() and place.exception() is None
+                if free and not first.done():
                     running.add(self._send(place.result(), body))
                     self._count(self.counts, "hedges")
-                elif place.done():
-                    running.discard(place)
+                elif free:
+                    self._release(place.result())
                 else:
                     place.cancel()
-                    running.discard(place)
             while True:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 good = next((task for task in done if task.exception() is None), None)
