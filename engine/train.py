@@ -20,11 +20,9 @@ from soundrl.engine.trainer import Trainer
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.engine.world import World
-from soundrl.fapo.measures import UnknownWatch, count, rates
 from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Group, Prompt
-from soundrl.fapo.rewards import assign_advantages
-from soundrl.fapo.task import ReasoningTask, distinct
+from soundrl.fapo.task import Task, distinct
 
 
 def main(config: Config) -> None:
@@ -40,7 +38,7 @@ def main(config: Config) -> None:
         prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
         encode.check(prompts)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task = build.build_task(config, prompts, check=world.main)
+        task = build.build_task(config, prompts, world)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature)
@@ -62,28 +60,27 @@ def main(config: Config) -> None:
     folder.log(0, before)
 
     metrics: dict[str, float] = {}
-    watch = UnknownWatch(config.genrm.max_unknown)
     for step in range(1, config.run.steps + 1):
         with phases("step"):
             # One take a mini-batch: which prompts share an optimizer step does not depend on the number of ranks.
             updates = config.rollout.prompts // config.optim.minibatch_prompts
             prompts = distinct([prompt for _ in range(updates) for prompt in stream.take(config.optim.minibatch_prompts)])
             groups = rollout(prompts, task, generator, encode, config, step, phases)
-            assign_advantages(groups, build.reward_settings(config))
+            task.assign(groups)
             own = groups[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]
             generator.sleep()
             with phases("train"):
                 trained = trainer.train(minibatches(own, updates))
             with phases("sync"):
                 gate = sync()
-        sums = count(own, config.fapo.lam)
-        measured = rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
-        metrics = measured | trained | gate | task.judge_metrics() | phases.take() | peak_memory()
+        sums = task.count(own)
+        measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
+        metrics = measured | trained | gate | task.judge_metrics(step) | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
         progress.step(step, metrics)
-        watch(step, measured)
+        task.watch(step, metrics)
         if due(step, config.run.export_every, config.run.steps):
             with phases("save"):
                 policy.export(folder.path / "policy" / f"step-{step:06d}")
@@ -110,7 +107,7 @@ SUMMARY = ("reward/correct", "fapo/flawed_ratio", "tokens/response")
 
 
 def rollout(
-    prompts: Sequence[Prompt], task: ReasoningTask, generator: Generator, encode: build.Encoder, config: Config, step: int, phases: Phases
+    prompts: Sequence[Prompt], task: Task, generator: Generator, encode: build.Encoder, config: Config, step: int, phases: Phases
 ) -> list[Group]:
     """Sample, verify and judge; each rollout goes on to the next stage as it finishes, while the others are still sampled."""
     requests = requests_for(

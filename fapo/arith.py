@@ -99,13 +99,13 @@ def without_carry(left: int, sign: str, right: int) -> int:
     return 10 * tens + units
 
 
-def demonstration(problem: Problem, rng: random.Random, planted: bool) -> str:
-    """A worked solution; with `planted`, one with the flaws of a careless student (errors propagate)."""
-    sloppy = planted and rng.random() < SLOPPY
+def demonstration(problem: Problem, rng: random.Random, planted: bool, rate: float = 1.0) -> str:
+    """A worked solution; with `planted`, one with the flaws of a careless student (errors propagate), `rate` times as many."""
+    sloppy = planted and rng.random() < rate * SLOPPY
     skip = guess = None
-    if planted and rng.random() < SKIP:
+    if planted and rng.random() < rate * SKIP:
         skip = rng.randrange(len(problem.operations))
-    elif planted and rng.random() < GUESS:
+    elif planted and rng.random() < rate * GUESS:
         guess = rng.randint(1, len(problem.operations) - 1)
     lines, value = [], problem.start
     for i, (sign, operand) in enumerate(problem.operations):
@@ -113,16 +113,16 @@ def demonstration(problem: Problem, rng: random.Random, planted: bool) -> str:
             final = problem.answer if rng.random() < GUESS_RIGHT else str(rng.randrange(10))
             return "".join(f"{line}\n" for line in [*lines, f"#{final}"])
         result = without_carry(value, sign, operand) if sloppy else OPERATIONS[sign](value, operand)
-        if planted and rng.random() < STEP_TENS:
+        if planted and rng.random() < rate * STEP_TENS:
             result += rng.choice((-10, 10))
-        if planted and rng.random() < STEP_UNITS:
+        if planted and rng.random() < rate * STEP_UNITS:
             result = result // 10 * 10 + rng.randrange(10)
         result = min(max(result, 0), 99)
         if i != skip:
             lines.append(f"{value}{sign}{operand}={result}")
         value = result
     final = digit(value, problem.place)
-    if planted and rng.random() < FINAL_DIGIT:
+    if planted and rng.random() < rate * FINAL_DIGIT:
         final = str(rng.randrange(10))
     return "".join(f"{line}\n" for line in [*lines, f"#{final}"])
 
@@ -178,6 +178,16 @@ def first_flaw(problem: Problem, text: str) -> tuple[int, str] | None:
     if final.strip("\n") != digit(stated, problem.place):
         return len(lines), "final"
     return None
+
+
+def steps(text: str) -> tuple[str, ...]:
+    """The steps of a solution, as `first_flaw` numbers them: an equation a line, the answer last. Never empty.
+
+    >>> steps("58+7=65\\n65-2=63\\n#3\\n")
+    ('58+7=65', '65-2=63', '#3')
+    """
+    body, mark, final = text.rpartition("#")
+    return (*(line for line in body.split("\n") if line), mark + final.strip("\n"))
 
 
 def oracle(prompt: Prompt, rollout: Rollout) -> Verdict:

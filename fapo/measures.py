@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from soundrl.fapo.records import Group, Outcome
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import is_flawed, is_unknown
 
 COUNTS = (
@@ -24,11 +24,19 @@ COUNTS = (
     "verifier_timeout",
     "unparseable",
     "no_answer",
+    "true_flawed",
+    "found_flawed",
+    "false_alarms",
 )
 
+Oracle = Callable[[Prompt, Rollout], Verdict]
 
-def count(groups: Sequence[Group], lam: float) -> dict[str, float]:
-    """Sums that add up over ranks; `rates` turns them into metrics. α, β, γ: sound, wrong, flawed rollouts of a group."""
+
+def count(groups: Sequence[Group], lam: float, truth: Oracle | None = None) -> dict[str, float]:
+    """Sums that add up over ranks; `rates` turns them into metrics. α, β, γ: sound, wrong, flawed rollouts of a group.
+
+    `truth`, where there is one (the embedded world's oracle), says of every correct rollout whether it is flawed: the judge is measured.
+    """
     sums: dict[str, float] = dict.fromkeys(COUNTS, 0.0)
     for group in groups:
         correct = sum(outcome is Outcome.CORRECT for outcome in group.outcomes)
@@ -52,17 +60,30 @@ def count(groups: Sequence[Group], lam: float) -> dict[str, float]:
         sums["verifier_timeout"] += outcomes[Outcome.TIMEOUT]
         sums["unparseable"] += outcomes[Outcome.UNPARSEABLE]
         sums["no_answer"] += outcomes[Outcome.NO_ANSWER]
+        if truth is not None:
+            for rollout, outcome, said in zip(group.rollouts, group.outcomes, flawed, strict=True):
+                if outcome is Outcome.CORRECT:
+                    is_so = is_flawed(truth(group.prompt, rollout))
+                    sums["true_flawed"] += is_so
+                    sums["found_flawed"] += is_so and said
+                    sums["false_alarms"] += said and not is_so
     return sums
 
 
-def rates(sums: dict[str, float]) -> dict[str, float]:
-    """Metrics of a step from the sums over all ranks; a share of nothing is 0."""
+def rates(sums: dict[str, float], truth: bool = False) -> dict[str, float]:
+    """Metrics of a step from the sums over all ranks; a share of nothing is 0. With `truth` the judge's precision and recall against it."""
 
     def share(part: str, whole: str) -> float:
         return sums[part] / sums[whole] if sums[whole] else 0.0
 
     sound, wrong = sums["correct"] - sums["flawed"] - sums["unknown"], sums["rollouts"] - sums["correct"]
-    return {
+    against_truth = {
+        "fapo/true_flawed_ratio": share("true_flawed", "correct"),
+        "genrm/precision": share("found_flawed", "flawed"),
+        "genrm/recall": share("found_flawed", "true_flawed"),
+        "genrm/over_critic": sums["false_alarms"] / max(sums["correct"] - sums["true_flawed"], 1.0),
+    }
+    return (against_truth if truth else {}) | {
         "reward/mean": share("reward", "rollouts"),
         "reward/correct": share("correct", "rollouts"),
         "reward/no_answer": share("no_answer", "rollouts"),
@@ -83,8 +104,13 @@ class TooManyUnknownError(RuntimeError):
     """The judge fails so often that training on the rest would be another experiment."""
 
 
+class JudgeGoneError(TooManyUnknownError):
+    """No judge is left to ask."""
+
+
 class UnknownWatch:
-    """Stops the run when more than `limit` of the judged rollouts have no verdict, three steps in a row."""
+    """Stops the run when more than `limit` of the judged rollouts have no verdict, three steps in a row, or at once when rollouts have none
+    and no judge is alive (`genrm/alive` 0)."""
 
     PATIENCE = 3
 
@@ -93,6 +119,11 @@ class UnknownWatch:
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         self.bad_steps = self.bad_steps + 1 if metrics["genrm/unknown"] > self.limit else 0
+        if metrics.get("genrm/alive", 1.0) == 0.0 and metrics["genrm/unknown"] > 0.0:
+            raise JudgeGoneError(
+                f"step {step}: no judge answers, and {metrics['genrm/unknown']:.0%} of the judged rollouts have no verdict; start the "
+                "judges of genrm.urls again and look at their logs"
+            )
         if self.bad_steps >= self.PATIENCE:
             raise TooManyUnknownError(
                 f"step {step}: the judge gave no verdict for {metrics['genrm/unknown']:.0%} of its rollouts, more than genrm.max_unknown "

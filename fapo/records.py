@@ -22,6 +22,8 @@ class Prompt:
     """Name of the data set."""
     solution: str | None = None
     """Worked solution, the target of a warm start; None where the data has none."""
+    steps: int | None = None
+    """Critic rows: number of paragraphs of the solution to be judged, whose first wrong one `answer` names (-1 = none)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,16 +48,21 @@ def is_unknown(verdict: Verdict | None) -> bool:
     return verdict is not None and verdict.kind == "unknown"
 
 
-def assign_advantages(groups: Sequence[Group], settings: RewardSettings) -> None:
+def assign_advantages(groups: Sequence[Group], settings: RewardSettings, base: Sequence[float] | None = None) -> None:
     """Fill `kept`, `rewards` and `advantages` of every group from its outcomes and verdicts, in place.
+
+    `base` holds the reward of each rollout before the length penalty, group after group; by default it is `rule_reward` of the outcome.
 
     Worked example, λ = 1: outcomes correct, correct, wrong, wrong with verdicts sound, flawed, –, – give rewards 1, 0, −1, −1
     and advantages ≈ 1.31, 0.26, −0.78, −0.78. Were the flawed one unknown instead, it would leave: rewards 1, –, −1, −1.
     """
     for group in groups:
         group.kept = [not (settings.drop_unknown and settings.lam > 0 and is_unknown(v)) for v in group.verdicts]
-    rule = [rule_reward(outcome) + shaping(r, settings) for g in groups for r, outcome in zip(g.rollouts, g.outcomes, strict=True)]
-    rewards_N = torch.tensor(rule, dtype=torch.float64)
+    if base is None:
+        base = [rule_reward(outcome) for group in groups for outcome in group.outcomes]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    shaped = [reward + shaping(rollout, settings) for reward, rollout in zip(base, rollouts, strict=True)]
+    rewards_N = torch.tensor(shaped, dtype=torch.float64)
     flawed_N = torch.tensor([is_flawed(v) for g in groups for v in g.verdicts], dtype=torch.bool)
     kept_N = torch.tensor([k for g in groups for k in g.kept], dtype=torch.bool)
     offsets = torch.tensor([0, *torch.tensor([len(g.rollouts) for g in groups]).cumsum(0).tolist()])

@@ -25,7 +25,16 @@ _RETRIED_4XX = (408, 429)
 class Failure(Exception):
     """An exchange without a usable reply. Its text never holds what the server said (that might quote the token)."""
 
-    def __init__(self, reason: str, detail: str, *, retry: bool, status: int | None = None, retry_after: float | None = None):
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        retry: bool,
+        status: int | None = None,
+        retry_after: float | None = None,
+        refused: bool = False,
+    ):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -34,6 +43,8 @@ class Failure(Exception):
         self.status = status
         self.retry_after = retry_after
         """Seconds that the server asks us to wait."""
+        self.refused = refused
+        """Nobody listens there, or the machine does not answer: no other request will fare better."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,8 @@ class Reply:
 
     text: str
     finish_reason: str
+    tokens: int | None = None
+    """Completion tokens, as the server counts them (`usage`)."""
 
 
 class Endpoint:
@@ -95,11 +108,14 @@ class Endpoint:
 
     async def check(self, client: httpx.AsyncClient) -> None:
         """One trial completion of one token. Raises `ValueError`: one line, the setting at fault and what to do."""
-        body = self.body([{"role": "user", "content": "1+1="}], max_tokens=1, temperature=0)
         try:
-            await self.complete(client, body)
+            await self.probe(client)
         except Failure as failure:
             await self._explain(client, failure)
+
+    async def probe(self, client: httpx.AsyncClient) -> None:
+        """Health by a real generation, of one token: a server that lists its models may still be unable to run one. Raises `Failure`."""
+        await self.complete(client, self.body([{"role": "user", "content": "1+1="}], max_tokens=1, temperature=0))
 
     async def _explain(self, client: httpx.AsyncClient, failure: Failure) -> NoReturn:
         where = f"{self.url}/chat/completions"
@@ -158,7 +174,7 @@ async def _exchange(client: httpx.AsyncClient, method: str, url: str, body: byte
         # From None: httpx' error holds the request, and the request its Authorization header.
         reason = BAD_REPLY if answered else UNREACHABLE
         detail = f"{type(error).__name__}{' in mid reply' if answered else ''}"
-        raise Failure(reason, detail, retry=True) from None
+        raise Failure(reason, detail, retry=True, refused=isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))) from None
 
 
 def _parsed(content: bytes, model: str) -> Reply:
@@ -181,7 +197,9 @@ def _parsed(content: bytes, model: str) -> Reply:
         text = ""
     if not isinstance(text, str) or (not text and finish_reason == "stop"):
         raise Failure(BAD_REPLY, "message.content is empty or no text", retry=True)
-    return Reply(text, finish_reason)
+    usage = reply.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return Reply(text, finish_reason, tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None)
 
 
 def _json(content: bytes) -> Any:

@@ -1,12 +1,12 @@
-"""The judge behind one URL: any OpenAI-compatible chat endpoint, asked from one background thread.
+"""The judge over one or many OpenAI-compatible chat endpoints, asked from one background thread.
 
 `submit` renders the prompt (`genrm/prompts.py`) and returns a future at once; a thread with an event loop does the rest, so the
-caller can be plain code. One loop and one `asyncio.timeout` around a whole request, retries included, is what makes the deadline
-hold whatever the server does: cancelling closes the connection. A thread per request could not be stopped.
+caller can be plain code. One loop and one `asyncio.timeout` around a whole question, retries included, is what makes the deadlines
+hold whatever the servers do: cancelling closes the connection. A thread per request could not be stopped.
 
-Retries: 408, 429, 5xx, connection faults and unusable replies, up to `attempts` in all, after a pause that doubles from half a
-second, is jittered by half, and is never shorter than the server's `Retry-After`. Other 4xx are our own fault and are not repeated.
-A reply that arrived whole but holds no verdict is the model's word and is not asked for again.
+Where a request goes, and what happens when it fails, is `genrm/scorer.py`. A reply that arrived whole but holds no verdict is the
+model's word and is not asked for again. A question's answer is kept by the future that asked for it, and every connection serves one
+request: a reply that comes late or twice reaches nobody.
 """
 
 from __future__ import annotations
@@ -14,33 +14,48 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import random
 import threading
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from soundrl.fapo.records import Prompt, Rollout, Verdict
-from soundrl.genrm.endpoint import CHECK_SECONDS, Endpoint, Failure
+from soundrl.genrm.endpoint import Endpoint, Failure
 from soundrl.genrm.prompts import critique_messages, neutralise, split_paragraphs
-from soundrl.genrm.verdict import CLOSED, TIMEOUT, parse_verdict
+from soundrl.genrm.scorer import ScorerPool
+from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority, parse_verdict
 
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0
+QUEUE_BYTES = 64 * 2**20
+"""Text of questions under way or waiting; `submit` blocks above it, so that a slow judge slows the sampler instead of filling memory."""
 _LATENCIES_KEPT = 10_000
 
 
+@dataclass(frozen=True)
+class Critique:
+    """A verdict and what it cost."""
+
+    verdict: Verdict
+    tokens: int = 0
+    """Completion tokens of all votes, as the servers count them; 0 where they do not."""
+    seconds: float = 0.0
+    """From the first request to the reply, of the slowest vote; 0 for a remembered answer."""
+    text: str = ""
+    """What the judge wrote (of the first vote); empty for a remembered answer."""
+
+
 class EndpointJudge:
-    """Judges rollouts through one endpoint; implements `soundrl.fapo.judging.Judge`.
+    """Judges rollouts through one or many endpoints; implements `soundrl.fapo.judging.Judge`.
 
-    `submitted = scored + unscored + pending` at every moment, and every future ends in a `Verdict`. The same question (problem,
+    `submitted = scored + unscored + pending` at every moment, and every future ends in a verdict. The same question (problem,
     solution, reference) is asked once: while it is open all askers share one request, afterwards its verdict is remembered, up to
-    `cache_size`, unless it is `unknown`. The temperature is 0 by default, and above it the seed sent follows from the question, so
-    that a resumed run asks for the same verdicts.
+    `cache_size`, unless it is `unknown`. The temperature is 0 by default, and above it the seed sent follows from the question and the
+    number of the vote, so that a resumed run asks for the same verdicts.
 
-    >>> with EndpointJudge("http://127.0.0.1:8000/v1", "genrm") as judge:
+    >>> with EndpointJudge(["http://127.0.0.1:8000/v1", "http://127.0.0.1:8001/v1"], "genrm") as judge:
     ...     judge.check()
     ...     judge.submit(prompt, rollout).result()
     Verdict(kind='flawed', step=2, reason='')
@@ -50,46 +65,63 @@ class EndpointJudge:
 
     def __init__(
         self,
-        url: str,
+        urls: str | Sequence[str],
         model: str,
         *,
         token_env: str = "SOUNDRL_GENRM_TOKEN",
         allow_http: bool = False,
         with_reference: bool = True,
         temperature: float = 0.0,
+        votes: int = 1,
         top_p: float = 1.0,
         max_tokens: int = 8192,
         deadline: float = 600.0,
+        step_deadline: float = 3600.0,
         concurrency: int = 64,
         attempts: int = 4,
+        gone_after: float | None = None,
         cache_size: int = 65_536,
         special_tokens: tuple[str, ...] = (),
+        split: Callable[[str], Sequence[str]] = split_paragraphs,
+        decide: Callable[[Sequence[Verdict]], Verdict] = majority,
     ):
-        """`deadline`: seconds from a request's first byte to its verdict, retries included (the wait for one of the `concurrency`
-        places is not part of it). `special_tokens`: those of the served tokenizer where it is known (`prompts.control_tokens`)."""
-        if deadline <= 0 or concurrency < 1 or attempts < 1 or max_tokens < 1 or temperature < 0:
-            raise ValueError("genrm: deadline must be above 0, concurrency, attempts and max_tokens at least 1, temperature at least 0")
+        """What the settings mean beyond their names:
+
+        * `deadline`: seconds from a question's first request to its verdict, retries included; `step_deadline`: the same from `submit`,
+          the wait for a free worker included; `gone_after`: seconds without any live endpoint until questions fail at once.
+        * `concurrency`: requests under way at once, on each endpoint.
+        * `votes`: replies a question, of which `decide` makes one verdict (`verdict.majority` or `verdict.unanimous`).
+        * `special_tokens`: those of the served tokenizer where it is known (`prompts.control_tokens`).
+        * `split` cuts a solution into the paragraphs that verdicts count.
+        """
+        if min(deadline, step_deadline) <= 0 or min(concurrency, attempts, max_tokens, votes) < 1 or temperature < 0:
+            raise ValueError(
+                "genrm: deadline must be above 0, concurrency, attempts, max_tokens and votes at least 1, temperature at least 0"
+            )
+        if votes > 1 and temperature == 0:
+            raise ValueError(f"genrm: {votes} votes at temperature 0 are one vote {votes} times; set a temperature above 0, or 1 vote")
         neutralise(" ".join(special_tokens), special_tokens)  # a token that cannot be broken is found here, not in mid run
-        self.endpoint = Endpoint(url, model, token_env=token_env, allow_http=allow_http)
+        addresses = [urls] if isinstance(urls, str) else urls
+        self.endpoints = [Endpoint(url, model, token_env=token_env, allow_http=allow_http) for url in addresses]
         self.with_reference = with_reference
+        self.votes = votes
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        self.deadline = deadline
-        self.attempts = attempts
+        self.deadline, self.step_deadline = deadline, step_deadline
         self.special_tokens = special_tokens
-        # Its own generator: the jitter of retries must not move the run's random numbers.
-        self._jitter = random.Random()
-        self._cache: OrderedDict[str, Verdict] = OrderedDict()
+        self.split, self.decide = split, decide
+        self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts, gone_after=gone_after)
+        self._cache: OrderedDict[str, Critique] = OrderedDict()
         self._cache_size = cache_size
-        self._open: dict[str, list[Future[Verdict]]] = {}
-        self._flights: set[asyncio.Task[Verdict]] = set()
+        self._open: dict[str, list[Future[Critique]]] = {}
+        self._flights: set[asyncio.Task[Critique]] = set()
         self._counts: Counter[str] = Counter()
-        self._retries: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._queued_bytes = 0
+        self._busy, self._busy_since = 0.0, 0.0
         self._closed = False
-        self._client = self.endpoint.client(concurrency)
-        self._slots = asyncio.Semaphore(concurrency)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="genrm-judge", daemon=True)
         self._thread.start()
@@ -101,69 +133,80 @@ class EndpointJudge:
         self.close()
 
     def check(self) -> None:
-        """Prove with one trial request that the endpoint answers. Raises `ValueError` (see `Endpoint.check`), within 30 s, and
+        """Prove with a trial request that every endpoint answers. Raises `ValueError` (see `Endpoint.check`), within 30 s, and
         `RuntimeError` after `close`."""
         if self._closed:
             raise RuntimeError("the judge is closed")
-
-        async def bounded() -> None:
-            async with asyncio.timeout(CHECK_SECONDS):
-                await self.endpoint.check(self._client)
-
-        try:
-            asyncio.run_coroutine_threadsafe(bounded(), self._loop).result()
-        except TimeoutError:
-            raise ValueError(
-                f"{self.endpoint.url} gave no answer in {CHECK_SECONDS:.0f} s: is the judge still loading, or genrm.urls wrong?"
-            ) from None
+        asyncio.run_coroutine_threadsafe(self.pool.check(), self._loop).result()
 
     def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
-        """Queue one rollout; returns at once. The future cannot be cancelled and ends in a `Verdict`, `unknown(reason)` for every
-        fault of network or model (reasons: `verdict.REASONS`). Raises `RuntimeError` after `close`."""
-        paragraphs = split_paragraphs(rollout.text)
-        reference = prompt.answer if self.with_reference else None
-        messages = critique_messages(prompt.text, paragraphs, reference, self.special_tokens)
-        key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-        future: Future[Verdict] = Future()
+        """Queue one rollout; returns at once unless `QUEUE_BYTES` of questions are waiting. The future cannot be cancelled and ends in a
+        `Verdict`, `unknown(reason)` for every fault of network or model (reasons: `verdict.REASONS`). Raises `RuntimeError` after
+        `close`."""
+        verdict: Future[Verdict] = Future()
+        verdict.set_running_or_notify_cancel()
+        self.critique(prompt.text, self.split(rollout.text), prompt.answer).add_done_callback(
+            lambda c: verdict.set_exception(e) if (e := c.exception()) else verdict.set_result(c.result().verdict)
+        )
+        return verdict
+
+    def critique(self, problem: str, paragraphs: Sequence[str], reference: str | None) -> Future[Critique]:
+        """The same for a solution that is cut already, with the critique's text and tokens. `reference` is shown where the judge is made
+        `with_reference`."""
+        messages = critique_messages(problem, paragraphs, reference if self.with_reference else None, self.special_tokens)
+        data = json.dumps(messages).encode()
+        key, size = hashlib.sha256(data).hexdigest(), len(data)
+        del data  # the callback below would keep it as long as the future
+        future: Future[Critique] = Future()
         future.set_running_or_notify_cancel()
-        with self._lock:
+        with self._room:
+            self._room.wait_for(lambda: self._closed or self._queued_bytes < QUEUE_BYTES)
             if self._closed:
                 raise RuntimeError("the judge is closed")
             self._counts["submitted"] += 1
+            self._queued_bytes += size
             # Under the lock: whatever was counted reaches the loop before `close` does.
             self._loop.call_soon_threadsafe(self._start, key, messages, len(paragraphs), future)
+        future.add_done_callback(lambda _: self._leave(size))
         return future
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start. Example: `{"submitted": 8, "scored": 7, "unscored": 1, "pending": 0, "sound": 5, "flawed": 2,
-        "unknown": {"timeout": 1}, "deduplicated": 0, "requests": 9, "retries": {"http_5xx": 1}, "latency_p50": 1.2, "latency_p99": 3.4,
-        "latencies": [...]}`; latencies are seconds from place to verdict of the last 10,000 requests."""
+        "unknown": {"timeout": 1}, "deduplicated": 0, "latency_p50": 1.2, "latency_p99": 3.4, "latencies": [...]}`, and those of
+        `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
         with self._lock:
-            counts, latencies = dict(self._counts), list(self._latencies)
-            unknown, retries = dict(self._unknown), dict(self._retries)
-        names = ("submitted", "sound", "flawed", "deduplicated", "requests")
-        stats: dict[str, Any] = {name: counts.get(name, 0) for name in names}
+            counts, unknown, latencies = dict(self._counts), dict(self._unknown), list(self._latencies)
+        stats: dict[str, Any] = {name: counts.get(name, 0) for name in ("submitted", "sound", "flawed", "deduplicated")}
         stats["scored"], stats["unscored"] = stats["sound"] + stats["flawed"], sum(unknown.values())
         stats["pending"] = stats["submitted"] - stats["scored"] - stats["unscored"]
         ordered = sorted(latencies)
         p50, p99 = (ordered[round(q * (len(ordered) - 1))] if ordered else 0.0 for q in (0.5, 0.99))
-        return stats | {"unknown": unknown, "retries": retries, "latency_p50": p50, "latency_p99": p99, "latencies": latencies}
+        return stats | self.pool.stats() | {"unknown": unknown, "latency_p50": p50, "latency_p99": p99, "latencies": latencies}
 
     def metrics(self) -> dict[str, float]:
-        """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred."""
+        """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred, and `genrm/busy`: seconds since
+        the start in which at least one question was open."""
         stats = self.stats()
-        out = {f"genrm/{name}": float(stats[name]) for name in ("latency_p50", "latency_p99", "requests", "deduplicated")}
+        names = ("latency_p50", "latency_p99", "requests", "deduplicated", "hedges", "ejections", "alive")
+        out = {f"genrm/{name}": float(stats[name]) for name in names}
+        out["genrm/busy"] = self._busy + (time.monotonic() - self._busy_since if self._flights else 0.0)
         out["genrm/retries"] = float(sum(stats["retries"].values()))
         return out | {f"genrm/unknown_{reason}": float(count) for reason, count in sorted(stats["unknown"].items())}
 
     def close(self) -> None:
         """Cancel what is open (those futures end in `unknown("closed")`), close connections and thread. May be called twice."""
-        with self._lock:
+        with self._room:
             if self._closed:
                 return
             self._closed = True
+            self._room.notify_all()
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
         self._thread.join(timeout=5.0)
+
+    def _leave(self, size: int) -> None:
+        with self._room:
+            self._queued_bytes -= size
+            self._room.notify_all()
 
     # Everything below runs in the loop's thread: `_open`, `_flights` and `_cache` need no lock.
 
@@ -172,7 +215,7 @@ class EndpointJudge:
         self._loop.run_forever()
         self._loop.close()
 
-    def _start(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, future: Future[Verdict]) -> None:
+    def _start(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, future: Future[Critique]) -> None:
         known = self._cache.get(key)
         if known is not None:
             self._cache.move_to_end(key)
@@ -181,26 +224,29 @@ class EndpointJudge:
             self._open[key].append(future)
         else:
             self._open[key] = [future]
+            self._busy_since = self._busy_since if self._flights else time.monotonic()
             flight = self._loop.create_task(self._judge(key, messages, n_paragraphs))
             self._flights.add(flight)  # the loop itself holds tasks weakly
             flight.add_done_callback(partial(self._land, key))
 
-    def _land(self, key: str, flight: asyncio.Task[Verdict]) -> None:
+    def _land(self, key: str, flight: asyncio.Task[Critique]) -> None:
         self._flights.discard(flight)
+        self._busy += 0.0 if self._flights else time.monotonic() - self._busy_since
         futures = self._open.pop(key)
         fault = None if flight.cancelled() else flight.exception()
         if fault is not None:  # a fault of this program, which must be seen
             for future in futures:
                 future.set_exception(fault)
             return
-        verdict = Verdict.unknown(CLOSED) if flight.cancelled() else flight.result()
-        if verdict.kind != "unknown":
-            self._cache[key] = verdict
+        critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
+        if critique.verdict.kind != "unknown":
+            self._cache[key] = replace(critique, seconds=0.0, text="")
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
-        self._deliver(verdict, futures, deduplicated=len(futures) - 1)
+        self._deliver(critique, futures, deduplicated=len(futures) - 1)
 
-    def _deliver(self, verdict: Verdict, futures: list[Future[Verdict]], deduplicated: int) -> None:
+    def _deliver(self, critique: Critique, futures: list[Future[Critique]], deduplicated: int) -> None:
+        verdict = critique.verdict
         with self._lock:
             if verdict.kind == "unknown":
                 self._unknown[verdict.reason] += len(futures)
@@ -209,48 +255,36 @@ class EndpointJudge:
             self._counts["deduplicated"] += deduplicated
         # After the counters: who has seen the verdict finds it counted.
         for future in futures:
-            future.set_result(verdict)
+            future.set_result(critique)
 
-    async def _judge(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Verdict:
+    async def _judge(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Critique:
+        try:
+            async with asyncio.timeout(self.step_deadline):
+                votes = await asyncio.gather(*(self._vote(f"{key}{vote or ''}", messages, n_paragraphs) for vote in range(self.votes)))
+        except TimeoutError:
+            return Critique(Verdict.unknown(TIMEOUT))
+        tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
+        return Critique(self.decide([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
+
+    async def _vote(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Critique:
         sampling = dict(self.sampling)
         if sampling["temperature"] > 0:
-            sampling["seed"] = int(key[:7], 16)
-        body = self.endpoint.body(messages, **sampling)
-        async with self._slots:
-            started = time.monotonic()
-            try:
-                async with asyncio.timeout(self.deadline) as clock:
-                    return await self._ask(body, n_paragraphs, clock)
-            except TimeoutError:
-                return Verdict.unknown(TIMEOUT)
-            finally:
-                with self._lock:
-                    self._latencies.append(time.monotonic() - started)
-
-    async def _ask(self, body: bytes, n_paragraphs: int, clock: asyncio.Timeout) -> Verdict:
-        for attempt in range(1, self.attempts + 1):
-            with self._lock:
-                self._counts["requests"] += 1
-            try:
-                reply = await self.endpoint.complete(self._client, body)
-            except Failure as failure:
-                pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)) * self._jitter.uniform(0.5, 1.0)
-                pause = max(pause, failure.retry_after or 0.0)
-                end = clock.when()
-                # A pause that ends past the deadline would only hold a place.
-                if not failure.retry or attempt == self.attempts or (end is not None and self._loop.time() + pause >= end):
-                    return Verdict.unknown(failure.reason)
-                with self._lock:
-                    self._retries[failure.reason] += 1
-                await asyncio.sleep(pause)
-            else:
-                return parse_verdict(reply.text, reply.finish_reason, n_paragraphs)
-        raise AssertionError("unreachable: the last attempt returns")
+            sampling["seed"] = int(hashlib.sha256(key.encode()).hexdigest()[:7], 16)
+        # Made when it is sent: as text in a request's body a question would be held twice while it waits.
+        try:
+            reply, seconds = await self.pool.complete(lambda: self.endpoints[0].body(messages, **sampling), self.deadline)
+        except TimeoutError:
+            return Critique(Verdict.unknown(TIMEOUT))
+        except Failure as failure:
+            return Critique(Verdict.unknown(failure.reason))
+        with self._lock:
+            self._latencies.append(seconds)
+        return Critique(parse_verdict(reply.text, reply.finish_reason, n_paragraphs), reply.tokens or 0, seconds, reply.text)
 
     async def _shut(self) -> None:
         flights = list(self._flights)
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
-        await self._client.aclose()
+        await self.pool.close()
         self._loop.stop()

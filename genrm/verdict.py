@@ -4,6 +4,8 @@ nor closed: the rollout leaves its group)."""
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 from soundrl.fapo.boxed import boxed_answer
 from soundrl.fapo.records import Verdict
@@ -30,7 +32,13 @@ HTTP_5XX = "http_5xx"
 BAD_REPLY = "bad_reply"
 CLOSED = "closed"
 
-REASONS = frozenset({NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED})
+# How several votes went.
+SPLIT = "split"
+"""The votes do not agree as far as they must."""
+
+REASONS = frozenset(
+    {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED, SPLIT}
+)
 """The closed set of reasons of an unknown verdict; counters and metrics have these names."""
 
 MAX_BOXES = 16
@@ -75,6 +83,33 @@ def parse_verdict(reply: str, finish_reason: str, n_paragraphs: int) -> Verdict:
     if len(box) > 9 or not -1 <= int(box) < n_paragraphs:
         return Verdict.unknown(OUT_OF_RANGE)
     return Verdict.sound() if box == "-1" else Verdict.flawed(int(box))
+
+
+def majority(votes: Sequence[Verdict]) -> Verdict:
+    """The verdict of several: sound or flawed where more than half of all votes say so, else unknown; the step that most of the flawed
+    votes name, the earliest of those that tie.
+
+    Examples: flawed(2), flawed(1), flawed(2) → flawed(2); flawed(3), flawed(1), sound → flawed(1); sound, flawed(0) → unknown(split);
+    sound, unknown(no_box), unknown(timeout) → unknown(no_box); one vote → that vote.
+    """
+    kinds = Counter(vote.kind for vote in votes)
+    kind, count = kinds.most_common(1)[0]
+    if 2 * count <= len(votes):
+        return Verdict.unknown(SPLIT)
+    if kind == "flawed":
+        steps = Counter(vote.step for vote in votes if vote.step is not None)
+        return Verdict.flawed(min(step for step in steps if steps[step] == max(steps.values())))
+    return next(vote for vote in votes if vote.kind == kind)
+
+
+def unanimous(votes: Sequence[Verdict]) -> Verdict:
+    """The verdict on which all votes agree, its step included; otherwise unknown: of the first vote that is unknown, else split.
+
+    Example: flawed(2), flawed(2), flawed(1) → unknown(split).
+    """
+    if all(vote == votes[0] for vote in votes):
+        return votes[0]
+    return next((vote for vote in votes if vote.kind == "unknown"), Verdict.unknown(SPLIT))
 
 
 def _contradicted(before: str, box: str) -> bool:

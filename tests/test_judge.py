@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import resource
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from fake_judge import MODEL, Handler, Script, Server, find_flaw, replies, said
 
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.genrm import endpoint as endpoint_module
 from soundrl.genrm import judge as judge_module
+from soundrl.genrm import scorer as scorer_module
 from soundrl.genrm.endpoint import Endpoint, retry_after
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.prompts import split_paragraphs
@@ -40,86 +39,7 @@ from soundrl.genrm.verdict import (
     UNREACHABLE,
 )
 
-MODEL = "judge-model"
 TOKEN = "canary-51f0c9"
-Script = Callable[["Handler", int], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Hands every POST, with its number (from 0), to the server's script."""
-
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            number = len(self.server.bodies)
-            self.server.bodies.append(self.body)
-            self.server.times.append(time.monotonic())
-            self.server.authorizations.append(self.headers.get("authorization"))
-        try:
-            self.server.script(self, number)
-        except OSError:
-            self.server.broken_off.set()
-            self.close_connection = True
-
-    def do_GET(self) -> None:
-        self.send(200, {"object": "list", "data": [{"id": MODEL}, {"id": "other"}]} if self.path == "/v1/models" else "no")
-
-    def send(self, status: int, body: Any, **headers: str) -> None:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def reset(self) -> None:
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """Witness of everything that was asked of it."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, script: Script):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script = script
-        self.lock = threading.Lock()
-        self.broken_off = threading.Event()
-        self.bodies: list[dict[str, Any]] = []
-        self.times: list[float] = []
-        self.authorizations: list[str | None] = []
-
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass
-
-
-def said(text: str | None, finish_reason: Any = "stop", model: Any = MODEL) -> dict[str, Any]:
-    return {"model": model, "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}]}
-
-
-def replies(body: Any) -> Script:
-    return lambda handler, number: handler.send(200, body)
-
-
-def find_flaw(handler: Handler, number: int) -> None:
-    """A judge that reads the tagged paragraphs and looks for the planted flaw."""
-    content = handler.body["messages"][0]["content"].rpartition("\n[Solution]\n")[2]
-    tagged = re.findall(r"^<paragraph_(\d+)>$(.*?)^</paragraph_\1>$", content, flags=re.DOTALL | re.MULTILINE)
-    index = next((i for i, text in tagged if "2+2=5" in text), "-1")
-    handler.send(200, said(f"Checked {len(tagged)} paragraphs, so \\boxed{{{index}}}"))
 
 
 @pytest.fixture
@@ -128,18 +48,16 @@ def serve() -> Iterator[Callable[[Script], Server]]:
 
     def start(script: Script) -> Server:
         servers.append(Server(script))
-        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return servers[-1]
 
     yield start
     for server in servers:
-        server.shutdown()
-        server.server_close()
+        server.stop()
 
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EndpointJudge]]:
-    monkeypatch.setattr(judge_module, "_FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(scorer_module, "FIRST_PAUSE", 0.02)
     judges: list[EndpointJudge] = []
 
     def make(server: Server | str, **settings: Any) -> EndpointJudge:
@@ -500,7 +418,8 @@ def complaint(call: Callable[[], object]) -> str:
     return text
 
 
-def test_dead_url(ask):
+def test_dead_url(ask, monkeypatch):
+    monkeypatch.setattr(scorer_module, "GONE_SECONDS", 0.3)
     judge = ask(dead_url(), attempts=2)
     assert "genrm.urls" in complaint(judge.check)
     assert submit(judge).result(20) == Verdict.unknown(UNREACHABLE)
@@ -535,7 +454,7 @@ def test_check_of_a_truncated_first_token_is_fine(serve, ask):
 
 
 def test_check_does_not_hang(serve, ask, monkeypatch):
-    monkeypatch.setattr(judge_module, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(scorer_module, "CHECK_SECONDS", 0.3)
     assert "genrm.urls" in complaint(ask(serve(drip)).check)
 
 
@@ -597,9 +516,10 @@ def test_token_is_sent_and_never_told(serve, ask, monkeypatch, caplog, capfd):
     assert server.authorizations == [f"Bearer {TOKEN}"] * 4
     told += [
         repr(judge),
-        repr(judge.endpoint),
+        repr(judge.endpoints),
         str(vars(judge)),
-        str(vars(judge.endpoint)),
+        str(vars(judge.endpoints[0])),
+        str([vars(worker) for worker in judge.pool.workers]),
         str(judge.stats()),
         caplog.text,
         *capfd.readouterr(),

@@ -20,7 +20,7 @@ from soundrl.engine.recipes import RECIPES
         (["arith", "--fapo.lamm", "1"], "unknown setting --fapo.lamm; did you mean --fapo.lam?"),
         (["arith", "--lam", "1"], "unknown setting --lam; did you mean --fapo.lam?"),
         (["--optim.learning-rate=1"], "unknown setting --optim.learning-rate"),
-        (["airth"], "unknown recipe 'airth'; choose one of arith, smollm2-gsm8k"),
+        (["airth"], "unknown recipe 'airth'; choose one of arith, arith-genrm, smollm2-gsm8k"),
         (["arith", "--run.steps", "many"], "--run.steps: invalid literal for int() with base 10: 'many'"),
         (["arith", "--run.steps", "-1"], "run.steps is -1, but must be ≥ 0"),
         (["arith", "--loss.correction", "magic"], "loss.correction='magic' is unknown; use one of none, tis, icepop, sequence"),
@@ -28,9 +28,16 @@ from soundrl.engine.recipes import RECIPES
         (["arith", "--rollout.max-new-tokens", "90"], "rollout.max_new_tokens 90 leaves no room for a prompt in model.max_length 80"),
         (["arith", "--optim.microbatch-tokens", "64"], "optim.microbatch_tokens 64 cannot hold one sequence"),
         (["arith", "--rollout.samples", "1"], "rollout.samples 1 leaves no group to compare with"),
+        (["arith", "--genrm.sampling", "0", "3"], "genrm.sampling is 0.0 3; use a temperature"),
+        (["arith", "--genrm.deadline", "9", "5"], "genrm.deadline is 9.0 5.0; use seconds above 0"),
+        (["arith", "--run.eval-sampling", "0", "1", "1"], "run.eval_sampling is 0 1.0 1.0; use at least 1 rollout"),
         (["arith", "--fapo.lam", "-1"], "fapo.lam -1.0 would reward flaws"),
+        (["arith", "--genrm.judge", "serve"], "genrm.judge is serve, but genrm.model is empty"),
+        (["arith", "--genrm.judge", "serve", "--genrm.model", "x", "--genrm.workers", "0"], "genrm.workers is 0, but must be > 0"),
+        (["arith", "--genrm.probe", "arith", "5"], "genrm.probe is arith 5, but genrm.judge is oracle; probes need judge endpoint"),
+        (["genrm-arith", "--genrm.judge", "oracle"], "run.task critic needs no judge, but genrm.judge is oracle"),
         (["arith", "--genrm.judge", "none"], "genrm.judge is none, so fapo.lam 1.0 has no verdicts to act on"),
-        (["arith", "--genrm.judge", "endpoint"], "genrm.urls holds 0 URLs; give one, e.g. --genrm.urls http://"),
+        (["arith", "--genrm.judge", "endpoint"], "genrm.urls is empty; give one or more, e.g. --genrm.urls http://"),
         (["smollm2-gsm8k", "--genrm.judge", "oracle"], "genrm.judge is oracle, which knows the embedded world only"),
         (["arith", "--data.train", "x.jsonl", "--genrm.judge", "none", "--fapo.lam", "0"], "model.path arith knows only the characters"),
     ],
@@ -62,11 +69,11 @@ def test_recipes_hold_the_papers_values():
             c = RECIPES[name]()
             assert (c.rollout.prompts, c.rollout.samples, c.optim.minibatch_prompts) == (512, 8, 32)
             assert (c.rollout.max_new_tokens, c.max_prompt_tokens) == (response, 2048)
-            assert (c.fapo.overlong_buffer, c.fapo.overlong_factor, c.fapo.lam) == (4096, 1.0, lam)
-            assert (c.rollout.temperature, c.run.eval_temperature, c.run.eval_top_p) == (1.0, 1.0, 0.7)
+            assert (*c.fapo.overlong, c.fapo.lam) == (4096, 1.0, lam)
+            assert (c.rollout.temperature, *c.run.eval_sampling) == (1.0, 32, 1.0, 0.7)
             assert (c.optim.lr, c.optim.warmup_steps, c.optim.weight_decay, c.optim.betas) == (1e-6, 10, 0.1, (0.9, 0.999))
             assert (c.optim.grad_clip, c.loss.clip_low, c.loss.clip_high, c.loss.dual_clip) == (1.0, 0.2, 0.28, 10.0)
-            assert (c.run.steps, c.run.eval_every, c.run.eval_samples, c.rollout.tensor_parallel) == (steps, 10, 32, parallel)
+            assert (c.run.steps, c.run.eval_every, c.rollout.tensor_parallel) == (steps, 10, parallel)
             assert (c.genrm.max_tokens if lam else 16384) == 16384
 
 
@@ -130,5 +137,5 @@ def test_a_dead_judge_is_named_before_training(train, tmp_path):
 
 
 def test_a_config_made_in_python_is_checked_as_well():
-    with pytest.raises(ValueError, match="genrm.judge is endpoint, but genrm.urls holds 0"):
+    with pytest.raises(ValueError, match="genrm.judge is endpoint, but genrm.urls is empty"):
         Config(model=Model(path="x"), data=Data(train="y"), run=Run(name="z"), genrm=Genrm())

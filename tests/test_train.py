@@ -17,7 +17,7 @@ NAMES = {  # DESIGN §7
     *("optim/grad_norm", "tokens/response", "tokens/fill", "time/step", "time/generate", "time/verify", "time/judge_wait"),
     *("time/train", "time/sync", "memory/peak_rss_mib"),
 }
-TINY = ("--warm-start.steps", 40, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-samples", 1)
+TINY = ("--warm-start.steps", 40, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-sampling", 1, 1.0, 1.0)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -138,6 +138,7 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     assert "<paragraph_0>" in ScriptedJudge.seen[-1]  # the first one is the check before training
     unknown = [v for v in verdicts if v["kind"] == "unknown"]
     assert unknown and all(v["reason"] == "no_box" for v in unknown)
+    assert 0.0 <= row["genrm/overlap"] <= 1.0 and row["genrm/busy"] > 0
     assert row["genrm/unknown_no_box"] >= len(unknown) and row["genrm/latency_p99"] > 0
     assert row["genrm/unknown"] == pytest.approx(len(unknown) / len(verdicts))
     assert all(v["kind"] in ("flawed", "unknown") for v in verdicts)

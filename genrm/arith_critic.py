@@ -1,0 +1,162 @@
+"""Critic rows of the embedded world: solutions with a right final answer, and the oracle's index of the first wrong step.
+
+What a critic trains on are the flaws of the world's careless student (`arith.demonstration`: lost carries, skipped steps, guesses, …).
+Four kinds of flaw are planted on purpose and never trained on, to see what a critic makes of new ones (`UNSEEN`).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from soundrl.fapo import arith
+from soundrl.fapo.records import Outcome, Prompt
+from soundrl.genrm.prompts import critique_messages
+
+STUDENT = "student"
+UNSEEN = ("repair", "operand", "swap", "extra")
+
+
+@dataclass(frozen=True)
+class CriticRow:
+    """One labelled solution."""
+
+    problem: arith.Problem
+    steps: tuple[str, ...]
+    label: int
+    """Index of the first wrong step, −1 = none (the schema of FAPO-Critic and ProcessBench)."""
+    kind: str
+    """`sound`, `student` or one of `UNSEEN`."""
+
+
+def plant(problem: arith.Problem, kind: str, rng: random.Random) -> str:
+    """A solution with a right final answer and one planted flaw at a random step; every other step is as it should be.
+
+    * `repair`: a wrong result (any digits) that the next step, or the answer, ignores: `71+2=75 / 73-2=71`.
+    * `operand`: a left side that is not the result before, though the step's own result is right: `71+2=73 / 63-2=71`.
+    * `swap`: the operand of another operation, with the result that the right one has: `71+2=73` written as `71+5=73`.
+    * `extra`: a line too many, itself true: `66+2=68 / 68-0=68`.
+    """
+    values = problem.values
+    lines = [
+        f"{left}{sign}{operand}={values[i + 1]}" for i, (left, (sign, operand)) in enumerate(zip(values, problem.operations, strict=False))
+    ]
+    at = rng.randrange(len(lines))
+    sign, operand = problem.operations[at]
+
+    def other(value: int, low: int, high: int) -> int:
+        return rng.choice([n for n in range(low, high) if n != value])
+
+    if kind == "repair":
+        lines[at] = f"{values[at]}{sign}{operand}={other(values[at + 1], 0, 100)}"
+    elif kind == "operand":
+        lines[at] = f"{other(values[at], 0, 100)}{sign}{operand}={values[at + 1]}"
+    elif kind == "swap":
+        lines[at] = f"{values[at]}{sign}{other(operand, 2, 10)}={values[at + 1]}"
+    elif kind == "extra":
+        lines.append(f"{values[-1]}-0={values[-1]}")
+    else:
+        raise ValueError(f"unknown kind of flaw {kind!r}; use one of {', '.join(UNSEEN)}")
+    return "".join(f"{line}\n" for line in [*lines, f"#{problem.answer}"])
+
+
+class ArithCriticSource:
+    """An endless source of critic prompts: number `index` follows from (seed, index) alone; every second row is flawed.
+
+    `split` is `train` or `test`, which share no problem; `test` mixes in the kinds of `UNSEEN` (half of its flaws).
+    """
+
+    def __init__(self, seed: int, split: str = "train", unseen: bool = False) -> None:
+        self.seed, self.unseen = seed, unseen
+        self.problems = arith.ArithSource(seed, split)
+        self.name = f"arith-critic-{split}" + ("-unseen" if unseen else "")
+
+    size = None  # endless
+
+    def row(self, index: int) -> CriticRow:
+        rng = random.Random(f"{self.name}/{self.seed}/{index}")
+        flawed = rng.random() < 0.5
+        while True:
+            problem = arith.draw(rng)
+            if arith.held_out(problem) != (self.problems.split == "test"):
+                continue
+            kind = "sound"
+            if flawed:
+                kind = rng.choice(UNSEEN) if self.unseen else STUDENT
+            text = arith.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
+            if arith.verify(problem.answer, text, True) is not Outcome.CORRECT:
+                continue
+            row = labelled(problem, text, kind)
+            if (row.label >= 0) == flawed:
+                return row
+
+    def prompt(self, index: int) -> Prompt:
+        return self._prompt(index, self.row(index))
+
+    def _prompt(self, index: int, row: CriticRow) -> Prompt:
+        messages = critique_messages(row.problem.text, row.steps, row.problem.answer)
+        return Prompt(
+            id=f"{self.name}:{self.seed}:{index}",
+            messages=tuple(messages),
+            text=messages[0]["content"],
+            answer=str(row.label),
+            steps=len(row.steps),
+            source=f"{self.name}/{row.kind}",
+        )
+
+    def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
+        """For the warm start: a prompt and its critique. First (not `planted`) drills of one or two operations, in which two results of
+        five are wrong: sums and comparisons form there, and not in long rows that are mostly right. Then whole solutions, most of them
+        of a student three times as careless, whether or not the answer is right."""
+        rng = random.Random(f"{self.name}/{self.seed}/{index}/demonstration")
+        row = drill(self.problems.problem(index), rng) if not planted else self.row(index)
+        if planted and rng.random() < CARELESS_SHARE:
+            row = labelled(self.problems.problem(index), arith.demonstration(self.problems.problem(index), rng, True, CARELESS), "careless")
+        return self._prompt(index, row), critique(row.problem, row.steps, row.label)
+
+
+CARELESS_SHARE, CARELESS, DRILL_WRONG = 0.7, 3.0, 0.4
+
+
+def labelled(problem: arith.Problem, text: str, kind: str) -> CriticRow:
+    """A solution with the oracle's label."""
+    flaw = arith.first_flaw(problem, text)
+    return CriticRow(problem, arith.steps(text), -1 if flaw is None else flaw[0], kind)
+
+
+def drill(problem: arith.Problem, rng: random.Random) -> CriticRow:
+    """The problem's first one or two operations, each result wrong with `DRILL_WRONG`: a carry lost, ten off, another digit, any number."""
+    problem = arith.Problem(problem.start, problem.operations[: rng.choice((1, 2))], problem.place)
+    lines, value = [], problem.start
+    for sign, operand in problem.operations:
+        result = arith.OPERATIONS[sign](value, operand)
+        if rng.random() < DRILL_WRONG:
+            wrong = (arith.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
+            result = min(max(rng.choice((*wrong, rng.randrange(100))), 0), 99)
+        lines.append(f"{value}{sign}{operand}={result}\n")
+        value = result
+    return labelled(problem, f"{''.join(lines)}#{arith.digit(value, problem.place)}\n", "drill")
+
+
+def critique(problem: arith.Problem, steps: tuple[str, ...], label: int) -> str:
+    r"""What the world's critic says: each step as it stands, what it should come to, and a word on it, up to the first wrong step; then
+    the index.
+
+    What it should come to is worked out from the result *stated* before, so one careless step does not condemn those that follow it.
+
+    >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=55", "55-2=53", "53+3=56", "#6"), 0)
+    '58+7=55?65 wrong \\boxed{0}'
+    >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=65", "65-2=63", "63+3=66", "#6"), -1)
+    '58+7=65?65 ok 65-2=63?63 ok 63+3=66?66 ok #6?6 ok \\boxed{-1}'
+    """
+    said, stated = [], problem.start
+    for i in range(len(steps) if label < 0 else label + 1):
+        if i < len(problem.operations):
+            sign, operand = problem.operations[i]
+            expected = str(arith.OPERATIONS[sign](stated, operand))
+        else:
+            expected = arith.digit(stated, problem.place)
+        said += [f"{steps[i]}?{expected}", "wrong" if i == label else "ok"]
+        match = arith.EQUATION.fullmatch(steps[i])
+        stated = int(match[4]) if match else stated
+    return " ".join([*said, f"\\boxed{{{label}}}"])

@@ -1,0 +1,132 @@
+"""What verdicts on labelled solutions are worth: ProcessBench's score, FlawedPositiveBench's, coverage, and intervals.
+
+An unknown verdict is an answer that was not given: wrong for ProcessBench, not "flawed" for FlawedPositiveBench, and missing in the
+coverage that stands beside every score. (The released metric counts it as "flawed": a judge that never answers gets F1 46.9.)
+
+Shapes: N rows, F flags, B bootstrap samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soundrl.fapo.records import Verdict
+from soundrl.genrm.labelled import Labelled
+
+RESAMPLES = 2000
+# What is counted for one row; every score is a ratio of sums of these.
+FLAGS = ("wrong", "located", "right", "accepted", "judged", "positives", "negatives", "true_positive", "false_positive", "answered", "rows")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measure in 0 … 1 and its 95 % bootstrap interval over rows."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:5.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def flags(row: Labelled, verdict: Verdict) -> list[float]:
+    """`FLAGS` of one row. ProcessBench counts all rows; FlawedPositiveBench (`positives` …) those with a right final answer."""
+    wrong, said_flawed = row.label >= 0, verdict.kind == "flawed"
+    located = wrong and said_flawed and verdict.step == row.label
+    accepted = not wrong and verdict.kind == "sound"
+    answered = verdict.kind != "unknown"
+    return [
+        float(flag)
+        for flag in (
+            wrong,
+            located,
+            not wrong,
+            accepted,
+            row.right,
+            row.right and wrong,
+            row.right and not wrong,
+            row.right and wrong and said_flawed,
+            row.right and not wrong and said_flawed,
+            answered,
+            True,
+        )
+    ]
+
+
+def measures(sums_BF: Tensor) -> dict[str, Tensor]:
+    """Every measure [B] from sums of flags [B, F]; a ratio of nothing is 0.
+
+    * `error_accuracy`, `correct_accuracy`, `f1`: share of wrong rows located exactly, of right ones accepted, and their harmonic mean
+      (ProcessBench, arXiv 2412.06559 §3.3).
+    * `precision`, `recall`, `flawed_f1`: "flawed" as the positive class among rows with a right final answer (arXiv 2510.22543 Eq. 6).
+    * `over_critic`: share of those that are sound and called flawed. `coverage`: share of all rows with a verdict.
+    """
+    c = dict(zip(FLAGS, sums_BF.unbind(-1), strict=True))
+
+    def ratio(part: Tensor, whole: Tensor) -> Tensor:
+        return torch.where(whole > 0, part / whole.clamp(min=1e-300), torch.zeros_like(part))
+
+    def harmonic(a: Tensor, b: Tensor) -> Tensor:
+        return ratio(2 * a * b, a + b)
+
+    error, correct = ratio(c["located"], c["wrong"]), ratio(c["accepted"], c["right"])
+    precision, recall = ratio(c["true_positive"], c["true_positive"] + c["false_positive"]), ratio(c["true_positive"], c["positives"])
+    return {
+        "error_accuracy": error,
+        "correct_accuracy": correct,
+        "f1": harmonic(error, correct),
+        "precision": precision,
+        "recall": recall,
+        "flawed_f1": harmonic(precision, recall),
+        "over_critic": ratio(c["false_positive"], c["negatives"]),
+        "coverage": ratio(c["answered"], c["rows"]),
+    }
+
+
+def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Score]:
+    """Every measure of `measures` with its interval (percentile bootstrap over rows, `resamples` times, seeded).
+
+    Example: two rows with labels −1 and 2, verdicts sound and flawed(1): error accuracy 0, correct accuracy 1, F1 0, precision 1, recall 1.
+    Raises `ValueError` where there are no rows or the lists differ in length.
+    """
+    if not rows:
+        raise ValueError("no rows to score")
+    flags_NF = torch.tensor([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], dtype=torch.float64)
+    values = measures(flags_NF.sum(0, keepdim=True))
+    sums_BF = resampled(flags_NF, seed, resamples)
+    spread = measures(sums_BF)
+    out = {}
+    for name, value in values.items():
+        low, high = torch.quantile(spread[name], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        out[name] = Score(value.item(), low, high)
+    return out
+
+
+def resampled(flags_NF: Tensor, seed: int, resamples: int) -> Tensor:
+    """Sums [B, F] over `resamples` draws of N rows with replacement; a seed draws the same rows each time, so judges can be paired."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(flags_NF)
+    sums = []
+    for _ in range(resamples):
+        index_N = torch.randint(n, (n,), generator=generator)
+        sums.append(torch.bincount(index_N, minlength=n).to(flags_NF) @ flags_NF)
+    return torch.stack(sums)
+
+
+def difference(
+    rows: Sequence[Labelled], ours: Sequence[Verdict], theirs: Sequence[Verdict], name: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Score:
+    """Measure `name` of `ours` − `theirs` on the same rows, with its paired interval."""
+    flags_NF = [
+        torch.tensor([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], dtype=torch.float64)
+        for verdicts in (ours, theirs)
+    ]
+    value = [measures(f.sum(0, keepdim=True))[name].item() for f in flags_NF]
+    spread = [measures(resampled(f, seed, resamples))[name] for f in flags_NF]
+    low, high = torch.quantile(spread[0] - spread[1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Score(value[0] - value[1], low, high)

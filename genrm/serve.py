@@ -1,0 +1,268 @@
+"""Judges that we serve ourselves: N vLLM API servers in processes of their own, watched by real generations and started again.
+
+    python -m soundrl.genrm.serve --model models/FAPO-GenRM-4B --workers 2
+
+Each listens on loopback alone and asks for a token, which is drawn where the environment holds none and reaches the server through its
+environment (a command line can be read by every user of the machine). A server that has died, or has not generated a token for
+`SICK_SECONDS`, is killed and started again on the same port, so that a pool that knows its URL finds it again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from soundrl.genrm.endpoint import Endpoint, Failure
+
+TOKEN_ENV = "SOUNDRL_GENRM_TOKEN"
+START_SECONDS = 600.0
+"""A large model loads for minutes."""
+LOOK_SECONDS = 5.0
+PROBE_SECONDS = 20.0
+SICK_SECONDS = 120.0
+"""Longer than the longest wait of a probe behind a full batch."""
+LEAST_BATCHED_TOKENS = 8192
+MAX_RESTARTS = 5
+"""In a row, without a generation between them."""
+
+log = logging.getLogger(__name__)
+
+
+class ServeError(RuntimeError):
+    """A judge could not be started, or dies whenever it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a judge is served."""
+
+    model: Path
+    """Model folder (safetensors; no code of its own is run)."""
+    name: str = "genrm"
+    """Its name on the wire; replies under another name are refused, so that a version in it is checked with every reply."""
+    workers: int = 1
+    """Processes; on a machine with GPUs worker i takes GPU i modulo their number."""
+    max_length: int = 0
+    """Longest prompt + critique, in tokens; 0 = the model's own."""
+    dtype: str = "auto"
+    """Type of the weights: auto, bfloat16 or float32."""
+    memory: float = 0.3
+    """Share of a GPU's memory; on CPU the KV cache in GiB (rounded up)."""
+    threads: int = 1
+    """CPU threads of a worker."""
+    eager: bool = False
+    """No compilation and no CUDA graphs: starts in seconds."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.threads < 1 or self.memory <= 0 or self.max_length < 0:
+            raise ValueError("workers and threads must be at least 1, memory above 0, max_length at least 0 (0 = the model's own)")
+        if not (self.model / "config.json").is_file():
+            raise ValueError(f"{self.model} is no model folder (it has no config.json); name one that a run has exported")
+
+
+def _gpus() -> int:
+    from torch.cuda import device_count
+
+    return device_count()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Worker:
+    """One server process on a port that it keeps."""
+
+    def __init__(self, settings: Serving, number: int, token: str, folder: Path) -> None:
+        self.settings, self.number, self.port = settings, number, free_port()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.log = folder / f"genrm-{number}.log"
+        self.endpoint = Endpoint(self.url, settings.name)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.restarts = 0
+        self.healthy = 0.0
+        """When it last generated a token (`time.monotonic`)."""
+        self._token = token
+
+    def command(self) -> list[str]:
+        """vLLM's API server; `--generation-config vllm`: the folder's sampling defaults would be added to what the judge asks for."""
+        s = self.settings
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(s.model), "--served-model-name", s.name]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", s.dtype, "--generation-config", "vllm"]
+        command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if _gpus() else 0.3)]
+        command += ["--max-model-len", str(s.max_length)] if s.max_length else []
+        if not _gpus():
+            # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
+            longest = s.max_length or int(json.loads((s.model / "config.json").read_text()).get("max_position_embeddings", 0))
+            command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(longest, LEAST_BATCHED_TOKENS))]
+        return [*command, "--enforce-eager"] if s.eager else command
+
+    def environment(self) -> dict[str, str]:
+        """The caller's, without torchrun's (vLLM would take part in its process group), and with the token."""
+        drop = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
+        kept = {key: value for key, value in os.environ.items() if key not in drop and not key.startswith("TORCHELASTIC_")}
+        own = {
+            "VLLM_API_KEY": self._token,
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(self.settings.threads),
+        }
+        if _gpus():
+            own["CUDA_VISIBLE_DEVICES"] = str(self.number % _gpus())
+        else:
+            own |= {"VLLM_CPU_KVCACHE_SPACE": str(int(-(-self.settings.memory // 1))), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        return kept | {"VLLM_LOGGING_LEVEL": "WARNING"} | own
+
+    def start(self) -> None:
+        with self.log.open("ab") as sink:
+            # A session of its own: the server's children end with it, and an interrupt from the keyboard is ours to handle. The pipe
+            # to its guard ends when this process does, in whatever way.
+            guarded = [sys.executable, "-P", str(Path(__file__).with_name("guard.py")), *self.command()]
+            self.process = subprocess.Popen(
+                guarded, env=self.environment(), stdin=subprocess.PIPE, stdout=sink, stderr=sink, start_new_session=True
+            )
+
+    def stop(self) -> None:
+        """Ask the whole session to end, then kill it."""
+        if self.process is None:
+            return
+        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+        self.process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def generates(self) -> bool:
+        """Health by a real generation of one token."""
+
+        async def probe() -> None:
+            async with asyncio.timeout(PROBE_SECONDS), self.endpoint.client(1) as client:
+                await self.endpoint.probe(client)
+
+        try:
+            asyncio.run(probe())
+        except (Failure, TimeoutError):
+            return False
+        self.healthy, self.restarts = time.monotonic(), 0
+        return True
+
+    def last_words(self) -> str:
+        """The last line of its log that says something."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return ascii(lines[-1])[:200] if lines else "it said nothing"
+
+
+class JudgeServers:
+    """Starts workers at once and watches them from a thread; `urls` are ready after `wait()`.
+
+    >>> with JudgeServers(Serving(model=Path("models/genrm"), workers=2), logs=Path("runs/x")) as servers:
+    ...     servers.wait()
+    ...     EndpointJudge(servers.urls, "genrm")
+    """
+
+    def __init__(self, settings: Serving, logs: Path | None = None) -> None:
+        # The judge's connections read it from the environment of this process.
+        token = os.environ.setdefault(TOKEN_ENV, secrets.token_urlsafe(24))
+        self.settings = settings
+        folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.workers = [Worker(settings, number, token, folder) for number in range(settings.workers)]
+        self.started = 0
+        """Processes started so far, restarts included."""
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="genrm-watch", daemon=True)
+        for worker in self.workers:
+            self._start(worker)
+
+    def __enter__(self) -> JudgeServers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def urls(self) -> Sequence[str]:
+        return [worker.url for worker in self.workers]
+
+    def wait(self, seconds: float = START_SECONDS) -> None:
+        """Until every worker has generated a token; then they are watched. Raises `ServeError` with the last line of the log of one that
+        has ended or is not ready in time."""
+        end = time.monotonic() + seconds
+        for worker in self.workers:
+            while not worker.generates():
+                if not worker.alive:
+                    raise ServeError(f"the judge's server ended with status {self._status(worker)}: {worker.last_words()} ({worker.log})")
+                if time.monotonic() > end:
+                    raise ServeError(f"the judge's server is not ready after {seconds:.0f} s: {worker.last_words()} ({worker.log})")
+                time.sleep(0.25)
+        if not self._watcher.is_alive():
+            self._watcher.start()
+
+    def close(self) -> None:
+        """End all processes. May be called twice."""
+        self._ended.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for worker in self.workers:
+            worker.stop()
+
+    def _start(self, worker: Worker) -> None:
+        worker.start()
+        worker.healthy = time.monotonic()
+        self.started += 1
+
+    @staticmethod
+    def _status(worker: Worker) -> int | None:
+        return worker.process.returncode if worker.process is not None else None
+
+    def _watch(self) -> None:
+        loading: set[int] = set()
+        while not self._ended.wait(LOOK_SECONDS):
+            for worker in self.workers:
+                if worker.alive and worker.generates():
+                    loading.discard(worker.number)
+                    continue
+                patience = START_SECONDS if worker.number in loading else SICK_SECONDS
+                if worker.alive and time.monotonic() - worker.healthy < patience:
+                    continue
+                if worker.restarts == MAX_RESTARTS:
+                    continue  # the pool has ejected it, and the run stops where no judge is left
+                worker.restarts += 1
+                log.warning("judge %s %s: started again (%s)", worker.url, "is stuck" if worker.alive else "has died", worker.log)
+                worker.stop()
+                loading.add(worker.number)
+                self._start(worker)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    logging.basicConfig(level=logging.INFO)
+    with JudgeServers(tyro.cli(Serving)) as servers:
+        servers.wait()
+        print(f"--genrm.urls {' '.join(servers.urls)} --genrm.model {servers.settings.name}", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})

@@ -1,0 +1,101 @@
+"""The critic task: prompts are solutions to be judged, a rollout is a critique, and its reward is known at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.task import PendingGroups, done
+from soundrl.genrm.labelled import Labelled
+from soundrl.genrm.rewards import critic_reward
+from soundrl.genrm.scores import FLAGS, flags, measures
+from soundrl.genrm.verdict import parse_verdict
+
+COUNTS = ("rollouts", "reward", "exact", "groups", "signal", "tokens", "cut")
+
+
+def outcome(label: int, verdict: Verdict) -> Outcome:
+    """Whether sound or flawed is right; an unknown verdict is no answer."""
+    if verdict.kind == "unknown":
+        return Outcome.NO_ANSWER
+    return Outcome.CORRECT if (verdict.kind == "flawed") == (label >= 0) else Outcome.WRONG
+
+
+class CriticTask:
+    """Trains a GenRM (see `soundrl.fapo.task.Task`): verdicts are read from the rollouts, labels stand in the prompts.
+
+    `process` adds R_process to the reward. Of `settings` the length penalty and the normalisation are used.
+    """
+
+    def __init__(self, settings: RewardSettings, process: bool) -> None:
+        # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
+        self.settings, self.process = replace(settings, lam=0.0), process
+
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
+        pending = PendingGroups(prompts)
+        by_id = {prompt.id: prompt for prompt in prompts}
+        for rollout in rollouts:
+            prompt = by_id[rollout.prompt_id]
+            verdict = parse_verdict(rollout.text, rollout.finish_reason, prompt.steps or 1)
+            pending.entries[prompt.id].append((rollout, done(outcome(int(prompt.answer), verdict)), done(verdict)))
+        return pending
+
+    def assign(self, groups: Sequence[Group]) -> None:
+        rewards = [
+            critic_reward(int(group.prompt.answer), verdict, group.prompt.steps or 1, self.process)
+            for group in groups
+            for verdict in group.verdicts
+            if verdict is not None
+        ]
+        assign_advantages(groups, self.settings, rewards)
+
+    def count(self, groups: Sequence[Group]) -> dict[str, float]:
+        sums = dict.fromkeys((*COUNTS, *FLAGS), 0.0)
+        for group in groups:
+            label = int(group.prompt.answer)
+            row = Labelled(id=group.prompt.id, problem="", steps=("",) * (group.prompt.steps or 1), label=label)
+            sums["groups"] += 1
+            sums["signal"] += any(advantage != 0.0 for advantage in group.advantages)
+            sums["rollouts"] += len(group.rollouts)
+            sums["reward"] += sum(group.rewards)
+            sums["tokens"] += sum(len(rollout.tokens) for rollout in group.rollouts)
+            sums["cut"] += sum(rollout.finish_reason == "length" for rollout in group.rollouts)
+            for verdict in group.verdicts:
+                assert verdict is not None
+                for name, flag in zip(FLAGS, flags(row, verdict), strict=True):
+                    sums[name] += flag
+        sums["exact"] = sums["located"] + sums["accepted"]
+        return sums
+
+    def rates(self, sums: dict[str, float]) -> dict[str, float]:
+        """`reward/correct` is the share of right verdicts, `critic/exact` that of right verdicts with the right step."""
+        groups, rollouts = max(sums["groups"], 1.0), max(sums["rollouts"], 1.0)
+        right = sums["true_positive"] + sums["accepted"]
+        return {
+            "reward/mean": sums["reward"] / rollouts,
+            "reward/correct": right / rollouts,
+            "reward/groups_with_signal": sums["signal"] / groups,
+            "tokens/response": sums["tokens"] / rollouts,
+            "tokens/cut": sums["cut"] / rollouts,
+            **{f"critic/{name}": value for name, value in self.evaluation(sums).items() if name != "tokens"},
+        }
+
+    def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
+        """ProcessBench's and FlawedPositiveBench's measures (`soundrl.genrm.scores.measures`), and `exact` over all rows."""
+        found = measures(torch.tensor([[sums[name] for name in FLAGS]], dtype=torch.float64))
+        rollouts = max(sums["rollouts"], 1.0)
+        out = {"exact": sums["exact"] / rollouts, "tokens": sums["tokens"] / rollouts}
+        return out | {name: value.item() for name, value in found.items()}
+
+    def judge_metrics(self, step: int) -> dict[str, float]:
+        return {}
+
+    def watch(self, step: int, metrics: dict[str, float]) -> None:
+        """A critic that gives no verdict is paid for it; nothing has to stop the run."""
+
+    def close(self) -> None:
+        """Holds nothing."""

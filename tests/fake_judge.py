@@ -1,0 +1,117 @@
+"""A scripted judge endpoint: a real HTTP server on loopback that hands every request to a script and witnesses what was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "judge-model"
+Script = Callable[["Handler", int], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Hands every POST, with its number (from 0), to the server's script."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self) -> None:
+        self.body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            number = len(self.server.bodies)
+            self.server.bodies.append(self.body)
+            self.server.times.append(time.monotonic())
+            self.server.authorizations.append(self.headers.get("authorization"))
+        try:
+            self.server.script(self, number)
+        except OSError:
+            self.server.broken_off.set()
+            self.close_connection = True
+
+    def do_GET(self) -> None:
+        self.send(200, {"object": "list", "data": [{"id": MODEL}, {"id": "other"}]} if self.path == "/v1/models" else "no")
+
+    def send(self, status: int, body: Any, **headers: str) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """Witness of everything that was asked of it. Serves at once; `kill()` and `revive()` as a process would die and be started again."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, script: Script, port: int = 0):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.script = script
+        self.lock = threading.Lock()
+        self.broken_off = threading.Event()
+        self.bodies: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.authorizations: list[str | None] = []
+        self.connections: list[socket.socket] = []
+        self.port = self.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request = super().get_request()
+        self.connections.append(request[0])
+        return request
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def kill(self) -> None:
+        """Nothing listens any more, and every connection is reset."""
+        self.stop()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def revive(self) -> Server:
+        """A new server on the same port, with a memory of its own."""
+        return Server(self.script, self.port)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
+def said(text: str | None, finish_reason: Any = "stop", model: Any = MODEL) -> dict[str, Any]:
+    return {"model": model, "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}]}
+
+
+def replies(body: Any) -> Script:
+    return lambda handler, number: handler.send(200, body)
+
+
+def find_flaw(handler: Handler, number: int) -> None:
+    """A judge that reads the tagged paragraphs and looks for the planted flaw."""
+    content = handler.body["messages"][0]["content"].rpartition("\n[Solution]\n")[2]
+    tagged = re.findall(r"^<paragraph_(\d+)>$(.*?)^</paragraph_\1>$", content, flags=re.DOTALL | re.MULTILINE)
+    index = next((i for i, text in tagged if "2+2=5" in text), "-1")
+    handler.send(200, said(f"Checked {len(tagged)} paragraphs, so \\boxed{{{index}}}"))

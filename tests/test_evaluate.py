@@ -1,0 +1,92 @@
+"""The command that judges the judge, against a scripted endpoint: scores, resumption, refusals."""
+
+import json
+
+import pytest
+from fake_judge import MODEL, Server, find_flaw, said
+
+from soundrl.genrm.evaluate import Arguments, command, main
+
+
+def bench(path, count: int = 12) -> str:
+    rows = [
+        {
+            "id": f"r-{i}",
+            "problem": f"Sum {i}?",
+            "steps": ["Start.", "So 2+2=5." if i % 3 else "So 2+2=4.", "Done."],
+            "final_answer_correct": i % 2 == 0,
+            "label": 1 if i % 3 else -1,
+        }
+        for i in range(count)
+    ]
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+@pytest.fixture
+def judge():
+    servers: list[Server] = []
+
+    def start(script=find_flaw):
+        servers.append(Server(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def test_a_perfect_judge_and_what_is_written(judge, tmp_path, capsys):
+    server = judge(lambda handler, number: find_flaw(handler, number))
+    arguments = Arguments(data=(bench(tmp_path / "gsm8k.json"), "arith"), rows=12, urls=(server.url,), model=MODEL, out=tmp_path / "out")
+    scores = main(arguments)
+    assert scores["gsm8k"]["f1"]["value"] == scores["gsm8k"]["flawed_f1"]["value"] == scores["gsm8k"]["coverage"]["value"] == 1.0
+    assert scores["arith"]["f1"]["value"] == 0.0 and scores["arith"]["correct_accuracy"]["value"] == 1.0  # it finds 2+2=5 only
+    assert scores["all"]["average_f1"] == 0.5
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert written["scores"] == scores and {"data_sha256", "prompt_sha256", "votes", "model"} <= written["made_from"].keys()
+    assert "coverage" in capsys.readouterr().out
+    # Nothing is asked twice, and the table is the same.
+    asked = len(server.bodies)
+    assert main(arguments) == scores and len(server.bodies) == asked + 1  # the check before the evaluation
+
+
+def test_an_interrupted_evaluation_goes_on(judge, tmp_path):
+    server = judge()
+    arguments = Arguments(data=(bench(tmp_path / "b.json"),), urls=(server.url,), model=MODEL, out=tmp_path / "out")
+    whole = main(arguments)
+    file = tmp_path / "out" / "verdicts.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:6]) + lines[6][:9])  # killed in mid line, five verdicts in
+    asked = len(server.bodies)
+    again = main(arguments)
+    assert {name: again["b"][name] for name in ("f1", "coverage")} == {name: whole["b"][name] for name in ("f1", "coverage")}
+    assert len(server.bodies) - asked == 12 - 5 + 1
+    with pytest.raises(ValueError, match="holds verdicts of another judge, data or sampling"):
+        main(Arguments(data=arguments.data, urls=(server.url,), model=MODEL, out=tmp_path / "out", rows=5))
+
+
+def test_unknown_verdicts_are_counted_and_never_sound(judge, tmp_path):
+    server = judge(lambda handler, number: handler.send(200, said("I see nothing wrong.")))
+    scores = main(Arguments(data=(bench(tmp_path / "b.json"),), urls=(server.url,), model=MODEL, out=tmp_path / "out"))
+    assert scores["b"]["unknown"] == {"no_box": 12}
+    assert all(scores["b"][name]["value"] == 0.0 for name in ("f1", "flawed_f1", "correct_accuracy", "coverage"))
+
+
+def test_reference_answers_are_shown_where_they_are_known(judge, tmp_path):
+    server = judge()
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"problem": "Sum 3?", "answer": "42"}) + "\n")
+    out = {"urls": (server.url,), "model": MODEL, "data": (bench(tmp_path / "b.json", 4),)}
+    main(Arguments(**out, out=tmp_path / "standard"))
+    assert not any("[Reference answer]" in body["messages"][0]["content"] for body in server.bodies)
+    main(Arguments(**out, out=tmp_path / "assisted", references=str(answers)))
+    assert sum("[Reference answer]\n\n42" in body["messages"][0]["content"] for body in server.bodies) == 1
+
+
+def test_mistakes_end_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(
+            main, Arguments, ["--data", str(tmp_path / "none.json"), "--urls", "http://127.0.0.1:1", "--model", "x", "--out", str(tmp_path)]
+        )
+    assert ended.value.code == 2 and "no such file" in capsys.readouterr().err

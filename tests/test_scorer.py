@@ -1,0 +1,410 @@
+"""Chaos: four workers on real sockets that die, hang, lie and come back. Every sample is scored once or is unknown by a name, never sound.
+
+Each fault has a witness that it happened, and an inverse that fails where the protection is off. Wall-clock figures are for
+`bench/judge_chaos.py`; here nothing is timed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from fake_judge import MODEL, Handler, Script, Server, find_flaw, said
+
+from soundrl.fapo.measures import JudgeGoneError, UnknownWatch
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.task import ReasoningTask, done
+from soundrl.genrm import judge as judge_module
+from soundrl.genrm import scorer as scorer_module
+from soundrl.genrm.endpoint import Endpoint
+from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.scorer import ScorerPool
+from soundrl.genrm.verdict import BAD_REPLY, CLOSED, HTTP_5XX, NO_BOX, SPLIT, TIMEOUT, UNREACHABLE, majority
+
+N = 160
+SETTINGS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer_module, "FIRST_PAUSE", 0.05)
+
+
+@pytest.fixture
+def pool() -> Iterator[Callable[..., tuple[list[Server], EndpointJudge]]]:
+    """`pool(script, script, …, **settings)` → servers and a judge over them; at the end every sample must be accounted for."""
+    servers: list[Server] = []
+    judges: list[EndpointJudge] = []
+
+    def make(*scripts: Script, **settings: Any) -> tuple[list[Server], EndpointJudge]:
+        own = [Server(script) for script in scripts]
+        servers.extend(own)
+        settings = {"deadline": 20.0, "concurrency": 8} | settings
+        judges.append(EndpointJudge([server.url for server in own], MODEL, **settings))
+        return own, judges[-1]
+
+    yield make
+    for judge in judges:
+        judge.close()
+        stats = judge.stats()
+        assert stats["submitted"] == stats["scored"] + stats["unscored"] and stats["pending"] == 0
+        assert [outstanding for _, outstanding in stats["workers"]] == [0] * len(judge.endpoints), "a place was never given back"
+        assert judge._queued_bytes == 0
+    for server in servers:
+        server.stop()
+
+
+def rollout(i: int) -> Rollout:
+    text = f"Sum {i}.\n\n{'So 2+2=5.' if i % 3 else 'Fine.'}"
+    return Rollout(prompt_id="p", sample=i, prompt_tokens=(), tokens=(), logprobs=(), text=text, finish_reason="stop", policy_version=0)
+
+
+def truth(i: int) -> Verdict:
+    return Verdict.flawed(1) if i % 3 else Verdict.sound()
+
+
+def submit(judge: EndpointJudge, samples: range = range(N)) -> list[Future[Verdict]]:
+    return [judge.submit(Prompt(id="p", text="What is 2+2?", answer="4"), rollout(i)) for i in samples]
+
+
+def results(futures: list[Future[Verdict]]) -> list[Verdict]:
+    return [future.result(30) for future in futures]
+
+
+def right(verdicts: list[Verdict], start: int = 0) -> bool:
+    return verdicts == [truth(start + i) for i in range(len(verdicts))]
+
+
+def working(seconds: float = 0.01) -> Script:
+    def script(handler: Handler, number: int) -> None:
+        time.sleep(seconds)
+        find_flaw(handler, number)
+
+    return script
+
+
+def hang(handler: Handler, number: int) -> None:
+    handler.connection.settimeout(20)
+    if handler.connection.recv(1) == b"":
+        handler.server.broken_off.set()
+    handler.close_connection = True
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "the fault did not happen"
+        time.sleep(0.005)
+
+
+# Workers that die (G1–G4, G12, G13)
+
+
+@pytest.mark.parametrize("dead", [1, 3])
+def test_killed_workers_lose_nothing(pool, dead):
+    servers, judge = pool(*[working(0.02)] * 4)
+    futures = submit(judge)
+    wait_for(lambda: all(len(server.bodies) >= 8 for server in servers))
+    for server in servers[:dead]:
+        server.kill()
+    asked = [len(server.bodies) for server in servers[:dead]]
+    assert right(results(futures))
+    stats = judge.stats()
+    assert stats["retries"][UNREACHABLE] >= dead and stats["ejections"] >= dead and stats["alive"] == 4 - dead  # witness
+    assert [len(server.bodies) for server in servers[:dead]] == asked
+
+
+def test_without_retries_a_killed_worker_does_lose_samples(pool):
+    servers, judge = pool(*[working(0.02)] * 4, attempts=1)
+    futures = submit(judge)
+    wait_for(lambda: all(len(server.bodies) >= 8 for server in servers))
+    servers[0].kill()
+    verdicts = results(futures)
+    lost = [i for i, verdict in enumerate(verdicts) if verdict != truth(i)]
+    assert lost and all(verdicts[i] == Verdict.unknown(UNREACHABLE) for i in lost)
+
+
+def test_all_killed_and_restored(pool):
+    servers, judge = pool(*[working(0.02)] * 4)
+    futures = submit(judge)
+    wait_for(lambda: all(len(server.bodies) >= 4 for server in servers))
+    for server in servers:
+        server.kill()
+    wait_for(lambda: judge.stats()["alive"] == 0)
+    revived = [server.revive() for server in servers]
+    try:
+        assert right(results(futures))
+        # A worker returns by its own probe, each when it is its turn.
+        wait_for(lambda: judge.stats()["alive"] == 4)
+        assert sum(len(server.bodies) for server in revived) > 0
+    finally:
+        for server in revived:
+            server.stop()
+
+
+def test_all_killed_for_good_ends_the_run(pool, monkeypatch):
+    monkeypatch.setattr(scorer_module, "GONE_SECONDS", 0.3)
+    servers, judge = pool(*[working(0.02)] * 4)
+    futures = submit(judge)
+    wait_for(lambda: all(len(server.bodies) >= 4 for server in servers))
+    for server in servers:
+        server.kill()
+    verdicts = results(futures)
+    unscored = [verdict for i, verdict in enumerate(verdicts) if verdict != truth(i)]
+    assert unscored and set(unscored) == {Verdict.unknown(UNREACHABLE)}
+    assert set(results(submit(judge, range(N, N + 8)))) == {Verdict.unknown(UNREACHABLE)}  # at once: nobody waits a deadline for each
+    assert judge.metrics()["genrm/alive"] == 0
+    with pytest.raises(JudgeGoneError, match="step 3: no judge answers"):
+        UnknownWatch(0.9)(3, judge.metrics() | {"genrm/unknown": 0.1})
+
+
+def test_a_flapping_worker_is_left_out_for_longer_each_time(pool):
+    servers, judge = pool(*[working()] * 4)
+    flapping = servers[0]
+    judge.check()
+    for flap in range(3):
+        flapping.kill()
+        futures = submit(judge, range(flap * 64, flap * 64 + 64))
+        assert right(results(futures), flap * 64)
+        assert judge.pool.workers[0].ejected and judge.pool.workers[0].ejections == flap + 1
+        flapping = flapping.revive()
+        wait_for(lambda: judge.stats()["alive"] == 4)
+    flapping.stop()
+    assert judge.stats()["ejections"] == judge.stats()["returns"] == 3
+    # Half a pause of each doubling is certain: 0.05/2, 0.1/2, 0.2/2.
+    assert [judge.pool._pause(attempt) >= 0.025 * 2 ** (attempt - 1) for attempt in (1, 2, 3)] == [True] * 3
+
+
+def test_a_killed_router_is_bypassed(pool):
+    def router(target: Callable[[], Server]) -> Script:
+        def script(handler: Handler, number: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", target().port, timeout=20)
+            connection.request("POST", "/v1/chat/completions", json.dumps(handler.body), {"Content-Type": "application/json"})
+            handler.send(200, connection.getresponse().read())
+            connection.close()
+
+        return script
+
+    workers, _ = pool(working(), working())
+    routers, judge = pool(router(lambda: workers[0]), router(lambda: workers[1]))
+    futures = submit(judge)
+    wait_for(lambda: all(len(server.bodies) >= 8 for server in routers))
+    routers[0].kill()
+    assert right(results(futures)) and judge.stats()["alive"] == 1
+
+
+# Workers that are slow or hang (G5, G6)
+
+
+def test_a_slow_worker_gets_little_work_and_holds_nobody_up(pool):
+    servers, judge = pool(working(0.4), *[working(0.02)] * 3)
+    assert right(results(submit(judge)))
+    assert 0 < len(servers[0].bodies) <= N / 8  # round robin would send a quarter
+    assert judge.stats()["hedges"] > 0
+
+
+def test_a_worker_that_never_answers_is_hedged_and_left_out(pool):
+    servers, judge = pool(hang, *[working()] * 3)
+    assert right(results(submit(judge)))
+    assert servers[0].bodies and servers[0].broken_off.wait(10), "its connections must be closed"
+    assert judge.stats()["hedges"] >= 3 and judge.pool.workers[0].ejected
+    assert len(servers[0].bodies) < N / 8
+
+
+def test_without_hedges_a_hanging_worker_costs_deadlines(pool, monkeypatch):
+    monkeypatch.setattr(ScorerPool, "_patience", lambda self: None)
+    _, judge = pool(hang, *[working(0.0)] * 3, deadline=3.0, concurrency=4)
+    verdicts = results(submit(judge, range(64)))
+    assert Counter(verdict.reason for i, verdict in enumerate(verdicts) if verdict != truth(i)) == {TIMEOUT: 4}
+
+
+def test_never_more_than_half_of_the_pool_is_out_for_being_slow_or_faulty(pool):
+    servers, judge = pool(*[lambda handler, number: handler.send(500, {})] * 4, attempts=6)
+    assert set(results(submit(judge, range(64)))) == {Verdict.unknown(HTTP_5XX)}
+    assert judge.stats()["alive"] == 2 and judge.stats()["ejections"] >= 2 and all(server.bodies for server in servers)
+
+
+# Workers that lie (G7, G8, G10, G11)
+
+
+def test_three_in_ten_requests_fail_on_every_worker(pool):
+    def flaky(handler: Handler, number: int) -> None:
+        faults = [
+            lambda: handler.send(500, {}),
+            lambda: handler.send(503, {}, Retry_After="0"),
+            lambda: handler.send(429, {}, Retry_After="0"),
+            handler.reset,
+            lambda: handler.send(200, b"<html>"),
+        ]
+        faults[number % 5]() if number * 7 % 10 < 3 else find_flaw(handler, number)
+
+    servers, judge = pool(*[flaky] * 4, attempts=8)
+    assert right(results(submit(judge)))
+    requests = sum(len(server.bodies) for server in servers)
+    assert N < requests <= 1.5 * N + sum(judge.pool.workers[i].ejections for i in range(4)) * 3  # probes are requests too
+
+
+def test_retry_after_closes_one_worker_and_not_the_others(pool):
+    servers, judge = pool(lambda handler, number: handler.send(429, {}, Retry_After="3600"), working())
+    assert right(results(submit(judge, range(64))))
+    assert 1 <= len(servers[0].bodies) <= 8  # those already under way when it spoke
+
+
+def test_a_worker_that_talks_nonsense_is_not_believed(pool):
+    bodies = [b"", b"<html>", b"[" * 100_000, {"choices": []}, said(None), said("\\boxed{-1}", model="judge-model@7"), {"model": MODEL}]
+    servers, judge = pool(lambda handler, number: handler.send(200, bodies[number % len(bodies)]), *[working()] * 3)
+    assert right(results(submit(judge)))
+    assert servers[0].bodies and judge.stats()["retries"][BAD_REPLY] > 0
+
+
+def test_late_and_doubled_replies_change_nothing(pool):
+    def script(handler: Handler, number: int) -> None:
+        late = "Sum 7." in handler.body["messages"][0]["content"]
+        time.sleep(3.5 if late else 0.0)
+        find_flaw(handler, number)
+        if number % 3 == 0:
+            handler.send(200, said("\\boxed{0}"))  # a second reply on the same connection
+
+    servers, judge = pool(*[script] * 4, deadline=3.0, concurrency=2)
+    verdicts = results(submit(judge, range(64)))
+    late = [i for i, verdict in enumerate(verdicts) if verdict == Verdict.unknown(TIMEOUT)]
+    assert late == [7] and all(verdicts[i] == truth(i) for i in range(64) if i != 7)
+    counted = judge.stats()
+    time.sleep(1.0)  # the late replies arrive now
+    after = judge.stats()
+    assert (after["scored"], after["unscored"]) == (counted["scored"], counted["unscored"]) == (63, 1)
+
+
+# Bounds, balance, sameness (G14, G15, G17)
+
+
+def test_submit_blocks_while_too_much_text_waits(pool, monkeypatch):
+    monkeypatch.setattr(judge_module, "QUEUE_BYTES", 60_000)
+    gate = threading.Event()
+
+    def script(handler: Handler, number: int) -> None:
+        gate.wait(20)
+        find_flaw(handler, number)
+
+    _, judge = pool(*[script] * 4)
+    futures: list[Future[Verdict]] = []
+    sender = threading.Thread(target=lambda: futures.extend(submit(judge)), daemon=True)
+    sender.start()
+    wait_for(lambda: judge._queued_bytes >= 60_000)
+    size = judge._queued_bytes
+    time.sleep(0.1)
+    assert sender.is_alive() and judge.stats()["submitted"] < N and judge._queued_bytes == size < 64_000
+    gate.set()
+    sender.join(20)
+    assert right(results(futures)) and len(futures) == N
+
+
+def test_close_wakes_a_blocked_submit(pool, monkeypatch):
+    monkeypatch.setattr(judge_module, "QUEUE_BYTES", 2_000)
+    _, judge = pool(hang)
+    said_of_it: list[str] = []
+
+    def send() -> None:
+        try:
+            submit(judge)
+        except RuntimeError as error:
+            said_of_it.append(str(error))
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    wait_for(lambda: judge.stats()["submitted"] >= 1)
+    judge.close()
+    sender.join(10)
+    assert said_of_it == ["the judge is closed"] and judge.stats()["unknown"].keys() == {CLOSED}
+
+
+def test_equal_workers_get_equal_work(pool):
+    servers, judge = pool(*[working(0.02)] * 4)
+    assert right(results(submit(judge)))
+    asked = [len(server.bodies) for server in servers]
+    assert max(asked) / (sum(asked) / 4) <= 1.15
+
+
+def test_one_worker_or_four_give_the_same_advantages(pool):
+    advantages = []
+    for workers in (1, 4):
+        _, judge = pool(*[working(0.002)] * workers, temperature=1.0)
+        verdicts = results(submit(judge, range(32)))
+        groups = [
+            Group(
+                prompt=Prompt(id=f"p{g}", text="?", answer="4"),
+                rollouts=[rollout(i) for i in range(g, g + 8)],
+                outcomes=[Outcome.WRONG if i % 5 == 0 else Outcome.CORRECT for i in range(g, g + 8)],
+                verdicts=[None if i % 5 == 0 else verdicts[i] for i in range(g, g + 8)],
+            )
+            for g in range(0, 32, 8)
+        ]
+        assign_advantages(groups, SETTINGS)
+        advantages.append([group.advantages for group in groups])
+    assert advantages[0] == advantages[1] and any(a != 0 for group in advantages[0] for a in group)
+
+
+# Votes
+
+
+def test_votes_are_seeded_apart_and_the_majority_counts(pool):
+    def script(handler: Handler, number: int) -> None:
+        handler.send(200, said("\\boxed{1}" if handler.body["seed"] % 2 else "\\boxed{-1}") | {"usage": {"completion_tokens": 5}})
+
+    (server,), judge = pool(script, votes=3, temperature=0.7)
+    critique = judge.critique("1+1?", ["It is 2.", "So 2."], "2").result(20)
+    seeds = [body["seed"] for body in server.bodies]
+    assert len(set(seeds)) == 3 and critique.tokens == 15
+    flawed = sum(seed % 2 for seed in seeds)
+    assert critique.verdict == (Verdict.flawed(1) if flawed >= 2 else Verdict.sound())
+
+
+@pytest.mark.parametrize(
+    ("votes", "verdict"),
+    [
+        ([Verdict.flawed(2), Verdict.flawed(1), Verdict.flawed(2)], Verdict.flawed(2)),
+        ([Verdict.flawed(3), Verdict.flawed(1), Verdict.sound()], Verdict.flawed(1)),
+        ([Verdict.sound(), Verdict.flawed(0)], Verdict.unknown(SPLIT)),
+        ([Verdict.sound(), Verdict.unknown(NO_BOX), Verdict.unknown(TIMEOUT)], Verdict.unknown(NO_BOX)),
+        ([Verdict.sound(), Verdict.flawed(0), Verdict.unknown(TIMEOUT)], Verdict.unknown(SPLIT)),
+        ([Verdict.unknown(NO_BOX)], Verdict.unknown(NO_BOX)),
+    ],
+)
+def test_majority(votes, verdict):
+    assert majority(votes) == verdict
+
+
+def test_votes_without_temperature_are_refused():
+    with pytest.raises(ValueError, match="3 votes at temperature 0"):
+        EndpointJudge("http://127.0.0.1:1/v1", MODEL, votes=3)
+
+
+@pytest.mark.parametrize("urls", [(), ("http://127.0.0.1:1", "http://127.0.0.1:1/v1")])
+def test_urls_that_make_no_pool(urls):
+    with pytest.raises(ValueError, match="each only once"):
+        ScorerPool([Endpoint(url, MODEL) for url in urls], concurrency=1, attempts=1)
+
+
+def test_overlap_is_the_share_of_judging_that_was_not_waited_for(pool):
+    """The judge's busy time counts once however many questions are open; a caller who comes late has waited for none of it."""
+    _, judge = pool(working(0.05))
+    task = ReasoningTask(lambda prompt, rollout: done(Outcome.CORRECT), judge, SETTINGS)
+    prompt = Prompt(id="p", text="What is 2+2?", answer="4")
+    pending = task.collect([prompt], [rollout(i) for i in range(16)])
+    while judge.stats()["pending"]:
+        time.sleep(0.01)
+    (group,) = pending.groups()
+    metrics = task.judge_metrics(1)
+    assert right([verdict for verdict in group.verdicts if verdict is not None]) and len(group.verdicts) == 16
+    assert 0.1 <= metrics["genrm/busy"] and metrics["genrm/overlap"] > 0.9
+    pending = task.collect([prompt], [rollout(i) for i in range(16, 32)])
+    pending.groups()
+    assert task.judge_metrics(2)["genrm/overlap"] < 0.5

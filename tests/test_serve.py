@@ -1,0 +1,135 @@
+"""Judges in processes of our own: started, watched, started again, and gone with whoever started them; one test with the real vLLM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_judge import MODEL
+
+from soundrl.engine.arith_critic_model import write_arith_critic
+from soundrl.fapo.records import Verdict
+from soundrl.genrm import scorer, serve
+from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, ServeError, Serving, Worker
+
+FAKE = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from fake_judge import Server, find_flaw
+assert "RANK" not in os.environ
+token = os.environ["VLLM_API_KEY"]
+def script(handler, number):
+    if handler.headers["authorization"] == f"Bearer {token}":
+        find_flaw(handler, number)
+    else:
+        handler.send(401, {})
+Server(script, int(sys.argv[2]))
+print("serving", flush=True)
+time.sleep(1e6)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A model folder, a fake server in place of vLLM's, and a watch that looks often."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", FAKE, str(Path(__file__).parent), str(self.port)])
+    monkeypatch.setattr(serve, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.05)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(TOKEN_ENV, "canary-71")
+    return tmp_path
+
+
+def ask(judge: EndpointJudge, count: int) -> list[Verdict]:
+    futures = [judge.critique(f"Sum {i}?", ["Start.", "2+2=5"], "4") for i in range(count)]
+    return [future.result(30).verdict for future in futures]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_or_stuck_server_is_started_again_and_nothing_is_lost(folder, monkeypatch, how):
+    monkeypatch.setattr(serve, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(serve, "SICK_SECONDS", 1.5)
+    with JudgeServers(Serving(model=folder, name=MODEL, workers=2), logs=folder) as servers:
+        servers.wait(20)
+        with EndpointJudge(servers.urls, MODEL, deadline=20.0, concurrency=4) as judge:
+            judge.check()
+            victim = servers.workers[0].process
+            assert victim is not None
+            os.killpg(victim.pid, how)
+            assert ask(judge, 40) == [Verdict.flawed(1)] * 40
+            end = time.monotonic() + 20
+            while servers.started < 3 or judge.stats()["alive"] < 2:
+                assert time.monotonic() < end, "the server did not come back"
+                time.sleep(0.05)
+            assert servers.workers[0].process is not victim
+            assert ask(judge, 40) == [Verdict.flawed(1)] * 40
+    assert all(not worker.alive for worker in servers.workers)
+
+
+def test_a_server_that_cannot_start_says_why(folder, monkeypatch):
+    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", "raise SystemExit('no such GPU')"])
+    with JudgeServers(Serving(model=folder), logs=folder) as servers, pytest.raises(ServeError, match="status 1: 'no such GPU'"):
+        servers.wait(20)
+
+
+def test_what_cannot_be_served_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no model folder"):
+        Serving(model=tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="workers and threads must be at least 1"):
+        Serving(model=tmp_path, workers=0)
+
+
+def test_the_server_listens_on_loopback_and_its_token_is_on_no_command_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    worker = Worker(Serving(model=tmp_path), 0, "canary-72", tmp_path)
+    command = worker.command()
+    assert command[command.index("--host") + 1] == "127.0.0.1" and not any("canary" in part for part in command)
+    assert worker.environment()["VLLM_API_KEY"] == "canary-72" and "--trust-remote-code" not in command
+
+
+def test_servers_do_not_outlive_a_killed_trainer(folder):
+    code = (
+        "import sys, os\n"
+        "from pathlib import Path\n"
+        "from soundrl.genrm.serve import JudgeServers, Serving, Worker\n"
+        "Worker.command = lambda self: [sys.executable, '-c', *sys.argv[2:], str(self.port)]\n"
+        "servers = JudgeServers(Serving(model=Path(sys.argv[1]), name='judge-model'), logs=Path(sys.argv[1]))\n"
+        "servers.wait(20)\n"
+        "print(servers.workers[0].process.pid, flush=True)\n"
+        "os._exit(9)\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), FAKE, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 9, done.stderr[-2000:]
+    group, end = int(done.stdout), time.monotonic() + 20
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < end, "the server is still there"
+        time.sleep(0.05)
+
+
+def test_a_run_serves_its_own_judge_through_vllm(train, tmp_path):
+    """A critic with random weights: every verdict is unknown, counted by reason, and no rollout earns by it."""
+    write_arith_critic(tmp_path / "critic", 0)
+    small = ("--warm-start.steps", 40, "--run.steps", 1, "--data.test", "--rollout.engine", "torch", "--rollout.prompts", 32)
+    judge = ("--genrm.judge", "serve", "--genrm.model", tmp_path / "critic", "--genrm.max-tokens", 30, "--genrm.max-unknown", 1.0)
+    done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    rows = [json.loads(line) for line in (tmp_path / "arith" / "metrics.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if "loss/policy" in row)
+    assert row["genrm/unknown"] == 1.0 and row["genrm/alive"] == 1.0 and row["genrm/requests"] > 0
+    assert row["genrm/precision"] == row["genrm/recall"] == 0.0 and "fapo/true_flawed_ratio" in row
+    assert sum(value for name, value in row.items() if name.startswith("genrm/unknown_")) > 0
+    rollouts = [json.loads(line) for line in (tmp_path / "arith" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    judged = [r for r in rollouts if r["outcome"] == "correct"]
+    assert judged and all(r["verdict"]["kind"] == "unknown" and not r["kept"] and r["advantage"] == 0.0 for r in judged)
