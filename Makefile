@@ -7,7 +7,7 @@ RECIPE ?= arith-genrm
 ARGS   ?=
 DATA   ?= ../shared/data
 
-.PHONY: install run test lint gpu compare soak smollm2 clean
+.PHONY: install run plan test lint gpu compare soak smollm2 clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ $(GENRM): | $(STAMP)
 # engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
 run: $(STAMP) $(if $(filter arith-genrm,$(RECIPE)),$(GENRM))
 	$(BIN)/python engine/train.py $(RECIPE) $(ARGS)
+
+# What the recipe will hold in memory, and whether it fits: make plan RECIPE=fapo-7b ARGS="--gpus 32 --gpu-gib 80"
+plan: $(STAMP)
+	$(BIN)/python engine/train.py $(RECIPE) --plan $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

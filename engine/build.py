@@ -111,7 +111,8 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> Task:
         end_servers()
 
     truth = arith.oracle if config.data.train == "arith" else None
-    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, build_probe(config, judge, world), close_all)
+    deadline = config.genrm.deadline[1]
+    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, build_probe(config, judge, world), close_all, deadline)
 
 
 def engine_count(config: Config, world: World) -> int:

@@ -86,13 +86,13 @@ class Loss:
     """Bound on the loss of negative advantages, in multiples of the advantage."""
     correction: str = "tis"
     """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
-    correction_low: float = 0.5
-    """Lower edge of the icepop and sequence bands (of a probability ratio)."""
-    correction_high: float = 2.0
-    """Cap of tis, upper edge of the bands."""
+    correction_band: tuple[float, float] = (0.5, 2.0)
+    """Edges, on either side of 1, of the icepop and sequence bands (of a probability ratio); the upper one caps tis."""
 
     def rule(self) -> LossRule:
-        return LossRule(**dataclasses.asdict(self))
+        low, high = self.correction_band
+        others = {name: value for name, value in dataclasses.asdict(self).items() if name != "correction_band"}
+        return LossRule(**others, correction_low=low, correction_high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,8 @@ class Genrm:
     sampling: tuple[float, int] = (0.0, 1)
     """Sampling temperature of the judge, and votes a solution, whose majority counts (more than one needs a temperature above 0)."""
     deadline: tuple[float, float] = (300.0, 3600.0)
-    """Seconds until a verdict is given up as unknown(timeout): from its first request, and from the end of its rollout (queue included)."""
+    """Seconds until a verdict is given up as unknown(timeout): from its first request, and, the queue included, from the end of its
+    rollout. A step waits no longer than the second from the end of its sampling, whatever the judge does."""
     concurrency: int = 64
     """Requests under way at once on each endpoint, per rank."""
     reference: bool = True
@@ -169,6 +170,8 @@ class Run:
     """Steps between evaluations (one before the first and one after the last step as well); 0 = only those two."""
     eval_sampling: tuple[int, float, float] = (1, 1.0, 1.0)
     """Evaluation: rollouts a problem (avg@k), temperature, and nucleus (top-p)."""
+    overlap: bool = True
+    """Train on groups whose verdicts are there while others are judged; off waits for all first. Both compute the same, bit for bit."""
     export_every: int = 0
     """Steps between exports of the policy as a safetensors folder; 0 = only at the end."""
     gate: float = 1.05

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-PHASES = ("generate", "verify", "judge_wait", "train", "sync")
+from soundrl.engine.timeline import shares
 
 
 def peak_memory() -> dict[str, float]:
@@ -43,18 +43,17 @@ class Progress:
             self.say(f"warm start {step:>5}/{steps}  loss {loss:.3f}  {clock(time.perf_counter() - self.start)}")
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """`step 12/80  correct 0.81  flawed 0.17  reward +0.44  mismatch 1.0001  1.6 s (generate 0.9 …)  ETA 1:49`"""
+        """`step 12/80  correct 0.81  flawed 0.17  reward +0.44  mismatch 1.0001  1.6 s: generate 56 %, …  ETA 1:49`"""
         now = time.perf_counter()
         if self.training_start is None:
             self.training_start = now - metrics["time/step"]
         left = (now - self.training_start) / step * (self.steps - step)
-        phases = " ".join(f"{name} {metrics[f'time/{name}']:.1f}" for name in PHASES if metrics.get(f"time/{name}", 0) >= 0.05)
         critic = "critic/error_accuracy" in metrics
         what = f"located {metrics['critic/error_accuracy']:.3f}" if critic else f"flawed {metrics['fapo/flawed_ratio']:.3f}"
         self.say(
             f"step {step:>4}/{self.steps}  correct {metrics['reward/correct']:.3f}  {what}  "
             f"reward {metrics['reward/mean']:+.3f}  tokens {metrics['tokens/response']:.0f}  mismatch {metrics['mismatch/gate']:.4f}  "
-            f"{metrics['time/step']:.1f} s ({phases})  ETA {clock(left)}"
+            f"{shares(metrics)}  ETA {clock(left)}"
         )
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:

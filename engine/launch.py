@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import io
@@ -58,6 +59,23 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
     raise UserError(one_line(said.getvalue()))
 
 
+def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
+    """`--plan [--gpus N] [--gpu-gib 80]` taken out of the arguments; None where no plan is asked for."""
+    if "--plan" not in arguments:
+        return None, list(arguments)
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--gpu-gib", type=float)
+    try:
+        plan, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error} (--plan --gpus 32 --gpu-gib 80)") from error
+    if plan.gpus < 0 or (plan.gpu_gib is not None and plan.gpu_gib <= 0):
+        raise UserError("--gpus must be at least 1 and --gpu-gib above 0")
+    return plan, rest
+
+
 def check_name(argument: str) -> None:
     """UserError with the nearest setting where `--group.setting` (also `=value`, `--group.no-flag`) is none."""
     name = argument.split("=")[0].removeprefix("--").replace("_", "-")
@@ -87,7 +105,14 @@ def run(main: Callable[[Config], None]) -> None:
     under_torchrun = "RANK" in os.environ
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        config = parse_arguments(sys.argv[1:])
+        plan, arguments = plan_arguments(sys.argv[1:])
+        config = parse_arguments(arguments)
+        if plan is not None:
+            from soundrl.engine import memory_plan
+
+            with users_mistakes():
+                memory_plan.main(config, plan.gpus, plan.gpu_gib)
+            return
         if under_torchrun:
             main(config)
     except UserError as error:

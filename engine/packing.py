@@ -63,6 +63,29 @@ class PackedBatch:
     def tokens(self) -> int:
         return len(self.input_ids)
 
+    def with_advantages(self, advantages: Sequence[float]) -> PackedBatch:
+        """The same row with an advantage for each of its B sequences; those whose advantage is 0 leave it, as they have no gradient.
+
+        Worked example: lengths 3, 2 with advantages 0, 1.5 → the second sequence alone, at positions 0, 1.
+        """
+        if len(advantages) != len(self.cu_seqlens) - 1:
+            raise ValueError(f"{len(advantages)} advantages for {len(self.cu_seqlens) - 1} sequences; give one for each")
+        if not any(advantage != 0.0 for advantage in advantages):
+            return pack((), self.input_ids.device)
+        values_B = torch.tensor(advantages, dtype=torch.float32, device=self.input_ids.device)
+        lengths_B, live_B = self.cu_seqlens.diff(), values_B != 0
+        live_T = live_B.repeat_interleave(lengths_B)
+        mask_T = self.loss_mask[live_T]
+        return PackedBatch(
+            input_ids=self.input_ids[live_T],
+            position_ids=self.position_ids[live_T],
+            cu_seqlens=torch.cat([self.cu_seqlens[:1], lengths_B[live_B].cumsum(0)]),
+            loss_mask=mask_T,
+            sampler_logprobs=self.sampler_logprobs[live_T],
+            advantages=values_B.repeat_interleave(lengths_B)[live_T] * mask_T,
+            old_logprobs=None if self.old_logprobs is None else self.old_logprobs[live_T],
+        )
+
 
 def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
     """One row of the given samples, in order. With no sample: one token that trains nothing, so that every rank can take part."""
@@ -86,19 +109,27 @@ def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
     )
 
 
-def pack_all(samples: Sequence[Sample], budget: int, device: torch.device) -> list[PackedBatch]:
-    """Micro-batches of at most `budget` tokens: first fit, longest first; ties keep their order, so the result is a function of content.
+def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `lengths` in bins of at most `budget` tokens: first fit, longest first; ties keep their order, so the result is a function
+    of content.
 
-    Worked example: lengths 5, 3, 4, 2 with budget 7 → [5, 2], [4, 3].
+    >>> first_fit([5, 3, 4, 2], 7)
+    [[0, 3], [2, 1]]
     """
-    bins: list[tuple[int, list[Sample]]] = []
-    for sample in sorted(samples, key=lambda s: -s.length):
-        if sample.length > budget:
-            raise ValueError(f"a sequence of {sample.length} tokens exceeds optim.microbatch_tokens {budget}; raise it to model.max_length")
+    bins: list[tuple[int, list[int]]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        if length > budget:
+            raise ValueError(f"a sequence of {length} tokens exceeds optim.microbatch_tokens {budget}; raise it to model.max_length")
         for i, (used, members) in enumerate(bins):
-            if used + sample.length <= budget:
-                bins[i] = (used + sample.length, [*members, sample])
+            if used + length <= budget:
+                bins[i] = (used + length, [*members, index])
                 break
         else:
-            bins.append((sample.length, [sample]))
-    return [pack(members, device) for _, members in bins]
+            bins.append((length, [index]))
+    return [members for _, members in bins]
+
+
+def pack_all(samples: Sequence[Sample], budget: int, device: torch.device) -> list[PackedBatch]:
+    """Micro-batches of at most `budget` tokens, by `first_fit`. Worked example: lengths 5, 3, 4, 2 with budget 7 → [5, 2], [4, 3]."""
+    return [pack([samples[i] for i in members], device) for members in first_fit([s.length for s in samples], budget)]

@@ -1,16 +1,16 @@
-"""The memory of a run: `runs/<name>/` with config.json, metrics.jsonl and every rollout; TensorBoard where it is installed."""
+"""The memory of a run: `runs/<name>/` with config.json, metrics.jsonl, trace.json and every rollout; TensorBoard where it is installed."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from soundrl.engine.config import Config
+from soundrl.engine.timeline import TraceFile
 from soundrl.fapo.records import Group
 
 
@@ -20,7 +20,7 @@ class RunFolder:
     def __init__(self, config: Config, writes: bool) -> None:
         self.path = Path(config.run.folder) / config.run.name
         self.writes = writes
-        self.metrics = self.board = None
+        self.metrics = self.board = self.trace = None
         if not writes:
             return
         if (self.path / "metrics.jsonl").exists():
@@ -30,6 +30,7 @@ class RunFolder:
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         (self.path / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
         self.metrics = (self.path / "metrics.jsonl").open("a")
+        self.trace = TraceFile(self.path / "trace.json")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -76,35 +77,12 @@ class RunFolder:
                     file.write(json.dumps(row) + "\n")
         os.replace(beside, target)
 
+    def save_trace(self, events: Iterable[dict[str, Any]]) -> None:
+        """Events of any rank, see `soundrl.engine.timeline`."""
+        if self.trace is not None:
+            self.trace.add(events)
+
     def close(self) -> None:
-        for sink in (self.metrics, self.board):
+        for sink in (self.metrics, self.board, self.trace):
             if sink is not None:
                 sink.close()
-
-
-class Phases:
-    """Seconds by phase: of the step under way and of the whole run."""
-
-    def __init__(self) -> None:
-        self.step: dict[str, float] = {}
-        self.total: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.step[name] = self.step.get(name, 0.0) + spent
-            self.total[name] = self.total.get(name, 0.0) + spent
-
-    def take(self) -> dict[str, float]:
-        """`time/<phase>` of the step that ends here."""
-        out = {f"time/{name}": seconds for name, seconds in self.step.items()}
-        self.step = {}
-        return out
-
-    def spent(self) -> dict[str, float]:
-        """Seconds of the whole run by phase, without `step`, which contains others."""
-        return {name: seconds for name, seconds in self.total.items() if name != "step"}

@@ -1,6 +1,7 @@
 """The main job: prompts → generate → verify → judge → reward → advantage → pack → forward/backward → optimizer → sync weights.
 
 torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts torchrun itself
+`--plan [--gpus N] [--gpu-gib 80]` says what the run will hold in memory, and starts nothing.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from soundrl.engine.console import Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.generator import Generator, requests_for
 from soundrl.engine.launch import run, users_mistakes
-from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
-from soundrl.engine.run_folder import Phases, RunFolder
+from soundrl.engine.run_folder import RunFolder
+from soundrl.engine.schedule import schedules
+from soundrl.engine.timeline import Timeline
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.engine.world import World
 from soundrl.fapo.prompt_stream import PromptStream
-from soundrl.fapo.records import Group, Prompt
-from soundrl.fapo.task import Task, distinct
+from soundrl.fapo.records import Prompt
+from soundrl.fapo.task import PendingGroups, Task, distinct
 
 
 def main(config: Config) -> None:
     world = World.start()
-    phases, progress = Phases(), Progress(world.main, config.run.steps)
+    phases, progress = Timeline(world.rank), Progress(world.main, config.run.steps)
     with users_mistakes(), phases("prepare"):
         engines = build.engine_count(config, world)
         source, tests = build.build_sources(config)
@@ -41,7 +43,7 @@ def main(config: Config) -> None:
         task = build.build_task(config, prompts, world)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
-    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature)
+    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
     if demonstrations is not None:
         with phases("warm_start"):
@@ -65,20 +67,28 @@ def main(config: Config) -> None:
             # One take a mini-batch: which prompts share an optimizer step does not depend on the number of ranks.
             updates = config.rollout.prompts // config.optim.minibatch_prompts
             prompts = distinct([prompt for _ in range(updates) for prompt in stream.take(config.optim.minibatch_prompts)])
-            groups = rollout(prompts, task, generator, encode, config, step, phases)
-            task.assign(groups)
-            own = groups[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]
+            pending = rollout(prompts, task, generator, encode, config, world, step, phases)
             generator.sleep()
+            with phases("rank_wait"):
+                world.barrier()
+            if not config.run.overlap:
+                with phases("judge_wait"):
+                    pending.groups()
             with phases("train"):
-                trained = trainer.train(minibatches(own, updates))
+                waiting = lambda: phases("judge_wait")  # noqa: E731
+                trained = trainer.train(schedules(list(pending), updates, config.optim.microbatch_tokens, world.device, waiting))
+            with phases("judge_wait"):  # verdicts that change no advantage: λ = 0
+                own = pending.groups()
             with phases("sync"):
                 gate = sync()
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
+        measured |= phases.judged(pending.calls(), world)
         metrics = measured | trained | gate | task.judge_metrics(step) | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
+        folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
         progress.step(step, metrics)
         task.watch(step, metrics)
         if due(step, config.run.export_every, config.run.steps):
@@ -91,6 +101,7 @@ def main(config: Config) -> None:
             folder.log(step, evaluation)
 
     after = evaluation | {name: metrics[name] for name in SUMMARY if name in metrics}
+    folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
     progress.summary(before, after, phases.spent(), str(folder.path))
     folder.close()
     task.close()
@@ -107,9 +118,17 @@ SUMMARY = ("reward/correct", "fapo/flawed_ratio", "tokens/response")
 
 
 def rollout(
-    prompts: Sequence[Prompt], task: Task, generator: Generator, encode: build.Encoder, config: Config, step: int, phases: Phases
-) -> list[Group]:
-    """Sample, verify and judge; each rollout goes on to the next stage as it finishes, while the others are still sampled."""
+    prompts: Sequence[Prompt],
+    task: Task,
+    generator: Generator,
+    encode: build.Encoder,
+    config: Config,
+    world: World,
+    step: int,
+    phases: Timeline,
+) -> PendingGroups:
+    """Sample and verify; each correct rollout goes to the judge as it finishes, while the others are still sampled. Of an engine that
+    several ranks share, each rank keeps, verifies and judges its own groups."""
     requests = requests_for(
         [(prompt.id, encode(prompt)) for prompt in prompts],
         config.rollout.samples,
@@ -119,26 +138,12 @@ def rollout(
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
     )
+    own = {prompt.id: prompt for prompt in prompts[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]}
     with phases("generate"):
-        pending = task.collect(prompts, generator.generate(requests))
+        pending = task.collect(list(own.values()), (rollout for rollout in generator.generate(requests) if rollout.prompt_id in own))
     with phases("verify"):
         pending.outcomes()
-    with phases("judge_wait"):
-        return pending.groups()
-
-
-def minibatches(groups: Sequence[Group], number: int) -> list[list[Sample]]:
-    """This rank's groups, in prompt order, cut into `number` mini-batches of whole groups; rollouts that left their group are out."""
-    size = len(groups) // number
-    return [
-        [
-            Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs, advantage=advantage)
-            for group in groups[i * size : (i + 1) * size]
-            for r, advantage, kept in zip(group.rollouts, group.advantages, group.kept, strict=True)
-            if kept
-        ]
-        for i in range(number)
-    ]
+    return pending
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -13,14 +14,20 @@ from torch.distributed.tensor import DTensor
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.packing import PackedBatch, Sample, pack, pack_all
 from soundrl.engine.policy import Policy
+from soundrl.engine.schedule import Minibatch
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS
 
 # (micro-batch, count) → loss, metric sums, log-probs [R], entropy [R]; see `Policy.response_loss`
 LossFunction = Callable[[PackedBatch, float], tuple[Tensor, dict[str, Tensor], Tensor, Tensor]]
 
+Detail = Callable[[str], AbstractContextManager[None]]
+
 # −log-prob with gradient: cispo of the first token's ratio, 1, and advantage 1.
 SUPERVISED = LossRule(variant="cispo")
+
+# What `Trainer.backward` adds up: tokens in micro-batches and how many of these there were, then the loss's own.
+SUMS = ("packed", "batches", "loss", "entropy", *METRIC_SUMS)
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -32,7 +39,9 @@ class NotFiniteError(RuntimeError):
 class Trainer:
     """AdamW on the policy's float32 master weights."""
 
-    def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float) -> None:
+    def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float, detail: Detail = lambda name: nullcontext()) -> None:
+        """`detail(name)` is entered around each part of a step's work (`Timeline.detail`)."""
+        self.detail = detail
         self.policy, self.world = policy, policy.world
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = torch.optim.AdamW(
@@ -42,25 +51,30 @@ class Trainer:
         self.skipped_in_a_row = 0
 
     def pack(self, samples: Sequence[Sample]) -> list[PackedBatch]:
-        """This rank's micro-batches, padded with empty ones to the largest number of any rank: FSDP2's collectives must match."""
-        batches = pack_all(samples, self.settings.microbatch_tokens, self.world.device)
+        """This rank's micro-batches, `padded`."""
+        return self.padded(pack_all(samples, self.settings.microbatch_tokens, self.world.device))
+
+    def padded(self, batches: list[PackedBatch]) -> list[PackedBatch]:
+        """With empty ones up to the largest number of any rank: FSDP2's collectives must match."""
         most = int(self.world.max(max(1, len(batches))))  # at least one, so that a step without any signal is a step all the same
         return batches + [pack((), self.world.device)] * (most - len(batches))
 
-    def backward(self, batches: Sequence[PackedBatch], count: float, loss_function: LossFunction) -> dict[str, float]:
-        """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`loss`, `entropy` included).
+    def backward(self, batches: Iterable[PackedBatch], count: float, loss_function: LossFunction) -> dict[str, float]:
+        """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`SUMS`).
 
         `count` is the mini-batch's over all ranks. FSDP2 averages gradients over ranks, so each rank's loss is scaled by
         the world size: the sum over ranks is the gradient of one rank that holds everything.
         """
-        names = ("loss", "entropy", *METRIC_SUMS)
-        sums = torch.zeros(len(names), dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.world.device)
         for batch in batches:
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
-            loss, metrics, _, entropy_R = loss_function(batch, count)
-            (self.world.size * loss).backward()
-            sums += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
-        return dict(zip(names, self.world.sum(sums.tolist()), strict=True))
+            with self.detail("micro-batch"):
+                loss, metrics, _, entropy_R = loss_function(batch, count)
+                (self.world.size * loss).backward()
+                sums[2:] += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
+            sums[0] += batch.tokens
+            sums[1] += 1
+        return dict(zip(SUMS, self.world.sum(sums.tolist()), strict=True))
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
@@ -114,22 +128,24 @@ class Trainer:
             out.append(replace(batch, old_logprobs=old_T))
         return out
 
-    def train(self, minibatches: Sequence[Sequence[Sample]]) -> dict[str, float]:
-        """One optimizer step per mini-batch of the rollout batch; `minibatches` holds this rank's samples of each.
+    def train(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
+        """One optimizer step per mini-batch of the rollout batch; `minibatches` holds this rank's part of each.
 
-        Samples without advantage have an exactly zero gradient: they count in the denominator and are not computed. The first
-        mini-batch trains on the weights that sampled (ratio exactly 1); for the others log-probabilities are taken before it.
+        The first mini-batch trains on the weights that sampled (ratio exactly 1); for the others log-probabilities are taken before it,
+        which needs no verdict. Each micro-batch waits for the verdicts of its own window, and an optimizer step for those of its own
+        mini-batch. Sequences without advantage have an exactly zero gradient: they count in the denominator and are not trained.
         Returns metrics over the whole batch.
         """
-        counts = self.world.sum([self.count(samples) for samples in minibatches])
-        packed = [self.pack([s for s in samples if s.advantage != 0.0 and s.tokens]) for samples in minibatches]
-        packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
-        totals: dict[str, float] = dict.fromkeys(("loss", "entropy", *METRIC_SUMS, "grad_norm", "skipped"), 0.0)
-        for batches, count in zip(packed, counts, strict=True):
-            stats = self.backward(batches, max(count, 1.0), self.policy_loss)
-            stats |= self.update(self.learning_rate())
+        counts = self.world.sum([self.count(minibatch.samples) for minibatch in minibatches])
+        packed = [self.padded(minibatch.batches) for minibatch in minibatches]
+        with self.detail("old log-probs"):
+            packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
+        totals: dict[str, float] = dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
+        for minibatch, batches, count in zip(minibatches, packed, counts, strict=True):
+            stats = self.backward(minibatch.trained(batches), max(count, 1.0), self.policy_loss)
+            with self.detail("optimizer"):
+                stats |= self.update(self.learning_rate())
             totals = {name: totals[name] + stats[name] for name in totals}
-        filled = self.world.sum([float(sum(b.tokens for bs in packed for b in bs)), float(sum(len(bs) for bs in packed))])
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)
         return {
             "loss/policy": totals["loss"] / steps,
@@ -145,7 +161,7 @@ class Trainer:
             "optim/skipped": totals["skipped"],
             "optim/lr": self.optimizer.param_groups[0]["lr"],
             "tokens/trained": totals["tokens"],
-            "tokens/fill": filled[0] / (filled[1] * self.settings.microbatch_tokens),
+            "tokens/fill": totals["packed"] / (totals["batches"] * self.settings.microbatch_tokens),
         }
 
     def supervised_step(self, samples: Sequence[Sample], lr: float) -> dict[str, float]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from soundrl.fapo.judging import Judge
@@ -91,7 +91,8 @@ class OracleJudge:
 class ReasoningTask:
     """Verifies every rollout as it finishes and sends the correct ones to the judge at once.
 
-    `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO).
+    `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO). `deadline`: seconds from the
+    end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the judge takes.
     """
 
     def __init__(
@@ -103,12 +104,12 @@ class ReasoningTask:
         truth: Oracle | None = None,
         probe: Callable[[int], dict[str, float]] = lambda step: {},
         close: Callable[[], None] = lambda: None,
+        deadline: float | None = None,
     ) -> None:
+        self.deadline = deadline
         self.verify, self.judge, self.settings, self._close = verify, judge, settings, close
         self.watch = UnknownWatch(max_unknown)
         self.truth, self.probe = truth, probe
-        self._trained_on: PendingGroups | None = None
-        self._busy = 0.0
 
     def assign(self, groups: Sequence[Group]) -> None:
         assign_advantages(groups, self.settings)
@@ -128,16 +129,8 @@ class ReasoningTask:
         return out
 
     def judge_metrics(self, step: int) -> dict[str, float]:
-        """The judge's own metrics, a probe where one is due, and `genrm/overlap`: the share of the time in which the step's rollouts were
-        judged that was not waited for."""
-        if self.judge is None:
-            return {}
-        busy, waited = self._busy_seconds() - self._busy, 0.0 if self._trained_on is None else self._trained_on.waited
-        overlap = {"genrm/overlap": max(0.0, 1.0 - waited / busy)} if busy > 0.0 else {}
-        return self.judge.metrics() | overlap | self.probe(step)
-
-    def _busy_seconds(self) -> float:
-        return 0.0 if self.judge is None else self.judge.metrics().get("genrm/busy", 0.0)
+        """The judge's own metrics, and those of a probe where one is due."""
+        return {} if self.judge is None else self.judge.metrics() | self.probe(step)
 
     def close(self) -> None:
         """End the verifier's processes and the judge's connections."""
@@ -148,61 +141,155 @@ class ReasoningTask:
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         """Consume `rollouts` in whatever order they finish; each is verified and judged while the next are sampled."""
         judge = OracleJudge(self.truth) if measuring and self.truth is not None and self.judge is not None else self.judge
-        pending = PendingGroups(prompts)
-        if not measuring:
-            self._trained_on, self._busy = pending, self._busy_seconds()
-        by_id = {prompt.id: prompt for prompt in prompts}
+        decisive = self.judge is not None and self.settings.lam > 0
+        pending = PendingGroups(prompts, self.assign, decisive, self.deadline)
         for rollout in rollouts:
-            prompt = by_id[rollout.prompt_id]
+            prompt = pending.by_prompt[rollout.prompt_id].prompt
             outcome = self.verify(prompt, rollout)
             verdict: Future[Verdict | None] = Future()
-            outcome.add_done_callback(lambda o, p=prompt, r=rollout, v=verdict: self._judge(judge, o, p, r, v))
-            pending.entries[rollout.prompt_id].append((rollout, outcome, verdict))
-        return pending
+            outcome.add_done_callback(lambda o, p=prompt, r=rollout, v=verdict: self._judge(judge, o, p, r, v, pending.asked))
+            pending.by_prompt[rollout.prompt_id].add(rollout, outcome, verdict)
+        return pending.sampled()
 
     @staticmethod
-    def _judge(judge: Judge | None, outcome: Future[Outcome], prompt: Prompt, rollout: Rollout, verdict: Future[Verdict | None]) -> None:
+    def _judge(
+        judge: Judge | None,
+        outcome: Future[Outcome],
+        prompt: Prompt,
+        rollout: Rollout,
+        verdict: Future[Verdict | None],
+        asked: dict[str, Call],
+    ) -> None:
         """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
         try:
             if judge is None or outcome.result() is not Outcome.CORRECT:
                 verdict.set_result(None)
                 return
-            judge.submit(prompt, rollout).add_done_callback(
-                lambda v: verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
-            )
-        except Exception as error:  # noqa: BLE001 — re-raised in PendingGroups.verdicts; a callback's exception would vanish
+            call = Call(time.perf_counter())
+            answer = judge.submit(prompt, rollout)
+            if not answer.done():
+                asked[f"{rollout.prompt_id} {rollout.sample}"] = call
+
+            def deliver(v: Future[Verdict]) -> None:
+                call.end = time.perf_counter()
+                verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
+
+            answer.add_done_callback(deliver)
+        except Exception as error:  # noqa: BLE001 — re-raised in PendingGroup.group; a callback's exception would vanish
             verdict.set_exception(error)
 
 
-class PendingGroups:
-    """Rollouts whose outcomes and verdicts are still under way."""
+@dataclass
+class Call:
+    """A question to the judge; seconds of `time.perf_counter`."""
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.prompts = prompts
-        self.waited = 0.0
-        """Seconds that `groups` has waited."""
-        self.entries: dict[str, list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]]] = {p.id: [] for p in prompts}
-        if len(self.entries) != len(prompts):
+    start: float
+    end: float | None = None
+
+
+class PendingGroup:
+    """The rollouts of one prompt, whose outcomes and verdicts are still under way.
+
+    `assign` fills a group's rewards and advantages; `decisive`: a verdict of a correct rollout can change them (False for λ = 0, and
+    where verdicts are read from the rollouts themselves).
+    """
+
+    def __init__(self, prompt: Prompt, assign: Callable[[Sequence[Group]], None], decisive: bool) -> None:
+        self.prompt, self.assign, self.decisive = prompt, assign, decisive
+        self.entries: list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]] = []
+        self.until: float | None = None
+        self._group: Group | None = None
+
+    def add(self, rollout: Rollout, outcome: Future[Outcome], verdict: Future[Verdict | None]) -> None:
+        self.entries.append((rollout, outcome, verdict))
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """By sample index."""
+        return [rollout for rollout, _, _ in self._sorted()]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its advantages hang on a verdict; from the outcomes alone, whatever has arrived: what is packed follows from it."""
+        return self.decisive and any(outcome.result() is Outcome.CORRECT for _, outcome, _ in self.entries)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `advantages` would not wait now."""
+        late = any(not verdict.done() for _, _, verdict in self.entries)
+        return self._group is not None or not late or not self.undecided or self._left() == 0.0
+
+    def advantages(self) -> Sequence[float]:
+        """Of each rollout; waits for verdicts where the group is `undecided`."""
+        if self.undecided or self._group is not None:
+            return self.group().advantages
+        # A verdict still under way is None here, and would change nothing.
+        return self._make(lambda verdict: verdict.result() if verdict.done() else None).advantages
+
+    def group(self) -> Group:
+        """Wait for every verdict, then the group with its advantages. A verdict that is not there by `until` (`time.monotonic`) is
+        unknown(timeout), and stays so."""
+        if self._group is None:
+            self._group = self._make(self._verdict)
+        return self._group
+
+    def _sorted(self) -> list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]]:
+        return sorted(self.entries, key=lambda entry: entry[0].sample)
+
+    def _left(self) -> float | None:
+        return None if self.until is None else max(0.0, self.until - time.monotonic())
+
+    def _make(self, verdict_of: Callable[[Future[Verdict | None]], Verdict | None]) -> Group:
+        group = Group(
+            prompt=self.prompt,
+            rollouts=self.rollouts,
+            outcomes=[outcome.result() for _, outcome, _ in self._sorted()],
+            verdicts=[verdict_of(verdict) for _, _, verdict in self._sorted()],
+        )
+        self.assign([group])
+        return group
+
+    def _verdict(self, verdict: Future[Verdict | None]) -> Verdict | None:
+        try:
+            return verdict.result(self._left())
+        except TimeoutError:
+            # A judge's own TimeoutError is a fault and must be seen; an unfinished future is a late verdict.
+            return verdict.result() if verdict.done() else Verdict.unknown("timeout")
+
+
+class PendingGroups:
+    """The groups of a batch, in prompt order. `deadline`: seconds until verdicts are given up, from the end of sampling."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], assign: Callable[[Sequence[Group]], None], decisive: bool, deadline: float | None = None
+    ) -> None:
+        self.by_prompt = {prompt.id: PendingGroup(prompt, assign, decisive) for prompt in prompts}
+        self.deadline = deadline
+        self.asked: dict[str, Call] = {}
+        if len(self.by_prompt) != len(prompts):
             raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
+
+    def __iter__(self) -> Iterator[PendingGroup]:
+        return iter(self.by_prompt.values())
+
+    def calls(self) -> list[tuple[str, float, float]]:
+        """(prompt id and sample, start, end) of every question that was not answered at once; of one still open the end is now."""
+        now = time.perf_counter()
+        return [(name, call.start, call.end or now) for name, call in self.asked.items()]
+
+    def sampled(self) -> PendingGroups:
+        """Every rollout has been added: the deadline runs from now."""
+        if self.deadline is not None:
+            for pending in self:
+                pending.until = time.monotonic() + self.deadline
+        return self
 
     def outcomes(self) -> None:
         """Wait until every rollout is verified (the verifier ends each within its own limit)."""
-        for entries in self.entries.values():
-            for _, outcome, _ in entries:
+        for pending in self:
+            for _, outcome, _ in pending.entries:
                 outcome.result()
 
     def groups(self) -> list[Group]:
-        """Wait for every verdict (the judge ends each within its own deadline); groups in prompt order, rollouts by sample index."""
-        groups, start = [], time.perf_counter()
-        for prompt in self.prompts:
-            entries = sorted(self.entries[prompt.id], key=lambda entry: entry[0].sample)
-            groups.append(
-                Group(
-                    prompt=prompt,
-                    rollouts=[rollout for rollout, _, _ in entries],
-                    outcomes=[outcome.result() for _, outcome, _ in entries],
-                    verdicts=[verdict.result() for _, _, verdict in entries],
-                )
-            )
-        self.waited += time.perf_counter() - start
-        return groups
+        """Wait for every verdict, at most until the deadline."""
+        return [pending.group() for pending in self]

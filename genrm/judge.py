@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import json
 import threading
-import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -120,7 +119,6 @@ class EndpointJudge:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._queued_bytes = 0
-        self._busy, self._busy_since = 0.0, 0.0
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="genrm-judge", daemon=True)
@@ -184,12 +182,10 @@ class EndpointJudge:
         return stats | self.pool.stats() | {"unknown": unknown, "latency_p50": p50, "latency_p99": p99, "latencies": latencies}
 
     def metrics(self) -> dict[str, float]:
-        """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred, and `genrm/busy`: seconds since
-        the start in which at least one question was open."""
+        """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred."""
         stats = self.stats()
         names = ("latency_p50", "latency_p99", "requests", "deduplicated", "hedges", "ejections", "alive")
         out = {f"genrm/{name}": float(stats[name]) for name in names}
-        out["genrm/busy"] = self._busy + (time.monotonic() - self._busy_since if self._flights else 0.0)
         out["genrm/retries"] = float(sum(stats["retries"].values()))
         return out | {f"genrm/unknown_{reason}": float(count) for reason, count in sorted(stats["unknown"].items())}
 
@@ -224,14 +220,12 @@ class EndpointJudge:
             self._open[key].append(future)
         else:
             self._open[key] = [future]
-            self._busy_since = self._busy_since if self._flights else time.monotonic()
             flight = self._loop.create_task(self._judge(key, messages, n_paragraphs))
             self._flights.add(flight)  # the loop itself holds tasks weakly
             flight.add_done_callback(partial(self._land, key))
 
     def _land(self, key: str, flight: asyncio.Task[Critique]) -> None:
         self._flights.discard(flight)
-        self._busy += 0.0 if self._flights else time.monotonic() - self._busy_since
         futures = self._open.pop(key)
         fault = None if flight.cancelled() else flight.exception()
         if fault is not None:  # a fault of this program, which must be seen

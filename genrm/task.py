@@ -36,12 +36,11 @@ class CriticTask:
         self.settings, self.process = replace(settings, lam=0.0), process
 
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
-        pending = PendingGroups(prompts)
-        by_id = {prompt.id: prompt for prompt in prompts}
+        pending = PendingGroups(prompts, self.assign, decisive=False)
         for rollout in rollouts:
-            prompt = by_id[rollout.prompt_id]
+            prompt = pending.by_prompt[rollout.prompt_id].prompt
             verdict = parse_verdict(rollout.text, rollout.finish_reason, prompt.steps or 1)
-            pending.entries[prompt.id].append((rollout, done(outcome(int(prompt.answer), verdict)), done(verdict)))
+            pending.by_prompt[prompt.id].add(rollout, done(outcome(int(prompt.answer), verdict)), done(verdict))
         return pending
 
     def assign(self, groups: Sequence[Group]) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from soundrl.engine.console import clock, plain_words, shown
-from soundrl.engine.run_folder import Phases
-from soundrl.engine.train import due, minibatches
+from soundrl.engine.timeline import Timeline
+from soundrl.engine.train import due
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.measures import TooManyUnknownError, UnknownWatch, count, rates
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
@@ -74,12 +74,6 @@ def test_the_run_stops_when_the_judge_stays_silent():
         watch(6, {"genrm/unknown": 0.7})
 
 
-def test_minibatches_are_whole_groups_without_those_that_left():
-    cut = minibatches([group("ssfw", "a"), group("uwsw", "b"), group("ssss", "c"), group("wwww", "d")], 2)
-    assert [len(samples) for samples in cut] == [4 + 3, 8]
-    assert [s.advantage for s in cut[0][:4]] == group("ssfw").advantages
-
-
 def test_a_prompt_twice_in_a_batch_gets_an_id_of_its_own():
     a, b = Prompt(id="a", text="?", answer="1"), Prompt(id="b", text="?", answer="1")
     assert [p.id for p in distinct([a, b, a, a])] == ["a", "b", "a#2", "a#3"]
@@ -94,7 +88,7 @@ def test_schedules():
 
 
 def test_phases_and_words():
-    phases = Phases()
+    phases = Timeline()
     with phases("step"), phases("train"):
         pass
     taken = phases.take()

@@ -21,7 +21,6 @@ from fake_judge import MODEL, Handler, Script, Server, find_flaw, said
 from soundrl.fapo.measures import JudgeGoneError, UnknownWatch
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.fapo.task import ReasoningTask, done
 from soundrl.genrm import judge as judge_module
 from soundrl.genrm import scorer as scorer_module
 from soundrl.genrm.endpoint import Endpoint
@@ -391,20 +390,3 @@ def test_votes_without_temperature_are_refused():
 def test_urls_that_make_no_pool(urls):
     with pytest.raises(ValueError, match="each only once"):
         ScorerPool([Endpoint(url, MODEL) for url in urls], concurrency=1, attempts=1)
-
-
-def test_overlap_is_the_share_of_judging_that_was_not_waited_for(pool):
-    """The judge's busy time counts once however many questions are open; a caller who comes late has waited for none of it."""
-    _, judge = pool(working(0.05))
-    task = ReasoningTask(lambda prompt, rollout: done(Outcome.CORRECT), judge, SETTINGS)
-    prompt = Prompt(id="p", text="What is 2+2?", answer="4")
-    pending = task.collect([prompt], [rollout(i) for i in range(16)])
-    while judge.stats()["pending"]:
-        time.sleep(0.01)
-    (group,) = pending.groups()
-    metrics = task.judge_metrics(1)
-    assert right([verdict for verdict in group.verdicts if verdict is not None]) and len(group.verdicts) == 16
-    assert 0.1 <= metrics["genrm/busy"] and metrics["genrm/overlap"] > 0.9
-    pending = task.collect([prompt], [rollout(i) for i in range(16, 32)])
-    pending.groups()
-    assert task.judge_metrics(2)["genrm/overlap"] < 0.5

@@ -10,11 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from soundrl.engine.timeline import read_trace, steps_of
+
 GOLDEN = Path(__file__).parent / "golden" / "arith.txt"
 NAMES = {  # DESIGN §7
     *("reward/mean", "reward/correct", "fapo/flawed_ratio", "fapo/rho", "fapo/past_shift", "fapo/flawed_advantage", "genrm/unknown"),
     *("mismatch/exp_abs_dlogp", "mismatch/kl", "mismatch/gate", "loss/policy", "loss/clip_low", "loss/clip_high", "loss/entropy"),
     *("optim/grad_norm", "tokens/response", "tokens/fill", "time/step", "time/generate", "time/verify", "time/judge_wait"),
+    "time/rank_wait",
     *("time/train", "time/sync", "memory/peak_rss_mib"),
 }
 TINY = ("--warm-start.steps", 40, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-sampling", 1, 1.0, 1.0)
@@ -33,6 +36,9 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert [row["step"] for row in steps] == [1, 2, 3]
     assert steps[0].keys() >= NAMES, NAMES - steps[0].keys()
     assert all(1.0 <= row["mismatch/gate"] <= 1.05 and row["mismatch/exp_abs_dlogp"] <= 1.05 for row in steps)
+    trace = steps_of(read_trace(folder / "trace.json"))
+    assert [row["seconds"] for row in trace] == pytest.approx([row["time/step"] for row in steps], rel=0.2)
+    assert {event["pid"] for event in read_trace(folder / "trace.json")} == {0, 1}
     rollouts = [json.loads(line) for line in (folder / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
     assert len(rollouts) == 32 * 8 and len({(r["prompt_id"], r["sample"]) for r in rollouts}) == 256
     assert {r["policy_version"] for r in rollouts} == {1}
@@ -138,7 +144,8 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     assert "<paragraph_0>" in ScriptedJudge.seen[-1]  # the first one is the check before training
     unknown = [v for v in verdicts if v["kind"] == "unknown"]
     assert unknown and all(v["reason"] == "no_box" for v in unknown)
-    assert 0.0 <= row["genrm/overlap"] <= 1.0 and row["genrm/busy"] > 0
+    asked = [e for e in read_trace(tmp_path / "judge" / "trace.json") if e["ph"] == "b"]
+    assert len(asked) == len(verdicts) and 0 <= row["genrm/overlap"] <= 1
     assert row["genrm/unknown_no_box"] >= len(unknown) and row["genrm/latency_p99"] > 0
     assert row["genrm/unknown"] == pytest.approx(len(unknown) / len(verdicts))
     assert all(v["kind"] in ("flawed", "unknown") for v in verdicts)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import fixed_samples, write_tiny
+from tiny import fixed_samples, known, write_tiny
 
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim, Rollout
@@ -42,7 +42,7 @@ def main(arguments: dict, out: Path) -> None:
         return
     samples = fixed_samples()
     for _ in range(2):
-        trainer.train([samples[world.rank :: world.size]])
+        trainer.train([known(samples[world.rank :: world.size])])
     with torch.no_grad():
         batch = pack(samples, world.device)
         logprob_R, _ = policy.response_logprobs(batch, 1.0)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from soundrl.engine.arith_model import arith_tokenizer, write_arith_model
 from soundrl.engine.packing import Sample
+from soundrl.engine.schedule import Minibatch, Window
 
 SHAPE = {
     "hidden_size": 64,
@@ -49,3 +50,9 @@ def fixed_samples(count: int = 24) -> list[Sample]:
         advantage = (0.0, 1.2, -0.7, 2.5)[i % 4]
         out.append(Sample(prompt_tokens=prompt, tokens=response, logprobs=tuple(-rng.random() * 6 for _ in response), advantage=advantage))
     return out
+
+
+def known(samples: list[Sample], budget: int = 256) -> Minibatch:
+    """A mini-batch of one window whose advantages are known already."""
+    window = Window.pack(samples, lambda: [sample.advantage for sample in samples], budget, torch.device("cpu"))
+    return Minibatch(samples, [window])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tiny import fixed_samples
+from tiny import fixed_samples, known
 
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
@@ -25,26 +25,29 @@ def main(arguments: dict, out: Path) -> None:
     policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=128), world)
     trainer = Trainer(policy, Optim(lr=1e-3, microbatch_tokens=256, warmup_steps=1), Loss(), 1.0)
     own = fixed_samples()[world.rank :: world.size]
-    said: dict = {"one_minibatch_kl": trainer.train([own])["loss/kl"], "two_minibatches_kl": trainer.train([own[:6], own[6:]])["loss/kl"]}
+    said: dict = {
+        "one_minibatch_kl": trainer.train([known(own)])["loss/kl"],
+        "two_minibatches_kl": trainer.train([known(own[:6]), known(own[6:])])["loss/kl"],
+    }
     said["updates"] = trainer.updates
 
     broken = [replace(s, advantage=math.nan) if world.rank == 1 and i == 3 else s for i, s in enumerate(own)]
     before = [p.to_local().clone() for p in policy.model.parameters()]
     moments = [v.to_local().clone() for state in trainer.optimizer.state.values() for k, v in state.items() if k.startswith("exp")]
-    stats = trainer.train([broken])
+    stats = trainer.train([known(broken)])
     unchanged = all(torch.equal(a, p.to_local()) for a, p in zip(before, policy.model.parameters(), strict=True))
     after = [v.to_local() for state in trainer.optimizer.state.values() for k, v in state.items() if k.startswith("exp")]
     unchanged = unchanged and all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
     said["skipped"], said["unchanged"] = world.gather(stats["optim/skipped"]), world.gather(unchanged)
 
-    said["no_signal_loss"] = trainer.train([[replace(s, advantage=0.0) for s in own]])["loss/policy"]
+    said["no_signal_loss"] = trainer.train([known([replace(s, advantage=0.0) for s in own])])["loss/policy"]
     trainer.updates -= 1
-    trainer.train([own])
+    trainer.train([known(own)])
     said["finite_step_resets"], said["updates_after"] = trainer.skipped_in_a_row == 0, trainer.updates
     message = ""
     for _ in range(3):
         try:
-            trainer.train([broken])
+            trainer.train([known(broken)])
         except NotFiniteError as error:
             message = str(error)
     said["stopped"] = world.gather(message)

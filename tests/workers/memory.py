@@ -1,0 +1,64 @@
+"""Peak memory of a training step above what the process holds without it, and what the plan says of the same step."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import torch
+from tiny import known
+
+from soundrl.engine.build import load_tokenizer
+from soundrl.engine.launch import be_quiet
+from soundrl.engine.memory_plan import shapes, trainer_state, trainer_work
+from soundrl.engine.packing import Sample
+from soundrl.engine.policy import Policy
+from soundrl.engine.recipes import arith
+from soundrl.engine.trainer import Trainer
+from soundrl.engine.world import World
+
+be_quiet()
+
+
+def status(name: str) -> float:
+    """VmRSS or VmHWM of this process, in bytes."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return float(found[1]) * 1024
+
+
+def samples(tokens: int) -> list[Sample]:
+    """Like the world's rollouts: 30 to 60 tokens each, together just below `tokens`."""
+    rng, out = Random(0), []
+    while sum(sample.length for sample in out) < tokens - 80:
+        length = rng.randint(20, 50)
+        out.append(Sample(prompt_tokens=(1,) * 10, tokens=(2,) * length, logprobs=(-1.0,) * length))
+    return out
+
+
+def main(arguments: dict, out: Path) -> None:
+    world, folder, config = World.start(), Path(arguments["folder"]), arith()
+    said = []
+    for recomputed in (False, True):
+        model = replace(config.model, activation_checkpointing=recomputed)
+        before = status("VmRSS")
+        policy = Policy(folder, load_tokenizer(folder), model, world)
+        optim = replace(config.optim, microbatch_tokens=arguments["tokens"])
+        trainer = Trainer(policy, optim, config.loss, 1.0)
+        trainer.train([known(samples(200), 4096)])  # moments, buffers, thread pools
+        held = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        trainer.train([known(samples(arguments["tokens"]), arguments["tokens"])])
+        of = shapes(folder, torch.float32)
+        work = sum(trainer_work(of, 4, arguments["tokens"], recomputed, on_gpu=False).values())
+        state = sum(trainer_state(of, 4, 1).values())
+        said.append({"work": status("VmHWM") - held, "planned work": work, "state": held - before, "planned state": state})
+        del trainer, policy
+    if world.main:
+        out.write_text(json.dumps(said))
+    world.stop()
+
+
+main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,152 @@
+"""Five steps on made-up rollouts with a scripted judge: digests of the parameters with and without overlap, under shuffled arrivals."""
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from random import Random
+
+import torch
+from scripted_judge import ScriptedJudge
+
+from soundrl.engine.build import load_tokenizer
+from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.launch import be_quiet
+from soundrl.engine.policy import Policy
+from soundrl.engine.schedule import schedules
+from soundrl.engine.trainer import Trainer
+from soundrl.engine.world import World
+from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.fapo.rewards import RewardSettings
+from soundrl.fapo.task import ReasoningTask, done
+
+be_quiet()
+REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=40, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
+STEPS, PROMPTS, SAMPLES, BUDGET = 5, 8, 4, 128
+SETTINGS = Optim(lr=1e-3, microbatch_tokens=BUDGET, warmup_steps=1)
+
+
+def rollouts(prompt: Prompt) -> list[Rollout]:
+    """The prompt's rollouts, from its id alone."""
+    rng = Random(prompt.id)
+    out = []
+    for sample in range(SAMPLES):
+        tokens = tuple(rng.randrange(18) for _ in range(rng.randint(1, 24)))
+        out.append(
+            Rollout(
+                prompt_id=prompt.id,
+                sample=sample,
+                prompt_tokens=(1, 2, 3),
+                tokens=tokens,
+                logprobs=tuple(-3 * rng.random() for _ in tokens),
+                text="",
+                finish_reason="stop",
+                policy_version=0,
+            )
+        )
+    return out
+
+
+def verify(prompt: Prompt, rollout: Rollout):
+    share = Random(f"share/{prompt.id}").choice((0.0, 0.4, 0.8, 1.0))  # a quarter of the groups needs no verdict
+    return done(Outcome.CORRECT if Random(f"outcome/{prompt.id}/{rollout.sample}").random() < share else Outcome.WRONG)
+
+
+class Runs:
+    """Runs that begin with the same parameters."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world = world
+        self.policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=64), world)
+        self.start = [parameter.detach().to_local().clone() for parameter in self.policy.model.parameters()]
+
+    def trainer(self) -> Trainer:
+        with torch.no_grad():
+            for parameter, value in zip(self.policy.model.parameters(), self.start, strict=True):
+                parameter.to_local().copy_(value)
+        return Trainer(self.policy, SETTINGS, Loss(), 1.0)
+
+    def digest(self) -> str:
+        """Of the parameters of every rank."""
+        own = hashlib.sha256()
+        for parameter in self.policy.model.parameters():
+            own.update(parameter.to_local().detach().numpy().tobytes())
+        return " ".join(self.world.gather(own.hexdigest()))
+
+    def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False) -> tuple[str, int]:
+        """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began."""
+        task, trainer, late = ReasoningTask(verify, judge, REWARDS), self.trainer(), 0
+        for step in range(STEPS):
+            prompts = [Prompt(id=f"{step}/{i}", text="", answer="") for i in range(PROMPTS)][self.world.rank :: self.world.size]
+            arriving = [rollout for prompt in prompts for rollout in rollouts(prompt)]
+            Random(seed).shuffle(arriving)
+            pending = task.collect(prompts, arriving)
+            if not overlap:
+                pending.groups()
+            late += sum(not group.ready for group in pending)
+            trainer.train(schedules(list(pending)[:: -1 if backwards else 1], 2, BUDGET, self.world.device, nullcontext))
+        task.close()
+        return self.digest(), late
+
+    def released_by_training(self, overlap: bool, deadline: float) -> dict:
+        """A judge that holds back the last group's verdicts until the first micro-batch has been trained, and the one after for ever."""
+        trained, trainer = threading.Event(), self.trainer()
+        held, silent = "p8", "p9"
+
+        def seconds(rollout: Rollout) -> float:
+            if rollout.prompt_id == held:
+                trained.wait(60)
+            return 0.0
+
+        def loss(batch, count):
+            result = trainer.policy.response_loss(batch, 1.0, trainer.rule, count)
+            trained.set()
+            return result
+
+        judge = ScriptedJudge(4, seconds, silent={silent})
+        task = ReasoningTask(lambda p, r: done(Outcome.CORRECT if r.sample else Outcome.WRONG), judge, REWARDS, deadline=deadline)
+        prompts = [Prompt(id=f"p{i}", text="", answer="") for i in range(10)]
+        trainer.policy_loss = loss
+        start = time.monotonic()
+        pending = task.collect(prompts, [rollout for prompt in prompts for rollout in rollouts(prompt)])
+        if not overlap:
+            pending.groups()
+        trainer.train(schedules(list(pending), 1, BUDGET, self.world.device, nullcontext))
+        groups = pending.groups()
+        spent = time.monotonic() - start
+        trained.set()
+        judge.close()
+        timeouts = [sum(v is not None and v.reason == "timeout" for v in group.verdicts) for group in groups]
+        return {"seconds": spent, "timeouts": timeouts, "kept": groups[-1].kept, "updates": trainer.updates}
+
+
+def main(arguments: dict, out: Path) -> None:
+    world = World.start()
+    folder = Path(arguments["folder"])
+    runs = Runs(world, folder)
+    said: dict = {"on": [], "late": []}
+
+    def judge(workers: int, seed: int) -> ScriptedJudge:
+        return ScriptedJudge(workers, lambda r: 0.004 * Random(f"{seed}/{r.prompt_id}/{r.sample}").random())
+
+    said["off"] = runs.run(judge(4, 0), 0, overlap=False)
+    for seed in range(arguments["seeds"]):
+        for workers in (4,) if seed >= 5 else (1, 4):
+            digest, late = runs.run(judge(workers, seed), seed, overlap=True)
+            said["on"].append(digest)
+            said["late"].append(late)
+    said["backwards"] = runs.run(judge(4, 0), 0, overlap=True, backwards=True)[0]
+    if arguments["deadline"]:
+        said["released"] = runs.released_by_training(overlap=True, deadline=arguments["deadline"])
+        said["held"] = runs.released_by_training(overlap=False, deadline=arguments["deadline"])
+    if world.main:
+        out.write_text(json.dumps(said))
+    world.barrier()
+    world.stop()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,43 @@
+"""A judge whose verdicts follow from the question and whose answers come when the script says: delays, hold-ups, silence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from random import Random
+
+from soundrl.fapo.records import Prompt, Rollout, Verdict
+
+
+def verdict_of(rollout: Rollout) -> Verdict:
+    """Half sound, some unknown, the rest flawed; a function of the rollout alone."""
+    value = Random(f"verdict/{rollout.prompt_id}/{rollout.sample}").random()
+    return Verdict.sound() if value < 0.5 else Verdict.unknown("no_box") if value < 0.6 else Verdict.flawed(1)
+
+
+class ScriptedJudge:
+    """`workers` threads that sleep for `seconds(rollout)`, questions in the order they came. Prompts in `silent` get no answer."""
+
+    def __init__(self, workers: int, seconds: Callable[[Rollout], float], silent: Collection[str] = ()) -> None:
+        self.pool, self.seconds, self.silent = ThreadPoolExecutor(workers), seconds, silent
+        self.busy: list[tuple[float, float]] = []
+        """Start and end of every answer, `time.perf_counter`."""
+
+    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+        return Future() if prompt.id in self.silent else self.pool.submit(self._answer, rollout)
+
+    def _answer(self, rollout: Rollout) -> Verdict:
+        start = time.perf_counter()
+        time.sleep(self.seconds(rollout))
+        self.busy.append((start, time.perf_counter()))
+        return verdict_of(rollout)
+
+    def check(self) -> None:
+        """Always ready."""
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        self.pool.shutdown()
