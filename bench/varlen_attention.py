@@ -1,274 +1,240 @@
-"""Packed attention against its peers: forward, backward and both, on four mixes of sequence lengths.
+"""Packed causal attention: forward, backward and both, on four mixes of sequence lengths.
 
-    python bench/varlen_attention.py                       on a GPU: 16,384 tokens, 32 query and 8 key heads of 128, bfloat16
-    python bench/varlen_attention.py --tokens 256 --heads 2 --kv-heads 1 --dim 32 --rounds 2      on a CPU: that it runs, not how fast
-    python bench/varlen_attention.py --tune                times other blocks for this head dimension, type and GPU
+    python bench/varlen_attention.py                    16,384 tokens, 32 query and 8 key heads of 128, bfloat16
+    python bench/varlen_attention.py --only equal       8 sequences of 2,048: the goals F12 and F13; F14 is `flex`, forward and backward
+    python bench/varlen_attention.py --only tune        other blocks for the table of kernels/varlen_launch.py
 
-All providers get the same packed inputs and upstream gradient and are timed in turn, `--rounds` times, each after a flush of L2; the
-median counts. A row: ms, TFLOP/s (causal products alone: 4·D·Hq·Σ l(l+1)/2 forward, 2.5 times that backward), GB/s (inputs and outputs
-once), peak memory beyond the inputs, share of a bare 8192³ matrix product timed in the same run. Providers that are not installed, or
-that cannot do the shape, are listed with their reason. Shapes: T tokens, Hq query heads, D head dimension.
+Counted are the causal products alone, 4·D·Hq·Σ l(l+1)/2 FLOP forward and 2.5 times that backward, so x floor over `multiply` is the
+inverse of the share of a bare matrix product's rate. On a CPU, where `ours` is the reference unless Triton interprets, only SDPA runs
+beside it. Shapes: T tokens, D head dimension.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import itertools
 import json
 import random
 import re
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-import triton
+from harness import Case, Plan, Provider, Results, Work, arguments, copy_ceiling, run
+from record import ROOT
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from soundrl.engine.attention import FLASH
 from soundrl.kernels import varlen_launch
+from soundrl.kernels.backend import runs_triton
 from soundrl.kernels.varlen_attention import varlen_attention
 from soundrl.kernels.varlen_tiles import sequence_tiles
 
-Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+FLOP = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # in forward passes
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k-train.jsonl"
 
 
 def cut(lengths: list[int], tokens: int) -> list[int]:
     """The first lengths that fit into `tokens`, the last one shortened. Worked example: cut([3, 3, 3], 7) → [3, 3, 1]."""
-    out, used = [], 0
-    for length in lengths:
-        length = min(length, tokens - used)
-        if length > 0:
-            out.append(length)
-            used += length
-    return out
+    ends = [min(end, tokens) for end in itertools.accumulate(lengths)]
+    return [b - a for a, b in itertools.pairwise([0, *ends]) if b > a]
 
 
-def mixes(tokens: int, gsm8k: Path) -> dict[str, list[int]]:
+def mixes(tokens: int) -> dict[str, list[int]]:
     rng = random.Random(0)
     out = {
-        "8 equal": [tokens // 8] * 8,
+        "equal": [tokens // 8] * 8,
         "geometric": cut([max(1, int(rng.expovariate(8 / tokens))) for _ in range(200)], tokens),
-        "1 long + short": cut([tokens // 2, *(tokens // 128 for _ in range(64))], tokens),
+        "one long": cut([tokens // 2, *[max(1, tokens // 128)] * 128], tokens),
     }
-    if gsm8k.is_file():
-        rows = [json.loads(line) for line in gsm8k.read_text().splitlines()[:2000]]
-        # Words, single digits and signs: within a tenth of what a tokenizer with single digits counts.
+    if GSM8K.is_file():
+        rows = [json.loads(line) for line in GSM8K.read_text().splitlines()[:2000]]
+        # Words, single digits and signs, as a count of tokens.
         out["gsm8k"] = cut([len(re.findall(r"[A-Za-z]+|\d|\S", " ".join(map(str, row.values())))) for row in rows], tokens)
     return out
 
 
-def providers(cu_seqlens: Tensor, q_THD: Tensor, lengths: list[int]) -> dict[str, Run | str]:
-    """Name → function of (q, k, v), or the reason why it is missing."""
-    tokens, longest, device = len(q_THD), max(lengths), q_THD.device
-    cu_32 = cu_seqlens.int()
-    tiles = sequence_tiles(cu_seqlens, tokens)
-    real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+class Packed:
+    """Inputs of one mix, the same for every provider."""
 
-    def per_sequence(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-        return torch.cat(
-            [sdpa(*(x.transpose(0, 1)[None] for x in part), is_causal=True, enable_gqa=True)[0].transpose(0, 1) for part in parts]
-        )
+    def __init__(self, plan: Plan, lengths: list[int]) -> None:
+        self.device, self.lengths, self.tokens = torch.device(plan.device), lengths, sum(lengths)
+        self.heads, self.kv_heads, self.dim = (4, 1, 32) if plan.small else (32, 8, 128)
+        self.dtype = torch.float32 if plan.small else torch.bfloat16
+        rng = torch.Generator(plan.device).manual_seed(0)
+        sizes = [(self.tokens, h, self.dim) for h in (self.heads, self.kv_heads, self.kv_heads, self.heads)]
+        draw = [torch.randn(size, generator=rng, device=self.device).to(self.dtype) for size in sizes]
+        self.inputs, self.upstream = [x.requires_grad_() for x in draw[:3]], draw[3]
+        self.cu_seqlens = torch.tensor([0, *lengths], device=self.device).cumsum(0)
 
-    def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows = [x.new_zeros(*real.shape, *x.shape[1:]).masked_scatter(real[..., None, None], x).transpose(1, 2) for x in (q, k, v)]
-        return sdpa(rows[0], rows[1], rows[2], is_causal=True, enable_gqa=True).transpose(1, 2)[real]
+    def per_sequence(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
+        heads = [[x.transpose(0, 1)[None] for x in part] for part in parts]
+        return torch.cat([sdpa(a, b, c, is_causal=True, enable_gqa=True)[0].transpose(0, 1) for a, b, c in heads])
 
-    served = varlen_launch.INTERPRETING or device.type == "cuda"
-    out: dict[str, Run | str] = {
-        "soundrl" if served else "soundrl (reference)": lambda q, k, v: varlen_attention(
-            q, k, v, cu_seqlens, tiles_N4=tiles if served else None
-        ),
-        "sdpa per sequence": per_sequence,
-        "sdpa padded": padded,
-    }
-    if device.type != "cuda":
-        return out | dict.fromkeys(("flex", "torch varlen_attn", "flash", "vllm flash"), "needs a GPU")
+    def padded(self) -> Attention:
+        longest = max(self.lengths)
+        fold = longest * len(self.lengths) / self.tokens
+        if fold > 8:
+            raise ValueError(f"would pad the tokens {fold:.0f}-fold")
+        real = torch.arange(longest, device=self.device) < torch.tensor(self.lengths, device=self.device)[:, None]
 
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            a, b, c = (x.new_zeros(*real.shape, *x.shape[1:]).masked_scatter(real[..., None, None], x).transpose(1, 2) for x in (q, k, v))
+            return sdpa(a, b, c, is_causal=True, enable_gqa=True).transpose(1, 2)[real]
 
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device))
-    compiled = torch.compile(flex_attention)
-    mask = torch.compile(create_block_mask)(
-        lambda b, h, i, j: (owner[i] == owner[j]) & (i >= j), None, None, tokens, tokens, device=str(device)
-    )
+        return attend
 
-    def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return compiled(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask, enable_gqa=True)[0].transpose(0, 1)  # type: ignore[index]
+    def ours(self) -> Attention:
+        tiles = sequence_tiles(self.cu_seqlens, self.tokens) if runs_triton(self.upstream) else None
+        return lambda q, k, v: varlen_attention(q, k, v, self.cu_seqlens, tiles_N4=tiles)
 
-    out["flex"] = flex
-    try:
+    def flex(self) -> Attention:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        owner = torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), self.cu_seqlens.diff())
+        same = lambda b, h, i, j: (owner[i] == owner[j]) & (i >= j)  # noqa: E731
+        mask = create_block_mask(same, None, None, self.tokens, self.tokens, device=str(self.device))
+        attend = torch.compile(flex_attention, dynamic=False)
+
+        def run_flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            a, b, c = (x.transpose(0, 1)[None] for x in (q, k, v))
+            return cast(Tensor, attend(a, b, c, block_mask=mask, enable_gqa=True))[0].transpose(0, 1)
+
+        return run_flex
+
+    def torch_varlen(self) -> Attention:
         from torch.nn.attention.varlen import varlen_attn
 
         takes = inspect.signature(varlen_attn).parameters  # torch 2.10 says is_causal; 2.12 window_size, and asks for enable_gqa
         causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in takes else {"is_causal": True}
         causal |= {"enable_gqa": True} if "enable_gqa" in takes else {}
-        out["torch varlen_attn"] = lambda q, k, v: cast(Tensor, varlen_attn(q, k, v, cu_32, cu_32, longest, longest, **causal))
-    except ImportError as error:
-        out["torch varlen_attn"] = str(error)
-    for module in (*(name for name, _, _ in FLASH), "vllm.vllm_flash_attn"):
-        try:
-            function = importlib.import_module(module).flash_attn_varlen_func
-        except (ImportError, AttributeError) as error:
-            out[module] = str(error)
-            continue
-        for deterministic in (False,) if module.startswith("vllm") else (False, True):
-            out[module + " deterministic" * deterministic] = flash(function, cu_32, longest, deterministic)
-    return out
+        cu, longest = self.cu_seqlens.int(), max(self.lengths)
+        return lambda q, k, v: cast(Tensor, varlen_attn(q, k, v, cu, cu, longest, longest, **causal))
+
+    def flash(self, module: str, deterministic: bool) -> Attention:
+        function = importlib.import_module(module).flash_attn_varlen_func
+        cu, longest = self.cu_seqlens.int(), max(self.lengths)
+        bounds = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
+        extra = {"deterministic": True} if deterministic else {}
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = function(q, k, v, **bounds, causal=True, **extra)
+            return out[0] if isinstance(out, tuple) else out
+
+        return attend
+
+    def work(self, attend: Attention, phase: str) -> Work:
+        def gradients(out: Tensor) -> Results:
+            return dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, self.inputs, self.upstream), strict=True))
+
+        def forward(_: Any) -> Results:
+            with torch.no_grad():
+                return {"out": attend(*self.inputs)}
+
+        def both(_: Any) -> Results:
+            out = attend(*self.inputs)
+            return {"out": out.detach(), **gradients(out)}
+
+        if phase == "backward":
+            return Work(gradients, lambda: attend(*self.inputs))
+        return Work(forward if phase == "forward" else both)
+
+    def reference(self, phase: str) -> Results:
+        """float32 (fp64 at small shapes), each key head repeated, so that SDPA need not write scores down."""
+        kind = torch.float64 if self.dtype == torch.float32 else torch.float32
+        leaves = [x.detach().to(kind).requires_grad_() for x in self.inputs]
+        group = self.heads // self.kv_heads
+        out = self.per_sequence(leaves[0], *(x.repeat_interleave(group, dim=1) for x in leaves[1:]))
+        results = {"out": out.detach()} if phase != "backward" else {}
+        if phase != "forward":
+            results |= dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, self.upstream.to(kind)), strict=True))
+        return results
+
+    def case(self, mode: str, phase: str, providers: list[Provider]) -> Case:
+        side = 256 if self.dtype == torch.float32 else 8192
+        square = torch.randn(side, side, device=self.device, dtype=self.dtype)
+        multiply = Provider("multiply", lambda: Work(lambda _: {"product": square @ square}), ceiling=("FLOP", 2.0 * side**3))
+        read = sum(x.nbytes for x in self.inputs)
+        moved = {"forward": read + self.upstream.nbytes, "backward": 2 * (read + self.upstream.nbytes)}
+        return Case(
+            mode=f"{mode} {phase}",
+            shape={
+                "T": self.tokens,
+                "B": len(self.lengths),
+                "longest": max(self.lengths),
+                "Hq": self.heads,
+                "Hkv": self.kv_heads,
+                "D": self.dim,
+            },
+            dtype=self.dtype,
+            reference=lambda: self.reference(phase),
+            tolerance=TOLERANCE[self.dtype],
+            providers=[*providers, multiply, copy_ceiling(self.device.type)],
+            flop=FLOP[phase] * 2 * self.dim * self.heads * sum(length * (length + 1) for length in self.lengths),
+            moved=float(moved.get(phase, sum(moved.values()))),
+        )
 
 
-def flash(function: Callable[..., Any], cu_seqlens: Tensor, longest: int, deterministic: bool) -> Run:
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        bounds = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens, "max_seqlen_q": longest, "max_seqlen_k": longest}
-        out = function(q, k, v, **bounds, causal=True, **({"deterministic": True} if deterministic else {}))
-        return out[0] if isinstance(out, tuple) else out
+def mix_case(mix: str, phase: str) -> Callable[[Plan], Case | None]:
+    def case(plan: Plan) -> Case | None:
+        found = mixes(256 if plan.small else 16384)
+        if mix not in found or not plan.wants(mix, phase):
+            return None
+        packed = Packed(plan, found[mix])
+        builds: dict[str, Callable[[], Attention]] = {
+            "ours": packed.ours,
+            "sdpa per sequence": lambda: packed.per_sequence,
+            "sdpa padded": packed.padded,
+        }
+        if plan.device == "cuda":
+            builds |= {"flex": packed.flex, "torch varlen_attn": packed.torch_varlen}
+            for module in (name for name, _, _ in FLASH):
+                builds[module] = lambda module=module: packed.flash(module, False)
+                if phase != "forward":
+                    builds[f"{module} deterministic"] = lambda module=module: packed.flash(module, True)
+            if phase == "forward":  # vLLM bundles no backward pass
+                builds["vllm"] = lambda: packed.flash("vllm.vllm_flash_attn", False)
+        return packed.case(mix, phase, [Provider(name, lambda build=build: packed.work(build(), phase)) for name, build in builds.items()])
 
-    return run
-
-
-def milliseconds(work: Callable[[], object], flush: Tensor) -> float:
-    flush.zero_()
-    if flush.is_cuda:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end)
-    started = time.perf_counter()
-    work()
-    return 1e3 * (time.perf_counter() - started)
-
-
-def phases(run: Run, inputs: list[Tensor], upstream: Tensor) -> dict[str, Callable[[], object]]:
-    """The three things that are timed; the backward pass alone reuses one graph."""
-    out = run(*inputs)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return run(*inputs)
-
-    if not out.requires_grad:
-        return {"forward": forward}
-    return {
-        "forward": forward,
-        "backward": lambda: torch.autograd.grad(out, inputs, upstream, retain_graph=True),
-        "both": lambda: torch.autograd.grad(run(*inputs), inputs, upstream),
-    }
+    return case
 
 
-def interleaved(work: dict[Any, Callable[[], object]], rounds: int, flush: Tensor) -> dict[Any, float]:
-    """Median milliseconds of each, all in turn in every round, after two rounds that do not count."""
-    times: dict[Any, list[float]] = {name: [] for name in work}
-    for turn in range(2 + rounds):
-        for name, f in work.items():
-            ms = milliseconds(f, flush)
-            times[name] += [ms] if turn >= 2 else []
-    return {name: statistics.median(values) for name, values in times.items()}
+def tune_case(which: varlen_launch.Pass) -> Callable[[Plan], Case | None]:
+    """Other blocks for one kernel, as providers; the table's other two stay."""
+
+    def case(plan: Plan) -> Case | None:
+        if "tune" not in plan.only or plan.device != "cuda":
+            return None
+        packed, phase = Packed(plan, mixes(16384)["equal"]), "forward" if which == "forward" else "backward"
+        key = varlen_launch.gpu_kind(packed.device), packed.dtype.itemsize, varlen_launch.block_d(packed.dim)
+        kept = varlen_launch.CONFIGS[key]
+
+        def with_blocks(config: varlen_launch.Config) -> Work:
+            work = packed.work(packed.ours(), phase)
+
+            def step(state: Any) -> Results:
+                varlen_launch.CONFIGS[key] = {**kept, which: config}
+                try:
+                    return work.step(state)
+                finally:
+                    varlen_launch.CONFIGS[key] = kept
+
+            return Work(step, work.before)
+
+        blocks = [varlen_launch.Config(*c) for c in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3))]
+        name = lambda c: f"{c.own} x {c.step}, {c.warps} warps, {c.stages} stages{' (now)' * (c == kept[which])}"  # noqa: E731
+        return packed.case(f"tune {which}", phase, [Provider(name(c), lambda c=c: with_blocks(c)) for c in blocks])
+
+    return case
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    if not torch.cuda.is_available():
-        return 0
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def compare(a: argparse.Namespace, device: torch.device, flush: Tensor) -> None:
-    dtype = getattr(torch, a.dtype)
-    size = 8192 if device.type == "cuda" else 256
-    square = torch.randn(size, size, device=device, dtype=dtype)
-    gemm = 2 * size**3 / interleaved({"gemm": lambda: square @ square}, a.rounds, flush)["gemm"] / 1e9
-    versions = {"torch": torch.__version__, "triton": triton.__version__, "device": device_name(device)}
-    for mix, lengths in mixes(a.tokens, a.gsm8k).items():
-        shapes = [(sum(lengths), h, a.dim) for h in (a.heads, a.kv_heads, a.kv_heads, a.heads)]
-        *inputs, upstream = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
-        cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0)
-        found = providers(cu_seqlens, inputs[0], lengths)
-        inputs = [x.requires_grad_() for x in inputs]
-        work: dict[tuple[str, str], Callable[[], object]] = {}
-        for name, run in found.items():
-            if isinstance(run, str):
-                print(f"{mix}: {name}: {run}")
-                continue
-            try:
-                for phase, f in phases(run, inputs, upstream).items():
-                    f()
-                    work[name, phase] = f
-            except (RuntimeError, TypeError, ValueError) as error:  # a peer that cannot do this shape is a finding, not a failure
-                print(f"{mix}: {name}: {str(error).splitlines()[0]}")
-        times = interleaved(work, a.rounds, flush)
-        products = 2 * a.dim * a.heads * sum(length * (length + 1) for length in lengths)
-        moved = {"forward": sum(x.nbytes for x in inputs) + upstream.nbytes}
-        moved["backward"] = 2 * moved["forward"] + upstream.nbytes
-        for (name, phase), ms in times.items():
-            flop = products * {"forward": 1.0, "backward": 2.5, "both": 3.5}[phase]
-            row = {"mix": mix, "sequences": len(lengths), "provider": name, "phase": phase, "ms": round(ms, 4)}
-            row |= {"tflops": round(flop / ms / 1e9, 2), "gb_s": round(moved.get(phase, sum(moved.values())) / ms / 1e6, 1)}
-            row |= {"of_gemm": round(flop / ms / 1e9 / gemm, 3), "peak_mib": peak_bytes(work[name, phase]) >> 20}
-            print(f"{mix:15} {name:30} {phase:9} " + " ".join(f"{k} {v:>9}" for k, v in list(row.items())[4:]))
-            if a.out:
-                with a.out.open("a") as file:
-                    file.write(json.dumps(row | vars_of(a) | versions) + "\n")
-
-
-def tune(a: argparse.Namespace, device: torch.device, flush: Tensor) -> None:
-    """Milliseconds of other blocks for the table of `kernels/varlen_launch.py`; only the entry that fits this run is tried."""
-    dtype = getattr(torch, a.dtype)
-    key = varlen_launch.gpu_kind(device), dtype.itemsize, varlen_launch.block_d(a.dim)
-    shapes = [(a.tokens, h, a.dim) for h in (a.heads, a.kv_heads, a.kv_heads, a.heads)]
-    *inputs, upstream = (torch.randn(shape, device=device, dtype=dtype).requires_grad_() for shape in shapes)
-    cu_seqlens = torch.arange(0, a.tokens + 1, a.tokens // 8, device=device)
-    kept = varlen_launch.CONFIGS[key]
-    timed: dict[varlen_launch.Pass, str] = {"forward": "forward", "dq": "backward", "dkv": "backward"}
-    for which, phase in timed.items():
-        for own, step, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (1, 2, 3, 4)):
-            config = varlen_launch.Config(own, step, warps, stages)
-            varlen_launch.CONFIGS[key] = {**kept, which: config}
-            try:
-                work = phases(lambda q, k, v: varlen_attention(q, k, v, cu_seqlens), inputs, upstream)[phase]
-                ms = interleaved({which: work}, a.rounds, flush)[which]
-                print(f"{which:8} {own:4} {step:4} {warps} {stages}  {ms:9.4f} ms{'  (now)' * (config == kept[which])}", flush=True)
-            except triton.runtime.errors.OutOfResources as error:
-                print(f"{which:8} {own:4} {step:4} {warps} {stages}  {error}")
-    varlen_launch.CONFIGS[key] = kept
-
-
-def vars_of(a: argparse.Namespace) -> dict:
-    return {name: getattr(a, name) for name in ("tokens", "heads", "kv_heads", "dim", "dtype", "rounds")}
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("tokens", 16384), ("heads", 32), ("kv-heads", 8), ("dim", 128), ("rounds", 20)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument(
-        "--gsm8k", type=Path, default=Path("../shared/data/gsm8k-train.jsonl"), help="problems for the fourth mix, if there"
-    )
-    parser.add_argument("--out", type=Path, help="append rows to this .jsonl")
-    parser.add_argument("--tune", action="store_true")
-    a = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if a.tune and device.type != "cuda":
-        parser.error("--tune times compiled kernels and needs a GPU")
-    flush = torch.empty(256 << 20 if device.type == "cuda" else 1, dtype=torch.int8, device=device)
-    torch.manual_seed(0)
-    (tune if a.tune else compare)(a, device, flush)
-
+TUNED: tuple[varlen_launch.Pass, ...] = ("forward", "dq", "dkv")
 
 if __name__ == "__main__":
-    main()
+    cases = [mix_case(mix, phase) for mix in ("equal", "gsm8k", "one long", "geometric") for phase in FLOP]
+    run("varlen_attention", [*cases, *(tune_case(which) for which in TUNED)], arguments(__doc__))
