@@ -16,7 +16,7 @@ def arith() -> Config:
         warm_start=WarmStart(steps=1500, batch=32, lr=2e-3),
         rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=60, memory=1.0, eager=True),
         # On policy: one update per rollout batch.
-        optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
+        optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=1024),
         fapo=Fapo(lam=1.0),
         genrm=Genrm(judge="oracle"),
         run=Run(name="arith", steps=80, eval_every=0, eval_sampling=(2, 1.0, 1.0)),
