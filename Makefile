@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RECIPE ?= arith
+RECIPE ?= arith-genrm
 ARGS   ?=
 DATA   ?= ../shared/data
 
@@ -19,8 +19,13 @@ $(STAMP): requirements/cpu.txt setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
+# The embedded world's own GenRM: the warm start alone.
+GENRM := runs/genrm-arith/policy/step-000000/config.json
+$(GENRM): | $(STAMP)
+	$(BIN)/python engine/train.py genrm-arith --run.steps 0 --data.test-rows 100
+
 # engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
-run: $(STAMP)
+run: $(STAMP) $(if $(filter arith-genrm,$(RECIPE)),$(GENRM))
 	$(BIN)/python engine/train.py $(RECIPE) $(ARGS)
 
 # What the recipe will hold in memory, and whether it fits: make plan RECIPE=fapo-7b ARGS="--gpus 32 --gpu-gib 80"
@@ -28,7 +33,7 @@ plan: $(STAMP)
 	$(BIN)/python engine/train.py $(RECIPE) --plan $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)

@@ -1,8 +1,8 @@
 """The model folder of the embedded world's GenRM: a tokenizer that reads the judge's prompt, and a freshly seeded decoder.
 
 The prompt is the one every judge gets (`genrm/prompts.py`). What is the same in each, introduction, headings, tags and task, becomes one
-token a piece, and a number up to 99 is one token, so that a prompt of 1,500 characters has about 60 tokens. The decoder is StarCoder2's:
-LayerNorm and ReLU like the policy's, and rotary positions, with which copying from the solution is learned in hundreds of steps.
+token a piece, and a number up to 99 is one token, so that a prompt of 1,500 characters has about 60 tokens. The decoder is Llama's:
+with rotary positions, copying from the solution is learned in hundreds of steps.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Starcoder2Config, Starcoder2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from soundrl.fapo.arith import END, PAD
 from soundrl.genrm.prompts import critique_messages
 
-HIDDEN, LAYERS, HEADS, FFN, CONTEXT = 128, 3, 4, 512, 256
+HIDDEN, LAYERS, HEADS, FFN, CONTEXT = 128, 3, 4, 344, 256
 PARAGRAPHS = 16
 """Tags with higher numbers are spelled in characters."""
 USER, JUDGE, UNKNOWN = "<user>", "<judge>", "<?>"
@@ -65,7 +65,7 @@ def critic_tokenizer() -> PreTrainedTokenizerFast:
 def write_arith_critic(folder: Path, seed: int) -> None:
     """Write tokenizer, config and random weights as a Hugging Face folder (fp32 safetensors)."""
     tokenizer = critic_tokenizer()
-    config = Starcoder2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
@@ -73,11 +73,6 @@ def write_arith_critic(folder: Path, seed: int) -> None:
         num_key_value_heads=HEADS,
         intermediate_size=FFN,
         max_position_embeddings=CONTEXT,
-        hidden_act="relu",
-        attention_dropout=0.0,
-        residual_dropout=0.0,
-        embedding_dropout=0.0,
-        sliding_window=None,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -86,7 +81,7 @@ def write_arith_critic(folder: Path, seed: int) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Starcoder2ForCausalLM(config)
+        model = LlamaForCausalLM(config)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

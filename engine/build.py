@@ -9,7 +9,7 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator
-from soundrl.engine.judges import build_judge
+from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy, check_folder
 from soundrl.engine.weight_sync import PROBES
@@ -111,7 +111,8 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> Task:
         end_servers()
 
     truth = arith.oracle if config.data.train == "arith" else None
-    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, close_all, config.genrm.deadline[1])
+    deadline = config.genrm.deadline[1]
+    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, build_probe(config, judge, world), close_all, deadline)
 
 
 def engine_count(config: Config, world: World) -> int:

@@ -26,6 +26,8 @@ class Model:
     """Longest prompt + response, in tokens."""
     rope_base_length: int = 0
     """Overrides `max_position_embeddings` of the folder's config (the paper's 7B recipe needs it); 0 keeps it."""
+    attention: Literal["triton", "flash", "sdpa"] = "triton"
+    """Attention over packed rows: our kernels (on CPU, where nothing compiles them, sdpa serves), flash-attn where installed, or sdpa."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: about 30 % more time, activations of one layer instead of all."""
 
@@ -84,13 +86,13 @@ class Loss:
     """Bound on the loss of negative advantages, in multiples of the advantage."""
     correction: str = "tis"
     """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
-    correction_low: float = 0.5
-    """Lower edge of the icepop and sequence bands (of a probability ratio)."""
-    correction_high: float = 2.0
-    """Cap of tis, upper edge of the bands."""
+    correction_band: tuple[float, float] = (0.5, 2.0)
+    """Edges, on either side of 1, of the icepop and sequence bands (of a probability ratio); the upper one caps tis."""
 
     def rule(self) -> LossRule:
-        return LossRule(**dataclasses.asdict(self))
+        low, high = self.correction_band
+        others = {name: value for name, value in dataclasses.asdict(self).items() if name != "correction_band"}
+        return LossRule(**others, correction_low=low, correction_high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,8 @@ class Genrm:
     """Requests under way at once on each endpoint, per rank."""
     reference: bool = True
     """Show the reference answer to the judge."""
+    probe: tuple[str, int] = ("", 10)
+    """Labelled solutions (a ProcessBench or FAPO-Critic file, `arith`) that watch the judge, and steps between probes; empty = none."""
     unknown: Literal["drop", "rule"] = "drop"
     """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule)."""
     max_unknown: float = 0.5
@@ -247,6 +251,11 @@ class Config:
         require(
             self.run.task == "reasoning" or genrm.judge == "none",
             f"run.task {self.run.task} needs no judge, but genrm.judge is {genrm.judge}; set --genrm.judge none --fapo.lam 0",
+        )
+        require(
+            not genrm.probe[0] or (genrm.judge in ("endpoint", "serve") and genrm.probe[1] > 0),
+            f"genrm.probe is {genrm.probe[0]} {genrm.probe[1]}, but genrm.judge is {genrm.judge}; "
+            "probes need judge endpoint or serve, and at least 1 step",
         )
         require(0 <= genrm.max_unknown <= 1, f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1")
         require(self.run.gate > 1, f"run.gate {self.run.gate} can never be met; use e.g. 1.05")

@@ -13,8 +13,10 @@ from soundrl.fapo import arith
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.labelled import load_labelled
+from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.prompts import split_paragraphs
-from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, Serving
+from soundrl.genrm.serve import START_SECONDS, TOKEN_ENV, JudgeServers, Serving
 
 SERVED_NAME = "genrm"
 
@@ -26,13 +28,14 @@ def build_judge(config: Config, world: World) -> tuple[Judge | None, Callable[[]
         return None, lambda: None
     if g.judge == "oracle":
         return OracleJudge(arith.oracle), lambda: None
-    urls, model, close = g.urls, g.model, lambda: None
+    urls, model, close, gone_after = g.urls, g.model, lambda: None, None
     if g.judge == "serve":
         servers = serve(config) if world.main else None
         # The servers' addresses and their token, from rank 0 to all.
         urls, token = world.gather(None if servers is None else (servers.urls, os.environ[TOKEN_ENV]))[0]
         os.environ[TOKEN_ENV], model = token, SERVED_NAME
         close = close if servers is None else servers.close
+        gone_after = START_SECONDS  # a server that has died is started again, which takes as long as loading the model
     judge = EndpointJudge(
         urls,
         model,
@@ -42,6 +45,7 @@ def build_judge(config: Config, world: World) -> tuple[Judge | None, Callable[[]
         deadline=g.deadline[0],
         step_deadline=g.deadline[1],
         concurrency=g.concurrency,
+        gone_after=gone_after,
         with_reference=g.reference,
         allow_http=g.allow_http,
         # The world writes a step a line.
@@ -49,6 +53,14 @@ def build_judge(config: Config, world: World) -> tuple[Judge | None, Callable[[]
     )
     judge.check()
     return judge, close
+
+
+def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[int], dict[str, float]]:
+    """The probe of `genrm.probe`, on rank 0; nothing where there is none."""
+    name, every = config.genrm.probe
+    if not name or not world.main or not isinstance(judge, EndpointJudge):
+        return lambda step: {}
+    return Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every)
 
 
 def serve(config: Config) -> JudgeServers:

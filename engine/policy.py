@@ -14,8 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
@@ -23,21 +24,8 @@ from soundrl.engine.world import World
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.loss_rule import LossRule
-from soundrl.kernels.varlen_attention import length_buckets, varlen_attention_reference
 
-ATTENTION = "soundrl_varlen"
 KEEP_GATHERED = 500_000_000  # parameters
-
-
-def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs) -> tuple[Tensor, None]:
-    """transformers' attention hook over one packed row: query [1, Hq, T, D] → [1, T, Hq, D]."""
-    out_THD = varlen_attention_reference(
-        query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), kwargs["length_buckets"], kwargs.get("scaling")
-    )
-    return out_THD[None], None
-
-
-AttentionInterface.register(ATTENTION, packed_attention)
 
 
 def check_folder(path: str, setting: str = "model.path") -> Path:
@@ -84,8 +72,9 @@ class Policy:
         with init_empty_weights(include_buffers=False):
             # A copy: the head takes over what the model's config says of logits, and an export must still say it.
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=torch.float32, attn_implementation=ATTENTION
+                copy.deepcopy(config), dtype=torch.float32, attn_implementation=HOOK
             )
+        check_attention(settings.attention, self.model, getattr(torch, settings.dtype), world.device)
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
         self.model.tie_weights()
         if settings.activation_checkpointing:
@@ -160,7 +149,7 @@ class Policy:
                 input_ids=batch.input_ids[None],
                 position_ids=batch.position_ids[None],
                 logits_to_keep=batch.response_index - 1,
-                length_buckets=length_buckets(batch.cu_seqlens),
+                attend=attend_within(self.settings.attention, batch.cu_seqlens, batch.tokens),
                 use_cache=False,
             ).logits
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Loss, Model, Optim, Rollout, Run, WarmStart
 
@@ -20,6 +21,13 @@ def arith() -> Config:
         genrm=Genrm(judge="oracle"),
         run=Run(name="arith", steps=80, eval_every=0, eval_sampling=(2, 1.0, 1.0)),
     )
+
+
+def arith_genrm() -> Config:
+    """The same, judged by the world's own GenRM in a vLLM process instead of the oracle (`genrm-arith --run.steps 0` makes it)."""
+    folder = "runs/genrm-arith/policy/step-000000"
+    judge = Genrm(judge="serve", model=folder, max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
+    return replace(arith(), genrm=judge, run=replace(arith().run, name="arith-genrm"))
 
 
 def smollm2_gsm8k() -> Config:
@@ -97,7 +105,7 @@ def genrm_arith() -> Config:
         optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
         fapo=Fapo(lam=0.0),
         genrm=Genrm(judge="none"),
-        run=Run(name="genrm-arith", task="critic", steps=40, eval_every=0),
+        run=Run(name="genrm-arith", task="critic", steps=100, eval_every=0),
     )
 
 
@@ -118,6 +126,7 @@ def genrm_4b() -> Config:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "arith": arith,
+    "arith-genrm": arith_genrm,
     "smollm2-gsm8k": smollm2_gsm8k,
     "genrm-arith": genrm_arith,
     "genrm-4b": genrm_4b,

@@ -7,7 +7,6 @@ torchrun engine/train.py [recipe] [--group.setting value …]        one process
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
@@ -76,7 +75,7 @@ def main(config: Config) -> None:
                 with phases("judge_wait"):
                     pending.groups()
             with phases("train"):
-                waiting = partial(phases, "judge_wait")
+                waiting = lambda: phases("judge_wait")  # noqa: E731
                 trained = trainer.train(schedules(list(pending), updates, config.optim.microbatch_tokens, world.device, waiting))
             with phases("judge_wait"):  # verdicts that change no advantage: λ = 0
                 own = pending.groups()
@@ -85,7 +84,7 @@ def main(config: Config) -> None:
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
         measured |= phases.judged(pending.calls(), world)
-        metrics = measured | trained | gate | task.judge_metrics() | phases.take() | peak_memory()
+        metrics = measured | trained | gate | task.judge_metrics(step) | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])

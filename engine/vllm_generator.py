@@ -77,6 +77,8 @@ class VllmGenerator:
             gpu_memory_utilization=0.3 if on_cpu else settings.memory,
             max_num_seqs=MAX_SEQUENCES,
             max_num_batched_tokens=max(MAX_BATCHED_TOKENS, model.max_length),
+            # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
+            enable_chunked_prefill=not on_cpu,
             enforce_eager=settings.eager,
             enable_sleep_mode=not on_cpu,
             enable_prefix_caching=True,

@@ -42,7 +42,9 @@ class Task(Protocol):
         """Raise where the run should not go on."""
         ...
 
-    def judge_metrics(self) -> dict[str, float]: ...
+    def judge_metrics(self, step: int) -> dict[str, float]:
+        """What the judge says of itself, and a probe of it where one is due."""
+        ...
 
     def close(self) -> None: ...
 
@@ -100,13 +102,14 @@ class ReasoningTask:
         settings: RewardSettings,
         max_unknown: float = 1.0,
         truth: Oracle | None = None,
+        probe: Callable[[int], dict[str, float]] = lambda step: {},
         close: Callable[[], None] = lambda: None,
         deadline: float | None = None,
     ) -> None:
         self.deadline = deadline
         self.verify, self.judge, self.settings, self._close = verify, judge, settings, close
         self.watch = UnknownWatch(max_unknown)
-        self.truth = truth
+        self.truth, self.probe = truth, probe
 
     def assign(self, groups: Sequence[Group]) -> None:
         assign_advantages(groups, self.settings)
@@ -125,8 +128,9 @@ class ReasoningTask:
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / sums["rollouts"]
         return out
 
-    def judge_metrics(self) -> dict[str, float]:
-        return {} if self.judge is None else self.judge.metrics()
+    def judge_metrics(self, step: int) -> dict[str, float]:
+        """The judge's own metrics, and those of a probe where one is due."""
+        return {} if self.judge is None else self.judge.metrics() | self.probe(step)
 
     def close(self) -> None:
         """End the verifier's processes and the judge's connections."""

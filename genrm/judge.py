@@ -78,14 +78,21 @@ class EndpointJudge:
         step_deadline: float = 3600.0,
         concurrency: int = 64,
         attempts: int = 4,
+        gone_after: float | None = None,
         cache_size: int = 65_536,
         special_tokens: tuple[str, ...] = (),
         split: Callable[[str], Sequence[str]] = split_paragraphs,
+        decide: Callable[[Sequence[Verdict]], Verdict] = majority,
     ):
-        """`deadline`: seconds from a question's first request to its verdict, retries included. `step_deadline`: the same from `submit`,
-        the wait for a free worker included. `concurrency`: requests under way at once, on each endpoint. `votes`: replies a question,
-        of which the majority counts (`verdict.majority`). `special_tokens`: those of the served tokenizer where it is known
-        (`prompts.control_tokens`). `split` cuts a solution into the paragraphs that verdicts count."""
+        """What the settings mean beyond their names:
+
+        * `deadline`: seconds from a question's first request to its verdict, retries included; `step_deadline`: the same from `submit`,
+          the wait for a free worker included; `gone_after`: seconds without any live endpoint until questions fail at once.
+        * `concurrency`: requests under way at once, on each endpoint.
+        * `votes`: replies a question, of which `decide` makes one verdict (`verdict.majority` or `verdict.unanimous`).
+        * `special_tokens`: those of the served tokenizer where it is known (`prompts.control_tokens`).
+        * `split` cuts a solution into the paragraphs that verdicts count.
+        """
         if min(deadline, step_deadline) <= 0 or min(concurrency, attempts, max_tokens, votes) < 1 or temperature < 0:
             raise ValueError(
                 "genrm: deadline must be above 0, concurrency, attempts, max_tokens and votes at least 1, temperature at least 0"
@@ -100,8 +107,8 @@ class EndpointJudge:
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         self.deadline, self.step_deadline = deadline, step_deadline
         self.special_tokens = special_tokens
-        self.split = split
-        self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts)
+        self.split, self.decide = split, decide
+        self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts, gone_after=gone_after)
         self._cache: OrderedDict[str, Critique] = OrderedDict()
         self._cache_size = cache_size
         self._open: dict[str, list[Future[Critique]]] = {}
@@ -146,7 +153,8 @@ class EndpointJudge:
         `with_reference`."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None, self.special_tokens)
         data = json.dumps(messages).encode()
-        key = hashlib.sha256(data).hexdigest()
+        key, size = hashlib.sha256(data).hexdigest(), len(data)
+        del data  # the callback below would keep it as long as the future
         future: Future[Critique] = Future()
         future.set_running_or_notify_cancel()
         with self._room:
@@ -154,10 +162,10 @@ class EndpointJudge:
             if self._closed:
                 raise RuntimeError("the judge is closed")
             self._counts["submitted"] += 1
-            self._queued_bytes += len(data)
+            self._queued_bytes += size
             # Under the lock: whatever was counted reaches the loop before `close` does.
             self._loop.call_soon_threadsafe(self._start, key, messages, len(paragraphs), future)
-        future.add_done_callback(lambda _: self._leave(len(data)))
+        future.add_done_callback(lambda _: self._leave(size))
         return future
 
     def stats(self) -> dict[str, Any]:
@@ -250,7 +258,7 @@ class EndpointJudge:
         except TimeoutError:
             return Critique(Verdict.unknown(TIMEOUT))
         tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
-        return Critique(majority([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
+        return Critique(self.decide([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
 
     async def _vote(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Critique:
         sampling = dict(self.sampling)

@@ -8,7 +8,7 @@ wrong, and what is done (the thresholds are the constants below):
 * A request takes far longer than others do: a second copy goes to another free worker, and the first answer counts (a *hedge*).
 * A worker refuses connections: it is *ejected*, gets nothing more, and is tried by a real generation of one token, with growing pauses,
   until it answers. One that fails three times in a row, or loses three hedges, is ejected as well, but never more than half of the pool.
-* No worker is left for 30 s: what waits fails, and new requests fail at once, until one returns.
+* No worker is left for a while: what waits fails, and new requests fail at once, until one returns.
 
 Runs in one event loop; deadlines are the caller's (`asyncio.timeout`), and cancelling closes the connection.
 """
@@ -37,8 +37,8 @@ FAILURES_IN_A_ROW = 3
 STEADY_SECONDS = 60.0
 """A worker that has served this long since its return starts again with the first pause."""
 PROBE_SECONDS = 20.0
-HOPELESS_SECONDS = 30.0
-"""How long questions wait for any worker at all."""
+GONE_SECONDS = 30.0
+"""How long questions wait for any worker at all, where nobody is expected to start one again."""
 HEDGE_AFTER = 4.0
 """In medians of the last latencies; critiques differ in length, and a hedge is work done twice."""
 LEAST_PATIENCE = 0.05
@@ -75,16 +75,18 @@ class Worker:
 
 
 class ScorerPool:
-    """`await pool.complete(make_body, deadline)` on any of `endpoints` (all serve the same model), `concurrency` at once on each.
+    """`await pool.complete(make_body, deadline)` on any of `endpoints` (all serve the same model), `concurrency` at once on each. With no
+    worker left for `gone_after` seconds (by default `GONE_SECONDS`) requests fail at once.
 
     Raises `ValueError` for no endpoint or the same one twice.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, concurrency: int, attempts: int):
+    def __init__(self, endpoints: Sequence[Endpoint], *, concurrency: int, attempts: int, gone_after: float | None = None):
         if not endpoints or len({endpoint.url for endpoint in endpoints}) < len(endpoints):
             raise ValueError("genrm.urls must name at least one endpoint, and each only once")
         self.workers = [Worker(endpoint, concurrency) for endpoint in endpoints]
         self.attempts = attempts
+        self.gone_after = GONE_SECONDS if gone_after is None else gone_after
         self.counts: Counter[str] = Counter()
         """`requests`, `hedges`, `ejections`, `returns`."""
         self.retries: Counter[str] = Counter()
@@ -163,7 +165,7 @@ class ScorerPool:
     async def _place(self, order: int, until: float, avoid: Collection[Worker] = (), strict: bool = False) -> Worker:
         """A place on a worker, taken; `avoid` those while others live (`strict`: in any case). Raises `Failure` where none can come."""
         if self._hopeless:
-            raise Failure(UNREACHABLE, f"no worker has answered for {HOPELESS_SECONDS:.0f} s", retry=False)
+            raise Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False)
         if all(not worker.ejected and worker.closed_until > until for worker in self.workers):
             raise Failure(self.workers[0].reason, "every worker asks to be left alone past the deadline", retry=False)
         place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
@@ -220,15 +222,15 @@ class ScorerPool:
                 place = asyncio.ensure_future(self._place(order, until=float("inf"), avoid=(worker,), strict=True))
                 running.add(place)
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                if place.done() and place.exception() is None:
-                    running.discard(place)
+                running.discard(place)
+                free = place.done() and place.exception() is None
+                if free and not first.done():
                     running.add(self._send(place.result(), body))
                     self._count(self.counts, "hedges")
-                elif place.done():
-                    running.discard(place)
+                elif free:
+                    self._release(place.result())
                 else:
                     place.cancel()
-                    running.discard(place)
             while True:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 good = next((task for task in done if task.exception() is None), None)
@@ -314,7 +316,7 @@ class ScorerPool:
         log.warning("judge %s is left out (%s)", worker.endpoint.url, why)
         worker.probe = loop.create_task(self._until_it_answers(worker))
         if out + 1 == len(self.workers):
-            self._despair = loop.call_later(HOPELESS_SECONDS, self._give_up)
+            self._despair = loop.call_later(self.gone_after, self._give_up)
 
     async def _until_it_answers(self, worker: Worker) -> None:
         attempt = worker.ejections
@@ -338,8 +340,8 @@ class ScorerPool:
 
     def _give_up(self) -> None:
         self._hopeless = True
-        log.error("no judge has answered for %.0f s: rollouts stay without verdict until one does", HOPELESS_SECONDS)
+        log.error("no judge has answered for %.0f s: rollouts stay without verdict until one does", self.gone_after)
         for *_, place, _, _ in self._waiting:
             if not place.done():
-                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {HOPELESS_SECONDS:.0f} s", retry=False))
+                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False))
         self._waiting.clear()

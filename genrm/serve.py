@@ -10,6 +10,7 @@ environment (a command line can be read by every user of the machine). A server 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import secrets
@@ -33,6 +34,7 @@ LOOK_SECONDS = 5.0
 PROBE_SECONDS = 20.0
 SICK_SECONDS = 120.0
 """Longer than the longest wait of a probe behind a full batch."""
+LEAST_BATCHED_TOKENS = 8192
 MAX_RESTARTS = 5
 """In a row, without a generation between them."""
 
@@ -104,6 +106,10 @@ class Worker:
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", s.dtype, "--generation-config", "vllm"]
         command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if _gpus() else 0.3)]
         command += ["--max-model-len", str(s.max_length)] if s.max_length else []
+        if not _gpus():
+            # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
+            longest = s.max_length or int(json.loads((s.model / "config.json").read_text()).get("max_position_embeddings", 0))
+            command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(longest, LEAST_BATCHED_TOKENS))]
         return [*command, "--enforce-eager"] if s.eager else command
 
     def environment(self) -> dict[str, str]:

@@ -90,7 +90,7 @@ class CriticTask:
         out = {"exact": sums["exact"] / rollouts, "tokens": sums["tokens"] / rollouts}
         return out | {name: value.item() for name, value in found.items()}
 
-    def judge_metrics(self) -> dict[str, float]:
+    def judge_metrics(self, step: int) -> dict[str, float]:
         return {}
 
     def watch(self, step: int, metrics: dict[str, float]) -> None:

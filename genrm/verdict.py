@@ -34,7 +34,7 @@ CLOSED = "closed"
 
 # How several votes went.
 SPLIT = "split"
-"""No verdict has more than half of the votes."""
+"""The votes do not agree as far as they must."""
 
 REASONS = frozenset(
     {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED, SPLIT}
@@ -100,6 +100,16 @@ def majority(votes: Sequence[Verdict]) -> Verdict:
         steps = Counter(vote.step for vote in votes if vote.step is not None)
         return Verdict.flawed(min(step for step in steps if steps[step] == max(steps.values())))
     return next(vote for vote in votes if vote.kind == kind)
+
+
+def unanimous(votes: Sequence[Verdict]) -> Verdict:
+    """The verdict on which all votes agree, its step included; otherwise unknown: of the first vote that is unknown, else split.
+
+    Example: flawed(2), flawed(2), flawed(1) → unknown(split).
+    """
+    if all(vote == votes[0] for vote in votes):
+        return votes[0]
+    return next((vote for vote in votes if vote.kind == "unknown"), Verdict.unknown(SPLIT))
 
 
 def _contradicted(before: str, box: str) -> bool:

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before the first import of triton, which decides then: kernels run interpreted in this process; child processes choose for themselves.
-os.environ["TRITON_INTERPRET"] = "1"
+# Before the first import of triton, which decides then: kernels run interpreted in this process unless told otherwise (tests/gpu/run.sh);
+# child processes choose for themselves.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+# Two test processes on two cores: a second OpenMP thread each would only wait for the other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -7,7 +7,6 @@ import pytest
 
 from soundrl.engine.arith_critic_model import critic_tokenizer
 from soundrl.engine.build import Encoder, build_demonstrations, build_sources
-from soundrl.engine.launch import UserError, parse_arguments
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
@@ -123,11 +122,6 @@ def test_recipes_hold_the_papers_values():
     )
     assert (c.optim.lr, c.optim.warmup_steps, c.optim.weight_decay, c.run.eval_every, c.run.steps) == (1e-6, 10, 0.1, 10, 500)
     assert c.run.task == "critic" and c.genrm.judge == "none"
-
-
-def test_a_judge_for_a_critic_is_a_conflict():
-    with pytest.raises(UserError, match="run.task critic needs no judge, but genrm.judge is oracle"):
-        parse_arguments(["arith", "--run.task", "critic"])
 
 
 def test_a_run_end_to_end(train, tmp_path):

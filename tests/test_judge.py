@@ -419,7 +419,7 @@ def complaint(call: Callable[[], object]) -> str:
 
 
 def test_dead_url(ask, monkeypatch):
-    monkeypatch.setattr(scorer_module, "HOPELESS_SECONDS", 0.3)
+    monkeypatch.setattr(scorer_module, "GONE_SECONDS", 0.3)
     judge = ask(dead_url(), attempts=2)
     assert "genrm.urls" in complaint(judge.check)
     assert submit(judge).result(20) == Verdict.unknown(UNREACHABLE)

@@ -56,6 +56,16 @@ def test_metrics_of_a_small_batch_by_hand():
     assert metrics["reward/groups_with_signal"] == 2 / 4
 
 
+def test_the_judge_is_measured_where_the_truth_is_known():
+    """Of 6 correct rollouts the oracle calls three flawed; the judge says so of two, one of them rightly, and does not know the third."""
+    groups = [group("fsfs"), group("usw")]
+    sums = count(groups, 1.0, lambda prompt, rollout: Verdict.flawed(0) if rollout.sample in (0, 3) else Verdict.sound())
+    metrics = rates(sums, truth=True)
+    assert metrics["fapo/true_flawed_ratio"] == 3 / 6 and metrics["fapo/flawed_ratio"] == 2 / 6
+    assert (metrics["genrm/precision"], metrics["genrm/recall"], metrics["genrm/over_critic"]) == (1 / 2, 1 / 3, 1 / 3)
+    assert "genrm/precision" not in rates(sums)
+
+
 def test_the_run_stops_when_the_judge_stays_silent():
     watch = UnknownWatch(0.5)
     for step, unknown in enumerate([0.9, 0.9, 0.4, 0.6, 0.6], 1):

@@ -28,7 +28,8 @@ from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.scorer import ScorerPool
 from soundrl.genrm.verdict import BAD_REPLY, CLOSED, HTTP_5XX, NO_BOX, SPLIT, TIMEOUT, UNREACHABLE, majority
 
-N = 256
+N = 160
+SETTINGS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +150,7 @@ def test_all_killed_and_restored(pool):
 
 
 def test_all_killed_for_good_ends_the_run(pool, monkeypatch):
-    monkeypatch.setattr(scorer_module, "HOPELESS_SECONDS", 0.3)
+    monkeypatch.setattr(scorer_module, "GONE_SECONDS", 0.3)
     servers, judge = pool(*[working(0.02)] * 4)
     futures = submit(judge)
     wait_for(lambda: all(len(server.bodies) >= 4 for server in servers))
@@ -332,7 +333,6 @@ def test_equal_workers_get_equal_work(pool):
 
 
 def test_one_worker_or_four_give_the_same_advantages(pool):
-    settings = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
     advantages = []
     for workers in (1, 4):
         _, judge = pool(*[working(0.002)] * workers, temperature=1.0)
@@ -346,7 +346,7 @@ def test_one_worker_or_four_give_the_same_advantages(pool):
             )
             for g in range(0, 32, 8)
         ]
-        assign_advantages(groups, settings)
+        assign_advantages(groups, SETTINGS)
         advantages.append([group.advantages for group in groups])
     assert advantages[0] == advantages[1] and any(a != 0 for group in advantages[0] for a in group)
 

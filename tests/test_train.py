@@ -55,9 +55,9 @@ def digest(folder: Path, step: int) -> str:
     return hashlib.sha256((folder / "policy" / f"step-{step:06d}" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def run_tiny(train, folder: Path, name: str, *arguments) -> list[dict]:
+def run_tiny(train, folder: Path, name: str, *arguments, **environment: str) -> list[dict]:
     small = ("--rollout.engine", "torch", "--rollout.prompts", 16, "--optim.minibatch-prompts", 16, "--data.test")
-    done = train("arith", *TINY, *small, "--run.folder", folder, "--run.name", name, *arguments, NPROC="1")
+    done = train("arith", *TINY, *small, "--run.folder", folder, "--run.name", name, *arguments, NPROC="1", **environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return [row for row in metrics(folder / name) if "loss/policy" in row]
 
@@ -76,21 +76,19 @@ def test_lambda_zero_is_grpo_bit_for_bit(train, tmp_path):
     check_golden(fapo)
 
 
-def check_golden(rows: list[dict]) -> None:
-    """Losses of the FAPO run above against the committed file, two steps; a refactor must reproduce them.
+def check_golden(rows: list[dict], golden: Path = GOLDEN) -> None:
+    """Losses of the FAPO run above, or of another, against the committed file, two steps; a refactor must reproduce them.
 
     To renew it after a change that is meant to move numbers, delete the file and run this test: it writes a new one and fails.
     """
     ours = [f"{row['step']} {row['loss/policy']:.6f} {row['optim/grad_norm']:.6f} {row['reward/mean']:.6f}" for row in rows[:2]]
-    if not GOLDEN.exists():
-        GOLDEN.write_text(
-            "# step loss/policy optim/grad_norm reward/mean (arith, seed 0, torch sampler, 16 prompts, 40 warm-start steps)\n"
-            + "\n".join(ours)
-            + "\n"
+    if not golden.exists():
+        golden.write_text(
+            "# step loss/policy optim/grad_norm reward/mean (arith, seed 0, torch sampler, 40 warm-start steps)\n" + "\n".join(ours) + "\n"
         )
-        pytest.fail(f"{GOLDEN.name} did not exist and was written; look at it and commit it")
-    golden = [line for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
-    for mine, theirs in zip(ours, golden, strict=True):
+        pytest.fail(f"{golden.name} did not exist and was written; look at it and commit it")
+    lines = [line for line in golden.read_text().splitlines() if not line.startswith("#")]
+    for mine, theirs in zip(ours, lines, strict=True):
         # Other processors and kernels round otherwise in the last bits, which 40 steps at a high rate magnify until, from the third
         # RL step on, a sampled token flips; a changed formula moves far more, and at once.
         assert [float(x) for x in mine.split()] == pytest.approx([float(x) for x in theirs.split()], rel=2e-2, abs=2e-3)

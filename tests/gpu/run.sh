@@ -1,16 +1,50 @@
 #!/usr/bin/env bash
-# All GPU tests and benches in one call (make gpu), under 9 minutes; JSON and logs go to $OUT, or ./out without it.
-# Runs with whatever python3 has torch, transformers and vLLM; needs no install and no network.
+# GPU tests and benches in one call (make gpu), under 9 minutes whatever is chosen; JSON lines and logs go to $OUT, or ./out without it.
+#   tests/gpu/run.sh                 all:             tests 170 s, linear_logprob 110, varlen_attention 60, logprob 40, group_advantage 20, train 120
+#   tests/gpu/run.sh tests bench     without train:   linear_logprob 230
+#   tests/gpu/run.sh train           train alone:     520
+# Runs with whatever python3 has torch, triton and pytest (train: transformers and vLLM as well); needs no install and no network.
+# Each bench writes its rows as they come, so that what a limit cuts off costs only the rest. Without git, set COMMIT.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-out=${OUT:-out}; mkdir -p "$out" build/links/soundrl
+export OUT=${OUT:-out}
+mkdir -p "$OUT" build/links/soundrl
 for folder in kernels fapo genrm engine; do ln -sfn ../../../$folder build/links/soundrl/$folder; done
 export PYTHONPATH=$PWD/build/links${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+parts=" ${*:-tests bench train} "
+for name in $parts; do
+    [[ $name =~ ^(tests|bench|train)$ ]] || { echo "unknown part '$name': use tests, bench, train" >&2; exit 2; }
+done
+head=230 train=120
+[[ $parts == *" train "* ]] && head=110
+[[ $parts == " train " ]] && train=520
 status=0
-timeout 200 python3 -m pytest tests/gpu -p no:cacheprovider >"$out/pytest.log" 2>&1 || status=1
-timeout 300 python3 engine/train.py arith --model.dtype bfloat16 --rollout.no-eager --rollout.memory 0.3 \
-    --run.steps 40 --run.folder "$out/runs" >"$out/arith.log" 2>&1 || status=1
-cp "$out"/runs/arith/metrics.jsonl "$out/arith.jsonl" 2>/dev/null
-rm -rf "$out/runs"
-tail -n 5 "$out/pytest.log"; tail -n 25 "$out/arith.log"
+
+part() { # name, seconds, log, command…
+    local name=$1 seconds=$2 log=$OUT/$3
+    shift 3
+    timeout "$seconds" "$@" >>"$log" 2>&1 && return
+    echo "$name: exit $? (124 = cut off after $seconds s), see $log"
+    status=1
+}
+
+if [[ $parts == *" tests "* ]]; then
+    # Kernels compiled, not interpreted as in the CPU tests; what cannot be imported (no transformers) costs its own file alone.
+    TRITON_INTERPRET=0 part tests 170 pytest.log python3 -m pytest tests/gpu -p no:cacheprovider --continue-on-collection-errors
+    tail -n 15 "$OUT/pytest.log"
+fi
+if [[ $parts == *" bench "* ]]; then
+    part group_advantage 20 bench.log python3 bench/group_advantage.py
+    part logprob 40 bench.log python3 bench/logprob.py
+    part varlen_attention 60 bench.log python3 bench/varlen_attention.py
+    part linear_logprob "$head" bench.log python3 bench/linear_logprob.py
+    cat "$OUT/bench.log"
+fi
+if [[ $parts == *" train "* ]]; then
+    part train "$train" arith.log python3 engine/train.py arith --model.dtype bfloat16 --rollout.no-eager --rollout.memory 0.3 \
+        --run.steps 40 --run.folder "$OUT/runs"
+    cp "$OUT"/runs/arith/metrics.jsonl "$OUT/arith.jsonl" 2>/dev/null
+    rm -rf "$OUT/runs"
+    tail -n 25 "$OUT/arith.log"
+fi
 exit $status

@@ -147,6 +147,9 @@ def test_chunk_rows_by_the_budget():
     assert chunk_rows(10, 1000, 4, 4 * 1000 * 4500, True) == 10
     assert chunk_rows(10, 1000, 4, 1, True) == 1  # a single row is always allowed
     assert chunk_rows(0, 1000, 4, None, False) == 1
+    # Never an odd number of rows where there is a choice: Triton would compile the row kernels again for the second chunk's addresses.
+    assert chunk_rows(8449, 151_936, 2, None, True) == 4240 and chunk_rows(50, 90, 4, 4 * 90 * 49, False) == 32
+    assert all(chunk_rows(T, 151_936, 2, None, True) % 16 == 0 for T in range(4241, 12_000, 7))
     assert chunk_rows(8192, 151_936, 2, None, True) == 4096  # F4: 1.19 GiB of bf16 logits
 
 

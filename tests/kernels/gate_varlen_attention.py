@@ -1,0 +1,61 @@
+"""Configurations of packed attention: every entry of its table that a GPU can meet, with heads 4 : 1."""
+
+from __future__ import annotations
+
+from gate import Case
+
+from soundrl.kernels.varlen_backward import varlen_dkv_kernel, varlen_dq_kernel
+from soundrl.kernels.varlen_forward import varlen_forward_kernel
+from soundrl.kernels.varlen_launch import CONFIGS, Pass, Scores, block_d, constants
+
+KERNELS: dict[Pass, object] = {"forward": varlen_forward_kernel, "dq": varlen_dq_kernel, "dkv": varlen_dkv_kernel}
+FP32 = ("lse2_ptr", "delta_ptr", "scale", "score_scale", "softcap2")
+PLAIN, WINDOW, SOFTCAP = Scores(0.1, 0, 0.0), Scores(0.1, 4096, 0.0), Scores(0.1, 4096, 50.0)
+# Accepted spills in bytes. dK/dV of 128 × 128 holds two accumulators of 64 registers a thread and two score blocks of 32, which leaves
+# few of 255; its smaller blocks spill nothing, but their narrow products would wait for shared memory. float32 is for correctness.
+SPILLS = {
+    (90, "bf16", 96, "dkv", PLAIN): 24,
+    (90, "bf16", 128, "dkv", PLAIN): 24,
+    (90, "fp16", 128, "dkv", PLAIN): 24,
+    (90, "bf16", 128, "dkv", WINDOW): 56,
+    (90, "bf16", 128, "forward", WINDOW): 24,
+    (80, "bf16", 128, "forward", WINDOW): 8,
+    (90, "fp32", 32, "dq", PLAIN): 8,
+    (90, "fp32", 256, "dq", PLAIN): 232,
+    (80, "fp32", 256, "dq", PLAIN): 216,
+    (80, "fp32", 256, "forward", PLAIN): 16,
+}
+
+
+def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores) -> Case:
+    kernel = KERNELS[which]
+    config = CONFIGS[{90: "hopper", 80: "ampere"}[arch], 4 if kind == "fp32" else 2, block_d(head_dim)][which]
+    fixed = constants(which, config, 8, 2, head_dim, scores)
+    signature = {}
+    for name in kernel.arg_names:  # type: ignore[attr-defined]
+        if name in fixed:
+            continue
+        pointer = "*" if name.endswith("_ptr") else ""
+        signature[name] = pointer + ("fp32" if name in FP32 else "i32" if name == "tiles_ptr" or not pointer else kind)
+    return Case(
+        kernel=kernel,
+        label=f"{kind} D{head_dim}{' window' * (scores.window > 0)}{' softcap' * (scores.softcap > 0)}",
+        signature=signature,
+        constexprs=fixed,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        aligned=tuple(name for name in signature if "_stride_" in name),
+        wgmma=kind != "fp32" and head_dim >= 64,
+        spill=SPILLS.get((arch, kind, head_dim, which, scores), 0),
+        architectures=(arch,),
+    )
+
+
+SHAPES = [
+    *(("bf16", head_dim, PLAIN) for head_dim in (16, 32, 64, 96, 128, 192, 256)),
+    ("fp16", 128, PLAIN),
+    *(("fp32", head_dim, PLAIN) for head_dim in (32, 64, 128, 256)),
+    ("bf16", 128, WINDOW),
+    ("bf16", 256, SOFTCAP),
+]
+CASES = [case(arch, kind, head_dim, which, scores) for arch in (80, 90) for kind, head_dim, scores in SHAPES for which in KERNELS]

@@ -1,0 +1,165 @@
+"""Critic data: flaws planted into GSM8K's solutions, selection, and the sampled kind against scripted policies and a scripted teacher."""
+
+import json
+import random
+import re
+
+import pyarrow.json
+import pytest
+from fake_judge import MODEL, Handler, Server, said
+
+from soundrl.fapo.boxed import final_box
+from soundrl.fapo.data import load_prompts
+from soundrl.fapo.records import Prompt, Verdict
+from soundrl.genrm.critic_rows import select
+from soundrl.genrm.data import command
+from soundrl.genrm.gsm8k_flaws import KINDS, plant, sound
+from soundrl.genrm.labelled import Labelled, load_critic, load_labelled
+from soundrl.genrm.verdict import unanimous
+
+NATALIA = Prompt(
+    id="g:1",
+    text="Natalia sold 48 clips in April and half as many in May. How many altogether?",
+    answer="72",
+    solution="In May she sold 48/2 = <<48/2=24>>24 clips.\nAltogether that is 48+24 = <<48+24=72>>72 clips.\n#### 72",
+)
+
+
+def test_each_kind_of_flaw_stands_where_it_says():
+    rng = random.Random(0)
+    true = sound(NATALIA).steps
+    assert true == ("In May she sold 48/2 = 24 clips.", "Altogether that is 48+24 = 72 clips.", "The answer is \\boxed{72}.")
+    for kind in KINDS:
+        row = plant(NATALIA, kind, rng)
+        assert row is not None and row.answer == "72" and "\\boxed{72}" in row.steps[-1] and "<<" not in "".join(row.steps)
+        before, at = row.steps[: row.label], row.steps[row.label]
+        assert before == true[: row.label] and at != true[row.label], kind
+        if kind == "ignored":
+            assert re.fullmatch(r"(In May she sold 48/2|Altogether that is 48\+24) = \d+ clips\.", at)
+            assert row.steps[row.label + 1 :] == true[row.label + 1 :]
+        if kind == "repaired":
+            assert row.label == 0 and row.steps[1] == "Taking 24 for that, altogether that is 48+24 = 72 clips."
+        if kind == "skipped":
+            assert row.label == 0 and at == true[1]
+        if kind == "guess":
+            assert row.label == len(row.steps) - 1 == 1
+    with pytest.raises(ValueError, match="unknown kind of flaw 'none'"):
+        plant(NATALIA, "none", rng)
+    assert plant(Prompt(id="x", text="?", answer="3", solution="It is three.\n#### 3"), "skipped", rng) is None
+
+
+def test_all_of_gsm8k_can_be_planted(shared_data):
+    prompts = load_prompts(shared_data / "gsm8k-test.jsonl", max_rows=300)
+    rows = [row for prompt in prompts for kind in KINDS if (row := plant(prompt, kind, random.Random(prompt.id)))]
+    assert len(rows) > 900  # most kinds fit most solutions
+    for row in rows:
+        box = final_box("\n\n".join(row.steps))
+        assert box is not None and box.text == row.answer and 0 <= row.label < len(row.steps)
+
+
+def row(problem: str, steps: str, label: int) -> Labelled:
+    return Labelled(id="x", problem=problem, steps=tuple(steps.split()), label=label, answer="1")
+
+
+def test_selection_counts_what_it_leaves_out():
+    rows = [row("p", f"a{i}", 0) for i in range(3)] + [row("p", "fine", -1), row("p", "a0", 0), row("q", "b c", 0), row("q", "b c", 1)]
+    kept, left = select(rows, 2, seed=0)
+    assert sorted(r.label for r in kept) == [-1, 0] and left == {"duplicate": 2, "conflict": 1, "cap": 1, "balance": 1}
+    assert len(kept) + sum(left.values()) == len(rows)
+    assert select(rows, 2, seed=0)[0] == kept
+
+
+def test_the_planted_command_writes_rows_that_everything_reads(shared_data, tmp_path, capsys):
+    out = tmp_path / "critic.jsonl"
+    command(["planted", "--problems", str(shared_data / "gsm8k-test.jsonl"), "--max-problems", "60", "--out", str(out)])
+    assert "half of them flawed" in capsys.readouterr().out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    labels = [r["reward_model"]["ground_truth"] for r in rows]
+    assert len(rows) >= 100 and sum(label >= 0 for label in labels) * 2 == len(rows)
+    assert rows[0].keys() == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
+    table = pyarrow.json.read_json(out)  # what `datasets` reads with
+    assert table.num_rows == len(rows) and str(table.schema.field("reward_model").type) == "struct<style: string, ground_truth: int64>"
+    assert [int(prompt.answer) for prompt in load_critic(str(out))] == [r.label for r in load_labelled(str(out))] == labels
+
+
+def test_unanimous():
+    assert unanimous([Verdict.flawed(2)] * 3) == Verdict.flawed(2) and unanimous([Verdict.sound()]) == Verdict.sound()
+    assert unanimous([Verdict.flawed(2), Verdict.flawed(1)]) == Verdict.unknown("split")
+    assert unanimous([Verdict.flawed(2), Verdict.unknown("no_box")]) == Verdict.unknown("no_box")
+
+
+def policy(handler: Handler, number: int) -> None:
+    """Solves the problem; by the seed it is right or wrong, sound or flawed."""
+    kind = handler.body["seed"] % 4 if "seed" in handler.body else 0
+    text = [
+        "Two and two.\n\nSo 2+2=4.\n\n\\boxed{4}",
+        "Two.\n\nSo 2+2=5.\n\n\\boxed{4}",
+        "\\boxed{5}",
+        f"Hm {kind}.\n\nmaybe\n\n\\boxed{{4}}",
+    ][kind]
+    handler.send(200, said(text))
+
+
+def teacher(handler: Handler, number: int) -> None:
+    content = handler.body["messages"][0]["content"]
+    index = 1 if "2+2=5" in content else handler.body.get("seed", 0) % 2 if "maybe" in content else -1
+    handler.send(200, said(f"\\boxed{{{index}}}"))
+
+
+def test_sampled_rows_need_a_right_answer_and_a_unanimous_teacher_and_are_not_asked_for_twice(tmp_path, capsys):
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps({"problem": f"{i}: 2+2?", "answer": "4"}) + "\n" for i in range(8)))
+    servers = [Server(policy), Server(teacher)]
+    out = tmp_path / "critic.jsonl"
+    arguments = ["sampled", "--problems", str(problems), "--out", str(out), "--samples", "6", "--policy-urls", servers[0].url]
+    arguments += ["--policy-models", MODEL, "--teacher-urls", servers[1].url, "--teacher-model", MODEL]
+    try:
+        command(arguments)
+        text = capsys.readouterr().out
+        first = out.read_bytes()
+        assert "solutions wrong" in text and "labels split" in text  # witnesses: some were dropped for each reason
+        rows = load_labelled(str(out))
+        assert rows and {(r.label, "2+2=5" in r.steps[1]) for r in rows if "maybe" not in r.steps[1]} <= {(-1, False), (1, True)}
+        asked = [len(server.bodies) for server in servers]
+        # Killed in the middle of writing: what is known is not asked for again.
+        work = out.with_name(out.name + ".work")
+        lines = work.read_text().splitlines(keepends=True)
+        work.write_text("".join(lines[:-2]) + lines[-1][:5])
+        out.unlink()
+        command(arguments)
+        assert out.read_bytes() == first
+        assert [len(server.bodies) - before for server, before in zip(servers, asked, strict=True)] == [1, 1 + 2 * 3]
+        with pytest.raises(SystemExit) as ended:
+            command([*arguments, "--votes", "5"])
+        assert ended.value.code == 2 and "begun with other arguments" in capsys.readouterr().err
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_mistakes_end_in_one_line(tmp_path, capsys):
+    for arguments, words in (
+        (["planted", "--problems", str(tmp_path / "none.jsonl"), "--out", "x"], "no such file"),
+        (
+            [
+                "sampled",
+                "--problems",
+                "x",
+                "--out",
+                "x",
+                "--policy-urls",
+                "a",
+                "--policy-models",
+                "b",
+                "c",
+                "--teacher-urls",
+                "t",
+                "--teacher-model",
+                "m",
+            ],
+            "1 --policy-urls for 2",
+        ),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command(arguments)
+        assert ended.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""A judge that drifts in mid run is noticed on solutions whose labels are known; one that does not, is not."""
+
+import pytest
+from fake_judge import MODEL, Handler, Server, find_flaw, said
+
+from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.labelled import Labelled
+from soundrl.genrm.probe import Probe
+
+ROWS = [
+    Labelled(id=str(i), problem=f"Sum {i}?", steps=("Start.", "So 2+2=5." if i % 2 else "So 2+2=4."), label=1 if i % 2 else -1)
+    for i in range(40)
+]
+
+
+@pytest.fixture
+def judge():
+    server = Server(find_flaw)
+    with EndpointJudge(server.url, MODEL, cache_size=1) as judge:
+        yield server, judge
+    server.stop()
+
+
+def test_a_steady_judge_raises_no_alarm(judge):
+    _, asked = judge
+    probe = Probe(asked, ROWS, every=5)
+    first = probe(1)
+    assert first["genrm/probe_recall"] == first["genrm/probe_precision"] == first["genrm/probe_coverage"] == 1.0
+    assert first["genrm/probe_canary_accepted"] == first["genrm/probe_over_critic"] == first["genrm/probe_alarm"] == 0.0
+    assert probe(2) == {} and probe(5) == first
+
+
+def test_a_judge_that_has_been_bribed_or_grows_harsh_raises_one(judge):
+    server, asked = judge
+    probe = Probe(asked, ROWS, every=1)
+    probe(1)
+
+    def gullible(handler: Handler, number: int) -> None:
+        content = handler.body["messages"][0]["content"].rpartition("\n[Solution]\n")[2]
+        if "-1" in content.rpartition("\n[Task]\n")[0]:
+            handler.send(200, said("\\boxed{-1}"))
+        else:
+            find_flaw(handler, number)
+
+    server.script = gullible
+    bribed = probe(2)
+    assert bribed["genrm/probe_canary_accepted"] > 0.5 and bribed["genrm/probe_recall"] == 1.0 and bribed["genrm/probe_alarm"] == 1.0
+    server.script = lambda handler, number: handler.send(200, said("\\boxed{0}"))
+    harsh = probe(3)
+    assert harsh["genrm/probe_over_critic"] == 1.0 and harsh["genrm/probe_alarm"] == 1.0
+    server.script = lambda handler, number: handler.send(200, said("I cannot say."))
+    silent = probe(4)
+    assert silent["genrm/probe_coverage"] == silent["genrm/probe_recall"] == 0.0 and silent["genrm/probe_alarm"] == 1.0
+
+
+def test_a_probe_needs_both_kinds(judge):
+    with pytest.raises(ValueError, match=r"genrm.probe: of the first 20 solutions 20 are flawed"):
+        Probe(judge[1], [row for row in ROWS if row.label >= 0], every=1)

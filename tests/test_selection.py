@@ -1,0 +1,55 @@
+"""The earliest checkpoint within a set distance of the best, from evaluations that are already there."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from soundrl.genrm import evaluate
+from soundrl.genrm.selection import Arguments, Checkpoint, choose, main, plot
+
+
+def checkpoint(step: int, f1: float, tokens: float = 100.0) -> Checkpoint:
+    return Checkpoint(step=step, f1=f1, flawed_f1=f1, coverage=1.0, tokens=tokens, seconds=1.0)
+
+
+RUN = [checkpoint(30, 0.82, 300), checkpoint(10, 0.70, 100), checkpoint(20, 0.815, 200), checkpoint(40, 0.80, 900)]
+
+
+@pytest.mark.parametrize(("distance", "step"), [(0.0, 30), (0.01, 20), (0.2, 10)])
+def test_the_earliest_within_the_distance(distance, step):
+    assert choose(RUN, distance).step == step
+
+
+def test_what_cannot_be_chosen_from():
+    with pytest.raises(ValueError, match="no checkpoint"):
+        choose([], 0.1)
+    with pytest.raises(ValueError, match="would exclude the best"):
+        choose(RUN, -0.1)
+
+
+def test_the_plot_shows_each_checkpoint_and_fills_the_chosen_one():
+    root = ElementTree.fromstring(plot(RUN, RUN[2]))
+    circles = [node.attrib for node in root if node.tag.endswith("circle")]
+    assert len(circles) == 4 and [c["fill"] for c in circles] == ["white", "white", "black", "white"]
+    assert float(circles[0]["cx"]) > float(circles[1]["cx"]) and float(circles[0]["cy"]) < float(circles[1]["cy"])
+    ElementTree.fromstring(plot(RUN[:1], RUN[0]))
+
+
+def test_a_run_that_is_evaluated_already_is_only_read(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    for step, f1 in ((10, 0.5), (20, 0.9)):
+        (run / "policy" / f"step-{step:06d}").mkdir(parents=True)
+        (out / f"step-{step:06d}").mkdir(parents=True)
+        measure = {"value": f1, "low": 0.0, "high": 1.0}
+        scores = {"all": {"average_f1": f1, "flawed_f1": measure, "coverage": measure, "tokens": 9.0, "seconds": 0.1}}
+        asked = evaluate.Arguments(data=("arith",), urls=(), model=f"run-step-{step:06d}", out=out, rows=9)
+        made_from = evaluate.stamp(asked, evaluate.read_data(asked))
+        (out / f"step-{step:06d}" / "scores.json").write_text(json.dumps({"made_from": made_from, "scores": scores}))
+    assert main(Arguments(run=run, data=("arith",), out=out, rows=9)).step == 20
+    assert json.loads((out / "selection.json").read_text())["chosen"] == 20 and (out / "selection.svg").exists()
+    assert "chosen" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is no model folder"):  # other rows: served anew, were these real checkpoints
+        main(Arguments(run=run, data=("arith",), out=out, rows=8))
+    with pytest.raises(ValueError, match="holds no policy"):
+        main(Arguments(run=tmp_path, data=("arith",), out=out))
