@@ -2,7 +2,8 @@
 
 Parameters and activations are counted on a copy of the model without storage (torch's meta device): its forward pass runs on shapes, and
 what autograd saves is added up, so any architecture is known. The rest is arithmetic: N parameters over W ranks cost 4 bytes each of master
-weight, gradient and two moments in float32. Shapes: T tokens of a micro-batch, H hidden, V vocabulary.
+weight, gradient and two moments in float32. What is alive is counted; on CPU glibc's heap keeps up to 40 % more of it. Shapes: T tokens of
+a micro-batch, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from soundrl.engine.vllm_generator import MAX_BATCHED_TOKENS, MAX_SEQUENCES
 from soundrl.kernels.head_chunks import chunk_rows
 
 GIB = 2**30
-ATTENTION = "soundrl_plan"
+ATTENTION = {"cuda": "soundrl_plan", "cpu": "soundrl_plan_rectangles"}
 TRACED_TOKENS = 256
 CONTEXT = {"cuda": 1.0 * GIB, "cpu": 1.1 * GIB}
 """CUDA context, NCCL's buffers and the allocator's slack; on CPU the interpreter with torch, transformers and vLLM loaded (measured)."""
@@ -44,11 +45,17 @@ class _Attention(torch.autograd.Function):
         return out
 
 
-def _plan_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> tuple[Tensor, None]:
+def _fused(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> tuple[Tensor, None]:
     return _Attention.apply(query, key, value).transpose(1, 2), None
 
 
-AttentionInterface.register(ATTENTION, _plan_attention)
+def _rectangles(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> tuple[Tensor, None]:
+    """On CPU sequences are gathered into rectangles first (`kernels/varlen_attention.py`), and back: copies of all four."""
+    return _Attention.apply(query.clone(), key.clone(), value.clone()).clone().transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION["cuda"], _fused)
+AttentionInterface.register(ATTENTION["cpu"], _rectangles)
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,12 @@ class Shapes:
     """Bytes of the largest single tensor among these, a token."""
 
 
-def shapes(folder: Path, dtype: torch.dtype) -> Shapes:
+def shapes(folder: Path, dtype: torch.dtype, device: str) -> Shapes:
     """Of the model in `folder`, whose config.json alone is read."""
     config = AutoConfig.from_pretrained(folder)
     config.use_cache = False
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION[device])
     model.tie_weights()
     model.get_output_embeddings().forward = lambda hidden: hidden.sum()[None, None]
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
@@ -217,7 +224,7 @@ def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
             (write_arith_model if config.run.task == "reasoning" else write_arith_critic)(folder, 0)
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
-        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype)), ranks, total, device)
+        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype), device), ranks, total, device)
 
 
 def main(config: Config, gpus: int, gpu_gib: float | None) -> None:

@@ -26,7 +26,7 @@ QWEN_7B = {
 def test_the_plan_of_a_training_step_is_what_it_takes(torchrun, tmp_path):
     said = torchrun("memory", 1, folder=str(write_tiny(tmp_path / "arith", "opt")), tokens=16384)
     for case in said:
-        assert case["planned work"] == pytest.approx(case["work"], rel=0.3), case
+        assert case["planned work"] == pytest.approx(case["work"], rel=0.2), case
     # Witness: recomputation is in both figures.
     assert said[1]["work"] < 0.7 * said[0]["work"] and said[1]["planned work"] < 0.7 * said[0]["planned work"]
 
@@ -40,7 +40,7 @@ def qwen(tmp_path_factory):
 
 def test_a_7b_plan_from_its_config_alone(qwen):
     assert not list(qwen.glob("*.safetensors"))
-    of = shapes(qwen, torch.bfloat16)
+    of = shapes(qwen, torch.bfloat16, "cuda")
     assert (of.parameters, of.layers, of.largest) == (7_615_616_512, 28, 152064 * 3584)  # as published
     assert of.cached == 2 * 28 * 4 * 128
     state = trainer_state(of, 2, 32)
