@@ -33,7 +33,7 @@ plan: $(STAMP)
 	$(BIN)/python engine/train.py $(RECIPE) --plan $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)

@@ -32,6 +32,15 @@ QUIET = {
 }
 
 
+# The longest files first, so that no single one is left for the end while the other process has nothing to do (--no-loadscope-reorder).
+LONGEST = ("train", "weight_sync", "attention", "serve", "launch", "export", "compile_gate", "distributed", "varlen_attention", "generator")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
 def start(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's root, away from any torchrun environment and from the interpreter of the test process."""
     away = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET")
