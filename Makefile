@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RECIPE ?= arith-genrm
+RECIPE ?= arith
 ARGS   ?=
 DATA   ?= ../shared/data
 
