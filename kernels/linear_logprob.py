@@ -48,7 +48,7 @@ def linear_logprob(
     check_head(hidden_TH, weight_VH, targets_T, temperature, bias_V, softcap)
     per_row = isinstance(temperature, Tensor)
     number, temperature_T = (1.0, temperature) if per_row else (temperature, None)
-    logprob_T, entropy_T, m_T, log_sum_T = _linear_logprob(
+    logprob_T, entropy_T, m_T, log_sum_T = head_forward(
         hidden_TH, weight_VH, targets_T, number, temperature_T, bias_V, softcap or 0.0, fp32_logits, memory_budget or 0
     )
     return logprob_T, entropy_T, (m_T / temperature + log_sum_T).detach()
@@ -82,6 +82,7 @@ def check_head(
         )
 
 
+@torch.library.custom_op("soundrl::linear_logprob", mutates_args=())
 def head_forward(
     hidden_TH: Tensor,
     weight_VH: Tensor,
@@ -93,7 +94,7 @@ def head_forward(
     fp32_logits: bool,
     memory_budget: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log-prob, entropy, m, log S [T] (names: `logprob_triton`), outside autograd."""
+    """log-prob, entropy, m, log S [T] (names: `logprob_triton`)."""
     if runs_triton(hidden_TH):
         rounds = hidden_TH.dtype != torch.float32 and not fp32_logits
         hidden_TH, weight_VH = (x if x.stride(-1) == 1 else x.contiguous() for x in (hidden_TH, weight_VH))
@@ -106,41 +107,7 @@ def head_forward(
     return out[0], out[1], out[2], out[3]
 
 
-@torch.library.custom_op("soundrl::linear_logprob", mutates_args=())
-def _linear_logprob(
-    hidden_TH: Tensor,
-    weight_VH: Tensor,
-    targets_T: Tensor,
-    temperature: float,
-    temperature_T: Tensor | None,
-    bias_V: Tensor | None,
-    softcap: float,
-    fp32_logits: bool,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return head_forward(hidden_TH, weight_VH, targets_T, temperature, temperature_T, bias_V, softcap, fp32_logits, memory_budget)
-
-
 @torch.library.custom_op("soundrl::linear_logprob_backward", mutates_args=())
-def _linear_logprob_backward(
-    hidden_TH: Tensor,
-    weight_VH: Tensor,
-    targets_T: Tensor,
-    temperature: float,
-    temperature_T: Tensor | None,
-    bias_V: Tensor | None,
-    softcap: float,
-    fp32_logits: bool,
-    memory_budget: int,
-    statistics: list[Tensor],
-    grad_logprob_T: Tensor,
-    grad_entropy_T: Tensor,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    head = (temperature, temperature_T, bias_V, softcap, fp32_logits, memory_budget)
-    return gradient_of_rows(hidden_TH, weight_VH, targets_T, *head, statistics, grad_logprob_T, grad_entropy_T, wanted, True)
-
-
 def gradient_of_rows(
     hidden_TH: Tensor,
     weight_VH: Tensor,
@@ -157,7 +124,7 @@ def gradient_of_rows(
     wanted: list[bool],
     compact: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dhidden [T, H], dweight [V, H] and dbias [V] in fp32, outside autograd; those not `wanted` are empty.
+    """dhidden [T, H], dweight [V, H] and dbias [V] in fp32; those not `wanted` are empty.
 
     The coefficients are known before any product, so with `compact` rows without one are not even multiplied out.
     """
@@ -180,16 +147,16 @@ def gradient_of_rows(
     return dhidden_TH, gradient.weight, gradient.bias
 
 
-@_linear_logprob.register_fake
+@head_forward.register_fake
 def _(hidden_TH: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
     a, b, c, d = (hidden_TH.new_empty(hidden_TH.shape[0], dtype=wide) for _ in range(4))
     return a, b, c, d
 
 
-@_linear_logprob_backward.register_fake
+@gradient_of_rows.register_fake
 def _(hidden_TH: Tensor, weight_VH: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
-    of_hidden, of_weight, of_bias = rest[-1]
+    of_hidden, of_weight, of_bias = rest[-2]
     wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
     return (
         torch.empty_like(hidden_TH) if of_hidden else hidden_TH.new_empty(0),
@@ -209,7 +176,7 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
 def _backward(ctx, grad_logprob_T: Tensor, grad_entropy_T: Tensor, *_: object) -> tuple:
     hidden_TH, weight_VH, targets_T, temperature_T, bias_V, *statistics = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias_V is not None and ctx.needs_input_grad[5]]
-    dhidden_TH, dweight_VH, dbias_V = _linear_logprob_backward(
+    dhidden_TH, dweight_VH, dbias_V = gradient_of_rows(
         hidden_TH,
         weight_VH,
         targets_T,
@@ -221,6 +188,7 @@ def _backward(ctx, grad_logprob_T: Tensor, grad_entropy_T: Tensor, *_: object) -
         grad_logprob_T,
         grad_entropy_T,
         wanted,
+        True,
     )
     of_hidden = dhidden_TH if wanted[0] else None
     of_weight = dweight_VH.to(weight_VH.dtype) if wanted[1] else None
@@ -228,4 +196,4 @@ def _backward(ctx, grad_logprob_T: Tensor, grad_entropy_T: Tensor, *_: object) -
     return of_hidden, of_weight, None, None, None, of_bias, None, None, None
 
 
-_linear_logprob.register_autograd(_backward, setup_context=_keep)
+head_forward.register_autograd(_backward, setup_context=_keep)

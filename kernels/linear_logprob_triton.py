@@ -160,13 +160,12 @@ def launch_streaming(
     bias_V: Tensor | None,
     softcap: float,
     round_logits: bool,
-    config: tuple[int, int, int, int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log-prob, entropy, m, log S of each row, [T] fp32; `round_logits` rounds logits to hidden's type before anything else."""
     (rows, width), vocabulary = hidden_TH.shape, weight_VH.shape[0]
     major, minor = torch.cuda.get_device_capability(hidden_TH.device) if hidden_TH.is_cuda else (9, 0)
     plain = bias_V is None and softcap == 0
-    block_m, block_n, block_k, warps, stages = config or tile_config(hidden_TH.dtype, plain, 10 * major + minor)
+    block_m, block_n, block_k, warps, stages = tile_config(hidden_TH.dtype, plain, 10 * major + minor)
     parts = min(SPLITS, triton.cdiv(vocabulary, block_n))
     part_columns = triton.cdiv(triton.cdiv(vocabulary, block_n), parts) * block_n
     out = [torch.empty(rows, device=hidden_TH.device) for _ in range(4)]

@@ -90,10 +90,6 @@ class LossRule:
         """True where a token's coefficient depends on the new log-probabilities of its whole sequence."""
         return (self.surrogate == "gspo" and not on_policy) or (self.correction == "sequence" and on_policy)
 
-    @property
-    def zero_advantage_is_zero_gradient(self) -> bool:
-        return self.kl == "none" and self.entropy_coef == 0.0
-
     @classmethod
     def from_numbers(cls, variant: str, correction: str, kl: str, kl_times_ratio: bool, numbers: list[float]) -> LossRule:
         """The rule that gave `numbers()`: a registered op takes numbers and text only."""

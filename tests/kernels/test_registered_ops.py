@@ -49,7 +49,7 @@ def cases(T: int) -> dict:
         "linear_logprob": (hidden, weight, targets, 1.0, per_row, bias, 3.0, False, 0),
         "linear_logprob_backward": (
             *(hidden.detach(), weight.detach(), targets, 0.9, None, None, 0.0, False, 0),
-            *(statistics, old, sampler, [True, True, False]),
+            *(statistics, old, sampler, [True, True, False], True),
         ),
         "linear_policy_loss": (
             *(hidden, weight, targets, 0.9, None, bias, 0.0, False, 0, old, advantages, sampler, reference, cu),
