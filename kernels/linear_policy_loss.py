@@ -137,8 +137,8 @@ def _linear_policy_loss(
     def terms(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         entropy = entropy_T if rule.entropy_coef else None
         per_token = (logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy, reference_logprob_T)
-        cut = [[None if x is None else x[rows] for x in xs] for xs in (per_token, of_sequences)]
-        return loss_terms(cut[0], cut[1], rule.surrogate, correction, kl, kl_times_ratio, numbers)
+        cut = [None if x is None else x[rows] for x in (*per_token, *of_sequences)]
+        return loss_terms(*cut, rule.surrogate, correction, kl, kl_times_ratio, numbers)
 
     gradient = HeadGradient(head, *(wanted if not whole_first else (False, False, False)))
     gradients = gradient.hidden, gradient.weight, gradient.bias

@@ -64,7 +64,7 @@ def policy_loss(
     rule = rule or LossRule()
     _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rule, cu_seqlens, entropy_T, reference_logprob_T)
     scale_T, log_ratio_T, log_q_T = sequence_terms(rule, logprob_T.detach(), old_logprob_T, sampler_logprob_T, cu_seqlens)
-    loss_sum, _, _, sums = _policy_loss(
+    loss_sum, _, _, sums = loss_terms(
         logprob_T,
         old_logprob_T,
         advantages_T,
@@ -127,7 +127,7 @@ def _(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("soundrl::policy_loss", mutates_args=())
-def _policy_loss(
+def loss_terms(
     logprob_T: Tensor,
     old_logprob_T: Tensor | None,
     advantages_T: Tensor,
@@ -143,27 +143,11 @@ def _policy_loss(
     kl_times_ratio: bool,
     numbers: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [9]."""
     given = [logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy_T, reference_logprob_T]
-    return loss_terms(given, [scale_T, sequence_log_ratio_T, sequence_log_q_T], surrogate, correction, kl, kl_times_ratio, numbers)
-
-
-def loss_terms(
-    per_token: list[Tensor | None],
-    of_sequences: list[Tensor | None],
-    surrogate: str,
-    correction: str,
-    kl: str,
-    kl_times_ratio: bool,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [9]; outside autograd.
-
-    per_token = [logprob, old, advantages, sampler, entropy, reference], of_sequences from `sequence_terms`.
-    """
-    logprob_T = per_token[0]
-    assert logprob_T is not None
+    given += [scale_T, sequence_log_ratio_T, sequence_log_q_T]
     wide = torch.float64 if logprob_T.dtype == torch.float64 else torch.float32
-    tensors = [None if x is None else x.to(wide).contiguous() for x in (*per_token, *of_sequences)]
+    tensors = [None if x is None else x.to(wide).contiguous() for x in given]
     if runs_triton(logprob_T):
         return launch_policy_loss(*tensors, surrogate, correction, kl, kl_times_ratio, numbers)
     return token_terms(*tensors, surrogate, correction, kl, kl_times_ratio, numbers)
@@ -267,7 +251,7 @@ def token_terms(
     return loss_T.sum(), slope_T, entropy_slope_T, torch.stack([column.to(loss_T.dtype).sum() for column in columns])
 
 
-@_policy_loss.register_fake
+@loss_terms.register_fake
 def _(logprob_T: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.float64 if logprob_T.dtype == torch.float64 else torch.float32
     x_T = torch.empty_like(logprob_T, dtype=wide, memory_format=torch.contiguous_format)
@@ -288,7 +272,7 @@ def _backward(ctx, grad: Tensor, *_: object) -> tuple:
     return (grad * slope_T).to(logprob_dtype), None, None, None, of_entropy, *[None] * 9
 
 
-_policy_loss.register_autograd(_backward, setup_context=_keep)
+loss_terms.register_autograd(_backward, setup_context=_keep)
 
 
 def _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rule, cu_seqlens, entropy_T, reference_logprob_T) -> None:
