@@ -127,8 +127,9 @@ def test_without_retries_a_killed_worker_does_lose_samples(pool):
     wait_for(lambda: all(len(server.bodies) >= 8 for server in servers))
     servers[0].kill()
     verdicts = results(futures)
-    lost = [i for i, verdict in enumerate(verdicts) if verdict != truth(i)]
-    assert lost and all(verdicts[i] == Verdict.unknown(UNREACHABLE) for i in lost)
+    lost = {verdict.reason for i, verdict in enumerate(verdicts) if verdict != truth(i)}
+    # A connection reset in the middle of a reply leaves half a reply.
+    assert UNREACHABLE in lost and lost <= {UNREACHABLE, BAD_REPLY}
 
 
 def test_all_killed_and_restored(pool):
