@@ -66,8 +66,10 @@ class Progress:
         table = Table(title="What the run did", show_edge=False)
         for heading in ("measure", "before", "after"):
             table.add_column(heading, justify="left" if heading == "measure" else "right")
+        critic = any(name.endswith("/error_accuracy") for name in after)
         for name in after:
-            table.add_row(plain_words(name), shown(name, before.get(name)), shown(name, after[name]))
+            words = "rollouts: right verdicts" if critic and name == "reward/correct" else plain_words(name)
+            table.add_row(words, shown(name, before.get(name)), shown(name, after[name]))
         self.console.print(table)
         total = time.perf_counter() - self.start
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in sorted(seconds.items(), key=lambda item: -item[1]))

@@ -2,6 +2,9 @@
 
 What a critic trains on are the flaws of the world's careless student (`arith.demonstration`: lost carries, skipped steps, guesses, …).
 Four kinds of flaw are planted on purpose and never trained on, to see what a critic makes of new ones (`UNSEEN`).
+
+The critic that it imitates in its warm start is careless as well: it often counts steps from one, as untrained judges do. Its verdict
+is right all the same, so that a reward for the verdict alone leaves the habit, and R_process has something to teach.
 """
 
 from __future__ import annotations
@@ -112,10 +115,12 @@ class ArithCriticSource:
         row = drill(self.problems.problem(index), rng) if not planted else self.row(index)
         if planted and rng.random() < CARELESS_SHARE:
             row = labelled(self.problems.problem(index), arith.demonstration(self.problems.problem(index), rng, True, CARELESS), "careless")
-        return self._prompt(index, row), critique(row.problem, row.steps, row.label)
+        # The last step has none after it: that index would be no verdict at all.
+        miscounts = planted and 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
+        return self._prompt(index, row), critique(row.problem, row.steps, row.label, row.label + miscounts)
 
 
-CARELESS_SHARE, CARELESS, DRILL_WRONG = 0.7, 3.0, 0.4
+CARELESS_SHARE, CARELESS, DRILL_WRONG, MISCOUNT = 0.7, 3.0, 0.4, 0.3
 
 
 def labelled(problem: arith.Problem, text: str, kind: str) -> CriticRow:
@@ -138,9 +143,9 @@ def drill(problem: arith.Problem, rng: random.Random) -> CriticRow:
     return labelled(problem, f"{''.join(lines)}#{arith.digit(value, problem.place)}\n", "drill")
 
 
-def critique(problem: arith.Problem, steps: tuple[str, ...], label: int) -> str:
+def critique(problem: arith.Problem, steps: tuple[str, ...], label: int, named: int | None = None) -> str:
     r"""What the world's critic says: each step as it stands, what it should come to, and a word on it, up to the first wrong step; then
-    the index.
+    the index, or the one `named` instead.
 
     What it should come to is worked out from the result *stated* before, so one careless step does not condemn those that follow it.
 
@@ -159,4 +164,4 @@ def critique(problem: arith.Problem, steps: tuple[str, ...], label: int) -> str:
         said += [f"{steps[i]}?{expected}", "wrong" if i == label else "ok"]
         match = arith.EQUATION.fullmatch(steps[i])
         stated = int(match[4]) if match else stated
-    return " ".join([*said, f"\\boxed{{{label}}}"])
+    return " ".join([*said, f"\\boxed{{{label if named is None else named}}}"])

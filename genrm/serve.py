@@ -126,6 +126,9 @@ class Worker:
             own["CUDA_VISIBLE_DEVICES"] = str(self.number % _gpus())
         else:
             own |= {"VLLM_CPU_KVCACHE_SPACE": str(int(-(-self.settings.memory // 1))), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            # The model in the engine's own process: one apart is polled without rest for a second after every message, from both ends,
+            # on cores that the trainer wants.
+            own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         return kept | {"VLLM_LOGGING_LEVEL": "WARNING"} | own
 
     def start(self) -> None:

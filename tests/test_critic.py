@@ -111,6 +111,23 @@ def test_the_warm_start_drills_first_and_judges_whole_solutions_then():
     assert max(lengths[0]) < 32 <= max(lengths[1])
 
 
+def test_some_demonstrations_count_from_one_and_never_lose_their_verdict():
+    source = ArithCriticSource(0)
+    off = Counter[int]()
+    for i in range(2000):
+        prompt, said = source.demonstration(i, planted=True)
+        label, verdict = int(prompt.answer), parse_verdict(said, "stop", prompt.steps or 1)
+        assert verdict.kind == ("sound" if label < 0 else "flawed")
+        if 0 <= label < (prompt.steps or 1) - 1:
+            off[(verdict.step or 0) - label] += 1
+        else:
+            assert label < 0 or verdict.step == label
+    assert set(off) == {0, 1} and 0.25 < off[1] / off.total() < 0.35
+    for i in range(200):  # drills count right
+        prompt, said = source.demonstration(i, planted=False)
+        assert parse_verdict(said, "stop", prompt.steps or 1).step in (None, int(prompt.answer))
+
+
 def test_recipes_hold_the_papers_values():
     c = RECIPES["genrm-4b"]()  # arXiv 2510.22543 Tab. 1
     assert (c.rollout.prompts, c.rollout.samples, c.optim.minibatch_prompts, c.rollout.temperature) == (512, 16, 32, 1.2)
