@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RECIPE ?= arith
+RECIPE ?= arith-genrm
 ARGS   ?=
 DATA   ?= ../shared/data
 
@@ -19,14 +19,27 @@ $(STAMP): requirements/cpu.txt setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
-# The embedded world's own GenRM: the warm start alone.
+# The default run starts from two warm starts, its policy's and its judge's: a core each, side by side.
 GENRM := runs/genrm-arith/policy/step-000000/config.json
+START := runs/arith-start/policy/step-000000/config.json
+ALONE := NPROC=1 OMP_NUM_THREADS=1 $(BIN)/python engine/train.py
 $(GENRM): | $(STAMP)
-	$(BIN)/python engine/train.py genrm-arith --run.steps 0 --data.test-rows 100
+	@mkdir -p runs
+	@echo "the judge's warm start: runs/genrm-arith.log"
+	@$(ALONE) genrm-arith --run.steps 0 --data.test-rows 100 > runs/genrm-arith.log 2>&1 || { cat runs/genrm-arith.log; exit 1; }
+	@grep "^evaluation" runs/genrm-arith.log | sed "s/^evaluation/the judge/"
+$(START): | $(STAMP)
+	$(ALONE) arith --run.name arith-start --run.steps 0
+FROM := --model.path runs/arith-start/policy/step-000000 --warm-start.steps 0
 
 # engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
-run: $(STAMP) $(if $(filter arith-genrm,$(RECIPE)),$(GENRM))
+run: $(STAMP)
+ifeq ($(RECIPE),arith-genrm)
+	@+$(MAKE) --no-print-directory -j2 $(GENRM) $(START)
+	$(BIN)/python engine/train.py $(RECIPE) $(FROM) $(ARGS)
+else
 	$(BIN)/python engine/train.py $(RECIPE) $(ARGS)
+endif
 
 # What the recipe will hold in memory, and whether it fits: make plan RECIPE=fapo-7b ARGS="--gpus 32 --gpu-gib 80"
 plan: $(STAMP)

@@ -43,13 +43,16 @@ class Progress:
             self.say(f"warm start {step:>5}/{steps}  loss {loss:.3f}  {clock(time.perf_counter() - self.start)}")
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """`step 12/80  correct 0.81  flawed 0.17  reward +0.44  mismatch 1.0001  1.6 s: generate 56 %, …  ETA 1:49`"""
+        """`step 12/80  correct 0.81  flawed 0.17  reward +0.44  mismatch 1.0001  1.6 s: generate 56 %, …  ETA 1:49`; where the truth is known
+        beside a judge, its precision and recall as well."""
         now = time.perf_counter()
         if self.training_start is None:
             self.training_start = now - metrics["time/step"]
         left = (now - self.training_start) / step * (self.steps - step)
         critic = "critic/error_accuracy" in metrics
         what = f"located {metrics['critic/error_accuracy']:.3f}" if critic else f"flawed {metrics['fapo/flawed_ratio']:.3f}"
+        if "genrm/precision" in metrics:
+            what += f"  judge's precision {metrics['genrm/precision']:.2f} recall {metrics['genrm/recall']:.2f}"
         self.say(
             f"step {step:>4}/{self.steps}  correct {metrics['reward/correct']:.3f}  {what}  "
             f"reward {metrics['reward/mean']:+.3f}  tokens {metrics['tokens/response']:.0f}  mismatch {metrics['mismatch/gate']:.4f}  "

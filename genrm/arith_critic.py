@@ -108,19 +108,23 @@ class ArithCriticSource:
         )
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
-        """For the warm start: a prompt and its critique. First (not `planted`) drills of one or two operations, in which two results of
-        five are wrong: sums and comparisons form there, and not in long rows that are mostly right. Then whole solutions, most of them
-        of a student three times as careless, whether or not the answer is right."""
+        """For the warm start: a prompt and its critique. First (not `planted`) drills, in which six results of ten are wrong and every one
+        is judged: sums and comparisons form there, and not in rows that are mostly right, where copying what is stated pays. Then whole
+        solutions, most of them of a student three times as careless, whether or not the answer is right."""
         rng = random.Random(f"{self.name}/{self.seed}/{index}/demonstration")
-        row = drill(self.problems.problem(index), rng) if not planted else self.row(index)
-        if planted and rng.random() < CARELESS_SHARE:
-            row = labelled(self.problems.problem(index), arith.demonstration(self.problems.problem(index), rng, True, CARELESS), "careless")
+        problem = self.problems.problem(index)
+        if not planted:
+            row = drill(problem, rng)
+            return self._prompt(index, row), critique(row.problem, row.steps, row.label, to_the_end=True)
+        row = self.row(index)
+        if rng.random() < CARELESS_SHARE:
+            row = labelled(problem, arith.demonstration(problem, rng, True, CARELESS), "careless")
         # The last step has none after it: that index would be no verdict at all.
-        miscounts = planted and 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
+        miscounts = 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
         return self._prompt(index, row), critique(row.problem, row.steps, row.label, row.label + miscounts)
 
 
-CARELESS_SHARE, CARELESS, DRILL_WRONG, MISCOUNT = 0.7, 3.0, 0.4, 0.3
+CARELESS_SHARE, CARELESS, DRILL_WRONG, DRILL_ANY, MISCOUNT = 0.7, 3.0, 0.6, 0.6, 0.3
 
 
 def labelled(problem: arith.Problem, text: str, kind: str) -> CriticRow:
@@ -130,22 +134,24 @@ def labelled(problem: arith.Problem, text: str, kind: str) -> CriticRow:
 
 
 def drill(problem: arith.Problem, rng: random.Random) -> CriticRow:
-    """The problem's first one or two operations, each result wrong with `DRILL_WRONG`: a carry lost, ten off, another digit, any number."""
-    problem = arith.Problem(problem.start, problem.operations[: rng.choice((1, 2))], problem.place)
+    """The problem's first operations, each result wrong with `DRILL_WRONG`: most are any number, others a carry lost, ten off, another
+    digit. Mostly near misses would let the stated result stand for the sum."""
+    problem = arith.Problem(problem.start, problem.operations[: rng.randint(1, len(problem.operations))], problem.place)
     lines, value = [], problem.start
     for sign, operand in problem.operations:
         result = arith.OPERATIONS[sign](value, operand)
         if rng.random() < DRILL_WRONG:
-            wrong = (arith.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
-            result = min(max(rng.choice((*wrong, rng.randrange(100))), 0), 99)
+            near = (arith.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
+            result = rng.randrange(100) if rng.random() < DRILL_ANY else rng.choice(near)
+        result = min(max(result, 0), 99)  # from a wrong value the right result may leave 0 … 99
         lines.append(f"{value}{sign}{operand}={result}\n")
         value = result
     return labelled(problem, f"{''.join(lines)}#{arith.digit(value, problem.place)}\n", "drill")
 
 
-def critique(problem: arith.Problem, steps: tuple[str, ...], label: int, named: int | None = None) -> str:
-    r"""What the world's critic says: each step as it stands, what it should come to, and a word on it, up to the first wrong step; then
-    the index, or the one `named` instead.
+def critique(problem: arith.Problem, steps: tuple[str, ...], label: int, named: int | None = None, to_the_end: bool = False) -> str:
+    r"""What the world's critic says: each step as it stands, what it should come to, and a word on it, up to the first wrong step (or
+    `to_the_end`); then the index, or the one `named` instead.
 
     What it should come to is worked out from the result *stated* before, so one careless step does not condemn those that follow it.
 
@@ -153,15 +159,19 @@ def critique(problem: arith.Problem, steps: tuple[str, ...], label: int, named: 
     '58+7=55?65 wrong \\boxed{0}'
     >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=65", "65-2=63", "63+3=66", "#6"), -1)
     '58+7=65?65 ok 65-2=63?63 ok 63+3=66?66 ok #6?6 ok \\boxed{-1}'
+    >>> critique(arith.parse("58+7-2?1\n"), ("58+7=55", "55-2=53", "#3"), 0, to_the_end=True)
+    '58+7=55?65 wrong 55-2=53?53 ok #3?3 ok \\boxed{0}'
     """
     said, stated = [], problem.start
-    for i in range(len(steps) if label < 0 else label + 1):
+    for i in range(len(steps) if label < 0 or to_the_end else label + 1):
         if i < len(problem.operations):
             sign, operand = problem.operations[i]
             expected = str(arith.OPERATIONS[sign](stated, operand))
         else:
             expected = arith.digit(stated, problem.place)
-        said += [f"{steps[i]}?{expected}", "wrong" if i == label else "ok"]
         match = arith.EQUATION.fullmatch(steps[i])
-        stated = int(match[4]) if match else stated
+        result = match[4] if match else steps[i].removeprefix("#")
+        wrong = i == label or (0 <= label < i and result != expected)
+        said += [f"{steps[i]}?{expected}", "wrong" if wrong else "ok"]
+        stated = int(result) if match else stated
     return " ".join([*said, f"\\boxed{{{label if named is None else named}}}"])
