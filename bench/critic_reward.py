@@ -1,6 +1,6 @@
 """Does the step-wise reward make a critic find the *step*? R_outcome + R_process against R_outcome alone, from the same warm start.
 
-    python bench/critic_reward.py --seeds 3 --steps 100
+    python bench/critic_reward.py --seeds 3
 
 Each seed is warm-started once; both rewards continue from that very critic. Their last weights judge the same held-out solutions (flaws as
 in training, and kinds never trained on), sampled with the same seeds; differences are paired by solution, with 95 % bootstrap intervals
@@ -42,9 +42,9 @@ MEASURES = ("error_accuracy", "correct_accuracy", "f1", "recall", "precision", "
 class Arguments:
     seeds: int = 3
     """Seeds 0 … seeds − 1."""
-    steps: int = 100
+    steps: int = 60
     """RL steps."""
-    warm_start: int = 1500
+    warm_start: int = 1000
     """Steps of the warm start."""
     rows: int = 400
     """Held-out solutions of each of the two sets."""
