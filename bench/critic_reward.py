@@ -15,14 +15,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 import tyro
+from record import machine
 
 from soundrl.engine.build import Encoder, load_tokenizer
 from soundrl.engine.config import Model
@@ -102,8 +101,7 @@ def judge(folder: Path, rows: list[Labelled]) -> list[Verdict]:
 def main(arguments: Arguments) -> None:
     with ThreadPoolExecutor(arguments.parallel) as pool:
         folders = list(pool.map(lambda seed: one_seed(arguments, seed), range(arguments.seeds)))
-    record: dict[str, Any] = {"date": date.today().isoformat(), "cores": os.cpu_count(), "torch": version("torch"), **vars(arguments)}
-    record |= {"folder": str(arguments.folder)}
+    record: dict[str, Any] = machine("cpu") | {name: getattr(arguments, name) for name in ("seeds", "steps", "warm_start", "rows")}
     for name in SETS:
         rows = load_labelled(name, max_rows=arguments.rows)
         verdicts = {arm: [judge(seed[arm], rows) for seed in folders] for arm in folders[0]}
@@ -121,7 +119,7 @@ def main(arguments: Arguments) -> None:
             print(f"{name:<13} with − without R_process: {measure:<16} {gain}  by seed {' '.join(f'{100 * v:+.1f}' for v in by_seed)}")
             record[f"{name}: gain in {measure}"] = [gain.value, gain.low, gain.high, by_seed]
     with (ROOT / "bench" / "results" / "critic_reward.jsonl").open("a") as file:
-        file.write(json.dumps(record, default=str) + "\n")
+        file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from soundrl.kernels.varlen_launch import Scores, addressable, launch
-from soundrl.kernels.varlen_scores import dot, load_rows, scores2, visible
+from soundrl.kernels.varlen_scores import dot, key_range, load_rows, query_tile, scores2, visible
 
 
 @triton.jit(do_not_specialize=["tokens", "tile_count"])
@@ -53,15 +53,7 @@ def varlen_dq_kernel(
     UPCAST: tl.constexpr,
 ):
     """dQ of M query rows, and for the second kernel delta = Σ_d dO·O."""
-    PARTS: tl.constexpr = TILE // BLOCK_M
-    pid = tl.program_id(0)
-    tile_ptr = tiles_ptr + pid // (GROUP * PARTS) % tile_count * 4
-    kv_head = (pid // (GROUP * PARTS) // tile_count).to(tl.int64)
-    head = kv_head * GROUP + pid % GROUP
-    start = tl.load(tile_ptr).to(tl.int64)
-    length = tl.load(tile_ptr + 1)
-    first = tl.load(tile_ptr + 2) * TILE + pid // GROUP % PARTS * BLOCK_M
-    live = tl.load(tile_ptr + 3)
+    start, length, live, first, kv_head, head = query_tile(tiles_ptr, tile_count, GROUP, TILE, BLOCK_M)
     if first >= length:
         return
 
@@ -83,10 +75,7 @@ def varlen_dq_kernel(
     q_MD = load_rows(q_start, local_M[:, None] * q_stride_t + d, row_ok, d < D, True, D != BLOCK_D)
 
     dq_MD = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    # As in the forward kernel: keys [low, middle) are seen by every row, [middle, high) by some.
-    high = tl.minimum(first + BLOCK_M, length) * live
-    low = tl.maximum(first - window + 1, 0) // BLOCK_K * BLOCK_K if WINDOW else first * 0
-    middle = low if WINDOW else first // BLOCK_K * BLOCK_K * live
+    low, middle, high = key_range(first, length, live, window, BLOCK_M, BLOCK_K, WINDOW)
     for MASK in tl.static_range(2):
         if MASK or not WINDOW:
             for n in range(middle if MASK else low, high if MASK else middle, BLOCK_K):

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from soundrl.kernels.varlen_launch import Scores, launch
-from soundrl.kernels.varlen_scores import dot, load_rows, scores2, visible
+from soundrl.kernels.varlen_scores import dot, key_range, load_rows, query_tile, scores2, visible
 
 
 @triton.jit(do_not_specialize=["tokens", "tile_count"])
@@ -44,16 +44,7 @@ def varlen_forward_kernel(
     SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    # Key heads outermost, so that programs that run at once share keys and values in L2; within each, longest tiles first.
-    PARTS: tl.constexpr = TILE // BLOCK_M
-    pid = tl.program_id(0)
-    tile_ptr = tiles_ptr + pid // (GROUP * PARTS) % tile_count * 4
-    kv_head = (pid // (GROUP * PARTS) // tile_count).to(tl.int64)
-    head = kv_head * GROUP + pid % GROUP
-    start = tl.load(tile_ptr).to(tl.int64)
-    length = tl.load(tile_ptr + 1)
-    first = tl.load(tile_ptr + 2) * TILE + pid // GROUP % PARTS * BLOCK_M
-    live = tl.load(tile_ptr + 3)
+    start, length, live, first, kv_head, head = query_tile(tiles_ptr, tile_count, GROUP, TILE, BLOCK_M)
     if first >= length:
         return
 
@@ -69,10 +60,7 @@ def varlen_forward_kernel(
     accumulated_MD = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     weight_M = tl.zeros((BLOCK_M,), tl.float32)
     top_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    # Keys [low, middle) are seen by every row of the tile, [middle, high) by some. Rows behind the last boundary see none.
-    high = tl.minimum(first + BLOCK_M, length) * live
-    low = tl.maximum(first - window + 1, 0) // BLOCK_K * BLOCK_K if WINDOW else first * 0
-    middle = low if WINDOW else first // BLOCK_K * BLOCK_K * live
+    low, middle, high = key_range(first, length, live, window, BLOCK_M, BLOCK_K, WINDOW)
     for MASK in tl.static_range(2):
         if MASK or not WINDOW:
             for n in range(middle if MASK else low, high if MASK else middle, BLOCK_K):

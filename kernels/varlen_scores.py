@@ -1,4 +1,4 @@
-"""What the forward and the backward kernels of packed attention share: loads, products, scores and the mask.
+"""What the forward and the backward kernels of packed attention share: whose rows, which keys, loads, products, scores and the mask.
 
 Shapes: M query rows, K key rows, D head dimension (in blocks of BLOCK_D, the next power of two).
 """
@@ -9,6 +9,29 @@ import triton
 import triton.language as tl
 
 LOG2E = 1.4426950408889634  # scores are kept in units of log 2: exp2 is one instruction
+
+
+@triton.jit
+def query_tile(tiles_ptr, tile_count, GROUP: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Of a program that owns BLOCK_M query rows of one head: its sequence's start, length and `live`, its first row, key head and head.
+
+    Key heads outermost, so that programs that run at once share keys and values in L2; within each, longest tiles first.
+    """
+    PARTS: tl.constexpr = TILE // BLOCK_M
+    pid = tl.program_id(0)
+    tile_ptr = tiles_ptr + pid // (GROUP * PARTS) % tile_count * 4
+    kv_head = (pid // (GROUP * PARTS) // tile_count).to(tl.int64)
+    first = tl.load(tile_ptr + 2) * TILE + pid // GROUP % PARTS * BLOCK_M
+    return tl.load(tile_ptr).to(tl.int64), tl.load(tile_ptr + 1), tl.load(tile_ptr + 3), first, kv_head, kv_head * GROUP + pid % GROUP
+
+
+@triton.jit
+def key_range(first, length, live, window, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, WINDOW: tl.constexpr):
+    """Keys [low, middle) are seen by every row of the tile, [middle, high) by some. Rows behind the last boundary see none."""
+    high = tl.minimum(first + BLOCK_M, length) * live
+    low = tl.maximum(first - window + 1, 0) // BLOCK_K * BLOCK_K if WINDOW else first * 0
+    middle = low if WINDOW else first // BLOCK_K * BLOCK_K * live
+    return low, middle, high
 
 
 @triton.jit
