@@ -7,6 +7,7 @@ torchrun engine/train.py [recipe] [--group.setting value …]        one process
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
@@ -40,7 +41,7 @@ def main(config: Config) -> None:
         prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
         encode.check(prompts)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task = build.build_task(config, prompts, world)
+        task, judging = build.build_task(config, prompts, world)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
@@ -50,14 +51,17 @@ def main(config: Config) -> None:
             warm_start(policy, config, demonstrations, progress)
         with phases("save"):  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
             policy.export(folder.path / "policy" / "step-000000")
+    if judging is not None:
+        progress.say(f"judge: {judging.why}")
     with phases("start_sampler"):
         generator = build.build_generator(config, policy, world)
         sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
     with phases("sync"):
         sync()
     phases.take()
+    measure = partial(evaluate, tests, task, generator, encode, config, world, phases, judging, sync)
     with phases("evaluate"):
-        before = evaluation = evaluate(tests, task, generator, encode, config, world)
+        before = evaluation = measure()
     progress.evaluation(0, before)
     folder.log(0, before)
 
@@ -71,7 +75,13 @@ def main(config: Config) -> None:
             generator.sleep()
             with phases("rank_wait"):
                 world.barrier()
-            if not config.run.overlap:
+            said: dict[str, float] = {}
+            if judging is not None:
+                with judging.awake(phases):
+                    with phases("judge_wait"):
+                        pending.ask().groups()
+                    said = task.judge_metrics(step)  # a probe wants the judge awake
+            elif not config.run.overlap:
                 with phases("judge_wait"):
                     pending.groups()
             with phases("train"):
@@ -84,7 +94,7 @@ def main(config: Config) -> None:
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
         measured |= phases.judged(pending.calls(), world)
-        metrics = measured | trained | gate | task.judge_metrics(step) | phases.take() | peak_memory()
+        metrics = measured | trained | gate | (said or task.judge_metrics(step)) | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
@@ -96,7 +106,7 @@ def main(config: Config) -> None:
                 policy.export(folder.path / "policy" / f"step-{step:06d}")
         if due(step, config.run.eval_every, config.run.steps):
             with phases("evaluate"):
-                evaluation = evaluate(tests, task, generator, encode, config, world)
+                evaluation = measure()
             progress.evaluation(step, evaluation)
             folder.log(step, evaluation)
 
