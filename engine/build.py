@@ -84,9 +84,9 @@ def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
     return None
 
 
-def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> tuple[Task, JudgingPhase | None]:
-    """Verifier and judge, and the phase of a judge that sleeps; the judge has been checked (it answers), and on rank 0 so have the
-    reference answers of `prompts`."""
+def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
+    """Verifier and judge, and the phase of a judge that sleeps, which `say` tells; the judge has been checked (it answers), and on rank 0
+    so have the reference answers of `prompts`."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
         return CriticTask(settings, process=config.run.task == "critic"), None
@@ -106,7 +106,7 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> tuple
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return verifier.submit(rollout.text, prompt.answer)
 
-    built = build_judge(config, world)
+    built = build_judge(config, world, say)
 
     def close_all() -> None:
         close()

@@ -35,7 +35,7 @@ class BuiltJudge:
     """Ends the servers that were started for it."""
 
 
-def build_judge(config: Config, world: World) -> BuiltJudge:
+def build_judge(config: Config, world: World, say: Callable[[str], None]) -> BuiltJudge:
     """A collective where judges are served. ValueError where they and the policy do not fit on the GPUs, not even in turns."""
     g = config.genrm
     if g.judge == "none":
@@ -69,8 +69,10 @@ def build_judge(config: Config, world: World) -> BuiltJudge:
         split=arith.steps if config.data.train == "arith" else split_paragraphs,
     )
     judge.check()
+    if why:
+        say(f"judge: {why}")
     close = (lambda: None) if servers is None else servers.close
-    return BuiltJudge(judge, JudgingPhase(judge, servers, world, why) if why else None, close)
+    return BuiltJudge(judge, JudgingPhase(judge, servers, world) if why else None, close)
 
 
 def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[int], dict[str, float]]:

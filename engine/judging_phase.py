@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from soundrl.engine.timeline import Timeline
 from soundrl.engine.world import World
 from soundrl.fapo.task import PendingGroups
 from soundrl.genrm.judge import EndpointJudge
@@ -20,11 +21,18 @@ from soundrl.genrm.serve import JudgeServers
 
 
 class JudgingPhase:
-    """`servers` on rank 0, None elsewhere; they are put to sleep at once. A collective, as every method is. `why` is for people."""
+    """`servers` on rank 0, None elsewhere; they are put to sleep at once. A collective, as every method is."""
 
-    def __init__(self, judge: EndpointJudge, servers: JudgeServers | None, world: World, why: str) -> None:
-        self.judge, self.servers, self.world, self.why = judge, servers, world, why
+    def __init__(self, judge: EndpointJudge, servers: JudgeServers | None, world: World) -> None:
+        self.judge, self.servers, self.world = judge, servers, world
         self._sleep()
+
+    def __call__(self, pending: PendingGroups, also: Callable[[], dict[str, float]], phases: Timeline) -> dict[str, float]:
+        """Every verdict of a step, and what comes of `also`, which needs the judge as well (a probe)."""
+        with self.awake(phases):
+            with phases("judge_wait"):
+                pending.ask().groups()
+            return also()
 
     def needed(self, batches: Iterable[PendingGroups]) -> bool:
         """Whether any rank has a question."""

@@ -11,7 +11,7 @@ from functools import partial
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
-from soundrl.engine.console import Progress, peak_memory
+from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.generator import Generator, requests_for
 from soundrl.engine.launch import run, users_mistakes
@@ -41,7 +41,7 @@ def main(config: Config) -> None:
         prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
         encode.check(prompts)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task, judging = build.build_task(config, prompts, world)
+        task, judging = build.build_task(config, prompts, world, progress.say)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
@@ -51,8 +51,6 @@ def main(config: Config) -> None:
             warm_start(policy, config, demonstrations, progress)
         with phases("save"):  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
             policy.export(folder.path / "policy" / "step-000000")
-    if judging is not None:
-        progress.say(f"judge: {judging.why}")
     with phases("start_sampler"):
         generator = build.build_generator(config, policy, world)
         sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
@@ -75,13 +73,8 @@ def main(config: Config) -> None:
             generator.sleep()
             with phases("rank_wait"):
                 world.barrier()
-            said: dict[str, float] = {}
-            if judging is not None:
-                with judging.awake(phases):
-                    with phases("judge_wait"):
-                        pending.ask().groups()
-                    said = task.judge_metrics(step)  # a probe wants the judge awake
-            elif not config.run.overlap:
+            said = {} if judging is None else judging(pending, partial(task.judge_metrics, step), phases)
+            if judging is None and not config.run.overlap:
                 with phases("judge_wait"):
                     pending.groups()
             with phases("train"):
@@ -122,9 +115,6 @@ def main(config: Config) -> None:
 def due(step: int, every: int, last: int) -> bool:
     """Every `every` steps (0 = never) and at the last one."""
     return step == last or (every > 0 and step % every == 0)
-
-
-SUMMARY = ("reward/correct", "fapo/flawed_ratio", "tokens/response")
 
 
 def rollout(

@@ -44,7 +44,6 @@ HEDGE_AFTER = 4.0
 LEAST_PATIENCE = 0.05
 _LATENCIES = 100
 _EJECTING = (UNREACHABLE, HTTP_5XX, BAD_REPLY)
-
 Order = tuple[int, int]  # a question's priority and arrival, smallest first
 
 log = logging.getLogger(__name__)
@@ -78,10 +77,7 @@ class Worker:
 
 class ScorerPool:
     """`await pool.complete(make_body, deadline)` on any of `endpoints` (all serve the same model), `concurrency` at once on each. With no
-    worker left for `gone_after` seconds (by default `GONE_SECONDS`) requests fail at once.
-
-    Raises `ValueError` for no endpoint or the same one twice.
-    """
+    worker left for `gone_after` seconds (default `GONE_SECONDS`) requests fail at once. `ValueError` for no endpoint or one given twice."""
 
     def __init__(self, endpoints: Sequence[Endpoint], *, concurrency: int, attempts: int, gone_after: float | None = None):
         if not endpoints or len({endpoint.url for endpoint in endpoints}) < len(endpoints):
@@ -118,9 +114,7 @@ class ScorerPool:
 
     async def complete(self, make_body: Callable[[], bytes], deadline: float, priority: int = 0) -> tuple[Reply, float]:
         """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.
-
-        The body is made when there is a worker to send it to: questions that wait do not hold it. The smallest `priority` waits least.
-        """
+        The body is made when there is a worker to send it to: questions that wait do not hold it. The smallest `priority` waits least."""
         loop, order = asyncio.get_running_loop(), (priority, next(self._arrivals))
         worker = await self._place(order, until=loop.time() + deadline)
         async with asyncio.timeout(deadline) as clock:

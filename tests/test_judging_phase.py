@@ -78,16 +78,15 @@ def collected(judge: EndpointJudge, sleeps: bool):
 
 def test_judges_wake_are_asked_and_sleep(servers):
     with EndpointJudge(servers.urls, MODEL, deadline=20.0) as judge:
-        phase, timeline = JudgingPhase(judge, servers, Alone(), "small GPU"), Timeline()
+        phase, timeline = JudgingPhase(judge, servers, Alone()), Timeline()
         with timeline("step"):
             with timeline("generate"):
                 pending = collected(judge, sleeps=True)
             assert seen(servers) == ["asked", "sleep?level=1"] and phase.needed([pending]) and pending.questions == 4
             with pytest.raises(AssertionError, match="questions are held back"):
                 pending.groups()
-            with phase.awake(timeline):
-                with timeline("judge_wait"):
-                    groups = pending.ask().groups()
+            assert phase(pending, lambda: {"probe": float(len(seen(servers)))}, timeline) == {"probe": 4.0}  # asked before it sleeps again
+            groups = pending.groups()
             assert not phase.needed([pending])
             with timeline("train"):
                 pass
@@ -101,7 +100,7 @@ def test_judges_wake_are_asked_and_sleep(servers):
 def test_who_holds_nothing_back_asks_a_sleeping_judge(servers):
     """Inverse of the above: the same rollouts, asked for at once."""
     with EndpointJudge(servers.urls, MODEL, deadline=1.0, attempts=1) as judge:
-        JudgingPhase(judge, servers, Alone(), "small GPU")
+        JudgingPhase(judge, servers, Alone())
         (group, _) = collected(judge, sleeps=False).groups()
         assert seen(servers) == ["asked", "sleep?level=1", "asked in its sleep"]
         assert group.verdicts[1] == Verdict.unknown("http_5xx")
