@@ -10,6 +10,7 @@ from typing import Any
 from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator
 from soundrl.engine.judges import build_judge, build_probe
+from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy, check_folder
 from soundrl.engine.weight_sync import PROBES
@@ -83,11 +84,12 @@ def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
     return None
 
 
-def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> Task:
-    """Verifier and judge; the judge has been checked (it answers), and on rank 0 so have the reference answers of `prompts`."""
+def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
+    """Verifier and judge, and the phase of a judge that sleeps, which `say` tells; the judge has been checked (it answers), and on rank 0
+    so have the reference answers of `prompts`."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
-        return CriticTask(settings, process=config.run.task == "critic")
+        return CriticTask(settings, process=config.run.task == "critic"), None
     if config.data.train == "arith":
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
@@ -104,15 +106,24 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World) -> Task:
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return verifier.submit(rollout.text, prompt.answer)
 
-    judge, end_servers = build_judge(config, world)
+    built = build_judge(config, world, say)
 
     def close_all() -> None:
         close()
-        end_servers()
+        built.close()
 
-    truth = arith.oracle if config.data.train == "arith" else None
-    deadline = config.genrm.deadline[1]
-    return ReasoningTask(verify, judge, settings, config.genrm.max_unknown, truth, build_probe(config, judge, world), close_all, deadline)
+    task = ReasoningTask(
+        verify,
+        built.judge,
+        settings,
+        config.genrm.max_unknown,
+        truth=arith.oracle if config.data.train == "arith" else None,
+        probe=build_probe(config, built.judge, world),
+        close=close_all,
+        deadline=config.genrm.deadline[1],
+        judge_sleeps=built.phase is not None,
+    )
+    return task, built.phase
 
 
 def engine_count(config: Config, world: World) -> int:

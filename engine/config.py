@@ -171,7 +171,8 @@ class Run:
     eval_sampling: tuple[int, float, float] = (1, 1.0, 1.0)
     """Evaluation: rollouts a problem (avg@k), temperature, and nucleus (top-p)."""
     overlap: bool = True
-    """Train on groups whose verdicts are there while others are judged; off waits for all first. Both compute the same, bit for bit."""
+    """Train on groups whose verdicts are there while others are judged; off waits for all first, and on GPUs a served judge sleeps but for
+    that phase, as it does where it and the policy do not fit at once. All compute the same, bit for bit."""
     export_every: int = 0
     """Steps between exports of the policy as a safetensors folder; 0 = only at the end."""
     gate: float = 1.05

@@ -97,17 +97,20 @@ WORDS = {
     "coverage": "replies that hold a verdict",
 }
 
+SUMMARY = {
+    "reward/correct": "rollouts: right final answers",
+    "fapo/flawed_ratio": "rollouts: of the right answers, reached by flawed steps",
+    "tokens/response": "rollouts: tokens a response",
+}
+"""Of a step, beside the evaluations."""
+
 
 def plain_words(name: str) -> str:
     """`plain_words("eval/arith-test-p2/accuracy") == "arith-test-p2: right final answers"`; rollouts are called so."""
     parts = name.split("/")
     if parts[0] == "eval":
         return f"{'/'.join(parts[1:-1])}: {WORDS[parts[-1]]}"
-    return {
-        "reward/correct": "rollouts: right final answers",
-        "fapo/flawed_ratio": "rollouts: of the right answers, reached by flawed steps",
-        "tokens/response": "rollouts: tokens a response",
-    }[name]
+    return SUMMARY[name]
 
 
 def shown(name: str, value: float | None) -> str:

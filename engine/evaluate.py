@@ -7,24 +7,41 @@ from collections.abc import Sequence
 from soundrl.engine.build import Encoder
 from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator, requests_for
+from soundrl.engine.judging_phase import JudgingPhase
+from soundrl.engine.timeline import Timeline
+from soundrl.engine.weight_sync import WeightSync
 from soundrl.engine.world import World
-from soundrl.fapo.records import Group, Prompt
-from soundrl.fapo.task import Task
+from soundrl.fapo.records import Prompt
+from soundrl.fapo.task import PendingGroups, Task
 
 
 def evaluate(
-    tests: dict[str, list[Prompt]], task: Task, generator: Generator, encode: Encoder, config: Config, world: World
+    tests: dict[str, list[Prompt]],
+    task: Task,
+    generator: Generator,
+    encode: Encoder,
+    config: Config,
+    world: World,
+    phases: Timeline,
+    judging: JudgingPhase | None,
+    sync: WeightSync,
 ) -> dict[str, float]:
     """`eval/<set>/<measure>`, the measures as the task has them (`Task.evaluation`).
 
     A collective: the problems of each set are split over the tensor-parallel groups. The same seeds at every call, so that two
-    evaluations differ by the weights alone.
+    evaluations differ by the weights alone. A judge that sleeps gets its phase once all sets are sampled.
     """
     metrics: dict[str, float] = {}
     engines, own = world.size // config.rollout.tensor_parallel, world.rank // config.rollout.tensor_parallel
-    for name, prompts in tests.items():
-        share = prompts[own::engines]
-        groups = evaluate_share(share, task, generator, encode, config) if share else []
+    sampled = {name: sample(prompts[own::engines], task, generator, encode, config) for name, prompts in tests.items()}
+    if judging is not None and judging.needed(sampled.values()):
+        generator.sleep()
+        with judging.awake(phases.detail):
+            for pending in [pending.ask() for pending in sampled.values()]:
+                pending.groups()
+        sync()  # its sleep took the sampler's weights
+    for name, pending in sampled.items():
+        groups = pending.groups()
         # Ranks of one tensor-parallel group hold the same samples: count them once.
         sums = task.count(groups if world.rank % config.rollout.tensor_parallel == 0 else [])
         total = dict(zip(sums, world.sum(list(sums.values())), strict=True))
@@ -32,8 +49,8 @@ def evaluate(
     return metrics
 
 
-def evaluate_share(prompts: Sequence[Prompt], task: Task, generator: Generator, encode: Encoder, config: Config) -> list[Group]:
-    """This engine's problems, sampled and judged."""
+def sample(prompts: Sequence[Prompt], task: Task, generator: Generator, encode: Encoder, config: Config) -> PendingGroups:
+    """This engine's problems; there may be none."""
     samples, temperature, top_p = config.run.eval_sampling
     requests = requests_for(
         [(prompt.id, encode(prompt)) for prompt in prompts],
@@ -45,4 +62,4 @@ def evaluate_share(prompts: Sequence[Prompt], task: Task, generator: Generator, 
         max_new_tokens=config.rollout.max_new_tokens,
         top_p=top_p,
     )
-    return task.collect(prompts, generator.generate(requests), measuring=True).groups()
+    return task.collect(prompts, generator.generate(requests) if requests else (), measuring=True)

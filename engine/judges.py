@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from soundrl.engine.config import Config
+from soundrl.engine.judging_phase import JudgingPhase
+from soundrl.engine.memory_plan import planned
 from soundrl.engine.policy import check_folder
 from soundrl.engine.world import World
 from soundrl.fapo import arith
@@ -21,20 +24,34 @@ from soundrl.genrm.serve import START_SECONDS, TOKEN_ENV, JudgeServers, Serving
 SERVED_NAME = "genrm"
 
 
-def build_judge(config: Config, world: World) -> tuple[Judge | None, Callable[[], None]]:
-    """The judge, checked (it answers), and what ends the servers that were started for it. A collective where judges are served."""
+@dataclass(frozen=True)
+class BuiltJudge:
+    """The judge, checked (it answers), and what belongs to it."""
+
+    judge: Judge | None
+    phase: JudgingPhase | None = None
+    """Where the judge sleeps but for a phase of its own."""
+    close: Callable[[], None] = lambda: None
+    """Ends the servers that were started for it."""
+
+
+def build_judge(config: Config, world: World, say: Callable[[str], None]) -> BuiltJudge:
+    """A collective where judges are served. ValueError where they and the policy do not fit on the GPUs, not even in turns."""
     g = config.genrm
     if g.judge == "none":
-        return None, lambda: None
+        return BuiltJudge(None)
     if g.judge == "oracle":
-        return OracleJudge(arith.oracle), lambda: None
-    urls, model, close, gone_after = g.urls, g.model, lambda: None, None
+        return BuiltJudge(OracleJudge(arith.oracle))
+    urls, model, servers, why, gone_after = g.urls, g.model, None, "", None
     if g.judge == "serve":
-        servers = serve(config) if world.main else None
-        # The servers' addresses and their token, from rank 0 to all.
-        urls, token = world.gather(None if servers is None else (servers.urls, os.environ[TOKEN_ENV]))[0]
-        os.environ[TOKEN_ENV], model = token, SERVED_NAME
-        close = close if servers is None else servers.close
+        own = None
+        if world.main:
+            why = serial_phase(config, world)
+            servers = serve(config, sleeps=bool(why))
+            own = servers.urls, os.environ[TOKEN_ENV], why
+        # The servers' addresses, their token and their manner, from rank 0 to all.
+        urls, os.environ[TOKEN_ENV], why = world.gather(own)[0]
+        model = SERVED_NAME
         gone_after = START_SECONDS  # a server that has died is started again, which takes as long as loading the model
     judge = EndpointJudge(
         urls,
@@ -52,7 +69,10 @@ def build_judge(config: Config, world: World) -> tuple[Judge | None, Callable[[]
         split=arith.steps if config.data.train == "arith" else split_paragraphs,
     )
     judge.check()
-    return judge, close
+    if why:
+        say(f"judge: {why}")
+    close = (lambda: None) if servers is None else servers.close
+    return BuiltJudge(judge, JudgingPhase(judge, servers, world) if why else None, close)
 
 
 def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[int], dict[str, float]]:
@@ -63,7 +83,17 @@ def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[
     return Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every)
 
 
-def serve(config: Config) -> JudgeServers:
+def serial_phase(config: Config, world: World) -> str:
+    """Why the served judge sleeps but for a phase of its own, by the memory plan; empty where it does not (on CPU nothing sleeps).
+    ValueError, with the cure, where judge and policy do not fit even in turns."""
+    if world.device.type == "cpu":
+        return ""
+    plan = planned(config, world.size, None)
+    plan.check()
+    return plan.judging if plan.serial else ""
+
+
+def serve(config: Config, sleeps: bool) -> JudgeServers:
     """Start the servers of `genrm.model` and wait until they generate. Their logs stand in the run's parent folder."""
     folder = check_folder(config.genrm.model, "genrm.model")
     servers = JudgeServers(
@@ -76,6 +106,7 @@ def serve(config: Config) -> JudgeServers:
             eager=config.rollout.eager,
         ),
         logs=Path(config.run.folder) / "logs",
+        sleeps=sleeps,
     )
     servers.wait()
     return servers

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ from soundrl.engine.arith_model import write_arith_model
 from soundrl.engine.config import Config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.vllm_generator import MAX_BATCHED_TOKENS, MAX_SEQUENCES
-from soundrl.kernels.head_chunks import chunk_rows
+from soundrl.kernels.head_chunks import bytes_per_logit, chunk_rows
 
 GIB = 2**30
 ATTENTION = {"cuda": "soundrl_plan", "cpu": "soundrl_plan_rectangles"}
 TRACED_TOKENS = 256
+GPUS_A_MACHINE = 8
+"""Of a machine that is planned for but not there; served judges all stand on the first."""
 CONTEXT = {"cuda": 1.0 * GIB, "cpu": 1.1 * GIB}
-"""CUDA context, NCCL's buffers and the allocator's slack; on CPU the interpreter with torch, transformers and vLLM loaded (measured)."""
+"""CUDA context, NCCL's buffers and the allocator's slack, of a sleeping judge as well (its CUDA graphs stay); on CPU the
+interpreter with torch, transformers and vLLM loaded (measured)."""
 
 
 class _Attention(torch.autograd.Function):
@@ -124,26 +127,41 @@ def saved_bytes(model: nn.Module) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one GPU (on CPU: of one rank)."""
+    """Bytes on one GPU, the one with the most judges (on CPU: of one rank)."""
 
     parts: dict[str, float]
     peaks: dict[str, float]
-    """While sampling, training, and syncing weights; on CPU nothing sleeps, and one peak holds all."""
+    """While sampling, judging where that is a phase of its own, training, and syncing weights; on CPU nothing sleeps, and one peak holds
+    all."""
     total: float
     sequences: float
     """Sequences of model.max_length that the KV cache holds at once."""
+    serial: bool = False
+    """The served judge sleeps but for a phase of its own."""
+    judging: str = ""
+    """The same in words, with the reason; empty where no judge is served."""
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The phase with the highest peak, and that."""
+        return max(self.peaks.items(), key=lambda item: item[1])
+
+    @property
+    def fits(self) -> bool:
+        return self.worst[1] <= self.total
 
     def check(self) -> None:
         """ValueError, one line with the cure, for a plan that cannot run."""
-        name, peak = max(self.peaks.items(), key=lambda item: item[1])
+        name, peak = self.worst
         if self.sequences < 1:
             raise ValueError(
                 f"rollout.memory leaves vLLM {self.parts['KV cache'] / GIB:.1f} GiB of KV cache, {self.sequences:.2f} of one sequence of "
                 "model.max_length; raise rollout.memory or rollout.tensor_parallel, or lower model.max_length"
             )
-        if peak > self.total:
+        if not self.fits:
+            turns = ", though judge and policy take turns" if self.serial else ""
             raise ValueError(
-                f"the run needs {peak / GIB:.1f} GiB while {name}, but there are {self.total / GIB:.1f}; use more GPUs, "
+                f"the run needs {peak / GIB:.1f} GiB while {name}{turns}, but there are {self.total / GIB:.1f}; use more GPUs, "
                 "--model.activation-checkpointing, a smaller optim.microbatch_tokens or rollout.memory, or a judge on another machine"
             )
 
@@ -153,12 +171,28 @@ class MemoryPlan:
         lines += [
             f"  there are {'':<34} {self.total / GIB:8.2f}",
             f"  KV cache: {self.sequences:.1f} sequences of model.max_length at once",
+            *([f"  judge: {self.judging}"] if self.judging else []),
         ]
         return "\n".join(lines)
 
 
-def memory_plan(config: Config, of: Shapes, ranks: int, total: float, device: str) -> MemoryPlan:
-    """The plan of `config` on each of `ranks` GPUs with `total` bytes (`device` cpu: on `ranks` processes that share `total`)."""
+def memory_plan(config: Config, of: Shapes, ranks: int, total: float, device: str, machine: int = GPUS_A_MACHINE) -> MemoryPlan:
+    """The plan of `config` on each of `ranks` GPUs with `total` bytes, `machine` of them on the first machine, where served judges stand
+    (`device` cpu: on `ranks` processes that share `total`). A served judge stays awake where `run.overlap` wants it and both fit; else it
+    has a serial phase."""
+    if config.genrm.judge != "serve":
+        return plan_of(config, of, ranks, total, device)
+    judges = -(-config.genrm.workers // machine)
+    awake = replace(plan_of(config, of, ranks, total, device, judges), judging="awake throughout")
+    if device == "cpu" or (config.run.overlap and awake.fits):
+        return awake
+    name, peak = awake.worst
+    why = f"both need {peak / GIB:.1f} GiB while {name}, but there are {total / GIB:.1f}" if config.run.overlap else "run.overlap is off"
+    return replace(plan_of(config, of, ranks, total, device, judges, serial=True), judging=f"serial phase ({why})")
+
+
+def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, judges: int = 0, serial: bool = False) -> MemoryPlan:
+    """With `judges` on the GPU, awake throughout or in a serial phase."""
     size = 4 if config.model.dtype == "float32" else 2
     tokens, on_gpu = config.optim.microbatch_tokens, device == "cuda"
     state = trainer_state(of, size, ranks)
@@ -167,24 +201,26 @@ def memory_plan(config: Config, of: Shapes, ranks: int, total: float, device: st
     vllm_work = MAX_BATCHED_TOKENS * of.widest * 2 + MAX_SEQUENCES * of.vocabulary * 4
     share = config.rollout.memory * total if on_gpu else weights + math.ceil(config.rollout.memory) * GIB
     cache = share - weights - (vllm_work if on_gpu else 0.0)
-    judge = share if config.genrm.judge == "serve" else 0.0
+    judge, asleep = judges * share, judges * CONTEXT[device]
+    beside = asleep if serial else judge
     largest = 2 * of.largest * size  # the cast shard, gathered, and vLLM's copy on its way
     resident = CONTEXT[device] + state["master weights, float32"] + state["AdamW moments, float32"]
     training = resident + state["gradients, float32"] + sum(work.values())
     parts = {"context": CONTEXT[device], **state, **work, "vLLM's share (rollout.memory)": share}
-    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "judge's share": judge, "weight sync: largest tensor": largest}
+    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: largest tensor": largest}
     if on_gpu:
-        # The policy engine sleeps while training; the judge stays awake.
+        # The policy engine sleeps while the judge has its phase, and while training.
         peaks = {
-            "sampling": resident + share + judge,
-            "training": training + judge,
-            "syncing weights": resident + weights + largest + judge,
+            "sampling": resident + share + beside,
+            **({"judging": resident + judge} if serial else {}),
+            "training": training + beside,
+            "syncing weights": resident + weights + largest + beside,
         }
     else:
         total /= ranks
-        judges = judge * config.genrm.workers / ranks if judge else 0.0
-        peaks = {"training (nothing sleeps on CPU)": training + share + judges}
-    return MemoryPlan(parts, peaks, total, cache * config.rollout.tensor_parallel / (of.cached * size * config.model.max_length))
+        peaks = {"training (nothing sleeps on CPU)": training + share + (share * config.genrm.workers / ranks if judges else 0.0)}
+    sequences = cache * config.rollout.tensor_parallel / (of.cached * size * config.model.max_length)
+    return MemoryPlan(parts, peaks, total, sequences, serial)
 
 
 def trainer_state(of: Shapes, size: int, ranks: int) -> dict[str, float]:
@@ -205,8 +241,9 @@ def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: b
     """What one micro-batch of `tokens` needs, in bytes: activations, their gradients on the way back, and the fused head."""
     whole, layer = of.saved * tokens, of.saved * tokens / of.layers
     kept = of.layers * of.hidden * size * tokens + layer if recomputed else whole
-    rows = chunk_rows(tokens, of.vocabulary, 6 if size == 2 else 4, None, on_gpu)
-    head = rows * of.vocabulary * (6 if size == 2 else 4) + 4 * of.vocabulary * of.hidden + 2 * tokens * of.hidden * size
+    logit = bytes_per_logit(size, fp32_logits=False)  # as `Policy` calls it
+    rows = chunk_rows(tokens, of.vocabulary, logit, None, on_gpu)
+    head = rows * of.vocabulary * logit + 4 * of.vocabulary * of.hidden + 2 * tokens * of.hidden * size
     name = "activations, recomputed layer by layer" if recomputed else "activations"
     return {name: kept, "gradients of activations": 2 * of.widest * tokens, "head: chunk of logits, gradient of its weight": head}
 
@@ -224,7 +261,8 @@ def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
             (write_arith_model if config.run.task == "reasoning" else write_arith_critic)(folder, 0)
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
-        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype), device), ranks, total, device)
+        machine = torch.cuda.device_count() if gpu_gib is None and device == "cuda" else min(ranks, GPUS_A_MACHINE)
+        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype), device), ranks, total, device, machine)
 
 
 def main(config: Config, gpus: int, gpu_gib: float | None) -> None:

@@ -22,7 +22,7 @@ from soundrl.engine.world import World
 Interval = tuple[float, float]
 WAITS = ("judge_wait", "rank_wait")
 SAMPLING = ("generate", "verify")
-PHASES = (*SAMPLING, *WAITS, "train", "sync")  # of a step
+PHASES = (*SAMPLING, *WAITS, "judge_wake", "judge_sleep", "train", "sync")  # of a step
 
 
 class Timeline:

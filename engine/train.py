@@ -7,10 +7,11 @@ torchrun engine/train.py [recipe] [--group.setting value …]        one process
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
-from soundrl.engine.console import Progress, peak_memory
+from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.generator import Generator, requests_for
 from soundrl.engine.launch import run, users_mistakes
@@ -40,7 +41,7 @@ def main(config: Config) -> None:
         prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
         encode.check(prompts)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task = build.build_task(config, prompts, world)
+        task, judging = build.build_task(config, prompts, world, progress.say)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
@@ -56,8 +57,9 @@ def main(config: Config) -> None:
     with phases("sync"):
         sync()
     phases.take()
+    measure = partial(evaluate, tests, task, generator, encode, config, world, phases, judging, sync)
     with phases("evaluate"):
-        before = evaluation = evaluate(tests, task, generator, encode, config, world)
+        before = evaluation = measure()
     progress.evaluation(0, before)
     folder.log(0, before)
 
@@ -71,7 +73,8 @@ def main(config: Config) -> None:
             generator.sleep()
             with phases("rank_wait"):
                 world.barrier()
-            if not config.run.overlap:
+            said = {} if judging is None else judging(pending, partial(task.judge_metrics, step), phases)
+            if judging is None and not config.run.overlap:
                 with phases("judge_wait"):
                     pending.groups()
             with phases("train"):
@@ -84,7 +87,7 @@ def main(config: Config) -> None:
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
         measured |= phases.judged(pending.calls(), world)
-        metrics = measured | trained | gate | task.judge_metrics(step) | phases.take() | peak_memory()
+        metrics = measured | trained | gate | (said or task.judge_metrics(step)) | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
@@ -96,7 +99,7 @@ def main(config: Config) -> None:
                 policy.export(folder.path / "policy" / f"step-{step:06d}")
         if due(step, config.run.eval_every, config.run.steps):
             with phases("evaluate"):
-                evaluation = evaluate(tests, task, generator, encode, config, world)
+                evaluation = measure()
             progress.evaluation(step, evaluation)
             folder.log(step, evaluation)
 
@@ -112,9 +115,6 @@ def main(config: Config) -> None:
 def due(step: int, every: int, last: int) -> bool:
     """Every `every` steps (0 = never) and at the last one."""
     return step == last or (every > 0 and step % every == 0)
-
-
-SUMMARY = ("reward/correct", "fapo/flawed_ratio", "tokens/response")
 
 
 def rollout(

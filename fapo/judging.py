@@ -16,8 +16,9 @@ class Judge(Protocol):
     >>> future.result()                            # Verdict.sound() | Verdict.flawed(2) | Verdict.unknown("timeout")
     """
 
-    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
-        """Queue one rollout and return at once. The future always ends in a `Verdict`: network and model faults end in `unknown`."""
+    def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
+        """Queue one rollout and return at once. The future always ends in a `Verdict`: network and model faults end in `unknown`. Of the
+        questions that wait for a place the smallest `priority` goes first; it changes no verdict."""
         ...
 
     def check(self) -> None:

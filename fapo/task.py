@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from soundrl.fapo.judging import Judge
@@ -75,7 +76,7 @@ class OracleJudge:
     def __init__(self, oracle: Callable[[Prompt, Rollout], Verdict]) -> None:
         self.oracle = oracle
 
-    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+    def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
         return done(self.oracle(prompt, rollout))
 
     def check(self) -> None:
@@ -89,10 +90,11 @@ class OracleJudge:
 
 
 class ReasoningTask:
-    """Verifies every rollout as it finishes and sends the correct ones to the judge at once.
+    """Verifies every rollout as it finishes and sends the correct ones to the judge at once, earlier prompts first where they queue.
 
     `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO). `deadline`: seconds from the
     end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the judge takes.
+    `judge_sleeps`: nothing is asked before `PendingGroups.ask`.
     """
 
     def __init__(
@@ -105,8 +107,9 @@ class ReasoningTask:
         probe: Callable[[int], dict[str, float]] = lambda step: {},
         close: Callable[[], None] = lambda: None,
         deadline: float | None = None,
+        judge_sleeps: bool = False,
     ) -> None:
-        self.deadline = deadline
+        self.deadline, self.judge_sleeps = deadline, judge_sleeps
         self.verify, self.judge, self.settings, self._close = verify, judge, settings, close
         self.watch = UnknownWatch(max_unknown)
         self.truth, self.probe = truth, probe
@@ -143,22 +146,30 @@ class ReasoningTask:
         judge = OracleJudge(self.truth) if measuring and self.truth is not None and self.judge is not None else self.judge
         decisive = self.judge is not None and self.settings.lam > 0
         pending = PendingGroups(prompts, self.assign, decisive, self.deadline)
+        # Mini-batches train in this order: verdicts that are needed first are asked for first.
+        places = {prompt.id: place for place, prompt in enumerate(prompts)}
+        holds_back = self.judge_sleeps and judge is self.judge
         for rollout in rollouts:
             prompt = pending.by_prompt[rollout.prompt_id].prompt
             outcome = self.verify(prompt, rollout)
             verdict: Future[Verdict | None] = Future()
-            outcome.add_done_callback(lambda o, p=prompt, r=rollout, v=verdict: self._judge(judge, o, p, r, v, pending.asked))
+            ask = partial(self._judge, judge, prompt, rollout, places[prompt.id], verdict, pending.asked)
+            if holds_back:
+                pending.held.append((outcome, ask))
+            else:
+                outcome.add_done_callback(ask)
             pending.by_prompt[rollout.prompt_id].add(rollout, outcome, verdict)
         return pending.sampled()
 
     @staticmethod
     def _judge(
         judge: Judge | None,
-        outcome: Future[Outcome],
         prompt: Prompt,
         rollout: Rollout,
+        place: int,
         verdict: Future[Verdict | None],
         asked: dict[str, Call],
+        outcome: Future[Outcome],
     ) -> None:
         """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
         try:
@@ -166,7 +177,7 @@ class ReasoningTask:
                 verdict.set_result(None)
                 return
             call = Call(time.perf_counter())
-            answer = judge.submit(prompt, rollout)
+            answer = judge.submit(prompt, rollout, place)
             if not answer.done():
                 asked[f"{rollout.prompt_id} {rollout.sample}"] = call
 
@@ -266,6 +277,8 @@ class PendingGroups:
         self.by_prompt = {prompt.id: PendingGroup(prompt, assign, decisive) for prompt in prompts}
         self.deadline = deadline
         self.asked: dict[str, Call] = {}
+        self.held: list[tuple[Future[Outcome], Callable[[Future[Outcome]], None]]] = []
+        """Questions for a judge that sleeps; `ask` puts them."""
         if len(self.by_prompt) != len(prompts):
             raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
 
@@ -284,6 +297,18 @@ class PendingGroups:
                 pending.until = time.monotonic() + self.deadline
         return self
 
+    @property
+    def questions(self) -> int:
+        """How many are held back; waits for the outcomes."""
+        return sum(outcome.result() is Outcome.CORRECT for outcome, _ in self.held)
+
+    def ask(self) -> PendingGroups:
+        """Put the questions that were held back: the judge is awake. The deadline runs from now."""
+        held, self.held = self.held, []
+        for outcome, ask in held:
+            outcome.add_done_callback(ask)
+        return self.sampled()
+
     def outcomes(self) -> None:
         """Wait until every rollout is verified (the verifier ends each within its own limit)."""
         for pending in self:
@@ -292,4 +317,5 @@ class PendingGroups:
 
     def groups(self) -> list[Group]:
         """Wait for every verdict, at most until the deadline."""
+        assert not self.held, "questions are held back: a sleeping judge gives no verdict"
         return [pending.group() for pending in self]

@@ -137,20 +137,20 @@ class EndpointJudge:
             raise RuntimeError("the judge is closed")
         asyncio.run_coroutine_threadsafe(self.pool.check(), self._loop).result()
 
-    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+    def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
         """Queue one rollout; returns at once unless `QUEUE_BYTES` of questions are waiting. The future cannot be cancelled and ends in a
-        `Verdict`, `unknown(reason)` for every fault of network or model (reasons: `verdict.REASONS`). Raises `RuntimeError` after
-        `close`."""
+        `Verdict`, `unknown(reason)` for every fault of network or model (reasons: `verdict.REASONS`). Of the questions that wait for a
+        worker the smallest `priority` goes first, then the oldest. Raises `RuntimeError` after `close`."""
         verdict: Future[Verdict] = Future()
         verdict.set_running_or_notify_cancel()
-        self.critique(prompt.text, self.split(rollout.text), prompt.answer).add_done_callback(
+        self.critique(prompt.text, self.split(rollout.text), prompt.answer, priority).add_done_callback(
             lambda c: verdict.set_exception(e) if (e := c.exception()) else verdict.set_result(c.result().verdict)
         )
         return verdict
 
-    def critique(self, problem: str, paragraphs: Sequence[str], reference: str | None) -> Future[Critique]:
+    def critique(self, problem: str, paragraphs: Sequence[str], reference: str | None, priority: int = 0) -> Future[Critique]:
         """The same for a solution that is cut already, with the critique's text and tokens. `reference` is shown where the judge is made
-        `with_reference`."""
+        `with_reference`. Askers who share a request share the first one's place in the queue as well."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None, self.special_tokens)
         data = json.dumps(messages).encode()
         key, size = hashlib.sha256(data).hexdigest(), len(data)
@@ -164,7 +164,7 @@ class EndpointJudge:
             self._counts["submitted"] += 1
             self._queued_bytes += size
             # Under the lock: whatever was counted reaches the loop before `close` does.
-            self._loop.call_soon_threadsafe(self._start, key, messages, len(paragraphs), future)
+            self._loop.call_soon_threadsafe(self._start, key, messages, len(paragraphs), priority, future)
         future.add_done_callback(lambda _: self._leave(size))
         return future
 
@@ -189,6 +189,11 @@ class EndpointJudge:
         out["genrm/retries"] = float(sum(stats["retries"].values()))
         return out | {f"genrm/unknown_{reason}": float(count) for reason, count in sorted(stats["unknown"].items())}
 
+    def rest(self) -> None:
+        """Wait until nothing is under way, `step_deadline` at most, and take in again every worker that was left out: the servers are about
+        to sleep, and who is left out is asked until it answers."""
+        asyncio.run_coroutine_threadsafe(self._rest(), self._loop).result()
+
     def close(self) -> None:
         """Cancel what is open (those futures end in `unknown("closed")`), close connections and thread. May be called twice."""
         with self._room:
@@ -211,7 +216,7 @@ class EndpointJudge:
         self._loop.run_forever()
         self._loop.close()
 
-    def _start(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, future: Future[Critique]) -> None:
+    def _start(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, priority: int, future: Future[Critique]) -> None:
         known = self._cache.get(key)
         if known is not None:
             self._cache.move_to_end(key)
@@ -220,7 +225,7 @@ class EndpointJudge:
             self._open[key].append(future)
         else:
             self._open[key] = [future]
-            flight = self._loop.create_task(self._judge(key, messages, n_paragraphs))
+            flight = self._loop.create_task(self._judge(key, messages, n_paragraphs, priority))
             self._flights.add(flight)  # the loop itself holds tasks weakly
             flight.add_done_callback(partial(self._land, key))
 
@@ -251,22 +256,23 @@ class EndpointJudge:
         for future in futures:
             future.set_result(critique)
 
-    async def _judge(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Critique:
+    async def _judge(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, priority: int) -> Critique:
+        keys = [f"{key}{vote or ''}" for vote in range(self.votes)]
         try:
             async with asyncio.timeout(self.step_deadline):
-                votes = await asyncio.gather(*(self._vote(f"{key}{vote or ''}", messages, n_paragraphs) for vote in range(self.votes)))
+                votes = await asyncio.gather(*(self._vote(key, messages, n_paragraphs, priority) for key in keys))
         except TimeoutError:
             return Critique(Verdict.unknown(TIMEOUT))
         tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
         return Critique(self.decide([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
 
-    async def _vote(self, key: str, messages: list[dict[str, str]], n_paragraphs: int) -> Critique:
+    async def _vote(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, priority: int) -> Critique:
         sampling = dict(self.sampling)
         if sampling["temperature"] > 0:
             sampling["seed"] = int(hashlib.sha256(key.encode()).hexdigest()[:7], 16)
         # Made when it is sent: as text in a request's body a question would be held twice while it waits.
         try:
-            reply, seconds = await self.pool.complete(lambda: self.endpoints[0].body(messages, **sampling), self.deadline)
+            reply, seconds = await self.pool.complete(lambda: self.endpoints[0].body(messages, **sampling), self.deadline, priority)
         except TimeoutError:
             return Critique(Verdict.unknown(TIMEOUT))
         except Failure as failure:
@@ -274,6 +280,10 @@ class EndpointJudge:
         with self._lock:
             self._latencies.append(seconds)
         return Critique(parse_verdict(reply.text, reply.finish_reason, n_paragraphs), reply.tokens or 0, seconds, reply.text)
+
+    async def _rest(self) -> None:
+        await asyncio.gather(*self._flights, return_exceptions=True)
+        await self.pool.forgive()
 
     async def _shut(self) -> None:
         flights = list(self._flights)

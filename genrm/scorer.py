@@ -1,6 +1,6 @@
 """Chat requests over one worker or many: balanced by outstanding work, retried on another worker, hedged, with ejection and return.
 
-One request's way: *place* (the free worker with the least outstanding requests; older questions first) → *send* → reply. What can go
+One request's way: *place* (the free worker with the least outstanding requests; by priority, then age) → *send* → reply. What can go
 wrong, and what is done (the thresholds are the constants below):
 
 * An attempt fails (408, 429, 5xx, a connection fault, an unusable reply): the question goes to a worker that has not failed it, at once;
@@ -44,6 +44,7 @@ HEDGE_AFTER = 4.0
 LEAST_PATIENCE = 0.05
 _LATENCIES = 100
 _EJECTING = (UNREACHABLE, HTTP_5XX, BAD_REPLY)
+Order = tuple[int, int]  # a question's priority and arrival, smallest first
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,7 @@ class Worker:
 
 class ScorerPool:
     """`await pool.complete(make_body, deadline)` on any of `endpoints` (all serve the same model), `concurrency` at once on each. With no
-    worker left for `gone_after` seconds (by default `GONE_SECONDS`) requests fail at once.
-
-    Raises `ValueError` for no endpoint or the same one twice.
-    """
+    worker left for `gone_after` seconds (default `GONE_SECONDS`) requests fail at once. `ValueError` for no endpoint or one given twice."""
 
     def __init__(self, endpoints: Sequence[Endpoint], *, concurrency: int, attempts: int, gone_after: float | None = None):
         if not endpoints or len({endpoint.url for endpoint in endpoints}) < len(endpoints):
@@ -95,8 +93,8 @@ class ScorerPool:
         # Its own generator: the jitter of retries must not move the run's random numbers.
         self._jitter = random.Random()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
-        self._orders = itertools.count()
-        self._waiting: list[tuple[int, int, asyncio.Future[Worker], Collection[Worker], bool]] = []
+        self._arrivals = itertools.count()
+        self._waiting: list[tuple[Order, int, asyncio.Future[Worker], Collection[Worker], bool]] = []
         self._hopeless = False
         self._despair: asyncio.TimerHandle | None = None
 
@@ -114,12 +112,10 @@ class ScorerPool:
 
         await asyncio.gather(*map(bounded, self.workers))
 
-    async def complete(self, make_body: Callable[[], bytes], deadline: float) -> tuple[Reply, float]:
+    async def complete(self, make_body: Callable[[], bytes], deadline: float, priority: int = 0) -> tuple[Reply, float]:
         """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.
-
-        The body is made when there is a worker to send it to, so that questions that wait do not hold it.
-        """
-        loop, order = asyncio.get_running_loop(), next(self._orders)
+        The body is made when there is a worker to send it to: questions that wait do not hold it. The smallest `priority` waits least."""
+        loop, order = asyncio.get_running_loop(), (priority, next(self._arrivals))
         worker = await self._place(order, until=loop.time() + deadline)
         async with asyncio.timeout(deadline) as clock:
             body, end, failed, rounds = make_body(), clock.when() or 0.0, set[Worker](), 0
@@ -149,8 +145,8 @@ class ScorerPool:
         out["alive"] = sum(not worker.ejected for worker in self.workers)
         return out | {"workers": [(worker.requests, worker.outstanding) for worker in self.workers]}
 
-    async def close(self) -> None:
-        """End probes and connections; no request may be under way."""
+    async def forgive(self) -> None:
+        """End probes and take every worker in again; no request may be under way."""
         probes = [worker.probe for worker in self.workers if worker.probe is not None]
         for probe in probes:
             probe.cancel()
@@ -158,18 +154,25 @@ class ScorerPool:
             self._despair.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
         for worker in self.workers:
+            worker.probe, worker.failures, worker.hedges_lost, worker.closed_until = None, 0, 0, 0.0
+        self._hopeless = False
+
+    async def close(self) -> None:
+        """End probes and connections; no request may be under way."""
+        await self.forgive()
+        for worker in self.workers:
             await worker.client.aclose()
 
     # Places
 
-    async def _place(self, order: int, until: float, avoid: Collection[Worker] = (), strict: bool = False) -> Worker:
+    async def _place(self, order: Order, until: float, avoid: Collection[Worker] = (), strict: bool = False) -> Worker:
         """A place on a worker, taken; `avoid` those while others live (`strict`: in any case). Raises `Failure` where none can come."""
         if self._hopeless:
             raise Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False)
         if all(not worker.ejected and worker.closed_until > until for worker in self.workers):
             raise Failure(self.workers[0].reason, "every worker asks to be left alone past the deadline", retry=False)
         place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (order, next(self._orders), place, avoid, strict))
+        heapq.heappush(self._waiting, (order, next(self._arrivals), place, avoid, strict))
         self._dispatch()
         try:
             return await place
@@ -179,7 +182,7 @@ class ScorerPool:
             raise
 
     def _dispatch(self) -> None:
-        """Give free places to those who wait, oldest question first."""
+        """Give free places to those who wait, in the order of their questions."""
         aside = []
         while self._waiting:
             entry = heapq.heappop(self._waiting)
@@ -212,7 +215,7 @@ class ScorerPool:
 
     # Requests
 
-    async def _attempt(self, worker: Worker, body: bytes, order: int) -> Reply:
+    async def _attempt(self, worker: Worker, body: bytes, order: Order) -> Reply:
         """One request at `worker`, whose place is taken, and a hedge where it takes too long. Raises `Failure`, the last of the two."""
         first = self._send(worker, body)
         running: set[asyncio.Task[Any]] = {first}

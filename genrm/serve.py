@@ -2,9 +2,12 @@
 
     python -m soundrl.genrm.serve --model models/FAPO-GenRM-4B --workers 2
 
-Each listens on loopback alone and asks for a token, which is drawn where the environment holds none and reaches the server through its
-environment (a command line can be read by every user of the machine). A server that has died, or has not generated a token for
-`SICK_SECONDS`, is killed and started again on the same port, so that a pool that knows its URL finds it again by itself.
+Each listens on loopback alone and asks for a token on every route, which is drawn where the environment holds none and reaches the server
+through its environment (a command line can be read by every user of the machine). A server that has died, or has not generated a token
+for `SICK_SECONDS`, is killed and started again on the same port, so that a pool that knows its URL finds it again by itself.
+
+Servers that share their GPUs with a policy that needs all of the memory *sleep* (vLLM's level 1: weights in host memory, no KV cache) but
+for the phase in which they judge. In their sleep nobody asks them, and none is started: its memory belongs to others then.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from soundrl.genrm.endpoint import Endpoint, Failure
 
 TOKEN_ENV = "SOUNDRL_GENRM_TOKEN"
@@ -32,6 +37,8 @@ START_SECONDS = 600.0
 """A large model loads for minutes."""
 LOOK_SECONDS = 5.0
 PROBE_SECONDS = 20.0
+ORDER_SECONDS = 120.0
+"""To fall asleep or wake up: weights cross the bus in seconds, 64 GB of them in half a minute where host memory is slow."""
 SICK_SECONDS = 120.0
 """Longer than the longest wait of a probe behind a full batch."""
 LEAST_BATCHED_TOKENS = 8192
@@ -88,13 +95,16 @@ def free_port() -> int:
 class Worker:
     """One server process on a port that it keeps."""
 
-    def __init__(self, settings: Serving, number: int, token: str, folder: Path) -> None:
-        self.settings, self.number, self.port = settings, number, free_port()
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+    def __init__(self, settings: Serving, number: int, token: str, folder: Path, sleeps: bool = False) -> None:
+        self.settings, self.number, self.port, self.sleeps = settings, number, free_port(), sleeps
+        self.root = f"http://127.0.0.1:{self.port}"
+        self.url = f"{self.root}/v1"
         self.log = folder / f"genrm-{number}.log"
         self.endpoint = Endpoint(self.url, settings.name)
         self.process: subprocess.Popen[bytes] | None = None
         self.restarts = 0
+        self.loading = False
+        """Started, and has not generated yet."""
         self.healthy = 0.0
         """When it last generated a token (`time.monotonic`)."""
         self._token = token
@@ -104,6 +114,7 @@ class Worker:
         s = self.settings
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(s.model), "--served-model-name", s.name]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", s.dtype, "--generation-config", "vllm"]
+        command += ["--middleware", "soundrl.genrm.bearer.RequireBearer", *(["--enable-sleep-mode"] if self.sleeps else [])]
         command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if _gpus() else 0.3)]
         command += ["--max-model-len", str(s.max_length)] if s.max_length else []
         if not _gpus():
@@ -118,6 +129,7 @@ class Worker:
         kept = {key: value for key, value in os.environ.items() if key not in drop and not key.startswith("TORCHELASTIC_")}
         own = {
             "VLLM_API_KEY": self._token,
+            "VLLM_SERVER_DEV_MODE": str(int(self.sleeps)),  # the routes of sleep, and others that nobody needs
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(self.settings.threads),
@@ -170,8 +182,16 @@ class Worker:
             asyncio.run(probe())
         except (Failure, TimeoutError):
             return False
-        self.healthy, self.restarts = time.monotonic(), 0
+        self.healthy, self.restarts, self.loading = time.monotonic(), 0, False
         return True
+
+    async def obeys(self, order: str) -> bool:
+        """Whether it has done what is asked of it (`sleep?level=1`, `wake_up`) within `ORDER_SECONDS`."""
+        try:
+            async with asyncio.timeout(ORDER_SECONDS), self.endpoint.client(1) as client:
+                return (await client.post(f"{self.root}/{order}")).status_code == 200
+        except (httpx.HTTPError, TimeoutError):
+            return False
 
     def last_words(self) -> str:
         """The last line of its log that says something."""
@@ -180,22 +200,26 @@ class Worker:
 
 
 class JudgeServers:
-    """Starts workers at once and watches them from a thread; `urls` are ready after `wait()`.
+    """Starts workers at once and watches them from a thread; `urls` are ready after `wait()`. `sleeps`: they can `sleep()` and `wake()`,
+    on GPUs alone.
 
     >>> with JudgeServers(Serving(model=Path("models/genrm"), workers=2), logs=Path("runs/x")) as servers:
     ...     servers.wait()
     ...     EndpointJudge(servers.urls, "genrm")
     """
 
-    def __init__(self, settings: Serving, logs: Path | None = None) -> None:
+    def __init__(self, settings: Serving, logs: Path | None = None, sleeps: bool = False) -> None:
         # The judge's connections read it from the environment of this process.
         token = os.environ.setdefault(TOKEN_ENV, secrets.token_urlsafe(24))
         self.settings = settings
         folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
-        self.workers = [Worker(settings, number, token, folder) for number in range(settings.workers)]
+        self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
         self.started = 0
         """Processes started so far, restarts included."""
+        self.asleep = False
+        self._looking = threading.Lock()
+        """Held while workers are looked after, so that nobody is asked or started while they fall asleep."""
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="genrm-watch", daemon=True)
         for worker in self.workers:
@@ -225,6 +249,32 @@ class JudgeServers:
         if not self._watcher.is_alive():
             self._watcher.start()
 
+    def sleep(self) -> None:
+        """Every worker gives its GPU memory back, or is killed: afterwards others may take it. Nothing may be under way."""
+        with self._looking:
+            for worker, obeyed in zip(self.workers, self._order("sleep?level=1"), strict=True):
+                if not obeyed:
+                    log.warning("judge %s does not fall asleep: killed until it is needed again (%s)", worker.url, worker.log)
+                    worker.stop()
+            self.asleep = True
+
+    def wake(self, seconds: float = START_SECONDS) -> None:
+        """Until every worker has generated a token. One that does not wake is started again; one that does not come back in `seconds` is
+        named in a warning and left to the watch, as any that dies: the pool goes on without it."""
+        with self._looking:
+            for worker, obeyed in zip(self.workers, self._order("wake_up"), strict=True):
+                worker.healthy = time.monotonic()
+                if not obeyed:
+                    self._start_again(worker)
+            self.asleep = False
+        end = time.monotonic() + seconds
+        for worker in self.workers:
+            while not worker.generates():
+                if time.monotonic() > end or (not worker.alive and worker.restarts == MAX_RESTARTS):
+                    log.warning("judge %s has not woken up: %s (%s)", worker.url, worker.last_words(), worker.log)
+                    break
+                time.sleep(0.25)
+
     def close(self) -> None:
         """End all processes. May be called twice."""
         self._ended.set()
@@ -235,30 +285,34 @@ class JudgeServers:
 
     def _start(self, worker: Worker) -> None:
         worker.start()
-        worker.healthy = time.monotonic()
+        worker.healthy, worker.loading = time.monotonic(), True
         self.started += 1
+
+    def _start_again(self, worker: Worker) -> None:
+        if worker.restarts == MAX_RESTARTS:
+            return  # the pool has ejected it, and the run stops where no judge is left
+        worker.restarts += 1
+        log.warning("judge %s %s: started again (%s)", worker.url, "is stuck" if worker.alive else "has died", worker.log)
+        worker.stop()
+        self._start(worker)
+
+    def _order(self, order: str) -> list[bool]:
+        async def all_at_once() -> list[bool]:
+            return await asyncio.gather(*(worker.obeys(order) for worker in self.workers))
+
+        return asyncio.run(all_at_once())
 
     @staticmethod
     def _status(worker: Worker) -> int | None:
         return worker.process.returncode if worker.process is not None else None
 
     def _watch(self) -> None:
-        loading: set[int] = set()
         while not self._ended.wait(LOOK_SECONDS):
-            for worker in self.workers:
-                if worker.alive and worker.generates():
-                    loading.discard(worker.number)
-                    continue
-                patience = START_SECONDS if worker.number in loading else SICK_SECONDS
-                if worker.alive and time.monotonic() - worker.healthy < patience:
-                    continue
-                if worker.restarts == MAX_RESTARTS:
-                    continue  # the pool has ejected it, and the run stops where no judge is left
-                worker.restarts += 1
-                log.warning("judge %s %s: started again (%s)", worker.url, "is stuck" if worker.alive else "has died", worker.log)
-                worker.stop()
-                loading.add(worker.number)
-                self._start(worker)
+            with self._looking:
+                for worker in self.workers if not self.asleep else ():
+                    patience = START_SECONDS if worker.loading else SICK_SECONDS
+                    if not (worker.alive and (worker.generates() or time.monotonic() - worker.healthy < patience)):
+                        self._start_again(worker)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ def chunk_rows(tokens: int, vocabulary: int, bytes_per_logit: int, budget: int |
     return next(rounded for step in (128, 16) if (rounded := -(-even // step) * step) <= most)
 
 
+def bytes_per_logit(element_size: int, fp32_logits: bool) -> int:
+    """What a logit of a chunk costs, in hidden states of `element_size` bytes: the gradient is written over it. Only logits wider than
+    the type of the products need a second buffer for their gradient: fp32 of 16-bit states, 4 + 2."""
+    return 4 + element_size if fp32_logits and element_size < 4 else element_size
+
+
 def compaction(live_T: Tensor) -> Tensor | None:
     """Which row goes where so that the `n` live rows become the first n, with as few moves as possible; None where all are live.
 
@@ -70,8 +76,7 @@ class LinearHead:
         self.temperature, self.temperature_T = temperature, temperature_T
         narrow = hidden_TH.dtype in (torch.bfloat16, torch.float16)
         self.widen = fp32_logits and narrow
-        # fp32 logits need a second buffer for their gradient in the type of the products, 4 + 2 bytes.
-        size = 6 if self.widen else hidden_TH.element_size()
+        size = bytes_per_logit(hidden_TH.element_size(), fp32_logits)
         self.rows = chunk_rows(len(hidden_TH), len(weight_VH), size, memory_budget, hidden_TH.is_cuda)
         self.wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
 

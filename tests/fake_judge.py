@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "judge-model"
+FLAW = "2+2=5"
 Script = Callable[["Handler", int], None]
 
 
@@ -24,7 +25,15 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        content = self.rfile.read(int(self.headers["content-length"]))
+        if self.path in ("/sleep?level=1", "/wake_up"):
+            self.server.obey(self, self.path[1:])
+            return
+        self.body = json.loads(content)
+        self.server.witness.append("asked in its sleep" if self.server.asleep else "asked")
+        if self.server.asleep:
+            self.send(503, {})
+            return
         with self.server.lock:
             number = len(self.server.bodies)
             self.server.bodies.append(self.body)
@@ -37,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self) -> None:
+        if self.path == "/witness":
+            self.send(200, self.server.witness)
+            return
         self.send(200, {"object": "list", "data": [{"id": MODEL}, {"id": "other"}]} if self.path == "/v1/models" else "no")
 
     def send(self, status: int, body: Any, **headers: str) -> None:
@@ -58,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Witness of everything that was asked of it. Serves at once; `kill()` and `revive()` as a process would die and be started again."""
+    """Witness of everything that was asked of it. Serves at once; `kill()` and `revive()` as a process would die and be started again.
+
+    Put to sleep as vLLM's server is (`POST /sleep?level=1`, `/wake_up`), it answers 503 until it is woken; `GET /witness` tells.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -71,6 +86,9 @@ class Server(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.authorizations: list[str | None] = []
+        self.asleep = False
+        self.witness: list[str] = []
+        """Orders and questions, as they came."""
         self.connections: list[socket.socket] = []
         self.port = self.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
@@ -80,6 +98,11 @@ class Server(ThreadingHTTPServer):
         request = super().get_request()
         self.connections.append(request[0])
         return request
+
+    def obey(self, handler: Handler, order: str) -> None:
+        self.witness.append(order)
+        self.asleep = order == "sleep?level=1"
+        handler.send(200, {})
 
     def stop(self) -> None:
         self.shutdown()
@@ -113,5 +136,29 @@ def find_flaw(handler: Handler, number: int) -> None:
     """A judge that reads the tagged paragraphs and looks for the planted flaw."""
     content = handler.body["messages"][0]["content"].rpartition("\n[Solution]\n")[2]
     tagged = re.findall(r"^<paragraph_(\d+)>$(.*?)^</paragraph_\1>$", content, flags=re.DOTALL | re.MULTILINE)
-    index = next((i for i, text in tagged if "2+2=5" in text), "-1")
+    index = next((i for i, text in tagged if FLAW in text), "-1")
     handler.send(200, said(f"Checked {len(tagged)} paragraphs, so \\boxed{{{index}}}"))
+
+
+SERVED = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import fake_judge
+from fake_judge import Server, find_flaw
+fake_judge.FLAW = [fake_judge.FLAW, *sys.argv[3:]][-1]
+assert "RANK" not in os.environ
+token = os.environ["VLLM_API_KEY"]
+class Guarded(Server):
+    def obey(self, handler, order):
+        if handler.headers["authorization"] == f"Bearer {token}":
+            super().obey(handler, order)
+def script(handler, number):
+    if handler.headers["authorization"] == f"Bearer {token}":
+        find_flaw(handler, number)
+    else:
+        handler.send(401, {})
+Guarded(script, int(sys.argv[2]))
+print("serving", flush=True)
+time.sleep(1e6)
+"""
+"""A process in place of vLLM's server: `python -c SERVED <tests folder> <port> [<flaw>]`, with the token of its environment."""

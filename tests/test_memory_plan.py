@@ -1,6 +1,7 @@
 """The memory plan against a measured training step, against hand-counted figures, and as the command line shows it."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from conftest import start
 from tiny import write_tiny
 from transformers import AutoConfig
 
+from soundrl.engine.config import Config
 from soundrl.engine.launch import UserError, plan_arguments
-from soundrl.engine.memory_plan import GIB, memory_plan, shapes, trainer_state
+from soundrl.engine.memory_plan import CONTEXT, GIB, memory_plan, shapes, trainer_state, trainer_work
 from soundrl.engine.recipes import fapo_7b
+from soundrl.kernels.head_chunks import LinearHead, bytes_per_logit
 
 QWEN_7B = {
     "hidden_size": 3584,
@@ -21,6 +24,9 @@ QWEN_7B = {
     "vocab_size": 152064,
     "max_position_embeddings": 32768,
 }
+
+HEAD = (1.0, None, None, 0.0, False, 0)
+"""Temperature, none of a row's own, no bias, no cap; logits in the type of the states, the usual budget: as `Policy` calls it."""
 
 
 def test_the_plan_of_a_training_step_is_what_it_takes(torchrun, tmp_path):
@@ -38,9 +44,13 @@ def qwen(tmp_path_factory):
     return folder
 
 
-def test_a_7b_plan_from_its_config_alone(qwen):
+@pytest.fixture(scope="module")
+def of(qwen):
     assert not list(qwen.glob("*.safetensors"))
-    of = shapes(qwen, torch.bfloat16, "cuda")
+    return shapes(qwen, torch.bfloat16, "cuda")
+
+
+def test_a_7b_plan_from_its_config_alone(of):
     assert (of.parameters, of.layers, of.largest) == (7_615_616_512, 28, 152064 * 3584)  # as published
     assert of.cached == 2 * 28 * 4 * 128
     state = trainer_state(of, 2, 32)
@@ -55,6 +65,50 @@ def test_a_7b_plan_from_its_config_alone(qwen):
         memory_plan(fapo_7b(), of, 2, 80 * GIB, "cuda").check()
     with pytest.raises(ValueError, match="rollout.memory leaves vLLM 0.0 GiB of KV cache"):
         memory_plan(fapo_7b(), of, 32, 24 * GIB, "cuda").check()
+
+
+def served(overlap: bool = True, workers: int = 1) -> Config:
+    """A 7B run with its judge on the same GPUs."""
+    recipe = fapo_7b()
+    judge = replace(recipe.genrm, judge="serve", workers=workers)
+    return replace(recipe, rollout=replace(recipe.rollout, memory=0.4), genrm=judge, run=replace(recipe.run, overlap=overlap))
+
+
+def test_the_plan_chooses_how_a_served_judge_lives(of):
+    awake, serial, neither = (memory_plan(served(), of, 2, gib * GIB, "cuda") for gib in (288, 80, 64))
+    awake.check()
+    assert not awake.serial and awake.judging == "awake throughout" and "judging" not in awake.peaks
+    assert awake.peaks["training"] > 0.4 * 288 * GIB  # the judge's share among it
+    serial.check()
+    assert serial.serial and serial.judging.startswith("serial phase (both need ") and "but there are 80.0)" in serial.table()
+    assert list(serial.peaks) == ["sampling", "judging", "training", "syncing weights"]
+    # Asleep it holds its context, and nobody else is there while it judges: nothing but the trainer's own state.
+    without = memory_plan(replace(served(), genrm=fapo_7b().genrm), of, 2, 80 * GIB, "cuda")
+    for name in without.peaks:
+        assert serial.peaks[name] == without.peaks[name] + CONTEXT["cuda"]
+    state = serial.parts["master weights, float32"] + serial.parts["AdamW moments, float32"]
+    assert serial.peaks["judging"] == CONTEXT["cuda"] + state + 0.4 * 80 * GIB
+    with pytest.raises(
+        ValueError, match="needs .* GiB while sampling, though judge and policy take turns, but there are 64.0; use more GPUs"
+    ):
+        neither.check()
+    # Whoever wants no overlap gets the phase, however much there is; on CPU nothing sleeps.
+    chosen = memory_plan(served(overlap=False), of, 2, 288 * GIB, "cuda")
+    assert chosen.serial and chosen.judging == "serial phase (run.overlap is off)"
+    assert not memory_plan(served(overlap=False), of, 2, 288 * GIB, "cpu").serial
+
+
+def test_the_plan_counts_judges_on_the_fullest_gpu(of):
+    judges = [memory_plan(served(workers=workers), of, 16, 200 * GIB, "cuda", machine=4).parts["served judges"] for workers in (1, 4, 5)]
+    assert judges == [0.4 * 200 * GIB * count for count in (1, 1, 2)]
+
+
+def test_logits_are_planned_as_the_head_holds_them(of):
+    head = LinearHead(torch.empty(10240, 2, dtype=torch.bfloat16), torch.empty(of.vocabulary, 2, dtype=torch.bfloat16), *HEAD)
+    _, logits = next(head.chunks())
+    work = trainer_work(of, 2, 10240, recomputed=True, on_gpu=False)["head: chunk of logits, gradient of its weight"]
+    assert work == logits.nbytes + 4 * of.vocabulary * of.hidden + 2 * 10240 * of.hidden * 2
+    assert bytes_per_logit(2, True) == 6 and bytes_per_logit(4, True) == bytes_per_logit(4, False) == 4
 
 
 def test_the_command_prints_it_and_refuses_in_one_line(qwen):

@@ -64,7 +64,7 @@ class LateJudge(OracleJudge):
     def __init__(self) -> None:
         self.asked: dict[tuple[str, int], Future[Verdict]] = {}
 
-    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+    def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
         return self.asked.setdefault((prompt.id, rollout.sample), Future())
 
     def answer(self, said: str) -> None:
@@ -174,6 +174,7 @@ def test_parameters_are_the_same_to_the_bit_whenever_verdicts_come(computed, ran
     reference, late = said["off"]
     assert late == 0 and min(said["late"]) > 0  # witness: off waited for all of them, and on began before
     assert set(said["on"]) == {reference}
+    assert said["serial"] == [reference, 0]
     assert said["backwards"] != reference  # inverse: the digest does tell another order of the same groups
 
 

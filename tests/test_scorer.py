@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -350,6 +351,72 @@ def test_one_worker_or_four_give_the_same_advantages(pool):
         assign_advantages(groups, SETTINGS)
         advantages.append([group.advantages for group in groups])
     assert advantages[0] == advantages[1] and any(a != 0 for group in advantages[0] for a in group)
+
+
+# Order and rest
+
+
+def waiting(judge: EndpointJudge) -> int:
+    return len(judge.pool._waiting)
+
+
+def in_order_of_arrival(server: Server) -> list[int]:
+    """The questions that the server saw, by their number."""
+    return [int(re.findall(r"Sum (\d+)\.", body["messages"][0]["content"])[-1]) for body in server.bodies]
+
+
+@pytest.mark.parametrize("priorities", [[5, 3, 8, 1, 7, 2, 6, 4], [1] * 8])
+def test_a_saturated_worker_is_asked_by_priority_then_age(pool, priorities):
+    gate = threading.Event()
+
+    def script(handler: Handler, number: int) -> None:
+        gate.wait(20)
+        find_flaw(handler, number)
+
+    (server,), judge = pool(script, concurrency=1)
+    futures = submit(judge, range(1))
+    wait_for(lambda: len(server.bodies) == 1)  # the only place is taken
+    futures += [judge.submit(Prompt(id="p", text="?", answer="4"), rollout(i + 1), p) for i, p in enumerate(priorities)]
+    wait_for(lambda: waiting(judge) == len(priorities))
+    gate.set()
+    assert right(results(futures))  # the order changes no verdict
+    expected = sorted(range(8), key=lambda i: priorities[i])  # of equal ones (the inverse) the oldest first: as they were submitted
+    assert in_order_of_arrival(server) == [0, *(i + 1 for i in expected)]
+
+
+def test_a_retry_keeps_its_priority(pool):
+    def script(handler: Handler, number: int) -> None:
+        time.sleep(0.02)
+        if number == 0:
+            handler.send(500, {})
+        else:
+            find_flaw(handler, number)
+
+    (server,), judge = pool(script, concurrency=1)
+    futures = [judge.submit(Prompt(id="p", text="?", answer="4"), rollout(i), i) for i in range(40)]
+    assert right(results(futures))
+    order = in_order_of_arrival(server)
+    assert order[0] == 0 and judge.stats()["retries"] == {HTTP_5XX: 1}  # witness
+    assert order.count(0) == 2 and order.index(0, 1) < 30  # after its pause it went before those that had waited all along
+
+
+@pytest.mark.parametrize("rests", [True, False])
+def test_at_rest_nobody_is_asked(pool, rests):
+    servers, judge = pool(working(), working())
+    servers[0].kill()
+    assert right(results(submit(judge, range(16))))
+    assert judge.stats()["alive"] == 1  # witness: worker 0 is left out, and probed until it answers
+    if rests:
+        judge.rest()
+        assert judge.stats()["alive"] == 2  # taken in again, so that nothing probes it
+    revived = servers[0].revive()
+    servers.append(revived)
+    if rests:
+        time.sleep(0.4)
+        assert revived.witness == []
+        assert right(results(submit(judge, range(16, 32))), 16) and revived.witness  # it is asked like any other afterwards
+    else:
+        wait_for(lambda: revived.witness != [])  # inverse
 
 
 # Votes

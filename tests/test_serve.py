@@ -1,44 +1,34 @@
 """Judges in processes of our own: started, watched, started again, and gone with whoever started them; one test with the real vLLM."""
 
+import asyncio
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_judge import MODEL
+from fake_judge import MODEL, SERVED
 
 from soundrl.engine.arith_critic_model import write_arith_critic
 from soundrl.fapo.records import Verdict
 from soundrl.genrm import scorer, serve
+from soundrl.genrm.bearer import RequireBearer
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, ServeError, Serving, Worker
-
-FAKE = """
-import os, sys, time
-sys.path.insert(0, sys.argv[1])
-from fake_judge import Server, find_flaw
-assert "RANK" not in os.environ
-token = os.environ["VLLM_API_KEY"]
-def script(handler, number):
-    if handler.headers["authorization"] == f"Bearer {token}":
-        find_flaw(handler, number)
-    else:
-        handler.send(401, {})
-Server(script, int(sys.argv[2]))
-print("serving", flush=True)
-time.sleep(1e6)
-"""
+from soundrl.genrm.verdict import UNREACHABLE
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A model folder, a fake server in place of vLLM's, and a watch that looks often."""
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", FAKE, str(Path(__file__).parent), str(self.port)])
+    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", SERVED, str(Path(__file__).parent), str(self.port)])
     monkeypatch.setattr(serve, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.05)
     monkeypatch.setenv("RANK", "0")
@@ -72,6 +62,68 @@ def test_a_dead_or_stuck_server_is_started_again_and_nothing_is_lost(folder, mon
     assert all(not worker.alive for worker in servers.workers)
 
 
+def witness(worker: Worker) -> list[str]:
+    """What the fake has seen, repetitions left out."""
+    with urllib.request.urlopen(f"{worker.root}/witness", timeout=10) as reply:
+        return [kind for kind, _ in itertools.groupby(json.load(reply))]
+
+
+@pytest.fixture
+def sleepers(folder) -> Iterator[JudgeServers]:
+    with JudgeServers(Serving(model=folder, name=MODEL, workers=2), logs=folder, sleeps=True) as servers:
+        servers.wait(20)
+        yield servers
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_sleeping_servers_are_left_alone(sleepers, knows):
+    sleepers.sleep()
+    if not knows:
+        sleepers.asleep = False
+    time.sleep(0.5)  # five looks of the watch
+    seen = [witness(worker) for worker in sleepers.workers]
+    # Inverse: a watch that does not know of their sleep does ask.
+    assert seen == [["asked", "sleep?level=1", *([] if knows else ["asked in its sleep"])]] * 2
+    sleepers.wake(20)
+    with EndpointJudge(sleepers.urls, MODEL, deadline=20.0) as judge:
+        assert ask(judge, 20) == [Verdict.flawed(1)] * 20
+    assert sleepers.started == 2 and all(witness(worker)[-2:] == ["wake_up", "asked"] for worker in sleepers.workers)
+
+
+def test_a_server_that_dies_in_its_sleep_is_started_when_it_is_needed(sleepers):
+    sleepers.sleep()
+    victim = sleepers.workers[0].process
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait(10)
+    time.sleep(0.5)
+    assert sleepers.started == 2  # its memory belongs to others now
+    sleepers.wake(20)
+    assert sleepers.started == 3 and witness(sleepers.workers[0]) == ["asked"] and sleepers.workers[1].generates()
+
+
+def test_a_server_that_does_not_fall_asleep_is_killed(sleepers, monkeypatch):
+    """It would hold memory that others are about to take."""
+    monkeypatch.setattr(serve, "ORDER_SECONDS", 0.5)
+    stuck, sound = sleepers.workers
+    os.killpg(stuck.process.pid, signal.SIGSTOP)
+    sleepers.sleep()
+    assert not stuck.alive and sound.alive and witness(sound)[-1] == "sleep?level=1"
+    sleepers.wake(20)
+    assert sleepers.started == 3 and stuck.generates() and sound.generates()
+
+
+def test_a_server_that_never_wakes_is_named_and_its_verdicts_are_unknown(sleepers, monkeypatch, caplog):
+    sleepers.sleep()
+    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", "raise SystemExit('no such GPU')"])
+    for worker in sleepers.workers:
+        os.killpg(worker.process.pid, signal.SIGKILL)
+    sleepers.wake(1.0)
+    for worker in sleepers.workers:
+        assert f"judge {worker.url} has not woken up: 'no such GPU'" in caplog.text
+    with EndpointJudge(sleepers.urls, MODEL, deadline=20.0, gone_after=0.2) as judge:
+        assert ask(judge, 4) == [Verdict.unknown(UNREACHABLE)] * 4
+
+
 def test_a_server_that_cannot_start_says_why(folder, monkeypatch):
     monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", "raise SystemExit('no such GPU')"])
     with JudgeServers(Serving(model=folder), logs=folder) as servers, pytest.raises(ServeError, match="status 1: 'no such GPU'"):
@@ -94,6 +146,42 @@ def test_the_server_listens_on_loopback_and_its_token_is_on_no_command_line(tmp_
     assert worker.environment()["VLLM_API_KEY"] == "canary-72" and "--trust-remote-code" not in command
 
 
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_sleep_mode_is_asked_for_where_it_is_needed_and_every_route_wants_the_token(tmp_path, monkeypatch, sleeps):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")  # of the user's own
+    worker = Worker(Serving(model=tmp_path), 0, "canary-73", tmp_path, sleeps)
+    assert ("--enable-sleep-mode" in worker.command()) is sleeps
+    assert worker.environment()["VLLM_SERVER_DEV_MODE"] == str(int(sleeps))
+    path = worker.command()[worker.command().index("--middleware") + 1]
+    assert path == f"{RequireBearer.__module__}.{RequireBearer.__qualname__}"
+
+
+@pytest.mark.parametrize("header", [None, b"Bearer canary-7", b"Bearer canary-744", b"canary-74", b"Bearer canary-74"])
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_no_route_answers_without_the_token(monkeypatch, header, kind):
+    monkeypatch.setenv("VLLM_API_KEY", "canary-74")
+    reached: list[str] = []
+    sent: list[dict] = []
+
+    async def app(scope, receive, send):
+        reached.append(scope["path"])
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": kind, "path": "/wake_up", "headers": [(b"host", b"x"), *([(b"authorization", header)] if header else [])]}
+    asyncio.run(RequireBearer(app)(scope, None, send))  # type: ignore[arg-type]
+    if header == b"Bearer canary-74":
+        assert reached == ["/wake_up"] and not sent
+    else:
+        assert not reached and sent[0] == (
+            {"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]}
+            if kind == "http"
+            else {"type": "websocket.close", "code": 1008}
+        )
+
+
 def test_servers_do_not_outlive_a_killed_trainer(folder):
     code = (
         "import sys, os\n"
@@ -105,7 +193,7 @@ def test_servers_do_not_outlive_a_killed_trainer(folder):
         "print(servers.workers[0].process.pid, flush=True)\n"
         "os._exit(9)\n"
     )
-    command = [sys.executable, "-c", code, str(folder), FAKE, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", code, str(folder), SERVED, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 9, done.stderr[-2000:]
     group, end = int(done.stdout), time.monotonic() + 20

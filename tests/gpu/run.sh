@@ -3,6 +3,7 @@
 #   tests/gpu/run.sh                 all:             tests 170 s, linear_logprob 110, varlen_attention 60, logprob 40, group_advantage 20, train 120
 #   tests/gpu/run.sh tests bench     without train:   linear_logprob 230
 #   tests/gpu/run.sh train           train alone:     520
+#   tests/gpu/run.sh serial          a served judge in a serial phase, 300; not among those of "all", as it needs models/smollm2
 # Runs with whatever python3 has torch, triton and pytest (train: transformers and vLLM as well); needs no install and no network.
 # Each bench writes its rows as they come, so that what a limit cuts off costs only the rest. Without git, set COMMIT.
 set -uo pipefail
@@ -13,7 +14,7 @@ for folder in kernels fapo genrm engine; do ln -sfn ../../../$folder build/links
 export PYTHONPATH=$PWD/build/links${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 parts=" ${*:-tests bench train} "
 for name in $parts; do
-    [[ $name =~ ^(tests|bench|train)$ ]] || { echo "unknown part '$name': use tests, bench, train" >&2; exit 2; }
+    [[ $name =~ ^(tests|bench|train|serial)$ ]] || { echo "unknown part '$name': use tests, bench, train, serial" >&2; exit 2; }
 done
 head=230 train=120
 [[ $parts == *" train "* ]] && head=110
@@ -46,5 +47,16 @@ if [[ $parts == *" train "* ]]; then
     cp "$OUT"/runs/arith/metrics.jsonl "$OUT/arith.jsonl" 2>/dev/null
     rm -rf "$OUT/runs"
     tail -n 25 "$OUT/arith.log"
+fi
+if [[ $parts == *" serial "* ]]; then
+    # The random policy learns nothing here: what counts is what sleeping and waking cost, and what is given back between them.
+    nvidia-smi --query-compute-apps=timestamp,pid,used_memory --format=csv,nounits --loop=1 >"$OUT/serial-memory.csv" &
+    sampler=$!
+    part serial 300 serial.log python3 engine/train.py arith --model.dtype bfloat16 --rollout.memory 0.3 --genrm.judge serve \
+        --genrm.model models/smollm2 --genrm.max-tokens 64 --genrm.max-unknown 1 --run.no-overlap --run.steps 5 --run.folder "$OUT/runs"
+    kill "$sampler"
+    cp "$OUT"/runs/arith/metrics.jsonl "$OUT/serial.jsonl" 2>/dev/null
+    rm -rf "$OUT/runs"
+    tail -n 25 "$OUT/serial.log"
 fi
 exit $status

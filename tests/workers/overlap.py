@@ -76,16 +76,19 @@ class Runs:
             own.update(parameter.to_local().detach().numpy().tobytes())
         return " ".join(self.world.gather(own.hexdigest()))
 
-    def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False) -> tuple[str, int]:
-        """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began."""
-        task, trainer, late = ReasoningTask(verify, judge, REWARDS), self.trainer(), 0
+    def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False, sleeps: bool = False) -> tuple[str, int]:
+        """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began. `sleeps`: nothing
+        may be asked while rollouts arrive."""
+        task, trainer, late = ReasoningTask(verify, judge, REWARDS, judge_sleeps=sleeps), self.trainer(), 0
         for step in range(STEPS):
             prompts = [Prompt(id=f"{step}/{i}", text="", answer="") for i in range(PROMPTS)][self.world.rank :: self.world.size]
             arriving = [rollout for prompt in prompts for rollout in rollouts(prompt)]
             Random(seed).shuffle(arriving)
+            asked = len(judge.asked)
             pending = task.collect(prompts, arriving)
+            assert (len(judge.asked) == asked) is sleeps, "who sleeps is not asked, who does not is"
             if not overlap:
-                pending.groups()
+                pending.ask().groups()
             late += sum(not group.ready for group in pending)
             trainer.train(schedules(list(pending)[:: -1 if backwards else 1], 2, BUDGET, self.world.device, nullcontext))
         task.close()
@@ -138,6 +141,7 @@ def main(arguments: dict, out: Path) -> None:
             digest, late = runs.run(judge(workers, seed), seed, overlap=True)
             said["on"].append(digest)
             said["late"].append(late)
+    said["serial"] = runs.run(judge(4, 0), 1, overlap=False, sleeps=True)
     said["backwards"] = runs.run(judge(4, 0), 0, overlap=True, backwards=True)[0]
     if arguments["deadline"]:
         said["released"] = runs.released_by_training(overlap=True, deadline=arguments["deadline"])

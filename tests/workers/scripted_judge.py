@@ -21,10 +21,13 @@ class ScriptedJudge:
 
     def __init__(self, workers: int, seconds: Callable[[Rollout], float], silent: Collection[str] = ()) -> None:
         self.pool, self.seconds, self.silent = ThreadPoolExecutor(workers), seconds, silent
+        self.asked: list[str] = []
+        """Prompt ids, in the order of the questions."""
         self.busy: list[tuple[float, float]] = []
         """Start and end of every answer, `time.perf_counter`."""
 
-    def submit(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+    def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
+        self.asked.append(prompt.id)
         return Future() if prompt.id in self.silent else self.pool.submit(self._answer, rollout)
 
     def _answer(self, rollout: Rollout) -> Verdict:

@@ -1,0 +1,64 @@
+"""The serial phase: judges that we serve sleep while the policy is sampled and trained, and judge while the policy engine sleeps.
+
+    sample, questions held back → policy engine sleeps → judges wake → questions and verdicts → judges sleep → train
+
+For GPUs that do not hold judge and policy at once. Every step of it is a collective: rank 0 owns the servers, and no rank samples or trains
+before the last of them has given its memory back. Nothing is hidden: `genrm/overlap` comes out as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from soundrl.engine.timeline import Timeline
+from soundrl.engine.world import World
+from soundrl.fapo.task import PendingGroups
+from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.serve import JudgeServers
+
+
+class JudgingPhase:
+    """`servers` on rank 0, None elsewhere; they are put to sleep at once. A collective, as every method is."""
+
+    def __init__(self, judge: EndpointJudge, servers: JudgeServers | None, world: World) -> None:
+        self.judge, self.servers, self.world = judge, servers, world
+        self._sleep()
+
+    def __call__(self, pending: PendingGroups, also: Callable[[], dict[str, float]], phases: Timeline) -> dict[str, float]:
+        """Every verdict of a step, and what comes of `also`, which needs the judge as well (a probe)."""
+        with self.awake(phases):
+            with phases("judge_wait"):
+                pending.ask().groups()
+            return also()
+
+    def needed(self, batches: Iterable[PendingGroups]) -> bool:
+        """Whether any rank has a question."""
+        return self.world.sum([float(sum(pending.questions for pending in batches))])[0] > 0
+
+    @contextmanager
+    def awake(self, timed: Callable[[str], AbstractContextManager]) -> Iterator[None]:
+        """The judges are awake within; the policy engine must sleep. `timed(name)` is entered around waking and falling asleep.
+
+        A judge that does not come back is treated as one that has died: the others take its questions, and with none left verdicts are
+        unknown(unreachable), which are counted and stop the run by `genrm.max_unknown`. A run of days does not end by one slow start.
+        """
+        with timed("judge_wake"):
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()  # of the trainer: the judges take what is not reserved
+            self.world.barrier()
+            if self.servers is not None:
+                self.servers.wake()
+            self.world.barrier()
+        yield
+        with timed("judge_sleep"):
+            self._sleep()
+
+    def _sleep(self) -> None:
+        self.judge.rest()
+        self.world.barrier()  # until no rank asks any more
+        if self.servers is not None:
+            self.servers.sleep()
+        self.world.barrier()

@@ -1,0 +1,76 @@
+"""The main job with a served judge, overlapped and with a serial phase, from the same policy. On CPU nothing sleeps, so the plan's choice
+is made here, and a scripted server stands for vLLM's. No oracle measures: evaluations ask the judge too."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import sys
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+arguments, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+sys.path.insert(0, arguments["tests"])
+
+from fake_judge import MODEL, SERVED  # noqa: E402
+
+from soundrl.engine import build, judges, train  # noqa: E402
+from soundrl.engine.launch import be_quiet  # noqa: E402
+from soundrl.engine.recipes import arith  # noqa: E402
+from soundrl.engine.world import World  # noqa: E402
+from soundrl.fapo.task import ReasoningTask  # noqa: E402
+from soundrl.genrm.serve import JudgeServers, Worker  # noqa: E402
+
+be_quiet()
+build.ReasoningTask = lambda *given, **named: ReasoningTask(*given, **named | {"truth": None})  # type: ignore[assignment,misc]
+judges.SERVED_NAME = MODEL
+# It calls a line with a 7 flawed.
+Worker.command = lambda self: [sys.executable, "-c", SERVED, arguments["tests"], str(self.port), "7"]  # type: ignore[method-assign]
+World.stop = lambda self: None  # type: ignore[method-assign]  # the second run is in the same process group
+
+close = JudgeServers.close
+witness: list[str] = []
+
+
+def closing(servers: JudgeServers) -> None:
+    with urllib.request.urlopen(f"{servers.workers[0].root}/witness", timeout=10) as reply:
+        witness.extend(kind for kind, _ in itertools.groupby(json.load(reply)))
+    close(servers)
+
+
+JudgeServers.close = closing  # type: ignore[method-assign]
+
+
+def run(name: str, model: str, warm_start: int) -> dict:
+    """What the run left, on rank 0, whose servers they are; nothing elsewhere."""
+    judges.serial_phase = lambda config, world: "serial phase (small GPU)" if name == "serial" else ""
+    small, folder = arith(), Path(arguments["folder"]) / name
+    config = replace(
+        small,
+        model=replace(small.model, path=model),
+        data=replace(small.data, test_rows=6),
+        warm_start=replace(small.warm_start, steps=warm_start),
+        rollout=replace(small.rollout, engine="torch", prompts=16),
+        optim=replace(small.optim, minibatch_prompts=16, microbatch_tokens=256),
+        genrm=replace(small.genrm, judge="serve", model=arguments["judge"], probe=("arith", 1), deadline=(60.0, 60.0)),
+        run=replace(small.run, name=name, folder=arguments["folder"], steps=2),
+    )
+    said = io.StringIO()
+    witness.clear()
+    with contextlib.redirect_stdout(said):
+        train.main(config)
+    if not witness:
+        return {}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps, evaluations = ([row for row in rows if key in row] for key in ("loss/policy", "eval/arith-test/accuracy"))
+    parameters = hashlib.sha256((folder / "policy" / "step-000002" / "model.safetensors").read_bytes()).hexdigest()
+    return {"witness": [*witness], "said": said.getvalue(), "parameters": parameters, "steps": steps, "evaluations": evaluations}
+
+
+first = run("overlapped", "arith", 40)
+start = str(Path(arguments["folder"]) / "overlapped" / "policy" / "step-000000")
+second = run("serial", start, 0)
+if first:
+    out.write_text(json.dumps({"overlapped": first, "serial": second}))
