@@ -43,8 +43,8 @@ class Progress:
             self.say(f"warm start {step:>5}/{steps}  loss {loss:.3f}  {clock(time.perf_counter() - self.start)}")
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """`step 12/80  correct 0.81  flawed 0.17  reward +0.44  mismatch 1.0001  1.6 s: generate 56 %, …  ETA 1:49`; beside a judge, where the
-        truth is known, its precision and recall as well."""
+        """`step 12/80  correct 0.81  flawed 0.17  reward +0.44  mismatch 1.0001  1.6 s: generate 56 %, …  ETA 1:49`; beside a judge,
+        where the truth is known, its precision and recall as well."""
         now = time.perf_counter()
         if self.training_start is None:
             self.training_start = now - metrics["time/step"]
