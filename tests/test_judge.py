@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import socket
@@ -14,7 +13,20 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from fake_judge import MODEL, Handler, Script, Server, find_flaw, replies, said
+from fake_judge import (
+    BAD_BODIES,
+    MODEL,
+    NO_VERDICT,
+    Handler,
+    Script,
+    Server,
+    find_flaw,
+    half_a_body,
+    hang,
+    replies,
+    said,
+    short_content_length,
+)
 
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
@@ -25,16 +37,12 @@ from soundrl.genrm.endpoint import Endpoint, retry_after
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.verdict import (
-    BAD_INDEX,
     BAD_REPLY,
     CLOSED,
-    CUT_OFF,
     HTTP_4XX,
     HTTP_5XX,
     NO_BOX,
-    OUT_OF_RANGE,
     REASONS,
-    SEVERAL,
     TIMEOUT,
     UNREACHABLE,
 )
@@ -179,48 +187,10 @@ def stumble(fault: Callable[[Handler], None], times: int = 1) -> Script:
     return lambda handler, number: fault(handler) if number < times else find_flaw(handler, number)
 
 
-def half_a_body(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(json.dumps(said("\\boxed{-1}")).encode())
-    handler.close_connection = True
-
-
-def short_content_length(handler: Handler) -> None:
-    content = json.dumps(said("\\boxed{-1}")).encode()
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content) - 20))
-    handler.end_headers()
-    handler.wfile.write(content)
-
-
 def zipped(handler: Handler) -> None:
     handler.send(200, said("\\boxed{-1}"), Content_Encoding="gzip")
 
 
-BAD_BODIES: dict[str, Any] = {
-    "nothing": b"",
-    "html": b"<html><body>502 Bad Gateway</body></html>",
-    "no utf-8": b"\xff\xfe{}",
-    "cut json": json.dumps(said("\\boxed{-1}")).encode()[:-3],
-    "nan": b'{"model": "judge-model", "x": NaN, "choices": [{"message": {"content": "\\\\boxed{-1}"}, "finish_reason": "stop"}]}',
-    "deep": b"[" * 200_000,
-    "huge number": b'{"model": "judge-model", "x": ' + b"9" * 100_000 + b"}",
-    "list": [said("\\boxed{-1}")],
-    "text": "\\boxed{-1}",
-    "no choices": {"model": MODEL},
-    "empty choices": {"model": MODEL, "choices": []},
-    "choices is an object": {"model": MODEL, "choices": {"0": said("\\boxed{-1}")["choices"][0]}},
-    "no message": {"model": MODEL, "choices": [{"finish_reason": "stop", "text": "\\boxed{-1}"}]},
-    "null content": said(None),
-    "empty content": said(""),
-    "content parts": {"model": MODEL, "choices": [{"message": {"content": [{"text": "\\boxed{-1}"}]}, "finish_reason": "stop"}]},
-    "null finish": said("\\boxed{-1}", None),
-    "wrong model": said("\\boxed{-1}", model="other"),
-    "no model": said("\\boxed{-1}", model=None),
-    "error in 200": {"error": {"message": "\\boxed{-1}"}},
-}
 PASSING: dict[str, tuple[Callable[[Handler], None], str]] = {
     "500": (lambda handler: handler.send(500, {}), HTTP_5XX),
     "503": (lambda handler: handler.send(503, {}), HTTP_5XX),
@@ -302,15 +272,7 @@ def test_our_own_faults_are_not_repeated(serve, ask, status):
 
 @pytest.mark.parametrize(
     ("reply", "reason"),
-    [
-        (said("I see nothing wrong."), NO_BOX),
-        (said("\\boxed{-1}", "length"), CUT_OFF),
-        (said(None, "length"), CUT_OFF),
-        (said("\\boxed{9}"), OUT_OF_RANGE),
-        (said("\\boxed{-1 or 2}"), SEVERAL),
-        (said("\\boxed{-1}" * 1000), SEVERAL),
-        (said("\\boxed{fine}"), BAD_INDEX),
-    ],
+    NO_VERDICT,
 )
 def test_no_verdict_is_unknown_and_not_asked_again(serve, ask, reply, reason):
     server = serve(replies(reply))
@@ -338,14 +300,7 @@ def drip_headers(handler: Handler, number: int) -> None:
         time.sleep(0.1)
 
 
-def silence(handler: Handler, number: int) -> None:
-    handler.connection.settimeout(20)
-    if handler.connection.recv(1) == b"":
-        handler.server.broken_off.set()
-    handler.close_connection = True
-
-
-@pytest.mark.parametrize("script", [drip, drip_headers, silence])
+@pytest.mark.parametrize("script", [drip, drip_headers, hang])
 def test_deadline_holds_whatever_the_server_does(serve, ask, script):
     server = serve(script)
     judge = ask(server, deadline=0.5)
@@ -384,7 +339,7 @@ def test_fifty_megabytes_are_not_swallowed(serve, ask, announced):
 
 
 def test_close_ends_what_is_open(serve, ask):
-    server = serve(silence)
+    server = serve(hang)
     judge = ask(server, concurrency=2)
     futures = [submit(judge, f"{i}") for i in range(6)]
     assert not futures[0].cancel()

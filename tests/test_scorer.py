@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from fake_judge import MODEL, Handler, Script, Server, find_flaw, said
+from fake_judge import MODEL, Handler, Script, Server, find_flaw, hang, said
 
 from soundrl.fapo.measures import JudgeGoneError, UnknownWatch
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
@@ -90,13 +90,6 @@ def working(seconds: float = 0.01) -> Script:
     return script
 
 
-def hang(handler: Handler, number: int) -> None:
-    handler.connection.settimeout(20)
-    if handler.connection.recv(1) == b"":
-        handler.server.broken_off.set()
-    handler.close_connection = True
-
-
 def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition():
@@ -148,6 +141,15 @@ def test_all_killed_and_restored(pool):
     finally:
         for server in revived:
             server.stop()
+
+
+def test_a_worker_that_refuses_costs_no_attempt(pool):
+    """One is killed after another asked for it: with one attempt a question, none is lost to those that nobody could ask."""
+    servers, judge = pool(*[working()] * 4, attempts=1)
+    for server in servers[:3]:
+        server.kill()
+    assert right(results(submit(judge, range(64))))
+    assert judge.stats()["ejections"] == 3 and judge.stats()["retries"][UNREACHABLE] >= 3  # witness
 
 
 def test_all_killed_for_good_ends_the_run(pool, monkeypatch):
@@ -224,6 +226,14 @@ def test_without_hedges_a_hanging_worker_costs_deadlines(pool, monkeypatch):
     _, judge = pool(hang, *[working(0.0)] * 3, deadline=3.0, concurrency=4)
     verdicts = results(submit(judge, range(64)))
     assert Counter(verdict.reason for i, verdict in enumerate(verdicts) if verdict != truth(i)) == {TIMEOUT: 4}
+
+
+def test_a_hedge_that_fails_is_followed_by_another(pool, monkeypatch):
+    """A worker that hangs and one that fails: the question waits for neither's deadline."""
+    monkeypatch.setattr(ScorerPool, "_patience", lambda self: 0.05)
+    servers, judge = pool(hang, lambda handler, number: handler.send(500, {}), working(), attempts=1)
+    assert right(results(submit(judge, range(1))))
+    assert judge.stats()["hedges"] == 2 and [len(server.bodies) for server in servers] == [1, 1, 1]
 
 
 def test_never_more_than_half_of_the_pool_is_out_for_being_slow_or_faulty(pool):
