@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import os
@@ -107,11 +108,17 @@ class Endpoint:
         return _parsed(content, self.model)
 
     async def check(self, client: httpx.AsyncClient) -> None:
-        """One trial completion of one token. Raises `ValueError`: one line, the setting at fault and what to do."""
+        """One trial completion of one token. Raises `ValueError`, within 30 s: one line, the setting at fault and what to do."""
         try:
-            await self.probe(client)
-        except Failure as failure:
-            await self._explain(client, failure)
+            async with asyncio.timeout(CHECK_SECONDS):
+                try:
+                    await self.probe(client)
+                except Failure as failure:
+                    await self._explain(client, failure)
+        except TimeoutError:
+            raise ValueError(
+                f"{self.url} gave no answer in {CHECK_SECONDS:.0f} s: is the judge still loading, or genrm.urls wrong?"
+            ) from None
 
     async def probe(self, client: httpx.AsyncClient) -> None:
         """Health by a real generation, of one token: a server that lists its models may still be unable to run one. Raises `Failure`."""
@@ -138,7 +145,11 @@ class Endpoint:
         if failure.reason == BAD_REPLY:
             hint = "genrm.urls must name an OpenAI-compatible chat endpoint, and genrm.model the name it answers with"
             raise ValueError(f"{where} gives no usable reply ({failure.detail}): {hint}") from failure
-        raise ValueError(f"{where} refuses a trial request ({failure.detail}): see the server's log, or correct genrm.urls") from failure
+        # The question was one short sum: hardly anything in it can be refused but its form.
+        cure = "give the model's tokenizer a chat template (vllm serve --chat-template); " if failure.status == 400 else ""
+        raise ValueError(
+            f"{where} refuses a trial request ({failure.detail}): {cure}see the server's log, or correct genrm.urls"
+        ) from failure
 
     async def _served(self, client: httpx.AsyncClient) -> list[str]:
         """Names under `/models`; empty where the endpoint has no such list."""

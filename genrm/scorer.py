@@ -28,7 +28,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from soundrl.genrm.endpoint import CHECK_SECONDS, Endpoint, Failure, Reply
+from soundrl.genrm.endpoint import Endpoint, Failure, Reply
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_5XX, UNREACHABLE
 
 FIRST_PAUSE = 0.5
@@ -103,17 +103,7 @@ class ScorerPool:
 
     async def check(self) -> None:
         """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
-
-        async def bounded(worker: Worker) -> None:
-            try:
-                async with asyncio.timeout(CHECK_SECONDS):
-                    await worker.endpoint.check(worker.client)
-            except TimeoutError:
-                raise ValueError(
-                    f"{worker.endpoint.url} gave no answer in {CHECK_SECONDS:.0f} s: is the judge still loading, or genrm.urls wrong?"
-                ) from None
-
-        await asyncio.gather(*map(bounded, self.workers))
+        await asyncio.gather(*(worker.endpoint.check(worker.client) for worker in self.workers))
 
     async def complete(self, make_body: Callable[[], bytes], deadline: float) -> tuple[Reply, float]:
         """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.
@@ -220,7 +210,7 @@ class ScorerPool:
         try:
             await self._wait_patiently(first)
             while True:
-                if running == {first} and len(asked) < len(self.workers):
+                if running == {first} and not first.done() and len(asked) < len(self.workers):
                     running |= await self._hedge(first, body, order, asked)
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 good = next((task for task in done if task.exception() is None), None)

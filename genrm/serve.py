@@ -156,8 +156,8 @@ class Worker:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def generates(self) -> bool:
-        """Health by a real generation of one token."""
+    def fault(self) -> Failure | TimeoutError | None:
+        """None = healthy, by a real generation of one token."""
 
         async def probe() -> None:
             async with asyncio.timeout(PROBE_SECONDS), self.endpoint.client(1) as client:
@@ -165,10 +165,19 @@ class Worker:
 
         try:
             asyncio.run(probe())
-        except (Failure, TimeoutError):
-            return False
+        except (Failure, TimeoutError) as error:
+            return error
         self.healthy, self.restarts = time.monotonic(), 0
-        return True
+        return None
+
+    def check(self) -> None:
+        """Raises `ValueError` that explains a refusal, see `Endpoint.check`."""
+
+        async def check() -> None:
+            async with self.endpoint.client(1) as client:
+                await self.endpoint.check(client)
+
+        asyncio.run(check())
 
     def last_words(self) -> str:
         """The last line of its log that says something."""
@@ -210,10 +219,12 @@ class JudgeServers:
 
     def wait(self, seconds: float = START_SECONDS) -> None:
         """Until every worker has generated a token; then they are watched. Raises `ServeError` with the last line of the log of one that
-        has ended or is not ready in time."""
+        has ended or is not ready in time, and `ValueError` where one refuses the very question (no chat template)."""
         end = time.monotonic() + seconds
         for worker in self.workers:
-            while not worker.generates():
+            while (fault := worker.fault()) is not None:
+                if isinstance(fault, Failure) and not fault.retry:  # no patience helps
+                    worker.check()
                 if not worker.alive:
                     raise ServeError(f"the judge's server ended with status {self._status(worker)}: {worker.last_words()} ({worker.log})")
                 if time.monotonic() > end:
@@ -243,7 +254,7 @@ class JudgeServers:
         loading: set[int] = set()
         while not self._ended.wait(LOOK_SECONDS):
             for worker in self.workers:
-                if worker.alive and worker.generates():
+                if worker.alive and worker.fault() is None:
                     loading.discard(worker.number)
                     continue
                 patience = START_SECONDS if worker.number in loading else SICK_SECONDS

@@ -48,6 +48,16 @@ from soundrl.genrm.verdict import (
 )
 
 TOKEN = "canary-51f0c9"
+# In the words of vLLM 0.32.
+NO_TEMPLATE, TOO_LONG = (
+    {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}
+    for message in (
+        "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the tokenizer does "
+        "not define one.",
+        "This model's maximum context length is 8192 tokens. However, your prompt contains at least 8193 input tokens, which exceeds this "
+        "limit even without any output tokens. Please reduce the length of the input prompt.",
+    )
+)
 
 
 @pytest.fixture
@@ -225,7 +235,7 @@ def test_a_fault_that_stays_is_unknown_never_sound(serve, ask, name):
 def test_three_in_ten_requests_fail(serve, ask):
     faults = [PASSING[name][0] for name in ("500", "503", "429", "reset", "half a body", "short content-length")]
     server = serve(lambda handler, number: faults[number % 6](handler) if number * 7 % 10 < 3 else find_flaw(handler, number))
-    judge = ask(server, concurrency=8, attempts=10)
+    judge = ask(server, concurrency=8, attempts=20)
     futures = [submit(judge, f"{i}\n\n2+2=5") for i in range(200)]
     assert {future.result(20) for future in futures} == {Verdict.flawed(1)}
     assert len(server.bodies) <= 1.5 * 200
@@ -265,6 +275,19 @@ def test_our_own_faults_are_not_repeated(serve, ask, status):
     server = serve(lambda handler, number: handler.send(status, said("\\boxed{-1}"), Location="/v1/elsewhere"))
     assert submit(ask(server)).result(20) == Verdict.unknown(HTTP_4XX if status >= 400 else BAD_REPLY)
     assert len(server.bodies) == 1
+
+
+def test_a_prompt_over_the_context_is_unknown_and_the_others_are_judged(serve, ask):
+    def script(handler: Handler, number: int) -> None:
+        long = len(handler.body["messages"][0]["content"]) > 20_000
+        handler.send(400, TOO_LONG) if long else find_flaw(handler, number)
+
+    server = serve(script)
+    judge = ask(server)
+    judge.check()
+    futures = [submit(judge), submit(judge, "So 2+2=5.\n\n" * 2_000), submit(judge, "Just 4.")]
+    assert [future.result(20) for future in futures] == [Verdict.flawed(1), Verdict.unknown(HTTP_4XX), Verdict.sound()]
+    assert len(server.bodies) == 4  # the check, and none is asked twice
 
 
 # Replies that arrive and hold no verdict
@@ -387,15 +410,32 @@ def test_dead_url(ask, monkeypatch):
         (lambda handler, number: handler.send(403, {}), "$SOUNDRL_GENRM_TOKEN"),
         (lambda handler, number: handler.send(404, {}), "genrm.urls must end"),
         (lambda handler, number: handler.send(500, {}), "server's log"),
-        (lambda handler, number: handler.send(400, {}), "server's log"),
+        (lambda handler, number: handler.send(400, NO_TEMPLATE), "chat template"),
+        (lambda handler, number: handler.send(405, {}), "genrm.urls"),
+        (lambda handler, number: handler.send(501, {}), "server's log"),
         (lambda handler, number: handler.send(302, {}, Location="/"), "genrm.urls"),
         (lambda handler, number: handler.reset(), "genrm.urls"),
         (replies(b"<html>router</html>"), "genrm.urls"),
+        (replies({"model": MODEL, "choices": [{"text": "2", "finish_reason": "stop"}]}), "chat endpoint"),
         (replies(said("x", model="alias")), "genrm.model"),
     ],
 )
 def test_check_names_setting_and_cure(serve, ask, script, words):
     assert words in complaint(ask(serve(script)).check)
+
+
+def test_check_of_a_port_that_speaks_no_http(ask):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(65536)
+
+        threading.Thread(target=greet, daemon=True).start()
+        text = complaint(ask(f"http://127.0.0.1:{listener.getsockname()[1]}/v1").check)
+    assert "RemoteProtocolError" in text and "genrm.urls" in text
 
 
 def test_check_finds_an_unknown_model(serve, ask):
@@ -409,7 +449,7 @@ def test_check_of_a_truncated_first_token_is_fine(serve, ask):
 
 
 def test_check_does_not_hang(serve, ask, monkeypatch):
-    monkeypatch.setattr(scorer_module, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(endpoint_module, "CHECK_SECONDS", 0.3)
     assert "genrm.urls" in complaint(ask(serve(drip)).check)
 
 

@@ -78,6 +78,13 @@ def test_a_server_that_cannot_start_says_why(folder, monkeypatch):
         servers.wait(20)
 
 
+def test_a_server_without_chat_template_is_not_waited_for(folder, monkeypatch):
+    refusing = FAKE.replace("find_flaw(handler, number)", "handler.send(400, {})")
+    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", refusing, str(Path(__file__).parent), str(self.port)])
+    with JudgeServers(Serving(model=folder, name=MODEL), logs=folder) as servers, pytest.raises(ValueError, match="a chat template"):
+        servers.wait()
+
+
 def test_what_cannot_be_served_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no model folder"):
         Serving(model=tmp_path / "none")
