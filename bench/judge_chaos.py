@@ -65,7 +65,7 @@ def script(handler, number):
     (random.choice(FAULTS) if random.random() < faults else answer)(handler)
 Server(script, port)
 print("ready", flush=True)
-time.sleep(1e6)
+sys.stdin.read()  # until whoever started us ends
 """
 
 
@@ -81,7 +81,7 @@ class Process:
 
     def start(self) -> None:
         command = [sys.executable, "-c", WORKER, str(ROOT / "tests"), str(self.port), *self.arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout is not None and self.process.stdout.readline() == b"ready\n"
 
     def signal(self, number: int) -> None:

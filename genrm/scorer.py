@@ -54,7 +54,6 @@ class Worker:
 
     def __init__(self, endpoint: Endpoint, slots: int):
         self.endpoint, self.slots = endpoint, slots
-        self.client = endpoint.client(slots + 1)  # and one for the probe
         self.outstanding = 0
         self.requests = 0
         self.failures = 0
@@ -103,7 +102,7 @@ class ScorerPool:
 
     async def check(self) -> None:
         """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
-        await asyncio.gather(*(worker.endpoint.check(worker.client) for worker in self.workers))
+        await asyncio.gather(*(worker.endpoint.check() for worker in self.workers))
 
     async def complete(self, make_body: Callable[[], bytes], deadline: float) -> tuple[Reply, float]:
         """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.
@@ -140,15 +139,13 @@ class ScorerPool:
         return counts | {"retries": retries, "alive": alive, "workers": workers}
 
     async def close(self) -> None:
-        """End probes and connections; no request may be under way."""
+        """End the probes; no request may be under way."""
         probes = [worker.probe for worker in self.workers if worker.probe is not None]
         for probe in probes:
             probe.cancel()
         if self._despair is not None:
             self._despair.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
-        for worker in self.workers:
-            await worker.client.aclose()
 
     # Places
 
@@ -250,7 +247,7 @@ class ScorerPool:
             worker.requests += 1
             started = time.monotonic()
             try:
-                reply = await worker.endpoint.complete(worker.client, body)
+                reply = await worker.endpoint.complete(body)
             except Failure as failure:
                 self._failed(worker, failure)
                 raise
@@ -322,7 +319,7 @@ class ScorerPool:
             attempt += 1
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
-                    await worker.endpoint.probe(worker.client)
+                    await worker.endpoint.probe()
                 break
             except (Failure, TimeoutError) as error:
                 log.info("judge %s is still out (%s)", worker.endpoint.url, error)

@@ -160,8 +160,8 @@ class Worker:
         """None = healthy, by a real generation of one token."""
 
         async def probe() -> None:
-            async with asyncio.timeout(PROBE_SECONDS), self.endpoint.client(1) as client:
-                await self.endpoint.probe(client)
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self.endpoint.probe()
 
         try:
             asyncio.run(probe())
@@ -169,15 +169,6 @@ class Worker:
             return error
         self.healthy, self.restarts = time.monotonic(), 0
         return None
-
-    def check(self) -> None:
-        """Raises `ValueError` that explains a refusal, see `Endpoint.check`."""
-
-        async def check() -> None:
-            async with self.endpoint.client(1) as client:
-                await self.endpoint.check(client)
-
-        asyncio.run(check())
 
     def last_words(self) -> str:
         """The last line of its log that says something."""
@@ -224,7 +215,7 @@ class JudgeServers:
         for worker in self.workers:
             while (fault := worker.fault()) is not None:
                 if isinstance(fault, Failure) and not fault.retry:  # no patience helps
-                    worker.check()
+                    asyncio.run(worker.endpoint.check())  # raises, and says why
                 if not worker.alive:
                     raise ServeError(f"the judge's server ended with status {self._status(worker)}: {worker.last_words()} ({worker.log})")
                 if time.monotonic() > end:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import resource
 import socket
 import threading
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -383,6 +386,31 @@ def test_a_fault_of_our_own_is_not_hidden(serve, ask, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         submit(judge).result(20)
     judge._unknown["closed"] += 1  # the invariant of the fixture: this one was never delivered
+
+
+def test_a_cancelled_exchange_leaves_no_connection(serve):
+    """Cancelled at each of its awaits; with one client for many requests httpcore kept one of these connections open for ever."""
+    server = serve(hang)
+    endpoint = Endpoint(server.url, MODEL)
+
+    def sockets() -> int:
+        links = (Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        return sum(link.is_symlink() and os.readlink(link).startswith("socket:") for link in links)
+
+    async def cancelled() -> None:
+        before, end = sockets(), time.monotonic() + 10
+        for awaits in range(80):
+            task = asyncio.ensure_future(endpoint.complete(b"{}"))
+            for _ in range(awaits):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert server.connections  # witness: some were cancelled after they had connected
+        while sockets() > before:  # the server, in this process too, closes its ends
+            assert time.monotonic() < end, f"{sockets() - before} sockets are left"
+            await asyncio.sleep(0.05)
+
+    asyncio.run(cancelled())
 
 
 # Check before training
