@@ -7,7 +7,7 @@ RECIPE ?= arith-genrm
 ARGS   ?=
 DATA   ?= ../shared/data
 
-.PHONY: install run plan test lint gpu compare soak smollm2 clean
+.PHONY: install run plan test lint gpu compare soak smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -65,6 +65,10 @@ smollm2: models/smollm2/config.json
 	$(BIN)/python engine/train.py smollm2-gsm8k --data.train $(DATA)/gsm8k-train.jsonl --data.test $(DATA)/gsm8k-test.jsonl \
 		--data.test-rows 8 --warm-start.steps 0 --model.max-length 512 --rollout.max-new-tokens 160 --rollout.prompts 8 \
 		--rollout.samples 4 --optim.minibatch-prompts 8 --optim.microbatch-tokens 1024 --rollout.eager --run.steps 2 $(ARGS)
+
+# SmolLM2 judged by a second SmolLM2 that the run serves; the judge's server is killed in mid step, and nothing may be lost.
+smollm2-judged: models/smollm2/config.json
+	$(BIN)/python bench/judge_killed.py --model models/smollm2 $(ARGS)
 
 # Every GPU test in one call, under 9 minutes; results go to $$OUT (or ./out).
 gpu:

@@ -23,15 +23,15 @@ HELP = ("-h", "--help")
 
 
 class UserError(ValueError):
-    """A mistake of the user's: shown as one line, without traceback."""
+    """Something for the user to mend: shown as one line, without traceback."""
 
 
 @contextlib.contextmanager
-def users_mistakes() -> Iterator[None]:
-    """Around the preparation of a run (settings, files, model folder, judge): there a ValueError is the user's to mend."""
+def users_mistakes(kind: type[Exception] = ValueError) -> Iterator[None]:
+    """Around the preparation of a run (settings, files, model folder, judge), where a ValueError is the user's to mend; `kind`: another."""
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         raise UserError(str(error)) from error
 
 

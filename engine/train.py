@@ -23,6 +23,7 @@ from soundrl.engine.trainer import Trainer
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.engine.world import World
+from soundrl.fapo.measures import TooManyUnknownError
 from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.task import PendingGroups, Task, distinct
@@ -93,7 +94,8 @@ def main(config: Config) -> None:
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
         folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
         progress.step(step, metrics)
-        task.watch(step, metrics)
+        with users_mistakes(TooManyUnknownError):  # this step is on disk
+            task.watch(step, metrics)
         if due(step, config.run.export_every, config.run.steps):
             with phases("save"):
                 policy.export(folder.path / "policy" / f"step-{step:06d}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import ipaddress
 import json
 import os
+import ssl
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -58,7 +61,7 @@ class Reply:
 
 
 class Endpoint:
-    """Address and manners of one endpoint; holds no connection (`client()` makes those).
+    """Address and manners of one endpoint; holds no connection: every exchange makes its own.
 
     `url` is the API's root as OpenAI's clients take it, `http://127.0.0.1:8000/v1`; with no path, `/v1` is meant. The bearer token
     is read from the environment variable *named* by `token_env`, and only if that is set.
@@ -76,8 +79,13 @@ class Endpoint:
         # Never stored as an attribute: a dump of this object or of a traceback's `self` then cannot show it.
         _token(token_env)
 
-    def client(self, connections: int) -> httpx.AsyncClient:
-        """Connections for this endpoint. Deadlines are the caller's: httpx' read timeout starts anew with every byte that drips in."""
+    def _client(self) -> httpx.AsyncClient:
+        """For one exchange. Deadlines are the caller's: httpx' read timeout starts anew with every byte that drips in.
+
+        A connection a request: bytes left over from one reply, or a reply sent twice, would be read as the reply to the next question and
+        give it a verdict that is not its own. And a client a connection: cancelled between connect and send, httpcore 1.0 keeps a
+        connection open, and in its pool, for ever; after a few lost hedges no request would get out any more. 0.04 ms.
+        """
         # `identity`: a body cannot be larger than what came over the wire (no compression bombs).
         headers = {"accept": "application/json", "accept-encoding": "identity", "connection": "close"}
         token = _token(self.token_env)
@@ -86,9 +94,7 @@ class Endpoint:
         return httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            # A connection a request: bytes left over from one reply, or a reply sent twice, would be read as the reply to the next
-            # question and give it a verdict that is not its own. A handshake is nothing beside a critique of seconds.
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=0),
+            verify=_certificates(),
             # A proxy of the environment has no business between us and our own machine.
             trust_env=not self.loopback,
         )
@@ -97,27 +103,33 @@ class Endpoint:
         """One request. Example: `body([…], max_tokens=8)` → `{"model": "m", "messages": […], "max_tokens": 8}`."""
         return json.dumps({"model": self.model, "messages": messages, **sampling}).encode()
 
-    async def complete(self, client: httpx.AsyncClient, body: bytes) -> Reply:
+    async def complete(self, body: bytes) -> Reply:
         """One exchange. Raises `Failure`; takes as long as the server does, so put it under `asyncio.timeout`."""
-        status, headers, content = await _exchange(client, "POST", f"{self.url}/chat/completions", body)
+        status, headers, content = await self.exchange("POST", f"{self.url}/chat/completions", body)
         if status != 200:
             reason = HTTP_4XX if 400 <= status < 500 else HTTP_5XX if status >= 500 else BAD_REPLY
             retry = status in _RETRIED_4XX or status >= 500
             raise Failure(reason, f"HTTP {status}", retry=retry, status=status, retry_after=retry_after(headers.get("retry-after")))
         return _parsed(content, self.model)
 
-    async def check(self, client: httpx.AsyncClient) -> None:
-        """One trial completion of one token. Raises `ValueError`: one line, the setting at fault and what to do."""
+    async def check(self) -> None:
+        """One trial completion of one token. Raises `ValueError`, within 30 s: one line, the setting at fault and what to do."""
         try:
-            await self.probe(client)
-        except Failure as failure:
-            await self._explain(client, failure)
+            async with asyncio.timeout(CHECK_SECONDS):
+                try:
+                    await self.probe()
+                except Failure as failure:
+                    await self._explain(failure)
+        except TimeoutError:
+            raise ValueError(
+                f"{self.url} gave no answer in {CHECK_SECONDS:.0f} s: is the judge still loading, or genrm.urls wrong?"
+            ) from None
 
-    async def probe(self, client: httpx.AsyncClient) -> None:
+    async def probe(self) -> None:
         """Health by a real generation, of one token: a server that lists its models may still be unable to run one. Raises `Failure`."""
-        await self.complete(client, self.body([{"role": "user", "content": "1+1="}], max_tokens=1, temperature=0))
+        await self.complete(self.body([{"role": "user", "content": "1+1="}], max_tokens=1, temperature=0))
 
-    async def _explain(self, client: httpx.AsyncClient, failure: Failure) -> NoReturn:
+    async def _explain(self, failure: Failure) -> NoReturn:
         where = f"{self.url}/chat/completions"
         if failure.status in (401, 403):
             state = "was refused" if os.environ.get(self.token_env) else "is missing"
@@ -127,7 +139,7 @@ class Endpoint:
         if failure.reason == UNREACHABLE:
             raise ValueError(f"no answer from {where} ({failure.detail}): start the judge there or correct genrm.urls") from failure
         if failure.status in (400, 404, 422):
-            served = await self._served(client)
+            served = await self._served()
             if served and self.model not in served:
                 names = ", ".join(ascii(name)[:80] for name in served[:8])
                 raise ValueError(f"{self.url} has no model {self.model!r}: set genrm.model to one that it serves ({names})") from failure
@@ -138,12 +150,16 @@ class Endpoint:
         if failure.reason == BAD_REPLY:
             hint = "genrm.urls must name an OpenAI-compatible chat endpoint, and genrm.model the name it answers with"
             raise ValueError(f"{where} gives no usable reply ({failure.detail}): {hint}") from failure
-        raise ValueError(f"{where} refuses a trial request ({failure.detail}): see the server's log, or correct genrm.urls") from failure
+        # The question was one short sum: hardly anything in it can be refused but its form.
+        cure = "give the model's tokenizer a chat template (vllm serve --chat-template); " if failure.status == 400 else ""
+        raise ValueError(
+            f"{where} refuses a trial request ({failure.detail}): {cure}see the server's log, or correct genrm.urls"
+        ) from failure
 
-    async def _served(self, client: httpx.AsyncClient) -> list[str]:
+    async def _served(self) -> list[str]:
         """Names under `/models`; empty where the endpoint has no such list."""
         try:
-            status, _, content = await _exchange(client, "GET", f"{self.url}/models", None)
+            status, _, content = await self.exchange("GET", f"{self.url}/models", None)
             listed = _json(content)
         except Failure:
             return []
@@ -152,29 +168,34 @@ class Endpoint:
             return []
         return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
+    async def exchange(self, method: str, url: str, body: bytes | None) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and at most `MAX_BODY` bytes of body (none is read of an error's body). Raises `Failure`."""
+        headers = {"content-type": "application/json"} if body is not None else None
+        answered = False
+        try:
+            async with self._client() as client, client.stream(method, url, content=body, headers=headers) as response:
+                answered = True
+                if response.status_code != 200:
+                    return response.status_code, response.headers, b""
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise Failure(BAD_REPLY, "compressed, though it was asked not to be", retry=True)
+                content = bytearray()
+                async for chunk in response.aiter_raw():
+                    content += chunk
+                    if len(content) > MAX_BODY:
+                        raise Failure(BAD_REPLY, f"longer than {MAX_BODY} bytes", retry=True)
+                return response.status_code, response.headers, bytes(content)
+        except httpx.RequestError as error:
+            # From None: httpx' error holds the request, and the request its Authorization header.
+            reason = BAD_REPLY if answered else UNREACHABLE
+            detail = f"{type(error).__name__}{' in mid reply' if answered else ''}"
+            raise Failure(reason, detail, retry=True, refused=isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))) from None
 
-async def _exchange(client: httpx.AsyncClient, method: str, url: str, body: bytes | None) -> tuple[int, httpx.Headers, bytes]:
-    """Status, headers and at most `MAX_BODY` bytes of body (none is read of an error's body). Raises `Failure`."""
-    headers = {"content-type": "application/json"} if body is not None else None
-    answered = False
-    try:
-        async with client.stream(method, url, content=body, headers=headers) as response:
-            answered = True
-            if response.status_code != 200:
-                return response.status_code, response.headers, b""
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise Failure(BAD_REPLY, "compressed, though it was asked not to be", retry=True)
-            content = bytearray()
-            async for chunk in response.aiter_raw():
-                content += chunk
-                if len(content) > MAX_BODY:
-                    raise Failure(BAD_REPLY, f"longer than {MAX_BODY} bytes", retry=True)
-            return response.status_code, response.headers, bytes(content)
-    except httpx.RequestError as error:
-        # From None: httpx' error holds the request, and the request its Authorization header.
-        reason = BAD_REPLY if answered else UNREACHABLE
-        detail = f"{type(error).__name__}{' in mid reply' if answered else ''}"
-        raise Failure(reason, detail, retry=True, refused=isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))) from None
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Reading them takes longer than a request."""
+    return httpx.create_ssl_context()
 
 
 def _parsed(content: bytes, model: str) -> Reply:

@@ -290,5 +290,5 @@ class EndpointJudge:
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
-        await self.pool.close()
+        await self.pool.forgive()
         self._loop.stop()

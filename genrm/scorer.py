@@ -5,7 +5,8 @@ wrong, and what is done (the thresholds are the constants below):
 
 * An attempt fails (408, 429, 5xx, a connection fault, an unusable reply): the question goes to a worker that has not failed it, at once;
   where there is none, after a pause that doubles and is jittered. `Retry-After` closes that worker for as long as it says.
-* A request takes far longer than others do: a second copy goes to another free worker, and the first answer counts (a *hedge*).
+* A request takes far longer than others do: a copy goes to another free worker (a *hedge*), and where that fails one to the next; the
+  first answer counts.
 * A worker refuses connections: it is *ejected*, gets nothing more, and is tried by a real generation of one token, with growing pauses,
   until it answers. One that fails three times in a row, or loses three hedges, is ejected as well, but never more than half of the pool.
 * No worker is left for a while: what waits fails, and new requests fail at once, until one returns.
@@ -27,7 +28,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from soundrl.genrm.endpoint import CHECK_SECONDS, Endpoint, Failure, Reply
+from soundrl.genrm.endpoint import Endpoint, Failure, Reply
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_5XX, UNREACHABLE
 
 FIRST_PAUSE = 0.5
@@ -54,7 +55,6 @@ class Worker:
 
     def __init__(self, endpoint: Endpoint, slots: int):
         self.endpoint, self.slots = endpoint, slots
-        self.client = endpoint.client(slots + 1)  # and one for the probe
         self.outstanding = 0
         self.requests = 0
         self.failures = 0
@@ -100,17 +100,7 @@ class ScorerPool:
 
     async def check(self) -> None:
         """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
-
-        async def bounded(worker: Worker) -> None:
-            try:
-                async with asyncio.timeout(CHECK_SECONDS):
-                    await worker.endpoint.check(worker.client)
-            except TimeoutError:
-                raise ValueError(
-                    f"{worker.endpoint.url} gave no answer in {CHECK_SECONDS:.0f} s: is the judge still loading, or genrm.urls wrong?"
-                ) from None
-
-        await asyncio.gather(*map(bounded, self.workers))
+        await asyncio.gather(*(worker.endpoint.check() for worker in self.workers))
 
     async def complete(self, make_body: Callable[[], bytes], deadline: float, priority: int = 0) -> tuple[Reply, float]:
         """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.
@@ -118,32 +108,31 @@ class ScorerPool:
         loop, order = asyncio.get_running_loop(), (priority, next(self._arrivals))
         worker = await self._place(order, until=loop.time() + deadline)
         async with asyncio.timeout(deadline) as clock:
-            body, end, failed, rounds = make_body(), clock.when() or 0.0, set[Worker](), 0
-            for attempt in range(1, self.attempts + 1):
+            body, end, failed, attempts, rounds = make_body(), clock.when() or 0.0, set[Worker](), 0, 0
+            while True:
                 try:
                     return await self._attempt(worker, body, order), loop.time() - end + deadline
                 except Failure as failure:
                     failed.add(worker)
+                    attempts += not failure.refused  # else nobody was asked, and that worker is ejected
                     if all(other in failed or other.ejected for other in self.workers):
                         failed, rounds = {worker}, rounds + 1
                         pause = self._pause(rounds)
                     else:
                         pause = 0.0
                     # A pause that ends past the deadline would only hold the caller.
-                    if not failure.retry or attempt == self.attempts or loop.time() + pause >= end:
+                    if not failure.retry or attempts == self.attempts or loop.time() + pause >= end:
                         raise
                     self._count(self.retries, failure.reason)
                     await asyncio.sleep(pause)
                     worker = await self._place(order, until=end, avoid=failed)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and by worker (in the order of the endpoints) requests so far and under way."""
         with self._lock:
-            out: dict[str, Any] = {name: self.counts[name] for name in ("requests", "hedges", "ejections", "returns")}
-            out["retries"] = dict(self.retries)
-        out["alive"] = sum(not worker.ejected for worker in self.workers)
-        return out | {"workers": [(worker.requests, worker.outstanding) for worker in self.workers]}
+            counts, retries = {name: self.counts[name] for name in ("requests", "hedges", "ejections", "returns")}, dict(self.retries)
+        alive, workers = sum(not w.ejected for w in self.workers), [(w.requests, w.outstanding) for w in self.workers]
+        return counts | {"retries": retries, "alive": alive, "workers": workers}
 
     async def forgive(self) -> None:
         """End probes and take every worker in again; no request may be under way."""
@@ -156,12 +145,6 @@ class ScorerPool:
         for worker in self.workers:
             worker.probe, worker.failures, worker.hedges_lost, worker.closed_until = None, 0, 0, 0.0
         self._hopeless = False
-
-    async def close(self) -> None:
-        """End probes and connections; no request may be under way."""
-        await self.forgive()
-        for worker in self.workers:
-            await worker.client.aclose()
 
     # Places
 
@@ -216,25 +199,15 @@ class ScorerPool:
     # Requests
 
     async def _attempt(self, worker: Worker, body: bytes, order: Order) -> Reply:
-        """One request at `worker`, whose place is taken, and a hedge where it takes too long. Raises `Failure`, the last of the two."""
-        first = self._send(worker, body)
-        running: set[asyncio.Task[Any]] = {first}
+        """One request at `worker`, whose place is taken; where it takes too long a hedge, and another where that one fails. Raises
+        `Failure`, the last of them."""
+        first, asked = self._send(worker, body), [worker]
+        running = {first}
         try:
             await self._wait_patiently(first)
-            if not first.done() and len(self.workers) > 1:
-                place = asyncio.ensure_future(self._place(order, until=float("inf"), avoid=(worker,), strict=True))
-                running.add(place)
-                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                running.discard(place)
-                free = place.done() and place.exception() is None
-                if free and not first.done():
-                    running.add(self._send(place.result(), body))
-                    self._count(self.counts, "hedges")
-                elif free:
-                    self._release(place.result())
-                else:
-                    place.cancel()
             while True:
+                if running == {first} and not first.done() and len(asked) < len(self.workers):
+                    running |= await self._hedge(first, body, order, asked)
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 good = next((task for task in done if task.exception() is None), None)
                 if good is not None:
@@ -250,13 +223,30 @@ class ScorerPool:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    async def _hedge(self, first: asyncio.Task[Reply], body: bytes, order: Order, asked: list[Worker]) -> set[asyncio.Task[Reply]]:
+        """The request again, at a worker that joins `asked`, as soon as one is free; empty where `first` ends before."""
+        place, hedge = asyncio.ensure_future(self._place(order, until=float("inf"), avoid=tuple(asked), strict=True)), set()
+        try:
+            await asyncio.wait({first, place}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done() and place.exception() is None:
+                asked.append(place.result())
+                hedge = {self._send(place.result(), body)}
+                self._count(self.counts, "hedges")
+        finally:
+            if not hedge:
+                place.cancel()
+                (late,) = await asyncio.gather(place, return_exceptions=True)
+                if isinstance(late, Worker):  # a place that came with the end of `first`, or as we were cancelled
+                    self._release(late)
+        return hedge
+
     def _send(self, worker: Worker, body: bytes) -> asyncio.Task[Reply]:
         async def exchange() -> Reply:
             self._count(self.counts, "requests")
             worker.requests += 1
             started = time.monotonic()
             try:
-                reply = await worker.endpoint.complete(worker.client, body)
+                reply = await worker.endpoint.complete(body)
             except Failure as failure:
                 self._failed(worker, failure)
                 raise
@@ -328,7 +318,7 @@ class ScorerPool:
             attempt += 1
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
-                    await worker.endpoint.probe(worker.client)
+                    await worker.endpoint.probe()
                 break
             except (Failure, TimeoutError) as error:
                 log.info("judge %s is still out (%s)", worker.endpoint.url, error)

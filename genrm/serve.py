@@ -28,8 +28,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from soundrl.genrm.endpoint import Endpoint, Failure
 
 TOKEN_ENV = "SOUNDRL_GENRM_TOKEN"
@@ -171,26 +169,27 @@ class Worker:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def generates(self) -> bool:
-        """Health by a real generation of one token."""
+    def fault(self) -> Failure | TimeoutError | None:
+        """None = healthy, by a real generation of one token."""
 
         async def probe() -> None:
-            async with asyncio.timeout(PROBE_SECONDS), self.endpoint.client(1) as client:
-                await self.endpoint.probe(client)
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self.endpoint.probe()
 
         try:
             asyncio.run(probe())
-        except (Failure, TimeoutError):
-            return False
+        except (Failure, TimeoutError) as error:
+            return error
         self.healthy, self.restarts, self.loading = time.monotonic(), 0, False
-        return True
+        return None
 
     async def obeys(self, order: str) -> bool:
         """Whether it has done what is asked of it (`sleep?level=1`, `wake_up`) within `ORDER_SECONDS`."""
         try:
-            async with asyncio.timeout(ORDER_SECONDS), self.endpoint.client(1) as client:
-                return (await client.post(f"{self.root}/{order}")).status_code == 200
-        except (httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(ORDER_SECONDS):
+                status, _, _ = await self.endpoint.exchange("POST", f"{self.root}/{order}", None)
+                return status == 200
+        except (Failure, TimeoutError):
             return False
 
     def last_words(self) -> str:
@@ -237,10 +236,12 @@ class JudgeServers:
 
     def wait(self, seconds: float = START_SECONDS) -> None:
         """Until every worker has generated a token; then they are watched. Raises `ServeError` with the last line of the log of one that
-        has ended or is not ready in time."""
+        has ended or is not ready in time, and `ValueError` where one refuses the very question (no chat template)."""
         end = time.monotonic() + seconds
         for worker in self.workers:
-            while not worker.generates():
+            while (fault := worker.fault()) is not None:
+                if isinstance(fault, Failure) and not fault.retry:  # no patience helps
+                    asyncio.run(worker.endpoint.check())  # raises, and says why
                 if not worker.alive:
                     raise ServeError(f"the judge's server ended with status {self._status(worker)}: {worker.last_words()} ({worker.log})")
                 if time.monotonic() > end:
@@ -269,7 +270,7 @@ class JudgeServers:
             self.asleep = False
         end = time.monotonic() + seconds
         for worker in self.workers:
-            while not worker.generates():
+            while worker.fault() is not None:
                 if time.monotonic() > end or (not worker.alive and worker.restarts == MAX_RESTARTS):
                     log.warning("judge %s has not woken up: %s (%s)", worker.url, worker.last_words(), worker.log)
                     break
@@ -311,7 +312,7 @@ class JudgeServers:
             with self._looking:
                 for worker in self.workers if not self.asleep else ():
                     patience = START_SECONDS if worker.loading else SICK_SECONDS
-                    if not (worker.alive and (worker.generates() or time.monotonic() - worker.healthy < patience)):
+                    if not (worker.alive and (worker.fault() is None or time.monotonic() - worker.healthy < patience)):
                         self._start_again(worker)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from soundrl.genrm.verdict import BAD_INDEX, CUT_OFF, NO_BOX, OUT_OF_RANGE, SEVERAL
+
 MODEL = "judge-model"
 FLAW = "2+2=5"
 Script = Callable[["Handler", int], None]
@@ -162,3 +164,65 @@ print("serving", flush=True)
 time.sleep(1e6)
 """
 """A process in place of vLLM's server: `python -c SERVED <tests folder> <port> [<flaw>]`, with the token of its environment."""
+
+
+# Faults
+
+
+def hang(handler: Handler, number: int) -> None:
+    """Never answers; `broken_off` tells that the other side has closed."""
+    handler.connection.settimeout(20)
+    if handler.connection.recv(1) == b"":
+        handler.server.broken_off.set()
+    handler.close_connection = True
+
+
+def half_a_body(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(json.dumps(said("\\boxed{-1}")).encode())
+    handler.close_connection = True
+
+
+def short_content_length(handler: Handler) -> None:
+    content = json.dumps(said("\\boxed{-1}")).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content) - 20))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+BAD_BODIES: dict[str, Any] = {
+    "nothing": b"",
+    "html": b"<html><body>502 Bad Gateway</body></html>",
+    "no utf-8": b"\xff\xfe{}",
+    "cut json": json.dumps(said("\\boxed{-1}")).encode()[:-3],
+    "nan": b'{"model": "judge-model", "x": NaN, "choices": [{"message": {"content": "\\\\boxed{-1}"}, "finish_reason": "stop"}]}',
+    "deep": b"[" * 200_000,
+    "huge number": b'{"model": "judge-model", "x": ' + b"9" * 100_000 + b"}",
+    "list": [said("\\boxed{-1}")],
+    "text": "\\boxed{-1}",
+    "no choices": {"model": MODEL},
+    "empty choices": {"model": MODEL, "choices": []},
+    "choices is an object": {"model": MODEL, "choices": {"0": said("\\boxed{-1}")["choices"][0]}},
+    "no message": {"model": MODEL, "choices": [{"finish_reason": "stop", "text": "\\boxed{-1}"}]},
+    "null content": said(None),
+    "empty content": said(""),
+    "content parts": {"model": MODEL, "choices": [{"message": {"content": [{"text": "\\boxed{-1}"}]}, "finish_reason": "stop"}]},
+    "null finish": said("\\boxed{-1}", None),
+    "wrong model": said("\\boxed{-1}", model="other"),
+    "no model": said("\\boxed{-1}", model=None),
+    "error in 200": {"error": {"message": "\\boxed{-1}"}},
+}
+
+NO_VERDICT: list[tuple[dict[str, Any], str]] = [
+    (said("I see nothing wrong."), NO_BOX),
+    (said("\\boxed{-1}", "length"), CUT_OFF),
+    (said(None, "length"), CUT_OFF),
+    (said("\\boxed{9}"), OUT_OF_RANGE),
+    (said("\\boxed{-1 or 2}"), SEVERAL),
+    (said("\\boxed{-1}" * 1000), SEVERAL),
+    (said("\\boxed{fine}"), BAD_INDEX),
+]
+"""Replies that arrive whole and hold no verdict, and the reason."""

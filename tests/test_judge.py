@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
+import os
 import resource
 import socket
 import threading
@@ -11,10 +12,24 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judge import MODEL, Handler, Script, Server, find_flaw, replies, said
+from fake_judge import (
+    BAD_BODIES,
+    MODEL,
+    NO_VERDICT,
+    Handler,
+    Script,
+    Server,
+    find_flaw,
+    half_a_body,
+    hang,
+    replies,
+    said,
+    short_content_length,
+)
 
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
@@ -25,21 +40,27 @@ from soundrl.genrm.endpoint import Endpoint, retry_after
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.verdict import (
-    BAD_INDEX,
     BAD_REPLY,
     CLOSED,
-    CUT_OFF,
     HTTP_4XX,
     HTTP_5XX,
     NO_BOX,
-    OUT_OF_RANGE,
     REASONS,
-    SEVERAL,
     TIMEOUT,
     UNREACHABLE,
 )
 
 TOKEN = "canary-51f0c9"
+# In the words of vLLM 0.32.
+NO_TEMPLATE, TOO_LONG = (
+    {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}
+    for message in (
+        "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the tokenizer does "
+        "not define one.",
+        "This model's maximum context length is 8192 tokens. However, your prompt contains at least 8193 input tokens, which exceeds this "
+        "limit even without any output tokens. Please reduce the length of the input prompt.",
+    )
+)
 
 
 @pytest.fixture
@@ -179,48 +200,10 @@ def stumble(fault: Callable[[Handler], None], times: int = 1) -> Script:
     return lambda handler, number: fault(handler) if number < times else find_flaw(handler, number)
 
 
-def half_a_body(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(json.dumps(said("\\boxed{-1}")).encode())
-    handler.close_connection = True
-
-
-def short_content_length(handler: Handler) -> None:
-    content = json.dumps(said("\\boxed{-1}")).encode()
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content) - 20))
-    handler.end_headers()
-    handler.wfile.write(content)
-
-
 def zipped(handler: Handler) -> None:
     handler.send(200, said("\\boxed{-1}"), Content_Encoding="gzip")
 
 
-BAD_BODIES: dict[str, Any] = {
-    "nothing": b"",
-    "html": b"<html><body>502 Bad Gateway</body></html>",
-    "no utf-8": b"\xff\xfe{}",
-    "cut json": json.dumps(said("\\boxed{-1}")).encode()[:-3],
-    "nan": b'{"model": "judge-model", "x": NaN, "choices": [{"message": {"content": "\\\\boxed{-1}"}, "finish_reason": "stop"}]}',
-    "deep": b"[" * 200_000,
-    "huge number": b'{"model": "judge-model", "x": ' + b"9" * 100_000 + b"}",
-    "list": [said("\\boxed{-1}")],
-    "text": "\\boxed{-1}",
-    "no choices": {"model": MODEL},
-    "empty choices": {"model": MODEL, "choices": []},
-    "choices is an object": {"model": MODEL, "choices": {"0": said("\\boxed{-1}")["choices"][0]}},
-    "no message": {"model": MODEL, "choices": [{"finish_reason": "stop", "text": "\\boxed{-1}"}]},
-    "null content": said(None),
-    "empty content": said(""),
-    "content parts": {"model": MODEL, "choices": [{"message": {"content": [{"text": "\\boxed{-1}"}]}, "finish_reason": "stop"}]},
-    "null finish": said("\\boxed{-1}", None),
-    "wrong model": said("\\boxed{-1}", model="other"),
-    "no model": said("\\boxed{-1}", model=None),
-    "error in 200": {"error": {"message": "\\boxed{-1}"}},
-}
 PASSING: dict[str, tuple[Callable[[Handler], None], str]] = {
     "500": (lambda handler: handler.send(500, {}), HTTP_5XX),
     "503": (lambda handler: handler.send(503, {}), HTTP_5XX),
@@ -255,7 +238,7 @@ def test_a_fault_that_stays_is_unknown_never_sound(serve, ask, name):
 def test_three_in_ten_requests_fail(serve, ask):
     faults = [PASSING[name][0] for name in ("500", "503", "429", "reset", "half a body", "short content-length")]
     server = serve(lambda handler, number: faults[number % 6](handler) if number * 7 % 10 < 3 else find_flaw(handler, number))
-    judge = ask(server, concurrency=8, attempts=10)
+    judge = ask(server, concurrency=8, attempts=20)
     futures = [submit(judge, f"{i}\n\n2+2=5") for i in range(200)]
     assert {future.result(20) for future in futures} == {Verdict.flawed(1)}
     assert len(server.bodies) <= 1.5 * 200
@@ -297,20 +280,25 @@ def test_our_own_faults_are_not_repeated(serve, ask, status):
     assert len(server.bodies) == 1
 
 
+def test_a_prompt_over_the_context_is_unknown_and_the_others_are_judged(serve, ask):
+    def script(handler: Handler, number: int) -> None:
+        long = len(handler.body["messages"][0]["content"]) > 20_000
+        handler.send(400, TOO_LONG) if long else find_flaw(handler, number)
+
+    server = serve(script)
+    judge = ask(server)
+    judge.check()
+    futures = [submit(judge), submit(judge, "So 2+2=5.\n\n" * 2_000), submit(judge, "Just 4.")]
+    assert [future.result(20) for future in futures] == [Verdict.flawed(1), Verdict.unknown(HTTP_4XX), Verdict.sound()]
+    assert len(server.bodies) == 4  # the check, and none is asked twice
+
+
 # Replies that arrive and hold no verdict
 
 
 @pytest.mark.parametrize(
     ("reply", "reason"),
-    [
-        (said("I see nothing wrong."), NO_BOX),
-        (said("\\boxed{-1}", "length"), CUT_OFF),
-        (said(None, "length"), CUT_OFF),
-        (said("\\boxed{9}"), OUT_OF_RANGE),
-        (said("\\boxed{-1 or 2}"), SEVERAL),
-        (said("\\boxed{-1}" * 1000), SEVERAL),
-        (said("\\boxed{fine}"), BAD_INDEX),
-    ],
+    NO_VERDICT,
 )
 def test_no_verdict_is_unknown_and_not_asked_again(serve, ask, reply, reason):
     server = serve(replies(reply))
@@ -338,14 +326,7 @@ def drip_headers(handler: Handler, number: int) -> None:
         time.sleep(0.1)
 
 
-def silence(handler: Handler, number: int) -> None:
-    handler.connection.settimeout(20)
-    if handler.connection.recv(1) == b"":
-        handler.server.broken_off.set()
-    handler.close_connection = True
-
-
-@pytest.mark.parametrize("script", [drip, drip_headers, silence])
+@pytest.mark.parametrize("script", [drip, drip_headers, hang])
 def test_deadline_holds_whatever_the_server_does(serve, ask, script):
     server = serve(script)
     judge = ask(server, deadline=0.5)
@@ -384,7 +365,7 @@ def test_fifty_megabytes_are_not_swallowed(serve, ask, announced):
 
 
 def test_close_ends_what_is_open(serve, ask):
-    server = serve(silence)
+    server = serve(hang)
     judge = ask(server, concurrency=2)
     futures = [submit(judge, f"{i}") for i in range(6)]
     assert not futures[0].cancel()
@@ -405,6 +386,31 @@ def test_a_fault_of_our_own_is_not_hidden(serve, ask, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         submit(judge).result(20)
     judge._unknown["closed"] += 1  # the invariant of the fixture: this one was never delivered
+
+
+def test_a_cancelled_exchange_leaves_no_connection(serve):
+    """Cancelled at each of its awaits; with one client for many requests httpcore kept one of these connections open for ever."""
+    server = serve(hang)
+    endpoint = Endpoint(server.url, MODEL)
+
+    def sockets() -> int:
+        links = (Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        return sum(link.is_symlink() and os.readlink(link).startswith("socket:") for link in links)
+
+    async def cancelled() -> None:
+        before, end = sockets(), time.monotonic() + 10
+        for awaits in range(80):
+            task = asyncio.ensure_future(endpoint.complete(b"{}"))
+            for _ in range(awaits):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert server.connections  # witness: some were cancelled after they had connected
+        while sockets() > before:  # the server, in this process too, closes its ends
+            assert time.monotonic() < end, f"{sockets() - before} sockets are left"
+            await asyncio.sleep(0.05)
+
+    asyncio.run(cancelled())
 
 
 # Check before training
@@ -432,15 +438,32 @@ def test_dead_url(ask, monkeypatch):
         (lambda handler, number: handler.send(403, {}), "$SOUNDRL_GENRM_TOKEN"),
         (lambda handler, number: handler.send(404, {}), "genrm.urls must end"),
         (lambda handler, number: handler.send(500, {}), "server's log"),
-        (lambda handler, number: handler.send(400, {}), "server's log"),
+        (lambda handler, number: handler.send(400, NO_TEMPLATE), "chat template"),
+        (lambda handler, number: handler.send(405, {}), "genrm.urls"),
+        (lambda handler, number: handler.send(501, {}), "server's log"),
         (lambda handler, number: handler.send(302, {}, Location="/"), "genrm.urls"),
         (lambda handler, number: handler.reset(), "genrm.urls"),
         (replies(b"<html>router</html>"), "genrm.urls"),
+        (replies({"model": MODEL, "choices": [{"text": "2", "finish_reason": "stop"}]}), "chat endpoint"),
         (replies(said("x", model="alias")), "genrm.model"),
     ],
 )
 def test_check_names_setting_and_cure(serve, ask, script, words):
     assert words in complaint(ask(serve(script)).check)
+
+
+def test_check_of_a_port_that_speaks_no_http(ask):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(65536)
+
+        threading.Thread(target=greet, daemon=True).start()
+        text = complaint(ask(f"http://127.0.0.1:{listener.getsockname()[1]}/v1").check)
+    assert "RemoteProtocolError" in text and "genrm.urls" in text
 
 
 def test_check_finds_an_unknown_model(serve, ask):
@@ -454,7 +477,7 @@ def test_check_of_a_truncated_first_token_is_fine(serve, ask):
 
 
 def test_check_does_not_hang(serve, ask, monkeypatch):
-    monkeypatch.setattr(scorer_module, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(endpoint_module, "CHECK_SECONDS", 0.3)
     assert "genrm.urls" in complaint(ask(serve(drip)).check)
 
 

@@ -121,6 +121,12 @@ def test_a_bad_row_is_named(train, tmp_path, bad, parts):
     fails_in_one_line(train, small(folder, rows(tmp_path / "data.jsonl", GOOD, bad)), *parts)
 
 
+def test_a_bad_critic_row_is_named(train, tmp_path):
+    row = {"problem": "1+1?", "steps": ["2"], "final_answer_correct": True, "label": 0}
+    arguments = small(write_tiny(tmp_path / "tiny"), rows(tmp_path / "data.jsonl", row, row | {"label": 1}))
+    fails_in_one_line(train, [*arguments, "--run.task", "critic"], "data.jsonl:2", "label: 1 is no step of the 1")
+
+
 def test_a_model_folder_without_safetensors_is_named(train, tmp_path):
     folder = write_tiny(tmp_path / "tiny")
     (folder / "model.safetensors").unlink()

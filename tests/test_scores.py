@@ -156,10 +156,14 @@ BENCH = {"id": "x-1", "problem": "1+1?", "steps": ["a", "b"], "final_answer_corr
         (CRITIC | {"prompt": "text"}, "prompt: one user message is expected"),
     ],
 )
-def test_malformed_rows_are_named(tmp_path, row, words):
+@pytest.mark.parametrize("load", [load_labelled, load_critic])
+def test_malformed_rows_are_named(tmp_path, row, words, load):
     good = CRITIC if "prompt" in row else BENCH
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
+    if load is load_critic and "tagged" in words:
+        assert len(load(str(path))) == 2  # trained on as it is: its text is never taken apart
+        return
     with pytest.raises(DataError) as caught:
-        load_labelled(str(path))
+        load(str(path))
     assert str(caught.value).startswith(f"{path}:2: ") and words in str(caught.value) and "\n" not in str(caught.value)

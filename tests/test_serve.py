@@ -98,7 +98,7 @@ def test_a_server_that_dies_in_its_sleep_is_started_when_it_is_needed(sleepers):
     time.sleep(0.5)
     assert sleepers.started == 2  # its memory belongs to others now
     sleepers.wake(20)
-    assert sleepers.started == 3 and witness(sleepers.workers[0]) == ["asked"] and sleepers.workers[1].generates()
+    assert sleepers.started == 3 and witness(sleepers.workers[0]) == ["asked"] and sleepers.workers[1].fault() is None
 
 
 def test_a_server_that_does_not_fall_asleep_is_killed(sleepers, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_server_that_does_not_fall_asleep_is_killed(sleepers, monkeypatch):
     sleepers.sleep()
     assert not stuck.alive and sound.alive and witness(sound)[-1] == "sleep?level=1"
     sleepers.wake(20)
-    assert sleepers.started == 3 and stuck.generates() and sound.generates()
+    assert sleepers.started == 3 and stuck.fault() is None and sound.fault() is None
 
 
 def test_a_server_that_never_wakes_is_named_and_its_verdicts_are_unknown(sleepers, monkeypatch, caplog):
@@ -128,6 +128,13 @@ def test_a_server_that_cannot_start_says_why(folder, monkeypatch):
     monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", "raise SystemExit('no such GPU')"])
     with JudgeServers(Serving(model=folder), logs=folder) as servers, pytest.raises(ServeError, match="status 1: 'no such GPU'"):
         servers.wait(20)
+
+
+def test_a_server_without_chat_template_is_not_waited_for(folder, monkeypatch):
+    refusing = SERVED.replace("        find_flaw(handler, number)", "        handler.send(400, {})")
+    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", refusing, str(Path(__file__).parent), str(self.port)])
+    with JudgeServers(Serving(model=folder, name=MODEL), logs=folder) as servers, pytest.raises(ValueError, match="a chat template"):
+        servers.wait()
 
 
 def test_what_cannot_be_served_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_judge import MODEL, Handler, Server, find_flaw
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.timeline import read_trace, steps_of
@@ -153,3 +154,25 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
         kind = r["verdict"] and r["verdict"]["kind"]
         assert r["kept"] == (kind != "unknown") and (r["advantage"] == 0.0 or r["kept"])
         assert r["reward"] == {"flawed": 0.0, "unknown": 1.0, None: -1.0}[kind]
+
+
+def test_a_run_whose_judges_die_for_good_ends_with_one_line(train, tmp_path):
+    def script(handler: Handler, number: int) -> None:
+        if number == 4:
+            server.kill()
+        else:
+            find_flaw(handler, number)
+
+    server = Server(script)
+    judge = ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.deadline", 2, 4)
+    small = ("--rollout.engine", "torch", "--warm-start.steps", 40, "--rollout.prompts", 32, "--data.test", "--run.steps", 3)
+    done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
+    assert len(server.bodies) > 4  # witness: it was asked, and died
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-4000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: step 1: no judge answers, and "), done.stderr[-3000:]
+    assert "Traceback" not in done.stdout + done.stderr
+    # What was done until then is kept.
+    rollouts = [json.loads(line) for line in (tmp_path / "arith" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    assert {r["verdict"]["kind"] for r in rollouts if r["outcome"] == "correct"} >= {"unknown"}
+    assert [row["step"] for row in metrics(tmp_path / "arith") if "loss/policy" in row] == [1]
