@@ -74,10 +74,14 @@ def wait_for(what: str, find: Callable[[], Found | None], run: subprocess.Popen[
 
 def server_of(run: subprocess.Popen[bytes]) -> psutil.Process | None:
     """vLLM's API server among the run's own descendants; its guard, which starts it, has the same words on its command line."""
-    servers = [
-        child for child in psutil.Process(run.pid).children(recursive=True) if "vllm.entrypoints.openai.api_server" in child.cmdline()
-    ]
-    return next((server for server in servers if not any("guard.py" in word for word in server.cmdline())), None)
+    for child in psutil.Process(run.pid).children(recursive=True):
+        try:
+            words = child.cmdline()
+        except psutil.Error:  # it has just ended
+            continue
+        if "vllm.entrypoints.openai.api_server" in words and not any("guard.py" in word for word in words):
+            return child
+    return None
 
 
 def in_work(server: psutil.Process) -> int | None:

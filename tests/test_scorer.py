@@ -258,7 +258,8 @@ def test_a_slow_worker_gets_little_work_and_holds_nobody_up(pool):
 
     def slow(handler: Handler, number: int) -> None:
         until = len(given) + 10 * 8 * 3
-        wait_for(lambda: len(given) >= min(until, N))
+        while len(given) < min(until, N - 8):  # the last ones are hedged
+            time.sleep(0.02)
         find_flaw(handler, number)
 
     servers, judge = pool(slow, quick, quick, quick)
