@@ -1,6 +1,6 @@
 """Does killing the judge in mid step lose anything? SmolLM2 on sums of one step, judged by a second SmolLM2 that the run serves itself.
 
-    python bench/judge_killed.py --model models/smollm2            # `make smollm2-judged`: about ten minutes on two CPU cores
+    python bench/judge_killed.py --model models/smollm2            # `make smollm2-judged`: seven and a half minutes on two busy CPU cores
 
 Once the server works on questions of step 2 it is killed (SIGKILL); the run must start it again, ask again, and end with status 0. Then the
 run folder is read: every correct rollout was submitted, and holds a verdict or `unknown` with its reason. A judge of this size gives hardly
