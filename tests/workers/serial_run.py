@@ -50,10 +50,10 @@ def run(name: str, model: str, warm_start: int) -> dict:
     config = replace(
         small,
         model=replace(small.model, path=model),
-        data=replace(small.data, test_rows=6),
+        data=replace(small.data, test_rows=4),
         warm_start=replace(small.warm_start, steps=warm_start),
-        rollout=replace(small.rollout, engine="torch", prompts=16),
-        optim=replace(small.optim, minibatch_prompts=16, microbatch_tokens=256),
+        rollout=replace(small.rollout, engine="torch", prompts=8),
+        optim=replace(small.optim, minibatch_prompts=8, microbatch_tokens=256),
         genrm=replace(small.genrm, judge="serve", model=arguments["judge"], probe=("arith", 1), deadline=(60.0, 60.0)),
         run=replace(small.run, name=name, folder=arguments["folder"], steps=2),
     )
