@@ -31,6 +31,8 @@ from soundrl.genrm.scorer import ScorerPool
 from soundrl.genrm.verdict import BAD_REPLY, CLOSED, HTTP_5XX, NO_BOX, SPLIT, TIMEOUT, UNREACHABLE, majority
 
 N = 512
+PATIENCE = 60.0
+"""Seconds until a test gives up: much, as the machine may be loaded; nothing is timed by it."""
 SETTINGS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 
 
@@ -56,7 +58,7 @@ def pool() -> Iterator[Callable[..., tuple[list[Server], EndpointJudge]]]:
     def make(*scripts: Script, **settings: Any) -> tuple[list[Server], EndpointJudge]:
         own = [Server(script) for script in scripts]
         servers.extend(own)
-        settings = {"deadline": 20.0, "concurrency": 8} | settings
+        settings = {"deadline": PATIENCE, "concurrency": 8} | settings
         judges.append(EndpointJudge([server.url for server in own], MODEL, **settings))
         return own, judges[-1]
 
@@ -85,7 +87,7 @@ def submit(judge: EndpointJudge, samples: range = range(N)) -> list[Future[Verdi
 
 
 def results(futures: list[Future[Verdict]]) -> list[Verdict]:
-    return [future.result(30) for future in futures]
+    return [future.result(PATIENCE) for future in futures]
 
 
 def right(verdicts: list[Verdict], start: int = 0) -> bool:
@@ -98,7 +100,7 @@ def working(seconds: float = 0.01, gate: threading.Event | None = None) -> Scrip
     def script(handler: Handler, number: int) -> None:
         time.sleep(seconds)
         if gate is not None and number >= 8:
-            gate.wait(20)
+            gate.wait(PATIENCE)
         find_flaw(handler, number)
 
     return script
@@ -109,7 +111,7 @@ def held(servers: list[Server]) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "the fault did not happen"
         time.sleep(0.005)
@@ -228,7 +230,7 @@ def test_a_flapping_worker_is_left_out_for_longer_each_time(pool, unhedged):
 def test_a_killed_router_is_bypassed(pool):
     def router(target: Callable[[], Server]) -> Script:
         def script(handler: Handler, number: int) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", target().port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", target().port, timeout=PATIENCE)
             connection.request("POST", "/v1/chat/completions", json.dumps(handler.body), {"Content-Type": "application/json"})
             handler.send(200, connection.getresponse().read())
             connection.close()
@@ -238,7 +240,7 @@ def test_a_killed_router_is_bypassed(pool):
     gate = threading.Event()
     workers, _ = pool(working(0.002, gate), working(0.002, gate))
     routers, judge = pool(router(lambda: workers[0]), router(lambda: workers[1]))
-    futures = submit(judge)
+    futures = submit(judge, range(160))
     wait_for(lambda: held(routers))
     routers[0].kill()
     gate.set()
@@ -271,7 +273,7 @@ def test_a_slow_worker_gets_little_work_and_holds_nobody_up(pool):
 def test_a_worker_that_never_answers_is_hedged_and_left_out(pool):
     servers, judge = pool(hang, *[working()] * 3)
     assert right(results(submit(judge)))
-    assert servers[0].bodies and servers[0].broken_off.wait(10), "its connections must be closed"
+    assert servers[0].bodies and servers[0].broken_off.wait(PATIENCE), "its connections must be closed"
     assert judge.stats()["hedges"] >= 3 and judge.pool.workers[0].ejected
     assert len(servers[0].bodies) < N / 8
 
@@ -326,7 +328,7 @@ def test_retry_after_closes_one_worker_and_not_the_others(pool):
 def test_a_worker_that_talks_nonsense_is_not_believed(pool):
     bodies = [*BAD_BODIES.values(), said("\\boxed{-1}", model=f"{MODEL}@7")]  # the last: other weights than those asked for
     servers, judge = pool(lambda handler, number: handler.send(200, bodies[number % len(bodies)]), *[working()] * 3)
-    assert right(results(submit(judge)))
+    assert right(results(submit(judge, range(160))))
     assert servers[0].bodies and judge.stats()["retries"][BAD_REPLY] > 0
 
 
@@ -356,20 +358,20 @@ def test_submit_blocks_while_too_much_text_waits(pool, monkeypatch):
     gate = threading.Event()
 
     def script(handler: Handler, number: int) -> None:
-        gate.wait(20)
+        gate.wait(PATIENCE)
         find_flaw(handler, number)
 
     _, judge = pool(*[script] * 4)
     futures: list[Future[Verdict]] = []
-    sender = threading.Thread(target=lambda: futures.extend(submit(judge)), daemon=True)
+    sender = threading.Thread(target=lambda: futures.extend(submit(judge, range(160))), daemon=True)
     sender.start()
     wait_for(lambda: judge._queued_bytes >= 60_000)
     size = judge._queued_bytes
     time.sleep(0.1)
-    assert sender.is_alive() and judge.stats()["submitted"] < N and judge._queued_bytes == size < 64_000
+    assert sender.is_alive() and judge.stats()["submitted"] < 160 and judge._queued_bytes == size < 64_000
     gate.set()
-    sender.join(20)
-    assert right(results(futures)) and len(futures) == N
+    sender.join(PATIENCE)
+    assert right(results(futures)) and len(futures) == 160
 
 
 def test_close_wakes_a_blocked_submit(pool, monkeypatch):
@@ -387,18 +389,19 @@ def test_close_wakes_a_blocked_submit(pool, monkeypatch):
     sender.start()
     wait_for(lambda: judge.stats()["submitted"] >= 1)
     judge.close()
-    sender.join(10)
+    sender.join(PATIENCE)
     assert said_of_it == ["the judge is closed"] and judge.stats()["unknown"].keys() == {CLOSED}
 
 
-def test_ten_thousand_wait_in_little_memory(pool):
+def test_what_waits_takes_little_memory(pool):
+    """A fifth of the table's 10,000 samples and of its 256 MiB; all of them: bench/judge_chaos.py."""
     gate = threading.Event()
     _, judge = pool(*[working(0.0, gate)] * 4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    futures = submit(judge, range(10_000))
+    futures = submit(judge, range(2_000))
     wait_for(lambda: sum(outstanding for _, outstanding in judge.stats()["workers"]) == 32 and judge.stats()["scored"] == 32)
-    assert judge.stats()["pending"] == 10_000 - 32
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 <= 256
+    assert judge.stats()["pending"] == 2_000 - 32
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 <= 256 / 5
     gate.set()
     judge.close()
     verdicts = results(futures)
@@ -415,7 +418,7 @@ def test_equal_workers_get_equal_work_and_no_pause(pool, unhedged, monkeypatch):
     together = threading.Barrier(32)
 
     def script(handler: Handler, number: int) -> None:
-        together.wait(20)
+        together.wait(PATIENCE)
         find_flaw(handler, number)
 
     servers, judge = pool(*[script] * 4, concurrency=32)
@@ -518,7 +521,7 @@ def test_votes_are_seeded_apart_and_the_majority_counts(pool):
         handler.send(200, said("\\boxed{1}" if handler.body["seed"] % 2 else "\\boxed{-1}") | {"usage": {"completion_tokens": 5}})
 
     (server,), judge = pool(script, votes=3, temperature=0.7)
-    critique = judge.critique("1+1?", ["It is 2.", "So 2."], "2").result(20)
+    critique = judge.critique("1+1?", ["It is 2.", "So 2."], "2").result(PATIENCE)
     seeds = [body["seed"] for body in server.bodies]
     assert len(set(seeds)) == 3 and critique.tokens == 15
     flawed = sum(seed % 2 for seed in seeds)
