@@ -26,10 +26,9 @@ ALONE := NPROC=1 OMP_NUM_THREADS=1 $(BIN)/python engine/train.py
 $(GENRM): | $(STAMP)
 	@mkdir -p runs
 	@echo "the judge's warm start: runs/genrm-arith.log"
-	@$(ALONE) genrm-arith --run.steps 0 --data.test-rows 100 > runs/genrm-arith.log 2>&1 || { cat runs/genrm-arith.log; exit 1; }
-	@grep "^evaluation" runs/genrm-arith.log | sed "s/^evaluation/the judge/"
+	@$(ALONE) genrm-arith --run.steps 0 --data.test > runs/genrm-arith.log 2>&1 || { cat runs/genrm-arith.log; exit 1; }
 $(START): | $(STAMP)
-	$(ALONE) arith --run.name arith-start --run.steps 0
+	$(ALONE) arith --run.name arith-start --run.steps 0 --data.test
 FROM := --model.path runs/arith-start/policy/step-000000 --warm-start.steps 0
 
 # engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).

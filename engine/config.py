@@ -163,7 +163,7 @@ class Run:
     folder: str = "runs"
     """Where run folders live."""
     steps: int = 200
-    """Rollout batches to train on; 0 = the warm start alone."""
+    """Rollout batches to train on; 0 = the warm start alone, and what `data.test` says of it."""
     seed: int = 0
     """Seeds data order, sampling and fresh weights."""
     eval_every: int = 10

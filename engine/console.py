@@ -65,7 +65,7 @@ class Progress:
             self.say(f"evaluation after step {step}: " + "  ".join(parts))
 
     def summary(self, before: dict[str, float], after: dict[str, float], seconds: dict[str, float], folder: str) -> None:
-        """The last word: each measure before and after, then where the time went."""
+        """The last word: each measure before and after, where there is one, then where the time went."""
         table = Table(title="What the run did", show_edge=False)
         for heading in ("measure", "before", "after"):
             table.add_column(heading, justify="left" if heading == "measure" else "right")
@@ -73,7 +73,8 @@ class Progress:
         for name in after:
             words = "rollouts: right verdicts" if critic and name == "reward/correct" else plain_words(name)
             table.add_row(words, shown(name, before.get(name)), shown(name, after[name]))
-        self.console.print(table)
+        if after:
+            self.console.print(table)
         total = time.perf_counter() - self.start
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in sorted(seconds.items(), key=lambda item: -item[1]))
         self.say(f"{total:.0f} seconds in all: {spent}, the rest {max(0.0, total - sum(seconds.values())):.0f}")

@@ -24,10 +24,10 @@ def arith() -> Config:
 
 
 def arith_genrm() -> Config:
-    """The same, judged by the world's own GenRM in a vLLM process instead of the oracle (`genrm-arith --run.steps 0` makes it)."""
+    """The same in 60 steps, judged by the world's own GenRM in a vLLM process (`genrm-arith --run.steps 0 --data.test` makes it)."""
     folder = "runs/genrm-arith/policy/step-000000"
     judge = Genrm(judge="serve", model=folder, max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
-    return replace(arith(), genrm=judge, run=replace(arith().run, name="arith-genrm"))
+    return replace(arith(), genrm=judge, run=replace(arith().run, name="arith-genrm", steps=60))
 
 
 def smollm2_gsm8k() -> Config:

@@ -52,6 +52,12 @@ def main(config: Config) -> None:
             warm_start(policy, config, demonstrations, progress)
         with phases("save"):  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
             policy.export(folder.path / "policy" / "step-000000")
+    if not config.run.steps and not tests:  # nothing to sample
+        progress.summary({}, {}, phases.spent(), str(folder.path))
+        folder.close()
+        task.close()
+        world.stop()
+        return
     with phases("start_sampler"):
         generator = build.build_generator(config, policy, world)
         sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
