@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -64,7 +65,7 @@ def critic_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_arith_critic(folder: Path, seed: int) -> None:
     """Write tokenizer, config and random weights as a Hugging Face folder (fp32 safetensors)."""
-    tokenizer = critic_tokenizer()
+    tokenizer: Any = critic_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,

@@ -7,6 +7,7 @@ of a SwiGLU/RMSNorm block of the same size, whose elementwise work is not fused 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -30,7 +31,7 @@ def arith_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_arith_model(folder: Path, seed: int) -> None:
     """Write tokenizer, config and random weights as a Hugging Face folder (fp32 safetensors)."""
-    tokenizer = arith_tokenizer()
+    tokenizer: Any = arith_tokenizer()
     config = OPTConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -138,7 +138,7 @@ class Policy:
         for name, parameter in self.model.named_parameters():
             assert isinstance(parameter, DTensor)
             # Cast the shard first: the gather moves half the bytes in bf16.
-            yield name, parameter.detach().to(dtype).full_tensor()
+            yield name, cast(DTensor, parameter.detach().to(dtype)).full_tensor()
 
     def run(self, batch: PackedBatch, compute: Compute) -> Tensor:
         """One forward pass; `compute` gets the hidden states of the R rows that predict a response token, in the order of

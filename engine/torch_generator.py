@@ -23,7 +23,7 @@ class TorchGenerator:
     """See `Generator`. Holds its own unsharded copy of the model; samples left-padded batches until the last row ends."""
 
     def __init__(self, folder: Path, tokenizer: Any, model: Model, world: World) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, model.dtype), attn_implementation="sdpa")
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, model.dtype), attn_implementation="sdpa")
         self.model.to(world.device).eval()
         self.tokenizer, self.device = tokenizer, world.device
         self.stop_tokens = set(end_tokens(folder, tokenizer))

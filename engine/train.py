@@ -6,16 +6,15 @@ torchrun engine/train.py [recipe] [--group.setting value …]        one process
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
 from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
-from soundrl.engine.generator import Generator, requests_for
 from soundrl.engine.launch import run, users_mistakes
 from soundrl.engine.policy import Policy
+from soundrl.engine.rollouts import rollout
 from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import schedules
 from soundrl.engine.timeline import Timeline
@@ -25,8 +24,7 @@ from soundrl.engine.weight_sync import WeightSync
 from soundrl.engine.world import World
 from soundrl.fapo.measures import TooManyUnknownError
 from soundrl.fapo.prompt_stream import PromptStream
-from soundrl.fapo.records import Prompt
-from soundrl.fapo.task import PendingGroups, Task, distinct
+from soundrl.fapo.task import distinct
 
 
 def main(config: Config) -> None:
@@ -123,35 +121,6 @@ def main(config: Config) -> None:
 def due(step: int, every: int, last: int) -> bool:
     """Every `every` steps (0 = never) and at the last one."""
     return step == last or (every > 0 and step % every == 0)
-
-
-def rollout(
-    prompts: Sequence[Prompt],
-    task: Task,
-    generator: Generator,
-    encode: build.Encoder,
-    config: Config,
-    world: World,
-    step: int,
-    phases: Timeline,
-) -> PendingGroups:
-    """Sample and verify; each correct rollout goes to the judge as it finishes, while the others are still sampled. Of an engine that
-    several ranks share, each rank keeps, verifies and judges its own groups."""
-    requests = requests_for(
-        [(prompt.id, encode(prompt)) for prompt in prompts],
-        config.rollout.samples,
-        run_seed=config.run.seed,
-        phase="train",
-        step=step,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-    )
-    own = {prompt.id: prompt for prompt in prompts[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]}
-    with phases("generate"):
-        pending = task.collect(list(own.values()), (rollout for rollout in generator.generate(requests) if rollout.prompt_id in own))
-    with phases("verify"):
-        pending.outcomes()
-    return pending
 
 
 if __name__ == "__main__":

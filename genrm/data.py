@@ -173,7 +173,7 @@ async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: 
         await asyncio.gather(*map(bounded, wanted))
     finally:
         for client in clients:
-            await client.close()
+            await client.forgive()
 
 
 def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:

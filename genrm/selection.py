@@ -88,7 +88,7 @@ def plot(checkpoints: Sequence[Checkpoint], chosen: Checkpoint) -> str:
 
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">']
     parts.append(f'<path d="M{pad},{pad} V{height - pad} H{width - pad}" fill="none" stroke="black"/>')
-    labels = [
+    labels: list[tuple[float, float, str]] = [
         (width / 2, height - 15, f"mean tokens of a critique ({low:.0f} … {high:.0f})"),
         (width / 2, 25, f"F1 {100 * bottom:.1f} … {100 * top:.1f}; chosen: step {chosen.step}"),
     ]

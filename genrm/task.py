@@ -53,7 +53,7 @@ class CriticTask:
         assign_advantages(groups, self.settings, rewards)
 
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
-        sums = dict.fromkeys((*COUNTS, *FLAGS), 0.0)
+        sums: dict[str, float] = dict.fromkeys((*COUNTS, *FLAGS), 0.0)
         for group in groups:
             label = int(group.prompt.answer)
             row = Labelled(id=group.prompt.id, problem="", steps=("",) * (group.prompt.steps or 1), label=label)

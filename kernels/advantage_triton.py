@@ -1,5 +1,6 @@
 """Triton kernel of the group advantage. Shapes: N rollouts, P groups; formulas: `kernels/advantage.py`."""
 
+# pyright: reportCallIssue=false
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 """Which code runs, and the checks of arguments that every kernel shares."""
 
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import contextlib

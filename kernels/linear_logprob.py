@@ -4,6 +4,7 @@ Forward: streaming on a GPU (`linear_logprob_triton`, memory flat in V), in chun
 (`head_chunks`), logits once more and the two products of the gradient, 6·T·H·V FLOP for the rows that have one.
 """
 
+# pyright: reportArgumentType=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import torch

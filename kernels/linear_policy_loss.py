@@ -9,6 +9,7 @@ Rows whose coefficient is 0 (masked or clipped tokens; advantage 0 without KL an
 left out of both products of the gradient.
 """
 
+# pyright: reportReturnType=false
 from __future__ import annotations
 
 import torch

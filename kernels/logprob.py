@@ -1,5 +1,6 @@
 """Log-probability of given tokens, and entropy, from logits. Shapes: T tokens (rows), V vocabulary."""
 
+# pyright: reportAssignmentType=false, reportOptionalSubscript=false
 from __future__ import annotations
 
 import torch

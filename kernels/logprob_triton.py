@@ -5,6 +5,7 @@ m = max u and log S = log Σ exp((u − m) / temperature). The maximum is taken 
 up: at |u| = 10⁴ an ulp is 10⁻³, and every probability made from a rounded sum would be wrong in the third digit.
 """
 
+# pyright: reportReturnType=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch

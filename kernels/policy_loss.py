@@ -18,6 +18,7 @@ request.
 geometric mean of q over the sequence lies in [low, high], else 0. Weights carry no gradient.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 """Triton kernels of the policy loss. Shapes: T tokens, B sequences; formulas and names: `kernels/policy_loss.py`."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 """Causal attention over packed sequences. Shapes: T tokens of B sequences, Hq query heads, Hkv key heads, D head dimension, N tiles."""
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import torch

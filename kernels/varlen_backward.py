@@ -5,6 +5,7 @@ dQ loops over keys, dK/dV over the queries of its group, each in a fixed order; 
 dimension, N tiles; inside a program M query rows, K key rows.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch

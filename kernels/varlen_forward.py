@@ -3,6 +3,7 @@
 Shapes: T tokens, Hq query heads, D head dimension, N tiles; inside a program M query rows, K key rows.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch

@@ -3,6 +3,7 @@
 Shapes: T tokens, Hq query heads, Hkv key heads, D head dimension, N tiles.
 """
 
+# pyright: reportReturnType=false
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,0 +1,42 @@
+"""A step's rollouts: sampled, verified, and on their way to the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from soundrl.engine.build import Encoder
+from soundrl.engine.config import Config
+from soundrl.engine.generator import Generator, requests_for
+from soundrl.engine.timeline import Timeline
+from soundrl.engine.world import World
+from soundrl.fapo.records import Prompt
+from soundrl.fapo.task import PendingGroups, Task
+
+
+def rollout(
+    prompts: Sequence[Prompt],
+    task: Task,
+    generator: Generator,
+    encode: Encoder,
+    config: Config,
+    world: World,
+    step: int,
+    phases: Timeline,
+) -> PendingGroups:
+    """Sample and verify; each correct rollout goes to the judge as it finishes, while the others are still sampled. Of an engine that
+    several ranks share, each rank keeps, verifies and judges its own groups."""
+    requests = requests_for(
+        [(prompt.id, encode(prompt)) for prompt in prompts],
+        config.rollout.samples,
+        run_seed=config.run.seed,
+        phase="train",
+        step=step,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    own = {prompt.id: prompt for prompt in prompts[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]}
+    with phases("generate"):
+        pending = task.collect(list(own.values()), (rollout for rollout in generator.generate(requests) if rollout.prompt_id in own))
+    with phases("verify"):
+        pending.outcomes()
+    return pending
