@@ -85,8 +85,8 @@ def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
 
 
 def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
-    """Verifier and judge, and the phase of a judge that sleeps, which `say` tells; the judge has been checked (it answers), and on rank 0
-    so have the reference answers of `prompts`."""
+    """Verifier and judge, and the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer), and on rank 0
+    so have the reference answers of `prompts`; a judge that loads beside the policy is waited for by `Task.ready`."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
         return CriticTask(settings, process=config.run.task == "critic"), None
@@ -119,6 +119,7 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Cal
         config.genrm.max_unknown,
         truth=arith.oracle if config.data.train == "arith" else None,
         probe=build_probe(config, built.judge, world),
+        ready=built.ready,
         close=close_all,
         deadline=config.genrm.deadline[1],
         judge_sleeps=built.phase is not None,

@@ -19,16 +19,18 @@ from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.labelled import load_labelled
 from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.prompts import split_paragraphs
-from soundrl.genrm.serve import START_SECONDS, TOKEN_ENV, JudgeServers, Serving
+from soundrl.genrm.serve import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
 
 SERVED_NAME = "genrm"
 
 
 @dataclass(frozen=True)
 class BuiltJudge:
-    """The judge, checked (it answers), and what belongs to it."""
+    """The judge and what belongs to it."""
 
     judge: Judge | None
+    ready: Callable[[], None] = lambda: None
+    """Waits until it answers; a collective. ValueError where it does not."""
     phase: JudgingPhase | None = None
     """Where the judge sleeps but for a phase of its own."""
     close: Callable[[], None] = lambda: None
@@ -36,7 +38,8 @@ class BuiltJudge:
 
 
 def build_judge(config: Config, world: World, say: Callable[[str], None]) -> BuiltJudge:
-    """A collective where judges are served. ValueError where they and the policy do not fit on the GPUs, not even in turns."""
+    """A collective where judges are served. ValueError for a judge that does not answer, and where judges and the policy do not fit on the
+    GPUs, not even in turns."""
     g = config.genrm
     if g.judge == "none":
         return BuiltJudge(None)
@@ -68,11 +71,28 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
         # The world writes a step a line.
         split=arith.steps if config.data.train == "arith" else split_paragraphs,
     )
-    judge.check()
+
+    def ready() -> None:
+        if servers is not None:
+            try:
+                servers.wait()
+            except ServeError as error:
+                raise ValueError(f"genrm.model is {g.model}, but {error}") from error
+        world.barrier()
+        judge.check()
+
+    # On CPU servers load while the policy does. On a GPU vLLM measures, as it starts, what memory others leave: nobody else may move then.
+    beside = g.judge == "serve" and world.device.type == "cpu"
+    if not beside:
+        ready()
     if why:
         say(f"judge: {why}")
-    close = (lambda: None) if servers is None else servers.close
-    return BuiltJudge(judge, JudgingPhase(judge, servers, world) if why else None, close)
+    return BuiltJudge(
+        judge,
+        ready if beside else lambda: None,
+        JudgingPhase(judge, servers, world) if why else None,
+        (lambda: None) if servers is None else servers.close,
+    )
 
 
 def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[int], dict[str, float]]:
@@ -94,9 +114,9 @@ def serial_phase(config: Config, world: World) -> str:
 
 
 def serve(config: Config, sleeps: bool) -> JudgeServers:
-    """Start the servers of `genrm.model` and wait until they generate. Their logs stand in the run's parent folder."""
+    """Start the servers of `genrm.model`. Their logs stand in the run's parent folder."""
     folder = check_folder(config.genrm.model, "genrm.model")
-    servers = JudgeServers(
+    return JudgeServers(
         Serving(
             model=folder,
             name=SERVED_NAME,
@@ -108,5 +128,3 @@ def serve(config: Config, sleeps: bool) -> JudgeServers:
         logs=Path(config.run.folder) / "logs",
         sleeps=sleeps,
     )
-    servers.wait()
-    return servers

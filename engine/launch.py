@@ -99,30 +99,48 @@ def one_line(panel: str) -> str:
     return " ".join(lines).removeprefix("Error parsing Config: ") + " (--help lists all settings)"
 
 
-def run(main: Callable[[Config], None]) -> None:
-    """Entry of `engine/train.py`, under torchrun or plain python; a user's mistake ends it with one line and status 2."""
+def leave_to_torchrun() -> None:
+    """First line of `engine/train.py`: under plain python, check the settings and start this file again under torchrun, or print the plan.
+    Does not return then. Nothing heavy has been imported yet, so that a mistake is told at once."""
+    if "RANK" in os.environ:
+        return
     be_quiet()
-    under_torchrun = "RANK" in os.environ
-    speaks = os.environ.get("RANK", "0") == "0"
-    try:
-        plan, arguments = plan_arguments(sys.argv[1:])
-        config = parse_arguments(arguments)
-        if plan is not None:
-            from soundrl.engine import memory_plan
+    with ends_in_one_line():
+        read_arguments()
+    sys.exit(torchrun(sys.argv))
 
-            with users_mistakes():
-                memory_plan.main(config, plan.gpus, plan.gpu_gib)
-            return
-        if under_torchrun:
-            main(config)
+
+def run(main: Callable[[Config], None]) -> None:
+    """Last line of `engine/train.py`, on every rank; a user's mistake ends the run with one line and status 2."""
+    be_quiet()
+    with ends_in_one_line():
+        main(read_arguments())
+
+
+def read_arguments() -> Config:
+    """The configuration of the command line; where a plan is asked for, prints it and exits."""
+    plan, arguments = plan_arguments(sys.argv[1:])
+    config = parse_arguments(arguments)
+    if plan is not None:
+        from soundrl.engine import memory_plan
+
+        with users_mistakes():
+            memory_plan.main(config, plan.gpus, plan.gpu_gib)
+        sys.exit()
+    return config
+
+
+@contextlib.contextmanager
+def ends_in_one_line() -> Iterator[None]:
+    """Ends the process with status 2, at once, where a UserError comes out; rank 0 says it."""
+    try:
+        yield
     except UserError as error:
-        if speaks:
+        if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         # Not sys.exit: interpreter shutdown would wait for collectives of ranks that have not failed.
         os._exit(2)
-    if not under_torchrun:
-        sys.exit(torchrun(sys.argv))
 
 
 def be_quiet() -> None:

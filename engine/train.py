@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from functools import partial
 
+from soundrl.engine import launch
+
+if __name__ == "__main__":
+    launch.leave_to_torchrun()
+
 from soundrl.engine import build
 from soundrl.engine.config import Config
 from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
-from soundrl.engine.launch import run, users_mistakes
+from soundrl.engine.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.rollouts import rollout
 from soundrl.engine.run_folder import RunFolder
@@ -59,6 +64,8 @@ def main(config: Config) -> None:
     with phases("start_sampler"):
         generator = build.build_generator(config, policy, world)
         sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
+    with users_mistakes(), phases("start_judge"):
+        task.ready()
     with phases("sync"):
         sync()
     phases.take()
@@ -92,7 +99,8 @@ def main(config: Config) -> None:
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
         measured |= phases.judged(pending.calls(), world)
-        metrics = measured | trained | gate | (said or task.judge_metrics(step)) | phases.take() | peak_memory()
+        said = world.gather(said or task.judge_metrics(step))[0]  # every rank stops by what the first one sees
+        metrics = measured | trained | gate | said | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
@@ -124,4 +132,4 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 if __name__ == "__main__":
-    run(main)
+    launch.run(main)

@@ -19,6 +19,10 @@ class Task(Protocol):
     """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
     `soundrl.genrm.task.CriticTask` for the GenRM."""
 
+    def ready(self) -> None:
+        """Wait until everything that `collect` asks is there; a collective. ValueError where it does not come."""
+        ...
+
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         """Consume `rollouts` in whatever order they finish; `measuring`, not training: an oracle judges where there is one."""
         ...
@@ -105,12 +109,13 @@ class ReasoningTask:
         max_unknown: float = 1.0,
         truth: Oracle | None = None,
         probe: Callable[[int], dict[str, float]] = lambda step: {},
+        ready: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
         deadline: float | None = None,
         judge_sleeps: bool = False,
     ) -> None:
         self.deadline, self.judge_sleeps = deadline, judge_sleeps
-        self.verify, self.judge, self.settings, self._close = verify, judge, settings, close
+        self.verify, self.judge, self.settings, self.ready, self._close = verify, judge, settings, ready, close
         self.watch = UnknownWatch(max_unknown)
         self.truth, self.probe = truth, probe
 

@@ -35,6 +35,9 @@ class CriticTask:
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
         self.settings, self.process = replace(settings, lam=0.0), process
 
+    def ready(self) -> None:
+        """Labels stand in the prompts."""
+
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         pending = PendingGroups(prompts, self.assign, decisive=False)
         for rollout in rollouts:

@@ -1,13 +1,12 @@
 """transformers' attention hook: packed rows against padded eager models, what is refused, flash-attn's call, golden losses by backend."""
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from test_train import check_golden, run_tiny
+from test_train import check_golden, run_tiny, steps_in, tiny_arguments
 from tiny import SHAPE, fixed_samples
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -160,15 +159,14 @@ def test_flash_takes_the_newest_that_runs_and_says_how_to_install(monkeypatch):
     flash_function.cache_clear()
 
 
-def test_training_is_the_same_whatever_computes_attention(train, tmp_path):
+def test_training_is_the_same_whatever_computes_attention(train, torchrun, tmp_path):
     """Two RL steps of the default recipe from one warm start: kernels (interpreted), sdpa, and the default on CPU, the reference."""
     small = ("--rollout.prompts", 8, "--rollout.samples", 4, "--optim.minibatch-prompts", 8, "--run.steps", 2)
-    runs = {"sdpa": run_tiny(train, tmp_path, "sdpa", *small, "--model.attention", "sdpa", "--run.export-every", 2)}
     start = (*small, "--model.path", tmp_path / "sdpa" / "policy" / "step-000000", "--warm-start.steps", 0)
-    with ThreadPoolExecutor(2) as pool:  # most of each run is its start
-        reference = pool.submit(run_tiny, train, tmp_path, "reference", *start)
-        runs["triton"] = run_tiny(train, tmp_path, "triton", *start, TRITON_INTERPRET="1")
-        runs["reference"] = reference.result()
+    sdpa = tiny_arguments(tmp_path, "sdpa", *small, "--model.attention", "sdpa", "--run.export-every", 2)
+    assert torchrun("runs", 1, runs=[sdpa, tiny_arguments(tmp_path, "reference", *start)]) == [None] * 2
+    runs = {name: steps_in(tmp_path / name) for name in ("sdpa", "reference")}
+    runs["triton"] = run_tiny(train, tmp_path, "triton", *start, TRITON_INTERPRET="1")
     for rows in runs.values():
         check_golden(rows, GOLDEN)
     names = ("loss/policy", "loss/entropy", "optim/grad_norm", "reward/mean", "tokens/trained")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import start
 from tiny import write_tiny
 
 from soundrl.engine.config import Config, Data, Genrm, Model, Run, count_settings
@@ -97,49 +98,64 @@ def rows(path: Path, *lines: object) -> Path:
 GOOD = {"problem": "1+1?1\n", "answer": "2"}
 
 
-def fails_in_one_line(train, arguments: list[str], *parts: str) -> None:
-    done = train(*arguments, NPROC="1", timeout=120)
-    assert done.returncode == 2, (done.returncode, done.stdout[-2000:], done.stderr[-3000:])
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in said if line.startswith("error: ")]
-    assert len(errors) == 1 and all(part in errors[0] for part in parts), done.stderr[-3000:]
-    assert "Traceback" not in done.stdout + done.stderr
+MISTAKES: dict[str, tuple[object, tuple[str, ...]]] = {
+    # One row a kind: every other malformed one is refused by the same readers, see test_data.py and test_critic_data.py.
+    "invalid-utf8": (b'{"problem": "\xff\xfe", "answer": "2"}', ("data.jsonl:2", "UTF-8")),
+    "unreadable-answer": ({"problem": "1+1?1\n", "answer": "\\frac{1}{"}, ("data.jsonl:2", "reference answer")),
+    "longer-than-context": ({"problem": "1+1" * 40 + "?1\n", "answer": "2"}, ("data.jsonl:2", "tokens", "model.max_length")),
+    "critic": (
+        {"problem": "1+1?", "steps": ["2"], "final_answer_correct": True, "label": 1},
+        ("data.jsonl:2", "label: 1 is no step of the 1"),
+    ),
+    "no-safetensors": (GOOD, ("no .safetensors file", "soundrl.engine.convert")),
+}
 
 
-@pytest.mark.parametrize(
-    ("bad", "parts"),
-    [
-        (b'{"problem": "\xff\xfe", "answer": "2"}', ("data.jsonl:2", "UTF-8")),
-        ({"problem": "1+1?1\n", "answer": "\\frac{1}{"}, ("data.jsonl:2", "reference answer")),
-        ({"problem": "1+1" * 40 + "?1\n", "answer": "2"}, ("data.jsonl:2", "tokens", "model.max_length")),
-    ],
-    ids=["invalid-utf8", "unreadable-answer", "longer-than-context"],
-)
-def test_a_bad_row_is_named(train, tmp_path, bad, parts):
-    """Every other kind of malformed row is refused by the same reader, see test_data.py."""
-    folder = write_tiny(tmp_path / "tiny")
-    fails_in_one_line(train, small(folder, rows(tmp_path / "data.jsonl", GOOD, bad)), *parts)
+@pytest.fixture(scope="module")
+def said(torchrun_once, tmp_path_factory) -> dict[str, str | None]:
+    """What the main job says of each mistake, and of a run with none."""
+    runs = {}
+    for name, (bad, _) in (MISTAKES | {"none": (GOOD, ())}).items():
+        root = tmp_path_factory.mktemp(name)
+        folder = write_tiny(root / "tiny")
+        if name == "no-safetensors":
+            (folder / "model.safetensors").unlink()
+        first = bad | {"label": 0} if name == "critic" and isinstance(bad, dict) else GOOD
+        critic = ["--run.task", "critic"] if name == "critic" else []
+        runs[name] = [*small(folder, rows(root / "data.jsonl", first, bad)), *critic]
+    return dict(zip(runs, torchrun_once("runs", 1, runs=list(runs.values())), strict=True))
 
 
-def test_a_bad_critic_row_is_named(train, tmp_path):
-    row = {"problem": "1+1?", "steps": ["2"], "final_answer_correct": True, "label": 0}
-    arguments = small(write_tiny(tmp_path / "tiny"), rows(tmp_path / "data.jsonl", row, row | {"label": 1}))
-    fails_in_one_line(train, [*arguments, "--run.task", "critic"], "data.jsonl:2", "label: 1 is no step of the 1")
-
-
-def test_a_model_folder_without_safetensors_is_named(train, tmp_path):
-    folder = write_tiny(tmp_path / "tiny")
-    (folder / "model.safetensors").unlink()
-    fails_in_one_line(train, small(folder, rows(tmp_path / "data.jsonl", GOOD, GOOD)), "no .safetensors file", "soundrl.engine.convert")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_files_is_named(said, mistake):
+    message = said[mistake]
+    assert message is not None and all(part in message for part in MISTAKES[mistake][1]), message
+    assert "\n" not in message
+    assert said["none"] is None  # inverse: the same run without a mistake goes through
 
 
 def test_a_dead_judge_is_named_before_training(train, tmp_path):
+    """As a user sees any of them: one line, status 2, no traceback."""
     folder = write_tiny(tmp_path / "tiny")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
     arguments = small(folder, rows(tmp_path / "data.jsonl", GOOD, GOOD), judge="endpoint", urls=url, model="judge")
-    fails_in_one_line(train, [*arguments, "--fapo.lam", "1"], "genrm.urls", url)
+    done = train(*arguments, "--fapo.lam", "1", NPROC="1", timeout=120)
+    assert done.returncode == 2, (done.returncode, done.stdout[-2000:], done.stderr[-3000:])
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "genrm.urls" in errors[0] and url in errors[0], done.stderr[-3000:]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_mistake_in_settings_is_told_before_anything_heavy_is_imported():
+    """Importing torch and transformers takes ten seconds; plain python leaves that to the processes that torchrun starts."""
+    script = "import runpy, sys; sys.argv[0] = 'engine/train.py'; run = lambda: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    script += "try: run()\nfinally: print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    shown = start([sys.executable, "-c", script, "arith", "--help"])
+    assert "--fapo.lam" in shown.stdout and shown.stdout.endswith("set()\n"), shown.stdout[-200:] + shown.stderr[-2000:]
+    done = start([sys.executable, "engine/train.py", "arith", "--fapo.lam", "-1"])
+    assert done.returncode == 2 and done.stderr.startswith("error: fapo.lam -1.0 would reward flaws"), done.stderr[-2000:]
 
 
 def test_a_config_made_in_python_is_checked_as_well():

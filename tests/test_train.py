@@ -63,19 +63,32 @@ def digest(folder: Path, step: int) -> str:
     return hashlib.sha256((folder / "policy" / f"step-{step:06d}" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def run_tiny(train, folder: Path, name: str, *arguments, **environment: str) -> list[dict]:
+def tiny_arguments(folder: Path, name: str, *arguments) -> list[str]:
+    """The command line of a small run without vLLM."""
     small = ("--rollout.engine", "torch", "--rollout.prompts", 16, "--optim.minibatch-prompts", 16, "--data.test")
-    done = train("arith", *TINY, *small, "--run.folder", folder, "--run.name", name, *arguments, NPROC="1", **environment)
+    return [str(part) for part in ("arith", *TINY, *small, "--run.folder", folder, "--run.name", name, *arguments)]
+
+
+def steps_in(folder: Path) -> list[dict]:
+    return [row for row in metrics(folder) if "loss/policy" in row]
+
+
+def run_tiny(train, folder: Path, name: str, *arguments, **environment: str) -> list[dict]:
+    done = train(*tiny_arguments(folder, name, *arguments), NPROC="1", **environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return [row for row in metrics(folder / name) if "loss/policy" in row]
+    return steps_in(folder / name)
 
 
-def test_lambda_zero_is_grpo_bit_for_bit(train, tmp_path):
+def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
     """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
-    judged = run_tiny(train, tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2)
     start = ("--model.path", tmp_path / "judged" / "policy" / "step-000000", "--warm-start.steps", 0, "--run.steps", 2)
-    plain = run_tiny(train, tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", *start)
-    fapo = run_tiny(train, tmp_path, "fapo", *start)
+    runs = [
+        tiny_arguments(tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2),
+        tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", *start),
+        tiny_arguments(tmp_path, "fapo", *start),
+    ]
+    assert torchrun("runs", 1, runs=runs) == [None] * 3
+    judged, plain, fapo = (steps_in(tmp_path / name) for name in ("judged", "plain", "fapo"))
     names = ("loss/policy", "optim/grad_norm", "reward/mean", "loss/entropy")
     assert [[row[n] for n in names] for row in judged] == [[row[n] for n in names] for row in plain]
     assert digest(tmp_path / "judged", 2) == digest(tmp_path / "plain", 2)

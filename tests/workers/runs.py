@@ -1,0 +1,29 @@
+"""The main job several times in one process, because starting a process costs more than a tiny run: what a user would be told of each,
+None where it went through."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from soundrl.engine.launch import UserError, be_quiet, parse_arguments
+
+be_quiet()
+ENTRY = Path(__file__).resolve().parents[2] / "engine" / "train.py"
+
+
+def main(arguments: dict, out: Path) -> None:
+    spec = importlib.util.spec_from_file_location("train", ENTRY)
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    said: list[str | None] = []
+    for line in arguments["runs"]:
+        try:
+            train.main(parse_arguments(line))
+            said.append(None)
+        except UserError as error:
+            said.append(str(error))
+    out.write_text(json.dumps(said))
+
+
+main(json.loads(sys.argv[1]), Path(sys.argv[2]))
