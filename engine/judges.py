@@ -82,7 +82,7 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
         judge.check()
 
     # On CPU servers load while the policy does. On a GPU vLLM measures, as it starts, what memory others leave: nobody else may move then.
-    beside = g.judge == "serve" and world.device.type == "cpu"
+    beside = g.judge == "serve" and world.device.type == "cpu" and not why  # who is put to sleep has loaded
     if not beside:
         ready()
     if why:

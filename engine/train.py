@@ -106,8 +106,12 @@ def main(config: Config) -> None:
         folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
         folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
         progress.step(step, metrics)
-        with users_mistakes(TooManyUnknownError):  # this step is on disk
-            task.watch(step, metrics)
+        with users_mistakes(TooManyUnknownError):  # this step is on disk, and so is its policy
+            try:
+                task.watch(step, metrics)
+            except TooManyUnknownError:
+                policy.export(folder.path / "policy" / f"step-{step:06d}")
+                raise
         if due(step, config.run.export_every, config.run.steps):
             with phases("save"):
                 policy.export(folder.path / "policy" / f"step-{step:06d}")

@@ -84,17 +84,22 @@ def _gpus() -> int:
     return device_count()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def reserve_port() -> socket.socket:
+    """A free port of loopback, bound and not listened on. While it is open the kernel gives the port to nobody who asks for just any (a
+    client's end of a connection takes one too, and a server loads for minutes before it binds); a server that names it (SO_REUSEADDR)
+    gets it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 class Worker:
     """One server process on a port that it keeps."""
 
     def __init__(self, settings: Serving, number: int, token: str, folder: Path, sleeps: bool = False) -> None:
-        self.settings, self.number, self.port, self.sleeps = settings, number, free_port(), sleeps
+        self.settings, self.number, self.sleeps, self.held = settings, number, sleeps, reserve_port()
+        self.port: int = self.held.getsockname()[1]
         self.root = f"http://127.0.0.1:{self.port}"
         self.url = f"{self.root}/v1"
         self.log = folder / f"genrm-{number}.log"
@@ -283,6 +288,7 @@ class JudgeServers:
             self._watcher.join()
         for worker in self.workers:
             worker.stop()
+            worker.held.close()
 
     def _start(self, worker: Worker) -> None:
         worker.start()

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,45 @@ def test_a_dead_or_stuck_server_is_started_again_and_nothing_is_lost(folder, mon
             assert servers.workers[0].process is not victim
             assert ask(judge, 40) == [Verdict.flawed(1)] * 40
     assert all(not worker.alive for worker in servers.workers)
+
+
+def test_nobody_takes_a_servers_port_while_it_is_down(folder):
+    with JudgeServers(Serving(model=folder, name=MODEL), logs=folder) as servers:
+        servers.wait(20)
+        (worker,) = servers.workers
+        with servers._looking:  # nobody starts it again
+            worker.stop()
+            with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+                other.bind(("127.0.0.1", worker.port))
+            worker.start()
+        servers.wait(20)  # the server itself gets it
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections may still be closing
+        other.bind(("127.0.0.1", worker.port))  # inverse: given back
+
+
+def runs(pid: str) -> bool:
+    """Not for a zombie, whom nobody may have collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_stopped_server_is_gone_even_if_it_does_not_listen(folder, monkeypatch, ignored):
+    """Whoever starts the next one needs its port and its memory."""
+    script = f"import os, signal, time; {ignored} and signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True)"
+    monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", f"{script}; time.sleep(1e6)"])
+    with JudgeServers(Serving(model=folder, name=MODEL), logs=folder) as servers:
+        (worker,) = servers.workers
+        end = time.monotonic() + 20
+        while not (said := worker.log.read_text().split()):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert runs(said[0])  # witness
+        worker.stop()
+        assert not runs(said[0])
 
 
 def witness(worker: Worker) -> list[str]:

@@ -193,7 +193,8 @@ def test_a_run_whose_judges_die_for_good_ends_with_one_line(train, tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith("error: step 1: no judge answers, and "), done.stderr[-3000:]
     assert "Traceback" not in done.stdout + done.stderr
-    # What was done until then is kept.
+    # What was done until then is kept: the policy too, though no export was due.
+    assert (tmp_path / "arith" / "policy" / "step-000001" / "model.safetensors").exists()
     rollouts = [json.loads(line) for line in (tmp_path / "arith" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
     assert {r["verdict"]["kind"] for r in rollouts if r["outcome"] == "correct"} >= {"unknown"}
     assert [row["step"] for row in metrics(tmp_path / "arith") if "loss/policy" in row] == [1]
