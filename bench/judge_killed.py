@@ -14,24 +14,27 @@ import json
 import os
 import random
 import re
+import secrets
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import psutil
 import tyro
 from record import machine
 
 from soundrl.engine.timeline import read_trace
+from soundrl.genrm.serve import TOKEN_ENV
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 3600.0
+TOKEN = secrets.token_urlsafe(24)  # every route of the server wants it, the one of its metrics too
 SETTINGS = (
     *("--data.test", "--model.max-length", "256", "--warm-start.steps", "8", "--warm-start.batch", "4", "--warm-start.lr", "2e-4"),
     *("--rollout.prompts", "8", "--rollout.samples", "4", "--rollout.max-new-tokens", "48", "--rollout.eager"),
@@ -87,7 +90,9 @@ def server_of(run: subprocess.Popen[bytes]) -> psutil.Process | None:
 def in_work(server: psutil.Process) -> int | None:
     """Requests that the server runs at this moment; None while there are fewer than two, of which one may be the watch's probe."""
     command = server.cmdline()
-    page = httpx.get(f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics", timeout=20).text
+    address = f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics"
+    with urllib.request.urlopen(urllib.request.Request(address, headers={"authorization": f"Bearer {TOKEN}"}), timeout=20) as reply:
+        page = reply.read().decode()
     running = sum(float(value) for value in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", page, re.MULTILINE))
     return int(running) if running >= 2 else None
 
@@ -107,7 +112,7 @@ def main(arguments: Arguments) -> None:
     command = [sys.executable, "engine/train.py", "smollm2-gsm8k", *map(str, (*where, *models)), *SETTINGS]
     started = time.monotonic()
     with said.open("wb") as sink:
-        run = subprocess.Popen(command, cwd=ROOT, env={"NPROC": "1"} | os.environ, stdout=sink, stderr=sink)
+        run = subprocess.Popen(command, cwd=ROOT, env={"NPROC": "1", TOKEN_ENV: TOKEN} | os.environ, stdout=sink, stderr=sink)
     try:
         wait_for("first step", lambda: next((row for row in rows_of(folder / "metrics.jsonl") if "loss/policy" in row), None), run)
         server = wait_for("server", lambda: server_of(run), run)

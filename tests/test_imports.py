@@ -56,7 +56,7 @@ def test_kernels_import_with_torch_and_triton_alone():
         "import importlib, sys\n"
         "class Wall:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('transformers', 'vllm', 'safetensors', 'accelerate', 'tokenizers', 'httpx', 'tyro'):\n"
+        "        if name.split('.')[0] in ('transformers', 'vllm', 'safetensors', 'accelerate', 'tokenizers', 'aiohttp', 'tyro'):\n"
         "            raise ImportError('not installed: ' + name)\n"
         "sys.meta_path.insert(0, Wall())\n"
         f"[importlib.import_module(m) for m in {modules!r}]\n"
