@@ -33,7 +33,7 @@ QUIET = {
 
 
 # The longest files first, so that no single one is left for the end while the other process has nothing to do (--no-loadscope-reorder).
-LONGEST = ("train", "weight_sync", "attention", "serve", "launch", "export", "compile_gate", "distributed", "varlen_attention", "generator")
+LONGEST = ("train", "varlen_attention", "verifier", "serve", "export", "schedule", "attention", "weight_sync", "scorer", "distributed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
