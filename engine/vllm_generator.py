@@ -43,9 +43,7 @@ def pack_tied_head(head: Any) -> None:
 class VllmGenerator:
     """See `Generator`. All ranks of a tensor-parallel group must pass the same requests in the same order."""
 
-    def __init__(
-        self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, world: World, logprobs_mode: str = "processed_logprobs"
-    ) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, world: World) -> None:
         on_cpu = world.device.type == "cpu"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -73,7 +71,7 @@ class VllmGenerator:
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=settings.tensor_parallel,
             seed=world.rank // settings.tensor_parallel,
-            logprobs_mode=logprobs_mode,  # type: ignore[arg-type]
+            logprobs_mode="processed_logprobs",
             gpu_memory_utilization=0.3 if on_cpu else settings.memory,
             max_num_seqs=MAX_SEQUENCES,
             max_num_batched_tokens=max(MAX_BATCHED_TOKENS, model.max_length),

@@ -12,11 +12,12 @@ def gap(message: str) -> float:
 
 
 def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):
-    said = torchrun("sync_faults", 1, folder=str(tmp_path / "tiny"), logprobs_mode="processed_logprobs")
+    said = torchrun("sync_faults", 1, folder=str(tmp_path / "tiny"))
     # Inverse: the same steps without a fault pass, before and after each one.
-    for healthy in ("start", "healthy", "after_never_sent", "recovered"):
+    for healthy in ("start", "processed_logprobs", "healthy", "after_never_sent", "recovered"):
         assert said[healthy].startswith("passed 1.00"), (healthy, said[healthy])
     faults = {
+        "raw_logprobs": r"it must be started with logprobs_mode='processed_logprobs'",
         "never_sent": r"1 of \d+ tensors were never sent; the first is model\.layers\.1\.self_attn\.v_proj\.weight",
         "not_taken": r"Sending model\.layers\.1\.mlp again closed the gap: .* first tensor is model\.layers\.1\.mlp\.gate_proj\.weight",
         "old_tied_head": r"ties lm_head to the embedding: the sampler keeps an old copy of lm_head\.weight",
@@ -34,12 +35,6 @@ def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):
         assert len(tokens) == logprobs and version == rollouts["version"]
         assert (finish_reason == "stop") == (tokens[-1] in rollouts["end"])
         assert finish_reason == "stop" or len(tokens) == 24
-
-
-def test_raw_logprobs_at_a_temperature_are_caught(torchrun, tmp_path):
-    said = torchrun("sync_faults", 1, folder=str(tmp_path / "tiny"), logprobs_mode="raw_logprobs")
-    assert gap(said["start"]) > 1.05
-    assert "it must be started with logprobs_mode='processed_logprobs'" in said["start"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two updates, an export, and the trainer's log-probabilities of fixed sequences; with `folder` of an export: vLLM's view of it."""
+"""Two updates, an export and the trainer's log-probabilities of fixed sequences (`train`: model kinds); vLLM's view of exports (`read`)."""
 
 import json
 import sys
@@ -19,38 +19,51 @@ from soundrl.engine.world import World
 be_quiet()
 
 
-def main(arguments: dict, out: Path) -> None:
-    world = World.start()
-    target = Path(arguments["target"])
-    fresh = target if arguments["vllm"] else target.with_name("start")
-    if not arguments["vllm"] and world.main:
-        write_tiny(fresh, arguments["kind"])
+def trained(target: Path, kind: str, world: World) -> list[float]:
+    """Two updates of a new model, exported to `target`; what it started from stands in `start` beside it."""
+    fresh = target.with_name("start")
+    if world.main:
+        write_tiny(fresh, kind)
     world.barrier()
-    tokenizer = load_tokenizer(fresh)
-    model = Model(path=str(fresh), dtype="float32", max_length=128)
-    policy = Policy(fresh, tokenizer, model, world)
-    trainer = Trainer(policy, Optim(lr=3e-3, microbatch_tokens=256, warmup_steps=1), Loss(), 1.0)
-    if arguments["vllm"]:
-        from soundrl.engine.vllm_generator import VllmGenerator
-
-        # A fresh engine, split over both ranks, that has read the exported folder itself: the gate's comparison, then a sync.
-        generator = VllmGenerator(fresh, tokenizer, model, Rollout(memory=1.0, eager=True, tensor_parallel=world.size), world)
-        sync = WeightSync(policy, trainer, generator, [s.prompt_tokens for s in fixed_samples()], 1.0, 1.05)
-        said = [sync.gate().exp_abs_dlogp, sync()["mismatch/gate"]]
-        if world.main:
-            out.write_text(json.dumps(said))
-        return
+    policy, trainer = load(fresh, world)
     samples = fixed_samples()
     for _ in range(2):
         trainer.train([known(samples[world.rank :: world.size])])
     with torch.no_grad():
-        batch = pack(samples, world.device)
-        logprob_R, _ = policy.response_logprobs(batch, 1.0)
+        logprob_R, _ = policy.response_logprobs(pack(samples, world.device), 1.0)
     policy.export(target)
+    return logprob_R.tolist()
+
+
+def read(folder: Path, world: World) -> list[float]:
+    """A fresh engine, split over both ranks, that has read the exported folder itself: the gate's comparison, then a sync."""
+    from soundrl.engine.vllm_generator import VllmGenerator
+
+    policy, trainer = load(folder, world)
+    settings = Rollout(memory=1.0, eager=True, tensor_parallel=world.size)
+    generator = VllmGenerator(folder, policy.tokenizer, model_at(folder), settings, world)
+    sync = WeightSync(policy, trainer, generator, [s.prompt_tokens for s in fixed_samples()], 1.0, 1.05)
+    return [sync.gate().exp_abs_dlogp, sync()["mismatch/gate"]]
+
+
+def model_at(folder: Path) -> Model:
+    return Model(path=str(folder), dtype="float32", max_length=128)
+
+
+def load(folder: Path, world: World) -> tuple[Policy, Trainer]:
+    policy = Policy(folder, load_tokenizer(folder), model_at(folder), world)
+    return policy, Trainer(policy, Optim(lr=3e-3, microbatch_tokens=256, warmup_steps=1), Loss(), 1.0)
+
+
+def main(arguments: dict, out: Path) -> None:
+    world, root = World.start(), Path(arguments["root"])
+    said = {kind: trained(root / kind / "policy", kind, world) for kind in arguments["train"]}
+    said |= {kind: read(root / kind / "policy", world) for kind in arguments["read"]}
     if world.main:
-        out.write_text(json.dumps(logprob_R.tolist()))
-    world.barrier()
-    world.stop()
+        out.write_text(json.dumps(said))
+    if not arguments["read"]:  # vLLM takes the process group down with its engine
+        world.barrier()
+        world.stop()
 
 
 main(json.loads(sys.argv[1]), Path(sys.argv[2]))

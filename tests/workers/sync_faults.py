@@ -18,6 +18,7 @@ from soundrl.engine.weight_sync import SyncError, WeightSync
 from soundrl.engine.world import World
 
 TEMPERATURE = 0.7
+RANDOM = torch.Generator().manual_seed(0)  # the sampler draws from torch's own
 be_quiet()
 
 
@@ -26,7 +27,11 @@ def perturb(policy: Policy) -> None:
     with torch.no_grad():
         for parameter in policy.model.parameters():
             local = parameter.to_local()
-            local.add_(0.15 * local.abs().mean() * torch.randn_like(local))
+            local.add_(0.15 * local.abs().mean() * torch.randn(local.shape, generator=RANDOM))
+
+
+def log_probabilities(worker, mode: str) -> None:
+    worker.model_runner.sampler = type(worker.model_runner.sampler)(logprobs_mode=mode)
 
 
 def outcome(sync: WeightSync) -> str:
@@ -43,51 +48,54 @@ def main(arguments: dict, out: Path) -> None:
     model = Model(path=str(folder), dtype="float32", max_length=224)
     policy = Policy(folder, tokenizer, model, world)
     trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), TEMPERATURE)
-    generator = vllm_generator.VllmGenerator(folder, tokenizer, model, Rollout(memory=1.0, eager=True), world, arguments["logprobs_mode"])
+    generator = vllm_generator.VllmGenerator(folder, tokenizer, model, Rollout(memory=1.0, eager=True), world)
     # Longer than one KV block of 128 tokens: shorter prompts are never cached, and a stale cache would have nothing to show.
     prompts = [tuple((7 * i + j * j) % 18 for j in range(150)) for i in range(8)]
     sync = WeightSync(policy, trainer, generator, prompts, TEMPERATURE, limit=1.05)
     said = {"start": outcome(sync)}
-    if arguments["logprobs_mode"] == "processed_logprobs":
-        perturb(policy)
-        said["healthy"] = outcome(sync)
+    for mode in ("raw_logprobs", "processed_logprobs"):  # as if the engine had been started so
+        generator.llm.collective_rpc(log_probabilities, args=(mode,))
+        said[mode] = outcome(sync)
 
-        perturb(policy)
-        full = policy.named_full_tensors
-        victim = "model.layers.1.self_attn.v_proj.weight"
-        policy.named_full_tensors = lambda: ((n, t) for n, t in full() if n != victim)
-        said["never_sent"] = str(sync.sent == []) + outcome_with(sync, policy, full)
-        said["after_never_sent"] = outcome(sync)
+    perturb(policy)
+    said["healthy"] = outcome(sync)
 
-        perturb(policy)
-        load, calls = generator.load, []
+    perturb(policy)
+    full = policy.named_full_tensors
+    victim = "model.layers.1.self_attn.v_proj.weight"
+    policy.named_full_tensors = lambda: ((n, t) for n, t in full() if n != victim)
+    said["never_sent"] = str(sync.sent == []) + outcome_with(sync, policy, full)
+    said["after_never_sent"] = outcome(sync)
 
-        def deaf(tensors):  # the sampler drops one tensor, the first time
-            calls.append(1)
-            load((n, t) for n, t in tensors if len(calls) > 1 or not n.startswith("model.layers.1.mlp"))
+    perturb(policy)
+    load, calls = generator.load, []
 
-        generator.load = deaf
-        said["not_taken"] = outcome(sync)
-        generator.load = load
+    def deaf(tensors):  # the sampler drops one tensor, the first time
+        calls.append(1)
+        load((n, t) for n, t in tensors if len(calls) > 1 or not n.startswith("model.layers.1.mlp"))
 
-        perturb(policy)
-        real = vllm_generator.pack_tied_head
-        vllm_generator.pack_tied_head = lambda module: None
-        said["old_tied_head"] = outcome(sync)
-        vllm_generator.pack_tied_head = real
+    generator.load = deaf
+    said["not_taken"] = outcome(sync)
+    generator.load = load
 
-        said["recovered"] = outcome(sync)
-        said["rollouts"] = rollouts(generator, prompts)
-        perturb(policy)
-        reset, resets = generator.reset_cache, []
+    perturb(policy)
+    real = vllm_generator.pack_tied_head
+    vllm_generator.pack_tied_head = lambda module: None
+    said["old_tied_head"] = outcome(sync)
+    vllm_generator.pack_tied_head = real
 
-        def lazy():  # skips the reset that belongs to the sync, not the doctor's
-            resets.append(1)
-            if len(resets) > 1:
-                reset()
+    said["recovered"] = outcome(sync)
+    said["rollouts"] = rollouts(generator, prompts)
+    perturb(policy)
+    reset, resets = generator.reset_cache, []
 
-        generator.reset_cache = lazy
-        said["stale_prefix_cache"] = outcome(sync)
+    def lazy():  # skips the reset that belongs to the sync, not the doctor's
+        resets.append(1)
+        if len(resets) > 1:
+            reset()
+
+    generator.reset_cache = lazy
+    said["stale_prefix_cache"] = outcome(sync)
     if world.main:
         out.write_text(json.dumps(said))
 
