@@ -20,9 +20,6 @@ def _when_orphaned() -> None:
 
 def main(command: list[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    # Sent to the whole group: we end after the child has, so that who waits for us knows that its port and its memory are free. Not before
-    # the start: the child would inherit it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_when_orphaned, daemon=True).start()
     return child.wait()
 

@@ -94,6 +94,18 @@ def reserve_port() -> socket.socket:
     return held
 
 
+def _runs(group: int) -> bool:
+    """Whether a process of the group does; zombies do not, whom init may collect late. Not our child alone: that is the server's guard."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its = stat.read_text().rsplit(")", 1)[1].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        if int(its) == group and state not in "ZX":
+            return True
+    return False
+
+
 class Worker:
     """One server process on a port that it keeps."""
 
@@ -156,7 +168,7 @@ class Worker:
             )
 
     def stop(self) -> None:
-        """Ask the whole session to end, then kill it."""
+        """Ask the whole session to end, then kill it; nobody of it runs afterwards: whoever comes next needs its port and its memory."""
         if self.process is None:
             return
         for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
@@ -164,10 +176,11 @@ class Worker:
                 os.killpg(self.process.pid, number)
             except ProcessLookupError:
                 break
-            try:
-                self.process.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
+            end = time.monotonic() + patience
+            while (left := _runs(self.process.pid)) and time.monotonic() < end:
+                time.sleep(0.02)
+            if not left:
+                break
         self.process.wait()
 
     @property
