@@ -21,7 +21,7 @@ from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task, done
-from soundrl.fapo.verifier import Verifier
+from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.arith_critic import ArithCriticSource
 from soundrl.genrm.labelled import load_critic
 from soundrl.genrm.task import CriticTask

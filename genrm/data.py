@@ -26,7 +26,7 @@ import tyro
 
 from soundrl.fapo.data import load_prompts
 from soundrl.fapo.records import Outcome, Prompt, Verdict
-from soundrl.fapo.verifier import Verifier
+from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.critic_rows import select, write_rows
 from soundrl.genrm.endpoint import Endpoint, Failure
 from soundrl.genrm.gsm8k_flaws import KINDS, plant, sound

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from soundrl.fapo.boxed import boxed_answer
+from soundrl.fapo.verify.box import boxed_answer
 from soundrl.fapo.records import Verdict
 
 # What the reply says.

@@ -15,8 +15,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from soundrl.fapo.boxed import final_box, reference_part
-from soundrl.fapo.strict import list_length
+from soundrl.fapo.verify.box import final_box, reference_part
+from soundrl.fapo.verify.rule import list_length
 
 VERSION = "0.9.0"
 MODULES = (

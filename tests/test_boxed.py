@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from soundrl.fapo.boxed import Box, boxed_answer, final_box, reference_part
+from soundrl.fapo.verify.box import Box, boxed_answer, final_box, reference_part
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from soundrl.engine.config import Config, Data, Fapo, Genrm, Model, Run, WarmSta
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.data import load_prompts
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.verifier import Verifier
+from soundrl.fapo.verify.verifier import Verifier
 
 
 @pytest.fixture(scope="module")

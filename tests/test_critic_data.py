@@ -8,7 +8,7 @@ import pyarrow.json
 import pytest
 from fake_judge import MODEL, Handler, Server, said
 
-from soundrl.fapo.boxed import final_box
+from soundrl.fapo.verify.box import final_box
 from soundrl.fapo.data import load_prompts
 from soundrl.fapo.records import Prompt, Verdict
 from soundrl.genrm.critic_rows import select

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundrl.fapo.answer_form import MAX_LENGTH, normalise, squeeze
+from soundrl.fapo.verify.form import MAX_LENGTH, normalise, squeeze
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.strict import check_gold, list_length, rule
+from soundrl.fapo.verify.rule import check_gold, list_length, rule
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 

@@ -16,7 +16,7 @@ import mathverify_cases
 import pytest
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verifier import Verifier
+from soundrl.fapo.verify.verifier import Verifier
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 DIFFERENCES = Path(__file__).parent / "mathverify_differences.txt"
@@ -290,7 +290,7 @@ def test_the_interpreter_ends_and_takes_the_processes_along():
     """Without `close`, with a worker in the middle of a hostile answer."""
     code = f"""
 import os
-from soundrl.fapo.verifier import Verifier
+from soundrl.fapo.verify.verifier import Verifier
 verifier = Verifier(workers=1, time_limit=60)
 print(verifier.submit_answer("(x-1)(x+1)", "x^2-1").result().value)
 print(verifier.pool._server._process.pid, flush=True)
@@ -307,7 +307,7 @@ verifier.submit_answer({BOMB[1]!r}, {BOMB[0]!r})
 
 
 def test_workers_import_no_torch():
-    code = "import sys, soundrl.fapo.verifier_worker as w; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm') if m in sys.modules])"
+    code = "import sys, soundrl.fapo.verify.worker as w; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

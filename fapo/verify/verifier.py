@@ -1,13 +1,13 @@
 """Says whether a response's final answer is the reference answer: correct, wrong, no answer, unparseable, or timeout.
 
-Three stages: `boxed` finds the answer, `strict` decides the clear cases in the caller's thread, and what is left goes to math-verify in
+Three stages: `box` finds the answer, `rule` decides the clear cases in the caller's thread, and what is left goes to math-verify in
 processes that are killed at a deadline. math-verify's own timeouts are SIGALRM, which works in the main thread only (versions before 0.9
 then answered "wrong" in silence), and is off here. The verdict is the same from any thread and from asyncio.
 
 What each outcome means:
 
 * `correct`: equal by the strict rule or by math-verify.
-* `wrong`: compared and different, or of a form that is never accepted (hedged, chained, rounded, not carried out; see `strict`).
+* `wrong`: compared and different, or of a form that is never accepted (hedged, chained, rounded, not carried out; see `rule`).
 * `no_answer`: no box after the thinking part, or an open or empty one.
 * `unparseable`: there is an answer, but it is too long, in another alphabet, or math-verify cannot read it.
 * `timeout`: the comparison came to its limit of time or memory, or its process died. `counts` tells them apart.
@@ -20,10 +20,10 @@ from collections import Counter
 from concurrent.futures import Future
 from types import TracebackType
 
-from soundrl.fapo.boxed import final_box
+from soundrl.fapo.verify.box import final_box
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.strict import check_gold, list_length, rule
-from soundrl.fapo.verifier_pool import WorkerPool
+from soundrl.fapo.verify.rule import check_gold, list_length, rule
+from soundrl.fapo.verify.pool import WorkerPool
 
 _OUTCOMES = {
     "equal": Outcome.CORRECT,

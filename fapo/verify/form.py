@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from soundrl.fapo.printed import SIGNIFICANT_DIGITS, Printed, read_printed
+from soundrl.fapo.verify.printed import SIGNIFICANT_DIGITS, Printed, read_printed
 
 MAX_LENGTH = 1024
 """Longer answers are refused. The longest reference of MATH-500, AIME, GSM8K and DeepMath has under 200 characters."""

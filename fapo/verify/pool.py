@@ -19,7 +19,7 @@ from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from soundrl.fapo.verifier_worker import CONTROL, receive_exactly, receive_message, send_message
+from soundrl.fapo.verify.worker import CONTROL, receive_exactly, receive_message, send_message
 
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
@@ -48,7 +48,7 @@ class _ForkServer:
             environment = {key: os.environ[key] for key in ("PATH", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
             environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-m", "soundrl.fapo.verifier_worker", str(theirs.fileno()), str(self._memory_limit)],
+                [sys.executable, "-P", "-s", "-m", "soundrl.fapo.verify.worker", str(theirs.fileno()), str(self._memory_limit)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",

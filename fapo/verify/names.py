@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from soundrl.fapo.answer_form import read_number, split, squeeze
+from soundrl.fapo.verify.form import read_number, split, squeeze
 
 _MEMBER = re.compile(r"([^=<>]+?)\\in(?![a-zA-Z])(.+)")
 _SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")

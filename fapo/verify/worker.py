@@ -1,6 +1,6 @@
 r"""The process side of the verifier: imports math-verify once, forks a worker per request, compares what the workers are sent.
 
-    python -P -s -m soundrl.fapo.verifier_worker CONTROL_FD MEMORY_LIMIT_BYTES
+    python -P -s -m soundrl.fapo.verify.worker CONTROL_FD MEMORY_LIMIT_BYTES
 
 This process has one thread and never imports torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of
 vLLM, torch and gloo, is never forked. Control messages are a letter and a number (5 bytes): `F` with a socket attached forks a worker on it
@@ -27,7 +27,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from soundrl.fapo.printed import Printed, read_printed, split_approximation
+from soundrl.fapo.verify.printed import Printed, read_printed, split_approximation
 
 ANSWERS_PER_WORKER = 500
 """A worker is replaced after so many answers: sympy's caches only grow."""

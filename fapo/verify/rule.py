@@ -33,7 +33,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from soundrl.fapo.answer_form import (
+from soundrl.fapo.verify.form import (
     MAX_LENGTH,
     Group,
     Node,
@@ -47,11 +47,11 @@ from soundrl.fapo.answer_form import (
     read_decimal_comma,
     squeeze,
 )
-from soundrl.fapo.boxed import reference_part
-from soundrl.fapo.names import drop_names, sides
-from soundrl.fapo.printed import split_approximation
+from soundrl.fapo.verify.box import reference_part
+from soundrl.fapo.verify.names import drop_names, sides
+from soundrl.fapo.verify.printed import split_approximation
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.units import canonical_unit, cut_unit
+from soundrl.fapo.verify.units import canonical_unit, cut_unit
 
 
 @dataclass(frozen=True)
