@@ -16,8 +16,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # Two test processes on two cores: a second OpenMP thread each would only wait for the other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples everywhere and every time, and no deadline: a loaded machine is no fault. `--hypothesis-profile default` searches anew.
+hypothesis.settings.register_profile("everywhere", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("everywhere")
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.utils.deterministic.fill_uninitialized_memory = True  # with deterministic algorithms torch.empty is NaN, so a read of it shows
@@ -41,7 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
-def start(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+PATIENCE = 1200
+"""Seconds until a process that hangs is given up. No test waits for less: how long a step takes says how busy the machine is."""
+
+
+def start(command: list[str], timeout: float = PATIENCE, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's root, away from any torchrun environment and from the interpreter of the test process."""
     away = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET")
     env = {k: v for k, v in os.environ.items() if k not in away}
@@ -54,7 +63,7 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
     return lambda *arguments, **kw: start([sys.executable, "engine/train.py", *map(str, arguments)], **kw)
 
 
-def run_worker(into: Path, worker: str, ranks: int, timeout: float = 300, **arguments: Any) -> Any:
+def run_worker(into: Path, worker: str, ranks: int, timeout: float = PATIENCE, **arguments: Any) -> Any:
     """Run tests/workers/<worker>.py on `ranks` gloo ranks and return what rank 0 wrote as JSON."""
     out = into / f"{worker}-{ranks}.json"
     out.unlink(missing_ok=True)

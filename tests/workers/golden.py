@@ -1,0 +1,91 @@
+"""Optimizer steps over committed rollouts (tests/golden/rollouts.jsonl) from committed weights: nothing is sampled, so every processor computes
+the same but for rounding. Rank 0 writes what each case's training said, and a digest of the parameters after it.
+
+The rollouts are the first step's of a run, made anew where the committed start is (tests/golden/README.md).
+"""
+
+import hashlib
+import json
+import os
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+ARGUMENTS = json.loads(sys.argv[1])
+if ARGUMENTS.get("interpret"):
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: attention through the kernels, interpreted
+
+from transformers import AutoTokenizer
+
+from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.launch import be_quiet
+from soundrl.engine.policy import Policy
+from soundrl.engine.schedule import schedules
+from soundrl.engine.trainer import Trainer
+from soundrl.engine.world import World
+from soundrl.fapo import arith
+from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.fapo.rewards import RewardSettings
+from soundrl.fapo.task import OracleJudge, PendingGroups, ReasoningTask, done
+
+be_quiet()
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "rollouts.jsonl"
+UPDATES = 2
+
+
+def verify(prompt: Prompt, rollout: Rollout) -> "Future[Outcome]":
+    return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
+
+
+def collected(folder: Path, world: World, lam: float) -> PendingGroups:
+    """This rank's groups, verified and judged as in a run."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
+    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))[world.rank :: world.size]
+    prompts = {id_: arith.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids}
+    rollouts = [
+        Rollout(
+            prompt_id=row["prompt_id"],
+            sample=row["sample"],
+            prompt_tokens=tuple(tokenizer(prompts[row["prompt_id"]].text)["input_ids"]),
+            tokens=tuple(row["tokens"]),
+            logprobs=tuple(row["logprobs"]),
+            text=row["text"],
+            finish_reason=row["finish_reason"],
+            policy_version=1,
+        )
+        for row in rows
+        if row["prompt_id"] in prompts
+    ]
+    task = ReasoningTask(verify, OracleJudge(arith.oracle), RewardSettings(lam=lam, max_new_tokens=60))
+    return task.collect(list(prompts.values()), rollouts)
+
+
+def main(out: Path) -> None:
+    world = World.start()
+    said = []
+    for case in ARGUMENTS["cases"]:
+        folder = Path(case["folder"])
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = Model(path=str(folder), dtype="float32", max_length=80, attention=case.get("attention", "triton"))
+        policy = Policy(folder, tokenizer, model, world)
+        settings = Optim(lr=2e-4, weight_decay=0.0, warmup_steps=1, microbatch_tokens=512)
+        trainer = Trainer(policy, settings, Loss(**case.get("loss", {})), 1.0)
+        pending = collected(folder, world, case.get("lam", 1.0))
+        trained = trainer.train(schedules(list(pending), UPDATES, settings.microbatch_tokens, world.device, world_waits))
+        rewards = world.sum([sum(sum(g.rewards) for g in pending.groups()), sum(len(g.rewards) for g in pending.groups())])
+        full = [parameter.full_tensor() for parameter in policy.model.parameters()]
+        digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in full)).hexdigest()
+        norm = sum(float(tensor.double().square().sum()) for tensor in full) ** 0.5
+        said.append(trained | {"reward/mean": rewards[0] / rewards[1], "digest": digest, "norm": norm})
+    if world.main:
+        out.write_text(json.dumps(said))
+    world.barrier()
+    world.stop()
+
+
+def world_waits() -> None:
+    raise AssertionError("every verdict is there already")
+
+
+main(Path(sys.argv[2]))
