@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -27,7 +28,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from soundrl.fapo.verify.printed import Printed, read_printed, split_approximation
+from soundrl.fapo.verify.value import prints
 
 ANSWERS_PER_WORKER = 500
 """A worker is replaced after so many answers: sympy's caches only grow."""
@@ -55,6 +56,9 @@ WARM_UP = (
 )
 """Compared once before any fork: the parser builds its tables as it goes, and a fork inherits them."""
 CONTROL = struct.Struct("!cI")
+_DECIMAL = re.compile(r"[-+]?\d*\.\d+")
+# `(1, 2)` alone may be a point, so `1 < x < 2` is no answer there.
+_INTERVAL = re.compile(r"^\s*\[[^\[\]]*,[^\[\]]*[\])]|^\s*\([^()]*,[^()]*\]|\\infty\s*[)\]]|\\cup(?![a-z])")
 _LENGTH = struct.Struct("!I")
 _PR_SET_PDEATHSIG = 1
 
@@ -111,13 +115,7 @@ def compare(gold: str, answer: str) -> str:
     """Says `equal`, `different`, `gold` or `answer` (what could not be parsed), or `incomparable`."""
     from math_verify import verify
 
-    if r"\approx" in answer and r"\approx" not in gold:
-        parts = split_approximation(answer)
-        result = compare(gold, parts[0]) if parts else "different"
-        if result == "equal" and parts:
-            exact = _exact_number(parse_answer(gold)[0], parts[1])
-            return "equal" if exact is not None and parts[1].true_of(exact) else "different"
-        return result
+    answer, approximated, decimal = answer.partition(r"\approx") if r"\approx" not in gold else (answer, "", "")
     try:
         golds = parse_answer(gold)
     except MemoryError:
@@ -135,26 +133,29 @@ def compare(gold: str, answer: str) -> str:
     if not answers:
         return "answer"
     try:
-        for printed, other in ((read_printed(answer), golds[0]), (read_printed(gold), answers[0])):
-            exact = _exact_number(other, printed) if printed and printed.is_long else None
-            if printed and exact is not None:
-                return "equal" if printed.stands_for(exact) else "different"
+        exact = _exact_number(golds[0]) if approximated or _DECIMAL.fullmatch(answer) else None
+        if approximated and (exact is None or not prints(decimal, exact, digits=1)):
+            return "different"
+        if not approximated and exact is not None:
+            return "equal" if prints(answer, exact) else "different"
         if _differ_as_numbers(golds[0], answers[0]):
             return "different"
-        return "equal" if verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True) else "different"
+        intervals = bool(_INTERVAL.search(gold))
+        said = verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=intervals)
+        return "equal" if said else "different"
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - as above
         return "incomparable"
 
 
-def _exact_number(parsed: Any, printed: Printed) -> Fraction | None:
-    """The number that was parsed, exactly enough to be compared with a printed decimal; None where it is none."""
+def _exact_number(parsed: Any) -> Fraction | None:
+    """The number that was parsed, to 60 digits; None where it is none."""
     from sympy import Expr, Float, Rational
 
     if not isinstance(parsed, Expr) or parsed.free_symbols or not parsed.is_real:
         return None
-    number = parsed.evalf(len(str(printed.digits)) + 20)
+    number = parsed.evalf(60)
     # The exact fraction of e^{10^9} fills the memory.
     if not isinstance(number, (Float, Rational)) or not number.is_finite or not Float("1e-99") < abs(number) < Float("1e99"):
         return None
