@@ -100,10 +100,12 @@ def normalise(text: str) -> str:
         raise Refused("a TeX command that is not mathematics")
     _check_braces(text)
 
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped once too often
     text = re.sub(r"(?<=\d)\s*\{,\s*\}\s*(?=\d{3})", ",", text)
     text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ",", text)
     text = _COLOUR.sub(" ", text.replace(r"\$", "\x01"))
-    text = _LAYOUT.sub(" ", text).replace("\x01", r"\$")
+    text = _LAYOUT.sub(lambda match: "" if match.group()[-1].isalpha() else " ", text).replace("\x01", r"\$")
     text = _FRAC.sub(r"\\\1", _SPACE.sub(" ", text))
     text = _OVER.sub(lambda match: rf"\{'frac' if match[2] == 'over' else 'binom'}{{{match[1]}}}{{{match[3]}}}", text)
     for match in reversed(list(_TEXT.finditer(text))):

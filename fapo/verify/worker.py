@@ -57,8 +57,6 @@ WARM_UP = (
 """Compared once before any fork: the parser builds its tables as it goes, and a fork inherits them."""
 CONTROL = struct.Struct("!cI")
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
-# `(1, 2)` alone may be a point, so `1 < x < 2` is no answer there.
-_INTERVAL = re.compile(r"^\s*\[[^\[\]]*,[^\[\]]*[\])]|^\s*\([^()]*,[^()]*\]|\\infty\s*[)\]]|\\cup(?![a-z])")
 _LENGTH = struct.Struct("!I")
 _PR_SET_PDEATHSIG = 1
 
@@ -133,16 +131,16 @@ def compare(gold: str, answer: str) -> str:
     if not answers:
         return "answer"
     try:
-        exact = _exact_number(golds[0]) if approximated or _DECIMAL.fullmatch(answer) else None
-        if approximated and (exact is None or not prints(decimal, exact, digits=1)):
-            return "different"
-        if not approximated and exact is not None:
-            return "equal" if prints(answer, exact) else "different"
+        if approximated:
+            exact = _exact_number(golds[0])
+            return "equal" if exact is not None and prints(decimal, exact, digits=1) and compare(gold, answer) == "equal" else "different"
+        for printed, other in ((answer, golds[0]), (gold, answers[0])):
+            exact = _exact_number(other) if _DECIMAL.fullmatch(printed) else None
+            if exact is not None:
+                return "equal" if prints(printed, exact) else "different"
         if _differ_as_numbers(golds[0], answers[0]):
             return "different"
-        intervals = bool(_INTERVAL.search(gold))
-        said = verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=intervals)
-        return "equal" if said else "different"
+        return "equal" if verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True) else "different"
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - as above
