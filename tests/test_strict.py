@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundrl.fapo.verify.form import MAX_LENGTH, normalise, squeeze
+from soundrl.fapo.verify.plain import MAX_LENGTH, normalise, squeeze
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.rule import check_gold, list_length, rule
 
@@ -39,7 +39,7 @@ DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
         ("C", r"\text{(C)}"), ("C", r"\textbf{C}"), ("(C)", "C"), (r"\text{Evelyn}", "evelyn"), (r"\text{even}", "Even"),
         (r"\text{None of the above}", "none of the above"), ("204_5", r"204_{5}"), (r"\sqrt{2}", r"\sqrt{ 2 }"), (r"\sqrt{2}", "√2"),
         ("1/12", "0.0833333333333333"), ("1/12", "0.083333333333333333"), ("2/3", "0.666666666666"), ("2/3", "0.666666666667"),
-        ("-2/3", "-0.6666666666667"), ("1/3", "0.333333333333333333"), ("1/49", "0.02040816326530612"), ("0.333333333333", "1/3"),
+        ("-2/3", "-0.6666666666667"), ("1/3", "0.333333333333333333"), ("0.333333333333", "1/3"), ("1/49", "0.02040816326530612"),
         ("(1/12, 2)", "(0.0833333333333333, 2)"), (r"8\frac13\%", "8.33333333333333"),
         ("1/3", r"\frac13 \approx 0.333"), ("1/3", r"x = 1/3 ≈ 0.33"), ("2/3", r"\frac{2}{3} \approx 0.67"),
         ("2/3", r"\frac{2}{3} \approx 0.66"),
@@ -47,6 +47,7 @@ DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
         ("0,111", "0.111"), ("0,111", "0, 111"), ("0.111", "0,111"), ("-0,1112", "-0.1112"), ("0,111", r"\frac{111}{1000}"),
         (r"\boxed{1} papers and \boxed{2} bins", "1, 2"), (r"\boxed{35 cm} ++++++ \boxed{4}", "35 cm, 4"), (r"so \boxed{1, 2", "2, 1"),
         (r"\boxed{W(n) = 1 \text{ and } W(n) = -1", "W(x)=1orW(x)=-1"), ("x=2, y=3", "2, 3"), ("x_1=2, x_2=3", "3, 2"),
+        ("10", r"10\%"), ("10", "10 percent"), (r"28\%", "0.28"), ("101_2", "101"), ("7", "\uff17"), ("7", "7\u200b"), ("7", "\ufeff7"),
         ("-\x0crac{7}{4}", r"-\frac{7}{4}"), ("3+4", "3+4"), (r"\pm 3", r"\pm3"), (r"\infty", "∞"), ("84/12", "84/12"),
     ],
 )  # fmt: skip
@@ -94,11 +95,11 @@ def test_equal(gold, answer):
         ("7", r"\max(3, 7)"),
         ("6", r"\binom{4}{2}"), ("5050", r"\sum_{k=1}^{100} k"), ("1", r"\int_0^1 2x \, dx"), ("x+1", r"\lim_{h \to 0} x + 1 + h"),
         # Percent, units, bases.
-        ("10", r"10\%"), ("10", "10 percent"), ("0.1", r"10\%"), (r"28\%", "0.28"), ("7", "700"), ("7", "0.07"), ("0.28", "28"),
+        ("0.1", r"10\%"), ("7", "700"), ("7", "0.07"), ("0.28", "28"),
         ("28", "28/100"),
         (r"7 \text{ cm}", r"7 \text{ kg}"), (r"7 \text{ cm}", r"7 \text{ cm}^2"), (r"7 \text{ m}", r"700 \text{ cm}"),
         (r"\$7", r"7 \text{ cents}"),
-        ("5", r"5 \text{ million}"), (r"5 \text{ million}", "5"), ("5", "5 thousand"), ("101_2", "101"), ("101", "101_2"),
+        ("5", r"5 \text{ million}"), (r"5 \text{ million}", "5"), ("5", "5 thousand"), ("101", "101_2"),
         ("5", "101_2"), ("101_2", "101_3"),
         ("101_2", "5"),
         # Kinds of brackets, order, count.
@@ -122,7 +123,7 @@ def test_wrong(gold, answer):
 @pytest.mark.parametrize(
     "answer",
     [
-        "\uff17", "\u0667", "7\u200b", "\u202e7", "\ufeff7", "7\x00", "\u2077", "\u0445", "\U0001d7d5", "7\ud800", "⑦", "Ⅶ", "\u05d0",
+        "\u0667", "\u202e7", "7\x00", "\u2077", "\u0445", "\U0001d7d5", "7\ud800", "⑦", "Ⅶ", "\u05d0",
         r"\def\x{7}\x", r"\input{7}", r"\include{7}", r"\catcode`\@=7", r"\newcommand{\x}{7}", r"\csname x\endcsname", r"\write18{ls}",
         "7" * (MAX_LENGTH + 1), "{7" , "7}}", "(" * 100 + "7" + ")" * 100, "0/0", "7/0", r"\frac{7}{0}", r"\,", "$$",
     ],
@@ -170,7 +171,7 @@ def test_decimals_reach_the_parser_as_fractions():
     assert ruling.answer == r"(\frac{5}{10})\pi"
 
 
-@pytest.mark.parametrize("gold", ["", "  ", "$$", "{7", "\uff17", "7" * 2000, r"\input{x}", "1/0"])
+@pytest.mark.parametrize("gold", ["", "  ", "$$", "{7", "\u0667", "7" * 2000, r"\input{x}", "1/0"])
 def test_bad_reference(gold):
     with pytest.raises(ValueError, match="reference"):
         check_gold(gold)

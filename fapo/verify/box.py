@@ -12,7 +12,7 @@ The rules, in order:
    form one answer, a list: `\boxed{-2}` and `\boxed{1}` is `-2, 1`. So `\boxed{7} or \boxed{8}` is the list `7, 8`, which is not 7.
 6. Where the reference is a list, as many boxes of that paragraph as it has elements form a list too, with any words between them that take
    nothing back: `\boxed{3} papers and \boxed{2} bins` is `3, 2`. Each of them has to be right, so that nothing is gained by hedging.
-7. Other boxes of that paragraph must repeat the answer. Where one says something else the answer is hedged, and a hedged answer is wrong.
+7. Other boxes of that paragraph must repeat the answer, in whatever spelling. Where one says something else the answer is hedged, and a hedged answer is wrong.
    Boxes in earlier paragraphs are intermediate results.
 8. An empty box is no answer. Boxes within a box are unwrapped.
 
@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from soundrl.fapo.records import Outcome
 
 _THINK = re.compile(r"</?think(?:ing)?>")
 # The alternatives are exclusive in their first characters, so scanning is linear.
@@ -100,7 +102,7 @@ def final_box(text: str, *, parts: int = 1) -> Box | None:
     answer = answers[-1]
     if not answer:
         return None
-    return Box(answer, hedged=any(_plain(other) != _plain(answer) for other in answers))
+    return Box(answer, hedged=not all(_same(other, answer) for other in answers))
 
 
 def boxed_answer(text: str) -> str | None:
@@ -178,9 +180,21 @@ def _unwrap(content: str) -> str:
 
 def _join(contents: list[str]) -> str:
     kept = [content for content in contents if content]
-    if len({_plain(content) for content in kept}) == 1:
+    if kept and all(_same(content, kept[0]) for content in kept):
         return kept[0]
     return ", ".join(kept)
+
+
+def _same(first: str, second: str) -> bool:
+    """Whether two boxes say the same, in whatever spelling: `\\frac12` and `0.5`, `6` and `6 \\text{ eggs}`."""
+    from soundrl.fapo.verify.rule import rule  # which reads the boxes of references with this module
+
+    if _plain(first) == _plain(second):
+        return True
+    try:
+        return Outcome.CORRECT in (rule(second, first).outcome, rule(first, second).outcome)
+    except ValueError:
+        return False
 
 
 def _plain(content: str) -> str:

@@ -1,19 +1,38 @@
 r"""Names in answers: takes `x =` off `x = 7`, refuses the equations and chains in which a right number may hide.
 
->>> drop_names("7", "x = 7"), drop_names("7", "8 = 7")
-(('7', '7', ''), ('7', '8 = 7', 'equation'))
+>>> drop_names("7", "x = 7"), drop_names("7", "8 = 7"), drop_names("7", "|x| = 7")
+(('7', '7', ''), ('7', '8 = 7', 'equation'), ('7', '|x| = 7', 'equation'))
 """
 
 from __future__ import annotations
 
 import re
 
-from soundrl.fapo.verify.form import read_number, split, squeeze
+from soundrl.fapo.verify.units import CHANGES_THE_VALUE
+from soundrl.fapo.verify.value import Group, read, read_number, split
+from soundrl.fapo.verify.plain import squeeze
 
 _MEMBER = re.compile(r"([^=<>]+?)\\in(?![a-zA-Z])(.+)")
-_SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")
-_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _FUNCTION = re.compile(r"([A-Za-z])\s*\(\s*([A-Za-z])\s*\)")
+_GREEK = (
+    r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|upsilon|(?:var)?phi|chi|psi|"
+    r"omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell)(?![a-zA-Z])"
+)
+_INDEX = r"(?:_\s*(?:\{[^{}]*\}|\w))?"
+_POINTS = rf"[A-Z]'?{_INDEX}(?:\s*[A-Z]'?{_INDEX})*"
+# The argument may hold no sum or product, or a product such as `n(n+1)` would be a function.
+_ARGUMENT = r"\(\s*(?:-?\d+(?:\.\d+)?|[A-Za-z]|\\\w+)(?:\s*,\s*(?:-?\d+|[A-Za-z]))*\s*\)"
+_NAME = re.compile(
+    rf"(?:(?:[A-Za-z]|{_GREEK}){_INDEX}"  # x, x_1, \theta
+    rf"|(?:[f-hpquvyA-Z]|{_GREEK}){_INDEX}'*(?:\^\{{?\(?-?[\d]\)?\}}?)?\s*{_ARGUMENT}|[a-z]\([a-z]\)"  # f(2), f'(1), f^{{-1}}(3), x(t)
+    r"|P\s*\(.+\)"
+    rf"|(?:m\s*)?(?:\\(?:m?angle|triangle|overline|widehat|vec)(?![a-z]))?\s*\{{?{_POINTS}\}}?"  # AB, \angle ABC
+    rf"|\[{_POINTS}\]|\|\s*(?:\\overline\s*)?\{{?{_POINTS}\}}?\s*\||{_POINTS}\s*[:/]\s*{_POINTS}|\\frac\s*\{{{_POINTS}\}}\s*\{{{_POINTS}\}}"
+    r"|(?:(?:[Tt]he|of|in|is|per|for|[A-Z][a-z]{2,}|[a-z]{5,}|area|cost|time|mean|mode|sum)\s*)+"  # area of the square
+    rf"|\((?:\s*(?:[A-Za-z]|{_GREEK}){_INDEX}\s*,?)+\))"  # (p, q)
+)
+_SAID = frozenset("the value values of so thus then therefore hence answer final is solution minimum maximum largest smallest".split())
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 
 
 def drop_names(gold: str, answer: str) -> tuple[str, str, str]:
@@ -55,9 +74,10 @@ def _drop_names_of_list(gold: str, answer: str) -> tuple[str, str, str]:
         return gold, answer, ""
     if gold_named:
         values = _strip_each(gold_items)
-        if len(gold_named) == len(gold_items) == len(answer_items) and _are_distinct(gold_items):
-            # `3, 2` is not `x = 2, y = 3`; the solutions `x_1 = 2, x_2 = 3` may come in any order.
-            return f"({values})", f"({', '.join(answer_items)})", ""
+        if len(gold_named) == len(gold_items) and _are_distinct(gold_items):
+            # `3, 2` and `(3, 2)` are not `x = 2, y = 3`; the solutions `x_1 = 2, x_2 = 3` may come in any order.
+            whole = read(answer)
+            return f"({values})", answer if isinstance(whole, Group) and whole.kind == "()" else f"({', '.join(answer_items)})", ""
         return values, answer, ""
     for item in answer_items:
         parts = sides(item)
@@ -101,7 +121,12 @@ def sides(text: str) -> list[str]:
 
 
 def _is_name(text: str) -> bool:
-    r"""`x`, `x_1`, `f(2)`, `|AB|`, `A:B`, `\frac{NO}{BO}`, `(p, q)`, words; not `8`, `2x`, `x+1`."""
-    text = _SUBSCRIPT.sub("", _TEXT.sub("T", text))
-    text = re.sub(r"(?<=[A-Za-z'])\([^()]*\)|\\circ|(?<=\^)-1|\{-1\}", "", text)
-    return bool(re.search("[A-Za-z]", text)) and not re.search(r"[0-9+<>=/*-]", text)
+    r"""`x`, `x_1`, `f(2)`, `|AB|`, `A:B`, `\frac{NO}{BO}`, `(p, q)`, words; not `8`, `2x`, `xy`, `|x|`, `\log x`, `x'`, `\text{twice }x`."""
+    words = " ".join(_TEXT.findall(text)).lower().split()
+    if CHANGES_THE_VALUE.search(" ".join(words)):
+        return False
+    # `\text{the square of } x` and its like are no name of x.
+    if words and re.fullmatch(rf"\s*(?:[a-z]|{_GREEK})\s*", _TEXT.sub(" ", text)) and not _SAID.issuperset(words):
+        return False
+    rest = " ".join(_TEXT.sub(" ", text).split()).strip(" .,:")
+    return bool(_NAME.fullmatch(rest)) if rest else bool(words)

@@ -1,7 +1,8 @@
-r"""Cuts the unit off the end of an answer: `5 \text{ cm}^2`, `12 square inches`, `\$5`, `3 \mathrm{km/h}`.
+r"""Cuts the unit off the end of an answer: `5 \text{ cm}^2`, `12 square inches`, `\$5`, `3 \mathrm{km/h}`, `18 \text{ red marbles}`.
 
-A unit in `\text{…}` may be any words except those that change the value (`million`) or the meaning (`or`, `not`, `approximately`); a unit
-in plain letters must stand in the table, since `7ab` is a product. Nothing is converted.
+Words behind a number are a unit where one of them is a unit of the table or a plural, and none of them changes the value (`million`,
+`halves`, `below`, `squared`, `mod`): `7 \text{ tenths}` is no 7. In plain letters the words must be those of the table, or be longer than
+a product of variables. Nothing is converted.
 """
 
 from __future__ import annotations
@@ -27,87 +28,88 @@ _NAMES = {
     "s": "second sec secs",
     "min": "minute mins",
     "h": "hour hr hrs",
-    "day": "",
-    "week": "",
-    "month": "",
-    "year": "yr yrs",
-    "$": "dollar usd",
+    "$": "dollar usd buck",
     "€": "euro eur",
     "£": "gbp",
-    "cent": "",
-    "mph": "mi/h",
+    "mph": "mi/h mile/h",
     "km/h": "kmh kph",
-    "m/s": "",
-    "unit": "",
-    "people": "person",
-    "degree": "",
+    "degree": "deg",
     "rad": "radian",
+    "people": "person",
     "yuan": "rmb",
 }
 _CANONICAL = {alias: name for name, aliases in _NAMES.items() for alias in (name, *aliases.split())}
-_SCALE = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "score", "k"}
-_MEANING = frozenset(
-    "or and not no approximately approx about roughly around at least most more less than over under between from to mod modulo undefined "
-    "none wrong maybe plus minus times half if is but negative positive squared cubed base infinity nan except either".split()
+_KNOWN = {*_CANONICAL, *"day week month year yr yrs cent unit m/s children men women fish sheep mice teeth a.m p.m am pm ampere volt watt joule".split()}
+_KNOWN |= set("newton hertz hz kelvin celsius fahrenheit acre gallon quart pint cup ton tonne byte bit mole mol pascal yen peso rupee".split())
+_SMALL = "zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety"
+CHANGES_THE_VALUE = re.compile(
+    rf"\b(?:(?:{_SMALL.replace(' ', '|')}|\w+teen|hundred|thousand|\w*illion|dozen|score|gross|pair of|couple|k|lakh|crore)s?|hal(?:f|ves)|"
+    r"(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|\w*hundredth|\w*thousandth|\w+illionth|"
+    r"th|nth)s?|twice|thrice|double[sd]?|tripled?|quadrupled?|squared|cubed|factorials?|power|root|squares? of|cubes? of|sqrt|log\w*|ln|sin|cos|tan|exp|inverse|"
+    r"reciprocals?|conjugate|complement|opposite|absolute|modul\w+|mod|base|binary|octal|hex\w*|negat\w+|minus|plus|times|multipl\w+|divi\w+|"
+    r"over|under|above|below|more|less|fewer|greater|smaller|off|from|to|between|than|least|most|about|approx\w*|around|roughly|nearly|almost|"
+    r"or|and|not|no|non|none|nor|neither|either|is|are|if|but|except|without|undefined|infinit\w*|nan|wrong|maybe|perhaps|possibly|incorrect|debt|"
+    r"loss(?:es)?|lost|deficit|owed|behind|ago|before|bce?|underground|backwards?|down|percent\w*|per ?cent|per ?mille?|basis|pi)\b"
 )
-_LINKS = {"square", "sq", "cubic", "per"}
+"""Words with which a number is another number, or none."""
+_NO_PLURAL = re.compile(r"(?:this|thus|was|has|does|its|us|as|plus|perhaps|always|yes|\w*(?:ss|ous|us|is))\Z")
+_LINKS = {"square", "sq", "cubic", "cu", "per"}
 _POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
 _TEXT_UNIT = re.compile(rf"(.*?[^\s\\])\s*((?:\\text\{{[^{{}}]*\}}{_POWER}[\s/.]*)+)\Z", re.DOTALL)
-_PLAIN_UNIT = re.compile(rf"(.*?[\d)}}])\s*([A-Za-z][A-Za-z /]*{_POWER})\Z", re.DOTALL)
-_CURRENCY = re.compile(r"([-+]?)\s*(\\\$|[€£])\s*(.+)|(.+?)\s*(\\\$|[€£])", re.DOTALL)
+_PLAIN_UNIT = re.compile(rf"(.*?[\d)}}])\s*([A-Za-z][A-Za-z /.]*{_POWER})\Z", re.DOTALL)
+_CURRENCY = re.compile(r"([-+]?)\s*(\\\$|[€£¥])\s*(.+)|(.+?)\s*(\\\$|[€£¥])", re.DOTALL)
+_DEGREES = re.compile(r"(.*\S)\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:(?:\\text\{)?\s*([CFK])\}?)?|(.*\S)\s*\\degree\s*", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A unit as it was written, and the scale words in it."""
+def cut_unit(text: str) -> tuple[str, str]:
+    """Returns the text without the words at its end, and the unit that they are; empty = none.
 
-    name: str = ""
-    scale: tuple[str, ...] = ()
-
-
-def cut_unit(text: str) -> tuple[str, Unit]:
-    """Returns the text without its unit, and the unit; where the words at the end are no unit, nothing is cut."""
+    Words that change the value begin with `!` there, words that are nobody's unit with `?`.
+    """
     currency = _CURRENCY.fullmatch(text)
     if currency:
         rest, unit = _cut_words((currency[1] or "") + (currency[3] or currency[4] or ""))
         sign = (currency[2] or currency[5]).lstrip("\\")
-        return rest, Unit(sign if canonical_unit(unit.name) in ("", canonical_unit(sign)) else f"{sign} {unit.name}", unit.scale)
+        return rest, unit if unit.startswith(("!", "?")) else sign if unit in ("", sign) else f"{sign} {unit}"
+    degrees = _DEGREES.fullmatch(text)
+    if degrees:
+        return degrees[1] or degrees[3], f"degree {degrees[2]}" if degrees[2] else "degree"
     return _cut_words(text)
 
 
-def _cut_words(text: str) -> tuple[str, Unit]:
+def _cut_words(text: str) -> tuple[str, str]:
     match = _TEXT_UNIT.fullmatch(text)
     if match:
         name = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match[2])
     else:
         match = _PLAIN_UNIT.fullmatch(text)
         # A single plain letter is a variable: `7 m` is a product, `7\text{ m}` is a length.
-        if not match or len(match[2].strip()) == 1 or not all(_is_known(word) for word in _words(match[2])):
-            return text, Unit()
+        if not match or len(match[2].strip()) == 1 or not all(_is_known(word) or len(word) > 3 for word in _words(match[2])):
+            return text, ""
         name = match[2]
     words = _words(name)
-    if _MEANING.intersection(words) or re.search(r"\d", re.sub(r"\^\s*\{?\s*[23]", "", name)):
-        return text, Unit()
-    scale = tuple(word for word in words if word.rstrip("s") in _SCALE)
-    return match[1].strip(), Unit(" ".join(word for word in name.split() if word.lower().rstrip("s") not in _SCALE), scale)
+    if CHANGES_THE_VALUE.search(" ".join(words)) or re.search(r"\d", re.sub(r"\^\s*\{?\s*[23]", "", name)):
+        return match[1].strip(), "!" + " ".join(name.lower().split())
+    known = any(_is_known(word) or (len(word) > 3 and word.endswith("s") and not _NO_PLURAL.match(word)) for word in words)
+    return match[1].strip(), ("" if known else "?") + _canonical(name)
 
 
-def canonical_unit(name: str) -> str:
+def _canonical(name: str) -> str:
     """One spelling for a unit: `square centimeters`, `sq cm` and `cm^2` are the same."""
-    text = name.lower().replace("{", "").replace("}", "").replace(" per ", "/")
+    text = name.lower().replace("{", "").replace("}", "").replace(" per ", "/").replace(" an ", "/").replace(" a ", "/")
     power = re.search(r"\^\s*([23])", text)
     text = re.sub(r"\^\s*[23]", " ", text)
     words = text.replace("/", " / ").replace(".", " ").split()
     exponent = power[1] if power else ""
-    if words and words[0] in ("square", "sq", "cubic"):
-        exponent = "3" if words.pop(0) == "cubic" else "2"
+    if words and words[0] in ("square", "sq", "cubic", "cu"):
+        exponent = "3" if words.pop(0).startswith("cu") else "2"
     parts = "".join(_CANONICAL.get(_singular(word), _singular(word)) + " " for word in words)
     joined = parts.replace(" / ", "/").strip()
     return _CANONICAL.get(joined, joined) + exponent
 
 
 def _is_known(word: str) -> bool:
-    return word in _LINKS or word in _SCALE or _singular(word) in _CANONICAL
+    return word in _LINKS or _singular(word) in _KNOWN
 
 
 def _singular(word: str) -> str:

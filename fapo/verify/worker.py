@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -27,7 +28,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from soundrl.fapo.verify.printed import Printed, read_printed, split_approximation
+from soundrl.fapo.verify.value import prints
 
 ANSWERS_PER_WORKER = 500
 """A worker is replaced after so many answers: sympy's caches only grow."""
@@ -55,6 +56,7 @@ WARM_UP = (
 )
 """Compared once before any fork: the parser builds its tables as it goes, and a fork inherits them."""
 CONTROL = struct.Struct("!cI")
+_DECIMAL = re.compile(r"[-+]?\d*\.\d+")
 _LENGTH = struct.Struct("!I")
 _PR_SET_PDEATHSIG = 1
 
@@ -111,13 +113,7 @@ def compare(gold: str, answer: str) -> str:
     """Says `equal`, `different`, `gold` or `answer` (what could not be parsed), or `incomparable`."""
     from math_verify import verify
 
-    if r"\approx" in answer and r"\approx" not in gold:
-        parts = split_approximation(answer)
-        result = compare(gold, parts[0]) if parts else "different"
-        if result == "equal" and parts:
-            exact = _exact_number(parse_answer(gold)[0], parts[1])
-            return "equal" if exact is not None and parts[1].true_of(exact) else "different"
-        return result
+    answer, approximated, decimal = answer.partition(r"\approx") if r"\approx" not in gold else (answer, "", "")
     try:
         golds = parse_answer(gold)
     except MemoryError:
@@ -135,10 +131,13 @@ def compare(gold: str, answer: str) -> str:
     if not answers:
         return "answer"
     try:
-        for printed, other in ((read_printed(answer), golds[0]), (read_printed(gold), answers[0])):
-            exact = _exact_number(other, printed) if printed and printed.is_long else None
-            if printed and exact is not None:
-                return "equal" if printed.stands_for(exact) else "different"
+        if approximated:
+            exact = _exact_number(golds[0])
+            return "equal" if exact is not None and prints(decimal, exact, digits=1) and compare(gold, answer) == "equal" else "different"
+        for printed, other in ((answer, golds[0]), (gold, answers[0])):
+            exact = _exact_number(other) if _DECIMAL.fullmatch(printed) else None
+            if exact is not None:
+                return "equal" if prints(printed, exact) else "different"
         if _differ_as_numbers(golds[0], answers[0]):
             return "different"
         return "equal" if verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True) else "different"
@@ -148,13 +147,13 @@ def compare(gold: str, answer: str) -> str:
         return "incomparable"
 
 
-def _exact_number(parsed: Any, printed: Printed) -> Fraction | None:
-    """The number that was parsed, exactly enough to be compared with a printed decimal; None where it is none."""
+def _exact_number(parsed: Any) -> Fraction | None:
+    """The number that was parsed, to 60 digits; None where it is none."""
     from sympy import Expr, Float, Rational
 
     if not isinstance(parsed, Expr) or parsed.free_symbols or not parsed.is_real:
         return None
-    number = parsed.evalf(len(str(printed.digits)) + 20)
+    number = parsed.evalf(60)
     # The exact fraction of e^{10^9} fills the memory.
     if not isinstance(number, (Float, Rational)) or not number.is_finite or not Float("1e-99") < abs(number) < Float("1e99"):
         return None
