@@ -137,8 +137,8 @@ class Rank:
         if not self.tell(kind, json.dumps([words, trace])):
             print(f"{trace}error: {self.name} {words}", file=sys.stderr, flush=True)
             if kind != "lost" and "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's own report, which comes last, quotes it
-                quoted = {"message": f"{self.name} {words}", "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
-                Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": quoted}))
+                extra = {"py_callstack": f"{self.name} {words}", "timestamp": str(int(time.time()))}
+                Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": {"message": words, "extraInfo": extra}}))
         self.end(status)
 
     def _written(self, trace: str) -> str:
@@ -202,7 +202,7 @@ def explained(error: BaseException, rank: Rank) -> tuple[str, int, str]:
         return "user", 1, f"no space left on device, or no inodes{place}; what was whole stays whole; free some{kept(rank.folder)}"
     if rank.folder is not None and isinstance(error, OSError) and not (rank.folder / "config.json").exists():
         return "user", 1, f"{rank.folder} was deleted or moved while the run wrote to it; only rollouts of the step under way are lost"
-    if rank.home is not None and name and Path(os.fsdecode(name)).is_relative_to(rank.home):
+    if isinstance(error, OSError) and rank.home is not None and name and Path(os.fsdecode(name)).is_relative_to(rank.home):
         return "user", 1, f"cannot write {name}: {os.strerror(error.errno or 0)}; mend that, or choose another --run.folder"
     if isinstance(error, RuntimeError) and NEIGHBOUR.search(text):
         return "lost", 1, "lost the connection to another rank: " + text.splitlines()[0][:200]

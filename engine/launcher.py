@@ -167,7 +167,7 @@ def report(children: Sequence[Child]) -> int:
         lines.setdefault(child.said(), []).append(child)
     for words, ranks in reversed(lines.items()):
         first = ranks[0]
-        numbers = ", ".join(str(child.rank) for child in ranks)
+        numbers = ", ".join(str(rank) for rank in sorted(child.rank for child in ranks))
         who = "" if len(ranks) == len(children) and first.words[0] == "user" else f"[rank {numbers}, {host}] "
         rest = "" if first.words[0] == "user" else kept(first.folder)
         print(f"{first.words[2]}error: {who}{words}{rest}", file=sys.stderr, flush=True)

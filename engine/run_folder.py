@@ -41,7 +41,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[Config]:
-        """Take the folder, prepare the run in the block, and open the files. A collective. An earlier run of the name moves aside, numbered,
+        """Take the folder, prepare the run in the block, and open the files. A collective. An earlier run of this name moves aside,
         and back where the preparation fails. Yields the configuration, in which what comes from the earlier run is named where it is.
         ValueError where another process writes to the folder or it cannot be made."""
         undo = contextlib.ExitStack()
