@@ -157,7 +157,7 @@ class Genrm:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     name: str
-    """Run folder below `folder`."""
+    """Run folder below `folder`; any letters, digits, spaces and signs but `/`."""
     task: Literal["reasoning", "critic", "critic-outcome"] = "reasoning"
     """What is trained: a policy that reasons, or a GenRM, with the full reward or without R_process (the ablation)."""
     folder: str = "runs"
@@ -258,6 +258,13 @@ class Config:
             f"genrm.probe is {genrm.probe[0]} {genrm.probe[1]}, but genrm.judge is {genrm.judge}; "
             "probes need judge endpoint or serve, and at least 1 step",
         )
+        name = self.run.name
+        require(
+            name.isprintable() and name == name.strip(" .") and name not in ("", "fresh", "logs") and name[0] != "-" and "/" not in name,
+            f"run.name is {ascii(name)}; use letters, digits, spaces and signs but /, no - in front, no space or point at either end, "
+            "and not fresh or logs, which stand there already",
+        )
+        require(len(name.encode()) <= 200, f"run.name is {len(name.encode())} bytes long; use at most 200")
         require(0 <= genrm.max_unknown <= 1, f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1")
         require(self.run.gate > 1, f"run.gate {self.run.gate} can never be met; use e.g. 1.05")
         samples, temperature, top_p = self.run.eval_sampling

@@ -8,6 +8,7 @@ import time
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from soundrl.engine.timeline import shares
@@ -72,7 +73,7 @@ class Progress:
         critic = any(name.endswith("/error_accuracy") for name in after)
         for name in after:
             words = "rollouts: right verdicts" if critic and name == "reward/correct" else plain_words(name)
-            table.add_row(words, shown(name, before.get(name)), shown(name, after[name]))
+            table.add_row(escape(words), shown(name, before.get(name)), shown(name, after[name]))
         if after:
             self.console.print(table)
         total = time.perf_counter() - self.start

@@ -1,4 +1,4 @@
-"""The command line: recipe and overrides in, a checked `Config` out; starts torchrun where the user did not."""
+"""The command line: recipe and overrides in, a checked `Config` out; starts the ranks where torchrun did not."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import argparse
 import contextlib
 import difflib
 import io
-import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
-import tyro
+from soundrl.engine import launcher
+from soundrl.engine.last_words import RANK, UserError, catch, one_line, stopped
 
-from soundrl.engine.config import GROUPS, Config
-from soundrl.engine.recipes import RECIPES
+if TYPE_CHECKING:  # a signal that comes while these load must find its handler
+    from soundrl.engine.config import Config
 
 DEFAULT_RECIPE = "arith"
 HELP = ("-h", "--help")
-
-
-class UserError(ValueError):
-    """Something for the user to mend: shown as one line, without traceback."""
 
 
 @contextlib.contextmanager
@@ -37,6 +34,10 @@ def users_mistakes(kind: type[Exception] = ValueError) -> Iterator[None]:
 
 def parse_arguments(arguments: Sequence[str]) -> Config:
     """`[recipe] [--group.setting value …]`; UserError in one line for an unknown recipe or setting, a bad value or a conflict."""
+    import tyro
+
+    from soundrl.engine.recipes import RECIPES
+
     arguments = list(arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP):
         arguments = [DEFAULT_RECIPE, *arguments]
@@ -56,7 +57,7 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         except SystemExit:
             if asks_help:
                 raise
-    raise UserError(one_line(said.getvalue()))
+    raise UserError(said_in(said.getvalue()))
 
 
 def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
@@ -78,6 +79,8 @@ def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None,
 
 def check_name(argument: str) -> None:
     """UserError with the nearest setting where `--group.setting` (also `=value`, `--group.no-flag`) is none."""
+    from soundrl.engine.config import GROUPS, Config
+
     name = argument.split("=")[0].removeprefix("--").replace("_", "-")
     known = [f"{group.name}.{setting.name}".replace("_", "-") for group in fields(Config) for setting in fields(GROUPS[group.name])]
     group, _, leaf = name.partition(".")
@@ -87,7 +90,7 @@ def check_name(argument: str) -> None:
     raise UserError(f"unknown setting --{name}" + (f"; did you mean --{near[0]}?" if near else "") + " (--help lists all)")
 
 
-def one_line(panel: str) -> str:
+def said_in(panel: str) -> str:
     """The message inside tyro's box, up to its first rule, as one line."""
     lines: list[str] = []
     for line in panel.splitlines()[1:]:
@@ -99,22 +102,31 @@ def one_line(panel: str) -> str:
     return " ".join(lines).removeprefix("Error parsing Config: ") + " (--help lists all settings)"
 
 
-def leave_to_torchrun() -> None:
-    """First line of `engine/train.py`: under plain python, check the settings and start this file again under torchrun, or print the plan.
-    Does not return then. Nothing heavy has been imported yet, so that a mistake is told at once."""
+def leave_to_ranks() -> None:
+    """First line of `engine/train.py`: under plain python, check the settings and start this file again, one process a rank, or print the
+    plan. Does not return then. Nothing heavy has been imported yet, so that a mistake is told at once."""
     if "RANK" in os.environ:
+        RANK.watch()
         return
-    be_quiet()
-    with ends_in_one_line():
-        read_arguments()
-    sys.exit(torchrun(sys.argv))
+    try:
+        catch(launcher.stop)
+        be_quiet()
+        with ends_in_one_line():
+            read_arguments()
+        status = launcher.launch(sys.argv)
+    except launcher.Stopped as by:
+        print(stopped(by.number, "start", None), file=sys.stderr)
+        status = 128 + by.number
+    sys.exit(status)
 
 
 def run(main: Callable[[Config], None]) -> None:
     """Last line of `engine/train.py`, on every rank; a user's mistake ends the run with one line and status 2."""
     be_quiet()
     with ends_in_one_line():
-        main(read_arguments())
+        config = read_arguments()
+    with RANK.speaks():
+        main(config)
 
 
 def read_arguments() -> Config:
@@ -132,15 +144,13 @@ def read_arguments() -> Config:
 
 @contextlib.contextmanager
 def ends_in_one_line() -> Iterator[None]:
-    """Ends the process with status 2, at once, where a UserError comes out; rank 0 says it."""
+    """Ends the process with status 2 where a mistake in the command line comes out, which is the same on every rank; rank 0 says it."""
     try:
         yield
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        # Not sys.exit: interpreter shutdown would wait for collectives of ranks that have not failed.
-        os._exit(2)
+            print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def be_quiet() -> None:
@@ -153,22 +163,3 @@ def be_quiet() -> None:
     # OPT's layer ends in a view; nothing of ours or of transformers' works in place on it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def torchrun(arguments: Sequence[str]) -> int:
-    """Start this script again under torchrun on this machine, one process a GPU (one on CPU); returns its exit status."""
-    from torch.cuda import device_count
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as torchrun_main
-
-    # The worker has said in one line what is wrong; the launcher's own report of a failed child would bury it.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    cores = os.cpu_count() or 1
-    # On CPU two ranks of one thread beat one of two: half of a step is Python, and threads that wait for each other suffer from neighbours.
-    processes = int(os.environ.get("NPROC", device_count() or min(2, cores)))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    try:
-        torchrun_main(["--standalone", "--nproc-per-node", str(processes), *arguments])
-    except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
-    return 0

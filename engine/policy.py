@@ -20,6 +20,7 @@ from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
+from soundrl.engine.run_folder import whole
 from soundrl.engine.world import World
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
@@ -211,15 +212,13 @@ class Policy:
             if self.world.main:
                 state[name] = full.cpu()
         if self.world.main:
-            beside = folder.with_name(folder.name + ".part")
-            beside.mkdir(parents=True, exist_ok=True)
             with init_empty_weights():
                 shell = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
             shell.config.use_cache = True
             shell.generation_config = self.model.generation_config
-            shell.save_pretrained(beside, state_dict=state)
-            self.tokenizer.save_pretrained(beside)
-            beside.rename(folder)
+            with whole(folder) as beside:
+                shell.save_pretrained(beside, state_dict=state)
+                self.tokenizer.save_pretrained(beside)
         self.world.barrier()
 
     def describe(self) -> str:

@@ -2,32 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from soundrl.engine.config import Config
+from soundrl.engine.last_words import RANK, remove, undone
 from soundrl.engine.timeline import TraceFile
+from soundrl.engine.world import World
 from soundrl.fapo.records import Group
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or a folder to, which takes the target's name when the block ends; if it does not end, nothing
+    of it stays, nor of an earlier one that was killed."""
+    beside = target.with_name(target.name + ".part")
+    with undone(lambda: remove(beside)):
+        remove(beside)
+        yield beside
+        os.replace(beside, target)
 
 
 class RunFolder:
     """Written by rank 0 alone; every line is flushed, so that a killed run keeps what it has done."""
 
-    def __init__(self, config: Config, writes: bool) -> None:
-        self.path = Path(config.run.folder) / config.run.name
-        self.writes = writes
-        self.metrics = self.board = self.trace = None
-        if not writes:
-            return
+    def __init__(self, config: Config, world: World) -> None:
+        self.path = RANK.home = Path(config.run.folder) / config.run.name
+        self.config, self.world, self.writes = config, world, world.main
+        self.metrics = self.board = self.trace = self.lock = None
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[Config]:
+        """Take the folder, prepare the run in the block, and open the files. A collective. An earlier run of this name moves aside,
+        and back where the preparation fails. Yields the configuration, in which what comes from the earlier run is named where it is.
+        ValueError where another process writes to the folder or it cannot be made."""
+        undo = contextlib.ExitStack()
+        with undone(undo.close):
+            aside, failure = None, ""
+            if self.writes:
+                try:
+                    aside = self._take(undo)
+                except OSError as error:
+                    failure = (
+                        f"run.folder: cannot write {error.filename or self.path} ({os.strerror(error.errno or 0)}); choose another one"
+                    )
+                except ValueError as error:
+                    failure = str(error)
+            aside, failure = self.world.gather((aside, failure))[0]
+            if failure:
+                raise ValueError(failure)
+            config = self.config if aside is None else relocated(self.config, self.path, aside)
+            yield config
+            if self.writes:
+                self._open(config)
+        RANK.folder = self.path
+        RANK.tell("folder", str(self.path))
+
+    def _take(self, undo: contextlib.ExitStack) -> Path | None:
+        """Lock the folder and empty it; where the earlier run is then."""
+        aside = lock = None
+        new = not self.path.exists()
         if (self.path / "metrics.jsonl").exists():
-            # Nothing is overwritten: the earlier run of this name moves aside, numbered.
+            lock = locked(self.path)
             number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}.{n}").exists())
-            self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
+            aside = self.path.with_name(f"{self.path.name}.{number}")
+            self.path.rename(aside)
+            undo.callback(aside.rename, self.path)
+            new = True
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
+        if new:
+            undo.callback(remove, self.path)
+        self.lock = locked(self.path)
+        if lock is not None:
+            lock.close()
+        for old in self.path.glob("error-rank*.txt"):
+            old.unlink()
+        return aside
+
+    def _open(self, config: Config) -> None:
         (self.path / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
         self.metrics = (self.path / "metrics.jsonl").open("a")
         self.trace = TraceFile(self.path / "trace.json")
@@ -52,9 +112,7 @@ class RunFolder:
         """Every rollout of a step with outcome, verdict, reward and advantage, an object a line."""
         if not self.writes:
             return
-        target = self.path / "rollouts" / f"step-{step:06d}.jsonl"
-        beside = target.with_suffix(".part")
-        with beside.open("w") as file:
+        with whole(self.path / "rollouts" / f"step-{step:06d}.jsonl") as beside, beside.open("w") as file:
             for group in groups:
                 for i, rollout in enumerate(group.rollouts):
                     verdict = group.verdicts[i]
@@ -75,7 +133,6 @@ class RunFolder:
                         "logprobs": [round(value, 6) for value in rollout.logprobs],
                     }
                     file.write(json.dumps(row) + "\n")
-        os.replace(beside, target)
 
     def save_trace(self, events: Iterable[dict[str, Any]]) -> None:
         """Events of any rank, see `soundrl.engine.timeline`."""
@@ -83,6 +140,41 @@ class RunFolder:
             self.trace.add(events)
 
     def close(self) -> None:
-        for sink in (self.metrics, self.board, self.trace):
+        for sink in (self.metrics, self.board, self.trace, self.lock):
             if sink is not None:
                 sink.close()
+
+
+def locked(folder: Path) -> IO[str]:
+    """The lock of a run folder, held until it is closed or this process ends, in whatever way; its file stays. ValueError, which names the
+    process, where another one holds it."""
+    lock = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        who = lock.read().strip() or "another process"
+        lock.close()
+        raise ValueError(f"{folder} is being written by {who}; wait for it, end it, or choose another --run.name") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def relocated(config: Config, old: Path, new: Path) -> Config:
+    """The configuration with every path below `old` moved below `new` (a run that goes on from its own export)."""
+    parent = old.parent.resolve() / old.name  # the folder itself may have been a link
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(moved(part) for part in value)
+        if isinstance(value, str) and value and Path(value).resolve().is_relative_to(parent):
+            return str(new / Path(value).resolve().relative_to(parent))
+        return value
+
+    def group(settings: Any, *names: str) -> Any:
+        return dataclasses.replace(settings, **{name: moved(getattr(settings, name)) for name in names})
+
+    data, genrm = group(config.data, "train", "test"), group(config.genrm, "model", "probe")
+    return dataclasses.replace(config, model=group(config.model, "path"), data=data, genrm=genrm)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from soundrl.engine.last_words import RANK
 from soundrl.engine.world import World
 
 Interval = tuple[float, float]
@@ -36,6 +37,8 @@ class Timeline:
         self.step: dict[str, float] = {}
         self.total: dict[str, float] = {}
         self.within: list[float] = []
+        self.path: list[str] = []
+        self.steps = 0
         self.events: list[dict[str, Any]] = []
         self.waits: list[Interval] = []
         # perf_counter never jumps, but only the wall clock is common to machines.
@@ -45,6 +48,9 @@ class Timeline:
     def __call__(self, name: str) -> Iterator[None]:
         """A phase: counted, and an event."""
         start = time.perf_counter()
+        self.steps += name == "step"
+        self.path.append(f"step {self.steps}" if name == "step" else name)
+        RANK.enter(", ".join(self.path))
         self.within.append(0.0)
         try:
             yield
@@ -59,6 +65,8 @@ class Timeline:
             if name == "judge_wait":
                 self.waits.append((start, end))
             self._event(name, "phase", start, end)
+            self.path.pop()
+        RANK.enter(", ".join(self.path) or f"after {name}")  # not where an error came out: that is where it happened
 
     @contextmanager
     def detail(self, name: str) -> Iterator[None]:

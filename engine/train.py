@@ -1,6 +1,6 @@
 """The main job: prompts → generate → verify → judge → reward → advantage → pack → forward/backward → optimizer → sync weights.
 
-torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts torchrun itself
+torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts them itself
 `--plan [--gpus N] [--gpu-gib 80]` says what the run will hold in memory, and starts nothing.
 """
 
@@ -11,7 +11,7 @@ from functools import partial
 from soundrl.engine import launch
 
 if __name__ == "__main__":
-    launch.leave_to_torchrun()
+    launch.leave_to_ranks()
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
@@ -33,9 +33,11 @@ from soundrl.fapo.task import distinct
 
 
 def main(config: Config) -> None:
-    world = World.start()
+    with users_mistakes():
+        world = World.start()
     phases, progress = Timeline(world.rank), Progress(world.main, config.run.steps)
-    with users_mistakes(), phases("prepare"):
+    folder = RunFolder(config, world)
+    with users_mistakes(), phases("prepare"), folder.claimed() as config:
         engines = build.engine_count(config, world)
         source, tests = build.build_sources(config)
         stream = PromptStream(source, config.run.seed, world.rank // config.rollout.tensor_parallel, engines)
@@ -47,7 +49,6 @@ def main(config: Config) -> None:
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
         task, judging = build.build_task(config, prompts, world, progress.say)
         policy = Policy(start, tokenizer, config.model, world)
-    folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
     if demonstrations is not None:
@@ -61,7 +62,7 @@ def main(config: Config) -> None:
         task.close()
         world.stop()
         return
-    with phases("start_sampler"):
+    with users_mistakes(), phases("start_sampler"):
         generator = build.build_generator(config, policy, world)
         sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
     with users_mistakes(), phases("start_judge"):

@@ -35,7 +35,14 @@ class World:
         if not dist.is_initialized():
             # Both backends on GPU: object collectives and the barrier of host work must not occupy the card.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            try:
+                dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            except (RuntimeError, OSError) as error:  # no interface or route, or a rank that does not come
+                place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
+                raise ValueError(
+                    f"the ranks do not find each other at MASTER_ADDR {place} ({str(error).splitlines()[0][:200]}); set MASTER_ADDR "
+                    "to an address of the first one that all reach, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to its network interface"
+                ) from error
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         return cls(dist.get_rank(), dist.get_world_size(), device, mesh)
 

@@ -1,0 +1,73 @@
+"""The launcher and its ranks with no training between them: a rank enters phases and meets the fault that its environment names.
+
+FAULT="1:exit 7" python tests/workers/faulty.py …      # rank 1; other ranks wait, or lose their neighbour as gloo says it
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from soundrl.engine import launch
+from soundrl.engine.last_words import RANK, UserError, undone
+
+# Without tyro and the settings, which take a second of every process.
+launch.read_arguments = lambda: SimpleNamespace(run=SimpleNamespace(folder=sys.argv[2], name="arith"))  # type: ignore[assignment]
+
+if __name__ == "__main__":
+    launch.leave_to_ranks()
+
+GLOO = "[pair.cc:538] Connection closed by peer [127.0.0.1]:4242. This may indicate a remote peer process has died unexpectedly (GLHF!)"
+
+
+def meet(fault: str) -> None:
+    what, _, how = fault.partition(" ")
+    if what == "raise":
+        raise {"memory": MemoryError, "value": ValueError, "runtime": RuntimeError}[how]("of the test\nand more")
+    if what == "user":
+        raise UserError(how)
+    if what == "full":
+        raise OSError(28, "No space left on device", "rollouts/step-000003.jsonl.part")
+    if what == "full-safetensors":
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    if what == "leave":
+        sys.exit(int(how))
+    if what == "exit":
+        os._exit(int(how))
+    if what == "kill":
+        os.kill(os.getpid(), getattr(signal, how))
+        time.sleep(60)
+    if what == "fork":  # a child of a rank that keeps everything open and hears of no signal
+        if os.fork() == 0:
+            os.closerange(0, 3)  # whoever reads what the rank says need not wait
+            time.sleep(5)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(config) -> None:
+    folder = RANK.home = RANK.folder = Path(config.run.folder) / config.run.name
+    RANK.tell("folder", str(folder))
+    part = folder / "rollouts" / f"rank-{RANK.number}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with undone(lambda: part.unlink(missing_ok=True)):
+        part.write_text("half")
+        RANK.enter("step 3, train")
+        print(f"ready {RANK.number} {os.getpid()}", flush=True)
+        faults = dict(item.split(":", 1) for item in os.environ.get("FAULT", "").split(";") if item)
+        fault = faults.pop(str(RANK.number), "")
+        if fault:
+            time.sleep(float(os.environ.get("LATER", "0.3")))
+            meet(fault)
+        elif faults and os.environ.get("OTHERS") == "lose":
+            time.sleep(0.1 if "LATER" in os.environ else 0.4)
+            raise RuntimeError(GLOO)
+        elif faults or "WAIT" in os.environ:
+            time.sleep(60)
+        part.unlink()
+
+
+if __name__ == "__main__":
+    launch.run(main)
