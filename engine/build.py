@@ -128,7 +128,8 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Cal
 
 
 def engine_count(config: Config, world: World) -> int:
-    """Sampling engines of the run (tensor-parallel groups); ValueError where ranks and batches do not fit."""
+    """Sampling engines of the run (tensor-parallel groups); ValueError where ranks, batches and the GPU's share do not fit."""
+    config.check_memory(world.device.type)
     tensor_parallel, minibatch = config.rollout.tensor_parallel, config.optim.minibatch_prompts
     if world.size % tensor_parallel:
         raise ValueError(f"rollout.tensor_parallel {tensor_parallel} does not divide the {world.size} ranks; start a multiple of it")

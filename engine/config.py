@@ -286,6 +286,13 @@ class Config:
             "name a model folder, or set --data.train arith",
         )
 
+    def check_memory(self, device: str) -> None:
+        """ValueError where `rollout.memory` cannot be what it means on `device` (cuda or cpu)."""
+        require(
+            device == "cpu" or self.rollout.memory < 1,
+            f"rollout.memory {self.rollout.memory} is a share on a GPU, of which the trainer needs some as well; set e.g. --rollout.memory 0.4",
+        )
+
     @property
     def max_prompt_tokens(self) -> int:
         return self.model.max_length - self.rollout.max_new_tokens

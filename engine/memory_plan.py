@@ -179,7 +179,8 @@ class MemoryPlan:
 def memory_plan(config: Config, of: Shapes, ranks: int, total: float, device: str, machine: int = GPUS_A_MACHINE) -> MemoryPlan:
     """The plan of `config` on each of `ranks` GPUs with `total` bytes, `machine` of them on the first machine, where served judges stand
     (`device` cpu: on `ranks` processes that share `total`). A served judge stays awake where `run.overlap` wants it and both fit; else it
-    has a serial phase."""
+    has a serial phase. ValueError where `rollout.memory` is no share of a GPU."""
+    config.check_memory(device)
     if config.genrm.judge != "serve":
         return plan_of(config, of, ranks, total, device)
     judges = -(-config.genrm.workers // machine)

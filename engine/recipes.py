@@ -14,7 +14,7 @@ def arith() -> Config:
         model=Model(path="arith", dtype="float32", max_length=80),
         data=Data(train="arith", test=("arith",), test_rows=400),
         warm_start=WarmStart(steps=1500, batch=32, lr=2e-3),
-        rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=60, memory=1.0, eager=True),
+        rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=60, memory=0.3, eager=True),
         # On policy: one update per rollout batch.
         optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=1024),
         fapo=Fapo(lam=1.0),
@@ -101,7 +101,7 @@ def genrm_arith() -> Config:
         model=Model(path="arith", dtype="float32", max_length=144),
         data=Data(train="arith", test=("arith",), test_rows=400),
         warm_start=WarmStart(steps=1000, batch=32, lr=2e-3),
-        rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=64, memory=1.0, eager=True),
+        rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=64, memory=0.3, eager=True),
         optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
         fapo=Fapo(lam=0.0),
         genrm=Genrm(judge="none"),
