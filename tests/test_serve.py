@@ -18,7 +18,7 @@ from fake_judge import MODEL, SERVED
 
 from soundrl.engine.arith_critic_model import write_arith_critic
 from soundrl.fapo.records import Verdict
-from soundrl.genrm import scorer, serve
+from soundrl.genrm import machine, scorer, serve, server
 from soundrl.genrm.bearer import RequireBearer
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, ServeError, Serving, Worker
@@ -44,7 +44,7 @@ def ask(judge: EndpointJudge, count: int) -> list[Verdict]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_dead_or_stuck_server_is_started_again_and_nothing_is_lost(folder, monkeypatch, how):
-    monkeypatch.setattr(serve, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(server, "PROBE_SECONDS", 1.0)
     monkeypatch.setattr(serve, "SICK_SECONDS", 1.5)
     with JudgeServers(Serving(model=folder, name=MODEL, workers=2), logs=folder) as servers:
         servers.wait(20)
@@ -143,7 +143,7 @@ def test_a_server_that_dies_in_its_sleep_is_started_when_it_is_needed(sleepers):
 
 def test_a_server_that_does_not_fall_asleep_is_killed(sleepers, monkeypatch):
     """It would hold memory that others are about to take."""
-    monkeypatch.setattr(serve, "ORDER_SECONDS", 0.5)
+    monkeypatch.setattr(server, "ORDER_SECONDS", 0.5)
     stuck, sound = sleepers.workers
     os.killpg(stuck.process.pid, signal.SIGSTOP)
     sleepers.sleep()
