@@ -145,7 +145,7 @@ def serve(config: Config, sleeps: bool) -> JudgeServers:
     if 0 < own < longest + critique:
         raise ValueError(
             f"genrm.model takes {own} tokens, but a prompt of model.max_length {longest} and a critique of genrm.max_tokens {critique} may "
-            f"come; lower genrm.max_tokens to {own - longest}, or serve another judge"
+            f"come; lower genrm.max_tokens{f' to {own - longest}' if own > longest else ' and model.max_length'}, or serve another judge"
         )
     return JudgeServers(
         Serving(

@@ -51,6 +51,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/witness":
             self.send(200, self.server.witness)
             return
+        if self.path == "/metrics":
+            self.send(200, f'# HELP\nvllm:generation_tokens_total{{engine="0"}} {float(self.server.tokens)}\n'.encode())
+            return
         if self.path == "/v1/models" and self.server.models is not None:
             self.server.models(self)
             return
@@ -92,6 +95,8 @@ class Server(ThreadingHTTPServer):
         self.times: list[float] = []
         self.authorizations: list[str | None] = []
         self.asleep = False
+        self.tokens = 0
+        """What `/metrics` says has been generated."""
         self.models: Callable[[Handler], None] | None = None
         """What `/v1/models` answers, where not the usual."""
         self.witness: list[str] = []
