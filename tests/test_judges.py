@@ -24,18 +24,11 @@ def test_places_are_divided_over_ranks_and_none_is_lost(concurrency, size):
 
 
 def test_metrics_of_all_ranks_are_one():
-    first = {"genrm/requests": 3.0, "genrm/alive": 0.0, "genrm/latency_p99": 1.0, "genrm/critique_tokens": 10.0, "genrm/probe_f1": 0.5}
-    second = {
-        "genrm/requests": 4.0,
-        "genrm/alive": 2.0,
-        "genrm/latency_p99": 2.0,
-        "genrm/critique_tokens": 30.0,
-        "genrm/unknown_empty": 1.0,
-    }
-    assert judges.over_ranks([first, second]) == {
-        **{"genrm/requests": 7.0, "genrm/alive": 2.0, "genrm/latency_p99": 2.0, "genrm/critique_tokens": 20.0},
-        **{"genrm/probe_f1": 0.5, "genrm/unknown_empty": 1.0},
-    }
+    names = ("genrm/requests", "genrm/alive", "genrm/latency_p99", "genrm/critique_tokens")
+    first = dict(zip(names, (3.0, 0.0, 1.0, 10.0), strict=True)) | {"genrm/probe_f1": 0.5}
+    second = dict(zip(names, (4.0, 2.0, 2.0, 30.0), strict=True)) | {"genrm/unknown_empty": 1.0}
+    both = dict(zip(names, (7.0, 2.0, 2.0, 20.0), strict=True))
+    assert judges.over_ranks([first, second]) == both | {"genrm/probe_f1": 0.5, "genrm/unknown_empty": 1.0}
     assert judges.over_ranks([{}, {}]) == {}
 
 
@@ -53,6 +46,7 @@ def test_served_judges_on_several_nodes_are_refused_on_every_rank(tmp_path, monk
 
 def test_a_judge_too_short_for_question_and_critique_is_not_started(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 143}))
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="genrm.model takes 143 tokens, .* lower genrm.max_tokens to 63,"):
         judges.serve(served(tmp_path), sleeps=False)
 
