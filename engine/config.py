@@ -134,7 +134,7 @@ class Genrm:
     model: str = ""
     """Model name, as the endpoints list it under /models; with judge serve the model's folder."""
     workers: int = 1
-    """Servers that the run starts (judge serve): worker i takes GPU i; on CPU each is one thread."""
+    """Servers that the run starts (judge serve): worker i takes the i-th GPU; on CPU each is one thread."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     sampling: tuple[float, int] = (0.0, 1)
@@ -142,16 +142,16 @@ class Genrm:
     deadline: tuple[float, float] = (300.0, 3600.0)
     """Seconds until a verdict is given up as unknown(timeout): from its first request, and, the queue included, from the end of its
     rollout. A step waits no longer than the second from the end of its sampling, whatever the judge does."""
-    concurrency: int = 64
-    """Requests under way at once on each endpoint, per rank."""
+    concurrency: int = 128
+    """Requests under way at once on each endpoint, over all ranks (each has at least one)."""
     reference: bool = True
     """Show the reference answer to the judge."""
     probe: tuple[str, int] = ("", 10)
     """Labelled solutions (a ProcessBench or FAPO-Critic file, `arith`) that watch the judge, and steps between probes; empty = none."""
     unknown: Literal["drop", "rule"] = "drop"
     """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule)."""
-    max_unknown: float = 0.5
-    """The run stops when a larger share of judged rollouts has no verdict, three steps in a row."""
+    max_unknown: float = 0.2
+    """The run stops when a larger share of judged rollouts has no verdict, three steps in a row (never where fapo.lam is 0)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,8 +273,8 @@ class Config:
             f"run.eval_sampling is {samples} {temperature} {top_p}; use at least 1 rollout, a temperature above 0 and a top-p in (0, 1]",
         )
         require(
-            min(genrm.deadline) > 0 and genrm.deadline[0] <= genrm.deadline[1],
-            f"genrm.deadline is {genrm.deadline[0]} {genrm.deadline[1]}; use seconds above 0, the second not below the first",
+            0 < genrm.deadline[0] <= genrm.deadline[1] <= WEEK,
+            f"genrm.deadline is {genrm.deadline[0]} {genrm.deadline[1]}; use seconds above 0, the second not below the first, up to {WEEK}",
         )
         require(
             genrm.sampling[0] >= 0 and genrm.sampling[1] >= 1 and (genrm.sampling[1] == 1 or genrm.sampling[0] > 0),
@@ -297,9 +297,16 @@ class Config:
     def max_prompt_tokens(self) -> int:
         return self.model.max_length - self.rollout.max_new_tokens
 
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a rank may wait in a collective for one that samples, saves, or waits for its verdicts and then those of a probe."""
+        return 1800.0 + (2 * self.genrm.deadline[1] if self.genrm.judge in ("endpoint", "serve") else 0.0)
+
     def as_dict(self) -> dict:
         return dataclasses.asdict(self)
 
+
+WEEK = 604_800
 
 POSITIVE = {
     "model": ("max_length",),

@@ -50,8 +50,8 @@ class Progress:
         if self.training_start is None:
             self.training_start = now - metrics["time/step"]
         left = (now - self.training_start) / step * (self.steps - step)
-        critic = "critic/error_accuracy" in metrics
-        what = f"located {metrics['critic/error_accuracy']:.3f}" if critic else f"flawed {metrics['fapo/flawed_ratio']:.3f}"
+        shown = {"located": "critic/error_accuracy", "flawed": "fapo/flawed_ratio"}  # neither where nobody judges
+        what = "  ".join(f"{word} {metrics[name]:.3f}" for word, name in shown.items() if name in metrics)
         if "genrm/precision" in metrics:
             what += f"  judge's precision {metrics['genrm/precision']:.2f} recall {metrics['genrm/recall']:.2f}"
         self.say(

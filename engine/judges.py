@@ -17,6 +17,7 @@ from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.labelled import load_labelled
+from soundrl.genrm.machine import positions, served_length
 from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.serve import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
@@ -38,15 +39,21 @@ class BuiltJudge:
 
 
 def build_judge(config: Config, world: World, say: Callable[[str], None]) -> BuiltJudge:
-    """A collective where judges are served. ValueError for a judge that does not answer, and where judges and the policy do not fit on the
-    GPUs, not even in turns."""
+    """A collective where judges are served. ValueError for a judge that does not answer or is too short for question and critique, for
+    judges served on several nodes, and where judges and the policy do not fit on the GPUs, not even in turns."""
     g = config.genrm
     if g.judge == "none":
         return BuiltJudge(None)
     if g.judge == "oracle":
         return BuiltJudge(OracleJudge(arith.oracle))
-    urls, model, servers, why, gone_after = g.urls, g.model, None, "", None
+    # While somebody may start a judge again, questions wait for it as long as they would for an answer.
+    urls, model, servers, why, gone_after = g.urls, g.model, None, "", g.deadline[0]
     if g.judge == "serve":
+        if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) < world.size:
+            raise ValueError(
+                "genrm.judge serve starts judges on the first node's loopback, which ranks of other nodes do not reach; start them with "
+                "`python -m soundrl.genrm.serve --host 0.0.0.0` and set --genrm.judge endpoint, --genrm.urls and --genrm.allow-http"
+            )
         own = None
         if world.main:
             why = serial_phase(config, world)
@@ -64,7 +71,8 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
         votes=g.sampling[1],
         deadline=g.deadline[0],
         step_deadline=g.deadline[1],
-        concurrency=g.concurrency,
+        concurrency=places(g.concurrency, world),
+        longest_prompt=config.model.max_length,
         gone_after=gone_after,
         with_reference=g.reference,
         allow_http=g.allow_http,
@@ -95,6 +103,23 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
     )
 
 
+def places(concurrency: int, world: World) -> int:
+    """This rank's part of `genrm.concurrency`, which is over all ranks; at least one."""
+    each, left = divmod(concurrency, world.size)
+    return max(1, each + (world.rank < left))
+
+
+def over_ranks(parts: list[dict[str, float]]) -> dict[str, float]:
+    """The judge's metrics of all ranks as one: counters add up, of latencies and judges alive the largest counts, of critiques' tokens the
+    mean; what one rank alone has (a probe) stays. Example: requests 3 and 4, latency_p99 1.0 and 2.0 → 7 and 2.0."""
+    out: dict[str, float] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values, last = [part[name] for part in parts if name in part], name.removeprefix("genrm/")
+        out[name] = max(values) if last == "alive" or last.startswith("latency") else sum(values)
+        out[name] /= len(values) if last == "critique_tokens" else 1
+    return out
+
+
 def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[int], dict[str, float]]:
     """The probe of `genrm.probe`, on rank 0; nothing where there is none."""
     name, every = config.genrm.probe
@@ -115,12 +140,20 @@ def serial_phase(config: Config, world: World) -> str:
 
 def serve(config: Config, sleeps: bool) -> JudgeServers:
     """Start the servers of `genrm.model`. Their logs stand in the run's parent folder."""
-    folder = check_folder(config.genrm.model, "genrm.model")
+    folder, longest, critique = check_folder(config.genrm.model, "genrm.model"), config.model.max_length, config.genrm.max_tokens
+    own = positions(folder)
+    if 0 < own < longest + critique:
+        raise ValueError(
+            f"genrm.model takes {own} tokens, but a prompt of model.max_length {longest} and a critique of genrm.max_tokens {critique} may "
+            f"come; lower genrm.max_tokens{f' to {own - longest}' if own > longest else ' and model.max_length'}, or serve another judge"
+        )
     return JudgeServers(
         Serving(
             model=folder,
             name=SERVED_NAME,
             workers=config.genrm.workers,
+            # The judge counts other tokens than the policy, and tags around each paragraph.
+            max_length=served_length(folder, longest + longest // 2, critique),
             dtype=config.model.dtype,
             memory=config.rollout.memory,
             eager=config.rollout.eager,

@@ -17,6 +17,7 @@ from soundrl.engine import build
 from soundrl.engine.config import Config
 from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
+from soundrl.engine.judges import over_ranks
 from soundrl.engine.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.rollouts import rollout
@@ -34,7 +35,7 @@ from soundrl.fapo.task import distinct
 
 def main(config: Config) -> None:
     with users_mistakes():
-        world = World.start()
+        world = World.start(config.longest_wait)
     phases, progress = Timeline(world.rank), Progress(world.main, config.run.steps)
     folder = RunFolder(config, world)
     with users_mistakes(), phases("prepare"), folder.claimed() as config:
@@ -100,7 +101,7 @@ def main(config: Config) -> None:
         sums = task.count(own)
         measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
         measured |= phases.judged(pending.calls(), world)
-        said = world.gather(said or task.judge_metrics(step))[0]  # every rank stops by what the first one sees
+        said = over_ranks(world.gather(said or task.judge_metrics(step)))  # every rank stops by what all see
         metrics = measured | trained | gate | said | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)

@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a rank may sample for long while others wait; NCCL's 10 min default is too short
-
 
 @dataclass(frozen=True)
 class World:
@@ -23,8 +21,9 @@ class World:
     """One dimension over all ranks: parameters, gradients and optimizer state are sharded over it."""
 
     @classmethod
-    def start(cls) -> World:
-        """Join the process group torchrun describes: NCCL where there are GPUs, gloo on CPU."""
+    def start(cls, longest_wait: float = 1800.0) -> World:
+        """Join the process group torchrun describes: NCCL where there are GPUs, gloo on CPU. A collective fails after `longest_wait`
+        seconds: a rank may sample, or wait for verdicts, for long while others wait for it, and NCCL's 10 minutes are too short."""
         missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
         if missing:
             raise ValueError(f"{', '.join(missing)} not set: start with `torchrun engine/train.py` or `python engine/train.py`")
@@ -36,7 +35,7 @@ class World:
             # Both backends on GPU: object collectives and the barrier of host work must not occupy the card.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             try:
-                dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+                dist.init_process_group(backend, timeout=timedelta(seconds=longest_wait))
             except (RuntimeError, OSError) as error:  # no interface or route, or a rank that does not come
                 place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
                 raise ValueError(

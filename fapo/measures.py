@@ -71,33 +71,40 @@ def count(groups: Sequence[Group], lam: float, truth: Oracle | None = None) -> d
 
 
 def rates(sums: dict[str, float], truth: bool = False) -> dict[str, float]:
-    """Metrics of a step from the sums over all ranks; a share of nothing is 0. With `truth` the judge's precision and recall against it."""
+    """Metrics of a step from the sums over all ranks; a share of nothing is 0. With `truth` the judge's precision and recall against it.
+    The flawed share and ρ are of rollouts with a verdict, sound or flawed, and are left out where none has one."""
 
     def share(part: str, whole: str) -> float:
         return sums[part] / sums[whole] if sums[whole] else 0.0
 
-    sound, wrong = sums["correct"] - sums["flawed"] - sums["unknown"], sums["rollouts"] - sums["correct"]
+    told, wrong = sums["judged"] - sums["unknown"], sums["rollouts"] - sums["correct"]
+    sound = told - sums["flawed"]
+    of_verdicts = (
+        {"fapo/flawed_ratio": sums["flawed"] / told, "fapo/rho": sound / wrong if wrong else float(sound > 0) * 1e9} if told else {}
+    )
     against_truth = {
         "fapo/true_flawed_ratio": share("true_flawed", "correct"),
         "genrm/precision": share("found_flawed", "flawed"),
         "genrm/recall": share("found_flawed", "true_flawed"),
         "genrm/over_critic": sums["false_alarms"] / max(sums["correct"] - sums["true_flawed"], 1.0),
     }
-    return (against_truth if truth else {}) | {
-        "reward/mean": share("reward", "rollouts"),
-        "reward/correct": share("correct", "rollouts"),
-        "reward/no_answer": share("no_answer", "rollouts"),
-        "reward/unparseable": share("unparseable", "rollouts"),
-        "reward/verifier_timeout": share("verifier_timeout", "rollouts"),
-        "reward/groups_with_signal": share("signal", "groups"),
-        "fapo/flawed_ratio": share("flawed", "correct"),
-        "fapo/rho": sound / wrong if wrong else float(sound > 0) * 1e9,
-        "fapo/past_shift": share("past_shift", "groups"),
-        "fapo/flawed_advantage": share("flawed_advantage", "flawed"),
-        "genrm/unknown": share("unknown", "judged"),
-        "tokens/response": share("tokens", "rollouts"),
-        "tokens/cut": share("cut", "rollouts"),
-    }
+    return (
+        (against_truth if truth else {})
+        | of_verdicts
+        | {
+            "reward/mean": share("reward", "rollouts"),
+            "reward/correct": share("correct", "rollouts"),
+            "reward/no_answer": share("no_answer", "rollouts"),
+            "reward/unparseable": share("unparseable", "rollouts"),
+            "reward/verifier_timeout": share("verifier_timeout", "rollouts"),
+            "reward/groups_with_signal": share("signal", "groups"),
+            "fapo/past_shift": share("past_shift", "groups"),
+            "fapo/flawed_advantage": share("flawed_advantage", "flawed"),
+            "genrm/unknown": share("unknown", "judged"),
+            "tokens/response": share("tokens", "rollouts"),
+            "tokens/cut": share("cut", "rollouts"),
+        }
+    )
 
 
 class TooManyUnknownError(RuntimeError):

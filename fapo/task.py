@@ -116,7 +116,8 @@ class ReasoningTask:
     ) -> None:
         self.deadline, self.judge_sleeps = deadline, judge_sleeps
         self.verify, self.judge, self.settings, self.ready, self._close = verify, judge, settings, ready, close
-        self.watch = UnknownWatch(max_unknown)
+        # Where verdicts change nothing, a judge that fails ends no run.
+        self.watch: Callable[[int, dict[str, float]], None] = UnknownWatch(max_unknown) if settings.lam > 0 else lambda step, metrics: None
         self.truth, self.probe = truth, probe
 
     def assign(self, groups: Sequence[Group]) -> None:
@@ -129,10 +130,10 @@ class ReasoningTask:
         return rates(sums, self.truth is not None)
 
     def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
-        """`accuracy` (avg@k), `tokens`, and with a judge `flawed_ratio` (flawed ÷ correct) and `sound` (right and judged so, of all)."""
+        """`accuracy` (avg@k), `tokens`, with a judge `flawed_ratio` (of those with a verdict) and `sound` (right and judged so, of all)."""
         out = {"accuracy": sums["correct"] / sums["rollouts"], "tokens": sums["tokens"] / sums["rollouts"]}
         if self.judge is not None:
-            out["flawed_ratio"] = sums["flawed"] / max(sums["correct"], 1.0)
+            out["flawed_ratio"] = sums["flawed"] / max(sums["correct"] - sums["unknown"], 1.0)
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / sums["rollouts"]
         return out
 

@@ -66,7 +66,7 @@ def plant(problem: arith.Problem, kind: str, rng: random.Random) -> str:
 class ArithCriticSource:
     """An endless source of critic prompts: number `index` follows from (seed, index) alone; every second row is flawed.
 
-    `split` is `train` or `test`, which share no problem; `test` mixes in the kinds of `UNSEEN` (half of its flaws).
+    `split` is `train` or `test`, which share no problem. Flaws are a student's own, or with `unseen` all of the kinds of `UNSEEN`.
     """
 
     def __init__(self, seed: int, split: str = "train", unseen: bool = False) -> None:

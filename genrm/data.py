@@ -6,7 +6,8 @@
 
 `planted` puts flaws at known steps of GSM8K's reference solutions (`--problems arith`: the embedded world's own). `sampled` has policies
 solve the problems, keeps the right ones, and asks a teacher for the first error several times; rows on which all replies agree are kept.
-What was asked for is written to `<out>.work` as it comes, and a run that was interrupted goes on from there.
+What was asked for is written to `<out>.work` as it comes, and a run that was interrupted goes on from there; what failed on the way (a
+server that was down) is asked for again by the same command.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.labelled import ARITH, Labelled, load_labelled
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.scorer import ScorerPool
-from soundrl.genrm.verdict import unanimous
+from soundrl.genrm.verdict import UNASKED, unanimous
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,10 @@ class Sampled(Common):
     """Base URLs of the teacher's endpoints."""
     teacher_model: str
     """The teacher's name."""
+    policy_token_env: str = "SOUNDRL_GENRM_TOKEN"
+    """Environment variable with the policies' token; the teacher's is $SOUNDRL_GENRM_TOKEN."""
+    allow_http: bool = False
+    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     samples: int = 4
     """Solutions of a problem from each policy."""
     votes: int = 3
@@ -95,7 +100,7 @@ class Sampled(Common):
 def planted_rows(arguments: Planted) -> list[Labelled]:
     """The sound solution and one flaw of each kind that fits, of every problem."""
     if arguments.problems in ARITH:
-        return load_labelled(arguments.problems, max_rows=arguments.max_problems or None)
+        return load_labelled(arguments.problems, max_rows=arguments.max_problems or None, seed=arguments.seed, split="train")
     rows = []
     for prompt in load_prompts(arguments.problems, max_rows=arguments.max_problems or None):
         rng = random.Random(f"{arguments.seed}/{prompt.id}")
@@ -136,7 +141,10 @@ def said(done: int, of: int, what: str) -> None:
 
 async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: WorkFile) -> None:
     """`work["solution/<problem>/<policy>/<sample>"]` = [text, why there is none]."""
-    pools = [(model, Endpoint(url, model)) for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)]
+    pools = [
+        Endpoint(url, model, token_env=arguments.policy_token_env, allow_http=arguments.allow_http)
+        for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
+    ]
     wanted = [
         (f"solution/{prompt.id}/{number}/{sample}", prompt, number)
         for prompt in prompts
@@ -144,14 +152,14 @@ async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: 
         for sample in range(arguments.samples)
     ]
     wanted = [entry for entry in wanted if entry[0] not in work.known]
-    clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for _, endpoint in pools]
+    clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for endpoint in pools]
     done = 0
 
     async def one(key: str, prompt: Prompt, number: int) -> None:
         nonlocal done
         seed = int.from_bytes(hashlib.blake2b(f"{arguments.seed}/{key}".encode(), digest_size=4).digest(), "big") >> 1
         messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
-        body = pools[number][1].body(messages, temperature=arguments.temperature, max_tokens=arguments.max_tokens, seed=seed)
+        body = pools[number].body(messages, temperature=arguments.temperature, max_tokens=arguments.max_tokens, seed=seed)
         try:
             reply, _ = await clients[number].complete(lambda: body, arguments.deadline)
             work.add(key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"])
@@ -206,19 +214,20 @@ def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
         concurrency=arguments.concurrency,
         deadline=arguments.deadline,
         step_deadline=float("inf"),
+        allow_http=arguments.allow_http,
     ) as teacher:
         teacher.check()
-        asked = {}
-        for key, (prompt, paragraphs) in right.items():
-            if f"label/{key}" not in work.known:
-                asked[key] = teacher.critique(prompt.text, paragraphs, prompt.answer)
-        for number, (key, future) in enumerate(asked.items(), 1):
-            verdict = future.result().verdict
-            work.add(f"label/{key}", [verdict.kind, verdict.step, verdict.reason])
+        labels = {key: Verdict(*work.known[f"label/{key}"]) for key in right if f"label/{key}" in work.known}
+        labels = {key: verdict for key, verdict in labels.items() if verdict.reason not in UNASKED}
+        asked = {key: (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items() if key not in labels}
+        for number, (key, critique) in enumerate(teacher.each(asked), 1):
+            verdict = labels[key] = critique.verdict
+            if verdict.reason not in UNASKED:
+                work.add(f"label/{key}", [verdict.kind, verdict.step, verdict.reason])
             said(number, len(asked), "solutions labelled")
     rows = []
     for key, (prompt, paragraphs) in right.items():
-        verdict = Verdict(*work.known[f"label/{key}"])
+        verdict = labels[key]
         counts[f"labels {verdict.reason or verdict.kind}"] += 1
         if verdict.kind != "unknown":
             label = -1 if verdict.step is None else verdict.step

@@ -4,6 +4,7 @@
 
 Each file of `data` is a subset; the average F1 is over subsets, as ProcessBench has it. Every verdict is written to `<out>/verdicts.jsonl`
 when it comes, so that an interrupted evaluation goes on where it was; `<out>/scores.json` holds the scores with what they were made from.
+What failed on the way (a server that was down) is no verdict: it is counted in `unfinished`, and the same command asks for it again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.judge import Critique, EndpointJudge
+from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.labelled import ARITH, Labelled, load_labelled, with_references
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
+from soundrl.genrm.verdict import UNASKED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Arguments:
     """Requests under way at once on each endpoint."""
     deadline: float = 1800.0
     """Seconds until a verdict is given up as unknown(timeout)."""
+    allow_http: bool = False
+    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
 
 
 def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
@@ -103,7 +106,8 @@ def _version(package: str) -> str:
 def judge_all(
     judge: EndpointJudge, subsets: dict[str, list[Labelled]], file: Path, made_from: dict[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
-    """A record a row, in the order of the rows: verdict, tokens, seconds, the critique. Those that `file` holds are not asked for again.
+    """A record a row, in the order of the rows: verdict, tokens, seconds, the critique. Those that `file` holds are not asked for again;
+    it holds what the judge said, and no fault of the way there.
 
     Raises `ValueError` where `file` was made from something else.
     """
@@ -115,20 +119,19 @@ def judge_all(
         for line in lines[1:]:
             if line.endswith("\n"):  # a killed evaluation leaves half a line
                 record = json.loads(line)
-                done[record["subset"], record["id"]] = record
+                if record["verdict"][2] not in UNASKED:
+                    done[record["subset"], record["id"]] = record
     beside = file.with_suffix(".part")
     beside.write_text("".join(json.dumps(line) + "\n" for line in [made_from, *done.values()]))
     beside.replace(file)
     with file.open("a") as sink:
-        waiting = {}
-        for name, rows in subsets.items():
-            for row in rows:
-                if (name, row.id) not in done:
-                    future = judge.critique(row.problem, row.steps, row.answer)
-                    waiting[future] = (name, row.id)
-        for number, future in enumerate(as_completed(waiting), 1):
-            name, id = waiting[future]
-            critique: Critique = future.result()
+        asked = {
+            (name, row.id): (row.problem, row.steps, row.answer)
+            for name, rows in subsets.items()
+            for row in rows
+            if (name, row.id) not in done
+        }
+        for number, ((name, id), critique) in enumerate(judge.each(asked), 1):
             verdict = critique.verdict
             record = {
                 "subset": name,
@@ -139,10 +142,11 @@ def judge_all(
                 "critique": critique.text,
             }
             done[name, id] = record
-            sink.write(json.dumps(record) + "\n")
-            sink.flush()
-            if number % max(1, len(waiting) // 20) == 0:
-                print(f"{number}/{len(waiting)} judged", file=sys.stderr, flush=True)
+            if verdict.reason not in UNASKED:
+                sink.write(json.dumps(record) + "\n")
+                sink.flush()
+            if number % max(1, len(asked) // 20) == 0:
+                print(f"{number}/{len(asked)} judged", file=sys.stderr, flush=True)
     return {name: [done[name, row.id] for row in rows] for name, rows in subsets.items()}
 
 
@@ -201,13 +205,18 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
         max_tokens=arguments.max_tokens,
         concurrency=arguments.concurrency,
         deadline=arguments.deadline,
+        allow_http=arguments.allow_http,
         step_deadline=float("inf"),
     ) as judge:
         judge.check()
         records = judge_all(judge, subsets, arguments.out / "verdicts.jsonl", made_from)
     scores = summary(subsets, records)
-    (arguments.out / "scores.json").write_text(json.dumps({"made_from": made_from, "scores": scores}, indent=2) + "\n")
+    unfinished = {reason: count for reason, count in scores["all"]["unknown"].items() if reason in UNASKED}
+    found = {"made_from": made_from, "scores": scores, "unfinished": unfinished}
+    (arguments.out / "scores.json").write_text(json.dumps(found, indent=2) + "\n")
     print_table(scores)
+    if unfinished:
+        print(f"no reply came for {sum(unfinished.values())} rows ({unfinished}); the same command asks for them again", file=sys.stderr)
     return scores
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
+import queue
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -74,6 +76,7 @@ class EndpointJudge:
         votes: int = 1,
         top_p: float = 1.0,
         max_tokens: int = 8192,
+        longest_prompt: int = 1,
         deadline: float = 600.0,
         step_deadline: float = 3600.0,
         concurrency: int = 64,
@@ -90,6 +93,7 @@ class EndpointJudge:
           the wait for a free worker included; `gone_after`: seconds without any live endpoint until questions fail at once.
         * `concurrency`: requests under way at once, on each endpoint.
         * `votes`: replies a question, of which `decide` makes one verdict (`verdict.majority` or `verdict.unanimous`).
+        * `longest_prompt`: tokens that an endpoint must have room for beside `max_tokens`; `check` asks those that tell.
         * `special_tokens`: those of the served tokenizer where it is known (`prompts.control_tokens`).
         * `split` cuts a solution into the paragraphs that verdicts count.
         """
@@ -103,7 +107,7 @@ class EndpointJudge:
         addresses = [urls] if isinstance(urls, str) else urls
         self.endpoints = [Endpoint(url, model, token_env=token_env, allow_http=allow_http) for url in addresses]
         self.with_reference = with_reference
-        self.votes = votes
+        self.votes, self.context = votes, longest_prompt + max_tokens
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         self.deadline, self.step_deadline = deadline, step_deadline
         self.special_tokens = special_tokens
@@ -111,7 +115,9 @@ class EndpointJudge:
         self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts, gone_after=gone_after)
         self._cache: OrderedDict[str, Critique] = OrderedDict()
         self._cache_size = cache_size
-        self._open: dict[str, list[Future[Critique]]] = {}
+        self._open: dict[tuple[str, int], list[Future[Critique]]] = {}
+        """By question, and by a number of its own where it is asked afresh (else 0)."""
+        self._fresh = itertools.count(1)
         self._flights: set[asyncio.Task[Critique]] = set()
         self._counts: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
@@ -131,11 +137,11 @@ class EndpointJudge:
         self.close()
 
     def check(self) -> None:
-        """Prove with a trial request that every endpoint answers. Raises `ValueError` (see `Endpoint.check`), within 30 s, and
-        `RuntimeError` after `close`."""
+        """Prove with a trial request that every endpoint answers and has room for question and critique. Raises `ValueError` (see
+        `Endpoint.check`), within 30 s, and `RuntimeError` after `close`."""
         if self._closed:
             raise RuntimeError("the judge is closed")
-        asyncio.run_coroutine_threadsafe(self.pool.check(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self.pool.check(self.context), self._loop).result()
 
     def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
         """Queue one rollout; returns at once unless `QUEUE_BYTES` of questions are waiting. The future cannot be cancelled and ends in a
@@ -148,9 +154,12 @@ class EndpointJudge:
         )
         return verdict
 
-    def critique(self, problem: str, paragraphs: Sequence[str], reference: str | None, priority: int = 0) -> Future[Critique]:
+    def critique(
+        self, problem: str, paragraphs: Sequence[str], reference: str | None, priority: int = 0, fresh: bool = False
+    ) -> Future[Critique]:
         """The same for a solution that is cut already, with the critique's text and tokens. `reference` is shown where the judge is made
-        `with_reference`. Askers who share a request share the first one's place in the queue as well."""
+        `with_reference`. Askers who share a request share the first one's place in the queue as well. `fresh`: the judge itself is asked,
+        with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None, self.special_tokens)
         data = json.dumps(messages).encode()
         key, size = hashlib.sha256(data).hexdigest(), len(data)
@@ -164,17 +173,36 @@ class EndpointJudge:
             self._counts["submitted"] += 1
             self._queued_bytes += size
             # Under the lock: whatever was counted reaches the loop before `close` does.
-            self._loop.call_soon_threadsafe(self._start, key, messages, len(paragraphs), priority, future)
+            slot = (key, next(self._fresh) if fresh else 0)
+            self._loop.call_soon_threadsafe(self._start, slot, messages, len(paragraphs), priority, future)
         future.add_done_callback(lambda _: self._leave(size))
         return future
 
+    def each(self, questions: Mapping[Any, tuple[str, Sequence[str], str | None]]) -> Iterator[tuple[Any, Critique]]:
+        """The critiques of many (problem, paragraphs, reference), each as it comes; asked from a thread, as `critique` blocks meanwhile."""
+        come: queue.SimpleQueue[tuple[Any, Future[Any]]] = queue.SimpleQueue()
+
+        def ask() -> None:
+            for key, question in questions.items():
+                self.critique(*question).add_done_callback(lambda future, key=key: come.put((key, future)))
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(ask).add_done_callback(lambda asked: come.put((None, asked)))
+            for _ in range(len(questions) + 1):
+                key, future = come.get()
+                answer = future.result()  # of the asking itself: raises where it ended early
+                if key is not None:
+                    yield key, answer
+
     def stats(self) -> dict[str, Any]:
         """Counters since the start. Example: `{"submitted": 8, "scored": 7, "unscored": 1, "pending": 0, "sound": 5, "flawed": 2,
-        "unknown": {"timeout": 1}, "deduplicated": 0, "latency_p50": 1.2, "latency_p99": 3.4, "latencies": [...]}`, and those of
-        `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
+        "unknown": {"timeout": 1}, "deduplicated": 0, "replies": 8, "tokens": 4096, "latency_p50": 1.2, "latency_p99": 3.4,
+        "latencies": [...]}`, and those of `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
         with self._lock:
             counts, unknown, latencies = dict(self._counts), dict(self._unknown), list(self._latencies)
-        stats: dict[str, Any] = {name: counts.get(name, 0) for name in ("submitted", "sound", "flawed", "deduplicated")}
+        stats: dict[str, Any] = {
+            name: counts.get(name, 0) for name in ("submitted", "sound", "flawed", "deduplicated", "replies", "tokens")
+        }
         stats["scored"], stats["unscored"] = stats["sound"] + stats["flawed"], sum(unknown.values())
         stats["pending"] = stats["submitted"] - stats["scored"] - stats["unscored"]
         ordered = sorted(latencies)
@@ -187,6 +215,7 @@ class EndpointJudge:
         names = ("latency_p50", "latency_p99", "requests", "deduplicated", "hedges", "ejections", "alive")
         out = {f"genrm/{name}": float(stats[name]) for name in names}
         out["genrm/retries"] = float(sum(stats["retries"].values()))
+        out["genrm/critique_tokens"] = stats["tokens"] / max(stats["replies"], 1)
         return out | {f"genrm/unknown_{reason}": float(count) for reason, count in sorted(stats["unknown"].items())}
 
     def rest(self) -> None:
@@ -216,29 +245,32 @@ class EndpointJudge:
         self._loop.run_forever()
         self._loop.close()
 
-    def _start(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, priority: int, future: Future[Critique]) -> None:
-        known = self._cache.get(key)
+    def _start(
+        self, slot: tuple[str, int], messages: list[dict[str, str]], n_paragraphs: int, priority: int, future: Future[Critique]
+    ) -> None:
+        key, fresh = slot
+        known = None if fresh else self._cache.get(key)
         if known is not None:
             self._cache.move_to_end(key)
             self._deliver(known, [future], deduplicated=1)
-        elif key in self._open:
-            self._open[key].append(future)
+        elif slot in self._open:
+            self._open[slot].append(future)
         else:
-            self._open[key] = [future]
+            self._open[slot] = [future]
             flight = self._loop.create_task(self._judge(key, messages, n_paragraphs, priority))
             self._flights.add(flight)  # the loop itself holds tasks weakly
-            flight.add_done_callback(partial(self._land, key))
+            flight.add_done_callback(partial(self._land, slot))
 
-    def _land(self, key: str, flight: asyncio.Task[Critique]) -> None:
+    def _land(self, slot: tuple[str, int], flight: asyncio.Task[Critique]) -> None:
         self._flights.discard(flight)
-        futures = self._open.pop(key)
+        futures, (key, fresh) = self._open.pop(slot), slot
         fault = None if flight.cancelled() else flight.exception()
         if fault is not None:  # a fault of this program, which must be seen
             for future in futures:
                 future.set_exception(fault)
             return
         critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
-        if critique.verdict.kind != "unknown":
+        if critique.verdict.kind != "unknown" and not fresh:
             self._cache[key] = replace(critique, seconds=0.0, text="")
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
@@ -279,6 +311,7 @@ class EndpointJudge:
             return Critique(Verdict.unknown(failure.reason))
         with self._lock:
             self._latencies.append(seconds)
+            self._counts.update(replies=1, tokens=reply.tokens or 0)
         return Critique(parse_verdict(reply.text, reply.finish_reason, n_paragraphs), reply.tokens or 0, seconds, reply.text)
 
     async def _rest(self) -> None:

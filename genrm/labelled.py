@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +40,27 @@ class Labelled:
     """Reference answer, where it is known."""
 
 
-def load_labelled(source: str, *, max_rows: int | None = None) -> list[Labelled]:
-    """Rows of a ProcessBench file, of a FAPO-Critic file, or of `arith` / `arith-unseen` (see `ArithCriticSource`).
+def load_labelled(source: str, *, max_rows: int | None = None, seed: int = 1, split: str = "test") -> list[Labelled]:
+    """Rows of a ProcessBench file, of a FAPO-Critic file, or of `arith` / `arith-unseen` (`seed` and `split`: see `ArithCriticSource`).
 
     Raises `DataError`, one line `file:row: field: what was found; cure`.
     """
     if source in ARITH:
-        rows = ArithCriticSource(1, "test", unseen=source == "arith-unseen")
+        rows = ArithCriticSource(seed, split, unseen=source == "arith-unseen")
         found = [rows.row(i) for i in range(max_rows or ARITH_ROWS)]
         return [
             Labelled(id=f"{rows.name}:{i}", problem=r.problem.text, steps=r.steps, label=r.label, answer=r.problem.answer)
             for i, r in enumerate(found)
         ]
-    name, out = shown_path(source), []
-    for row, fields in read_rows(source, COLUMNS):
-        make = _critic if fields.get("prompt") is not None else _processbench
-        out.append(make(f"{name}:{row}", f"{Path(source).name}:{row}", fields))
-        if len(out) == max_rows:
-            break
-    return out
+    return [row for row, _ in _rows(source, max_rows)]
+
+
+def _rows(source: str, max_rows: int | None) -> Iterator[tuple[Labelled, bool]]:
+    """Rows of a file, and whether each is one of FAPO-Critic's."""
+    name = shown_path(source)
+    for row, fields in islice(read_rows(source, COLUMNS), max_rows):
+        critic = fields.get("prompt") is not None
+        yield (_critic if critic else _processbench)(f"{name}:{row}", f"{Path(source).name}:{row}", fields), critic
 
 
 def with_references(rows: list[Labelled], path: str | os.PathLike[str]) -> list[Labelled]:
@@ -102,26 +106,6 @@ _PARAGRAPH = re.compile(r"^<paragraph_(\d+)>\n(.*?)\n</paragraph_\1>$", re.MULTI
 _SECTION = re.compile(r"^\[(Math Problem|Problem|Ground Truth|Reference answer|AI Solution|Solution)\]$", re.MULTILINE)
 
 
-def critic_prompt(where: str, id: str, fields: dict[str, Any]) -> Prompt:
-    """A row of FAPO-Critic's schema as a prompt of the critic task: messages as they are, `answer` the label, `steps` the paragraphs.
-
-    `{"prompt": [{"role": "user", "content"}], "reward_model": {"ground_truth": int}, "extra_info": {"total_steps": int}}`
-    """
-    messages, model, extra = fields.get("prompt"), fields.get("reward_model"), fields.get("extra_info")
-    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
-        raise DataError(f"{where}: prompt: one user message is expected, found {shown(messages)}; write the critique prompt as one")
-    content = messages[0].get("content")
-    if not isinstance(content, str) or not content.strip():
-        raise DataError(f"{where}: prompt[0].content: {shown(content)} where a text is expected; write the critique prompt")
-    steps = extra.get("total_steps") if isinstance(extra, dict) else None
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise DataError(
-            f"{where}: extra_info.total_steps: {shown(steps)} where a count of 1 or more is expected; write the number of paragraphs"
-        )
-    label = _label(where, "reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, steps)
-    return Prompt(id=id, messages=({"role": "user", "content": content},), text=content, answer=str(label), steps=steps, source="critic")
-
-
 def labelled_prompt(row: Labelled, source: str) -> Prompt:
     """A labelled solution as a prompt of the critic task: the judge's own prompt."""
     messages = critique_messages(row.problem, row.steps, row.answer)
@@ -131,34 +115,35 @@ def labelled_prompt(row: Labelled, source: str) -> Prompt:
 
 
 def load_critic(path: str, *, max_rows: int | None = None) -> list[Prompt]:
-    """The prompts of a FAPO-Critic or ProcessBench file, `.jsonl`, `.json` or `.parquet`; those of FAPO-Critic as they are, of
-    ProcessBench in our judge's words. Raises `DataError` at the first row that is not as described."""
-    out = []
-    for row, fields in read_rows(path, COLUMNS):
-        where, id = f"{shown_path(path)}:{row}", f"{shown_path(Path(path).name)}:{row}"
-        if fields.get("prompt") is not None:
-            out.append(critic_prompt(where, id, fields))
-        else:
-            out.append(labelled_prompt(_processbench(where, id, fields), "processbench"))
-        if len(out) == max_rows:
-            break
-    return out
+    """The prompts of a FAPO-Critic or ProcessBench file, `.jsonl`, `.json` or `.parquet`, all in our judge's words: a critic is trained on
+    the very text that a judge is asked with. Raises `DataError` at the first row that is not as described."""
+    return [labelled_prompt(row, "critic" if critic else "processbench") for row, critic in _rows(path, max_rows)]
 
 
 def _critic(where: str, id: str, fields: dict[str, Any]) -> Labelled:
-    """Problem, reference and paragraphs taken out of a critique prompt again."""
-    prompt = critic_prompt(where, id, fields)
-    marks = list(_SECTION.finditer(prompt.text))
+    """A row of FAPO-Critic's schema, its problem, reference and paragraphs taken out of the critique prompt again.
+
+    `{"prompt": [{"role": "user", "content"}], "reward_model": {"ground_truth": int}, "extra_info": {"total_steps": int}}`
+    """
+    messages, model, extra = fields.get("prompt"), fields.get("reward_model"), fields.get("extra_info")
+    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
+        raise DataError(f"{where}: prompt: one user message is expected, found {shown(messages)}; write the critique prompt as one")
+    content = messages[0].get("content")
+    if not isinstance(content, str) or not content.strip():
+        raise DataError(f"{where}: prompt[0].content: {shown(content)} where a text is expected; write the critique prompt")
+    total = extra.get("total_steps") if isinstance(extra, dict) else None
+    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+        raise DataError(
+            f"{where}: extra_info.total_steps: {shown(total)} where a count of 1 or more is expected; write the number of paragraphs"
+        )
+    label = _label(where, "reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, total)
+    marks = list(_SECTION.finditer(content))
     parts = {
-        mark[1]: prompt.text[mark.end() : after.start() if after else len(prompt.text)].strip()
+        mark[1]: content[mark.end() : after.start() if after else len(content)].strip()
         for mark, after in zip(marks, [*marks[1:], None], strict=True)
     }
     problem = parts.get("Math Problem") or parts.get("Problem")
     steps = tuple(text for _, text in _PARAGRAPH.findall(parts.get("AI Solution") or parts.get("Solution") or ""))
-    if not problem or len(steps) != prompt.steps:
-        raise DataError(
-            f"{where}: prompt: {len(steps)} tagged paragraphs, but extra_info.total_steps is {prompt.steps}; tag as FAPO-Critic does"
-        )
-    return Labelled(
-        id=id, problem=problem, steps=steps, label=int(prompt.answer), answer=parts.get("Ground Truth") or parts.get("Reference answer")
-    )
+    if not problem or len(steps) != total:
+        raise DataError(f"{where}: prompt: {len(steps)} tagged paragraphs, but extra_info.total_steps is {total}; tag as FAPO-Critic does")
+    return Labelled(id=id, problem=problem, steps=steps, label=label, answer=parts.get("Ground Truth") or parts.get("Reference answer"))

@@ -53,7 +53,7 @@ class Probe:
         `_alarm` (0 or 1)."""
         if step != 1 and step % self.every:
             return {}
-        futures = [self.judge.critique(row.problem, row.steps, row.answer) for row in [*self.rows, *self.canaries]]
+        futures = [self.judge.critique(row.problem, row.steps, row.answer, fresh=True) for row in [*self.rows, *self.canaries]]
         verdicts = [future.result().verdict for future in futures]
         asked, attacked = verdicts[: len(self.rows)], verdicts[len(self.rows) :]
         sums = torch.tensor([flags(row, verdict) for row, verdict in zip(self.rows, asked, strict=True)], dtype=torch.float64).sum(0)

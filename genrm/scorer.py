@@ -98,9 +98,9 @@ class ScorerPool:
         self._hopeless = False
         self._despair: asyncio.TimerHandle | None = None
 
-    async def check(self) -> None:
+    async def check(self, context: int = 0) -> None:
         """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
-        await asyncio.gather(*(worker.endpoint.check() for worker in self.workers))
+        await asyncio.gather(*(worker.endpoint.check(context) for worker in self.workers))
 
     async def complete(self, make_body: Callable[[], bytes], deadline: float, priority: int = 0) -> tuple[Reply, float]:
         """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.

@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from soundrl.genrm import evaluate
-from soundrl.genrm.serve import JudgeServers, Serving
+from soundrl.genrm.machine import served_length
+from soundrl.genrm.serve import JudgeServers
+from soundrl.genrm.server import Serving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +115,17 @@ def measure(arguments: Arguments, folder: Path) -> Checkpoint:
         max_tokens=arguments.max_tokens,
     )
     scores = out / "scores.json"
-    made_from = evaluate.stamp(asked, evaluate.read_data(asked))
-    if not scores.exists() or json.loads(scores.read_text())["made_from"] != made_from:
-        serving = Serving(model=folder, name=name, workers=arguments.workers, dtype=arguments.dtype, eager=arguments.eager)
+    subsets = evaluate.read_data(asked)
+    known = json.loads(scores.read_text()) if scores.exists() else {}
+    if known.get("made_from") != evaluate.stamp(asked, subsets) or known.get("unfinished"):
+        # A token holds a character at least, but for scripts that few problems are written in.
+        longest = max(
+            len(json.dumps([row.problem, row.steps, row.answer], ensure_ascii=False)) for part in subsets.values() for row in part
+        )
+        length = served_length(folder, longest, arguments.max_tokens)
+        serving = Serving(
+            model=folder, name=name, workers=arguments.workers, dtype=arguments.dtype, eager=arguments.eager, max_length=length
+        )
         with JudgeServers(serving, logs=out) as servers:
             servers.wait()
             evaluate.main(replace(asked, urls=tuple(servers.urls)))

@@ -2,9 +2,10 @@
 
     python -m soundrl.genrm.serve --model models/FAPO-GenRM-4B --workers 2
 
-Each listens on loopback alone and asks for a token on every route, which is drawn where the environment holds none and reaches the server
-through its environment (a command line can be read by every user of the machine). A server that has died, or has not generated a token
-for `SICK_SECONDS`, is killed and started again on the same port, so that a pool that knows its URL finds it again by itself.
+Each listens on loopback alone (the command's `--host` widens it) and asks for a token on every route, which is drawn where the environment
+holds none and reaches the server through its environment (a command line can be read by every user of the machine). A server that has
+died, or has not generated a token for anybody for `SICK_SECONDS`, is killed and started again on the same port, so that a pool that knows
+its URL finds it again by itself.
 
 Servers that share their GPUs with a policy that needs all of the memory *sleep* (vLLM's level 1: weights in host memory, no KV cache) but
 for the phase in which they judge. In their sleep nobody asks them, and none is started: its memory belongs to others then.
@@ -13,33 +14,28 @@ for the phase in which they judge. In their sleep nobody asks them, and none is 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from soundrl.genrm.endpoint import Endpoint, Failure
+from soundrl.genrm.endpoint import Failure
+from soundrl.genrm.server import LOOPBACK, Serving, Worker
 
 TOKEN_ENV = "SOUNDRL_GENRM_TOKEN"
 START_SECONDS = 600.0
 """A large model loads for minutes."""
 LOOK_SECONDS = 5.0
-PROBE_SECONDS = 20.0
-ORDER_SECONDS = 120.0
-"""To fall asleep or wake up: weights cross the bus in seconds, 64 GB of them in half a minute where host memory is slow."""
 SICK_SECONDS = 120.0
-"""Longer than the longest wait of a probe behind a full batch."""
-LEAST_BATCHED_TOKENS = 8192
+"""Without a token for us or anybody: behind a full queue our own question may wait for longer."""
 MAX_RESTARTS = 5
 """In a row, without a generation between them."""
 
@@ -48,172 +44,6 @@ log = logging.getLogger(__name__)
 
 class ServeError(RuntimeError):
     """A judge could not be started, or dies whenever it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Serving:
-    """How a judge is served."""
-
-    model: Path
-    """Model folder (safetensors; no code of its own is run)."""
-    name: str = "genrm"
-    """Its name on the wire; replies under another name are refused, so that a version in it is checked with every reply."""
-    workers: int = 1
-    """Processes; on a machine with GPUs worker i takes GPU i modulo their number."""
-    max_length: int = 0
-    """Longest prompt + critique, in tokens; 0 = the model's own."""
-    dtype: str = "auto"
-    """Type of the weights: auto, bfloat16 or float32."""
-    memory: float = 0.3
-    """Share of a GPU's memory; on CPU the KV cache in GiB (rounded up)."""
-    threads: int = 1
-    """CPU threads of a worker."""
-    eager: bool = False
-    """No compilation and no CUDA graphs: starts in seconds."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 1 or self.threads < 1 or self.memory <= 0 or self.max_length < 0:
-            raise ValueError("workers and threads must be at least 1, memory above 0, max_length at least 0 (0 = the model's own)")
-        if not (self.model / "config.json").is_file():
-            raise ValueError(f"{self.model} is no model folder (it has no config.json); name one that a run has exported")
-
-
-def _gpus() -> int:
-    from torch.cuda import device_count
-
-    return device_count()
-
-
-def reserve_port() -> socket.socket:
-    """A free port of loopback, bound and not listened on. While it is open the kernel gives the port to nobody who asks for just any (a
-    client's end of a connection takes one too, and a server loads for minutes before it binds); a server that names it (SO_REUSEADDR)
-    gets it."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held
-
-
-def _runs(group: int) -> bool:
-    """Whether a process of the group does; zombies do not, whom init may collect late. Not our child alone: that is the server's guard."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, its = stat.read_text().rsplit(")", 1)[1].split()[:3]
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-        if int(its) == group and state not in "ZX":
-            return True
-    return False
-
-
-class Worker:
-    """One server process on a port that it keeps."""
-
-    def __init__(self, settings: Serving, number: int, token: str, folder: Path, sleeps: bool = False) -> None:
-        self.settings, self.number, self.sleeps, self.held = settings, number, sleeps, reserve_port()
-        self.port: int = self.held.getsockname()[1]
-        self.root = f"http://127.0.0.1:{self.port}"
-        self.url = f"{self.root}/v1"
-        self.log = folder / f"genrm-{number}.log"
-        self.endpoint = Endpoint(self.url, settings.name)
-        self.process: subprocess.Popen[bytes] | None = None
-        self.restarts = 0
-        self.loading = False
-        """Started, and has not generated yet."""
-        self.healthy = 0.0
-        """When it last generated a token (`time.monotonic`)."""
-        self._token = token
-
-    def command(self) -> list[str]:
-        """vLLM's API server; `--generation-config vllm`: the folder's sampling defaults would be added to what the judge asks for."""
-        s = self.settings
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(s.model), "--served-model-name", s.name]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", s.dtype, "--generation-config", "vllm"]
-        command += ["--middleware", "soundrl.genrm.bearer.RequireBearer", *(["--enable-sleep-mode"] if self.sleeps else [])]
-        command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if _gpus() else 0.3)]
-        command += ["--max-model-len", str(s.max_length)] if s.max_length else []
-        if not _gpus():
-            # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
-            longest = s.max_length or int(json.loads((s.model / "config.json").read_text()).get("max_position_embeddings", 0))
-            command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(longest, LEAST_BATCHED_TOKENS))]
-        return [*command, "--enforce-eager"] if s.eager else command
-
-    def environment(self) -> dict[str, str]:
-        """The caller's, without torchrun's (vLLM would take part in its process group), and with the token."""
-        drop = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
-        kept = {key: value for key, value in os.environ.items() if key not in drop and not key.startswith("TORCHELASTIC_")}
-        own = {
-            "VLLM_API_KEY": self._token,
-            "VLLM_SERVER_DEV_MODE": str(int(self.sleeps)),  # the routes of sleep, and others that nobody needs
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": str(self.settings.threads),
-        }
-        if _gpus():
-            own["CUDA_VISIBLE_DEVICES"] = str(self.number % _gpus())
-        else:
-            own |= {"VLLM_CPU_KVCACHE_SPACE": str(int(-(-self.settings.memory // 1))), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            # The model in the engine's own process: one apart is polled without rest for a second after every message, from both ends,
-            # on cores that the trainer wants.
-            own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        return kept | {"VLLM_LOGGING_LEVEL": "WARNING"} | own
-
-    def start(self) -> None:
-        with self.log.open("ab") as sink:
-            # A session of its own: the server's children end with it, and an interrupt from the keyboard is ours to handle. The pipe
-            # to its guard ends when this process does, in whatever way.
-            guarded = [sys.executable, "-P", str(Path(__file__).with_name("guard.py")), *self.command()]
-            self.process = subprocess.Popen(
-                guarded, env=self.environment(), stdin=subprocess.PIPE, stdout=sink, stderr=sink, start_new_session=True
-            )
-
-    def stop(self) -> None:
-        """Ask the whole session to end, then kill it; nobody of it runs afterwards: whoever comes next needs its port and its memory."""
-        if self.process is None:
-            return
-        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            try:
-                os.killpg(self.process.pid, number)
-            except ProcessLookupError:
-                break
-            end = time.monotonic() + patience
-            while (left := _runs(self.process.pid)) and time.monotonic() < end:
-                time.sleep(0.02)
-            if not left:
-                break
-        self.process.wait()
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def fault(self) -> Failure | TimeoutError | None:
-        """None = healthy, by a real generation of one token."""
-
-        async def probe() -> None:
-            async with asyncio.timeout(PROBE_SECONDS):
-                await self.endpoint.probe()
-
-        try:
-            asyncio.run(probe())
-        except (Failure, TimeoutError) as error:
-            return error
-        self.healthy, self.restarts, self.loading = time.monotonic(), 0, False
-        return None
-
-    async def obeys(self, order: str) -> bool:
-        """Whether it has done what is asked of it (`sleep?level=1`, `wake_up`) within `ORDER_SECONDS`."""
-        try:
-            async with asyncio.timeout(ORDER_SECONDS):
-                status, _, _ = await self.endpoint.exchange("POST", f"{self.root}/{order}", None)
-                return status == 200
-        except (Failure, TimeoutError):
-            return False
-
-    def last_words(self) -> str:
-        """The last line of its log that says something."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return ascii(lines[-1])[:200] if lines else "it said nothing"
 
 
 class JudgeServers:
@@ -226,10 +56,15 @@ class JudgeServers:
     """
 
     def __init__(self, settings: Serving, logs: Path | None = None, sleeps: bool = False) -> None:
+        token = os.environ.get(TOKEN_ENV, "").strip()
+        if not token and settings.host not in LOOPBACK:
+            raise ValueError(
+                f"--host {settings.host} can be reached by others: put a token into ${TOKEN_ENV}, here and where judges are asked"
+            )
         # The judge's connections read it from the environment of this process.
-        token = os.environ.setdefault(TOKEN_ENV, secrets.token_urlsafe(24))
+        token = os.environ[TOKEN_ENV] = token or secrets.token_urlsafe(24)
         self.settings = settings
-        folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
+        self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
         self.started = 0
@@ -329,17 +164,37 @@ class JudgeServers:
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             with self._looking:
-                for worker in self.workers if not self.asleep else ():
+                if self.asleep:
+                    continue
+                with ThreadPoolExecutor(len(self.workers)) as eyes:  # at once: one that lets us wait makes nobody else look sick
+                    working = list(eyes.map(lambda worker: worker.alive and worker.works(), self.workers))
+                for worker, works in zip(self.workers, working, strict=True):
                     patience = START_SECONDS if worker.loading else SICK_SECONDS
-                    if not (worker.alive and (worker.fault() is None or time.monotonic() - worker.healthy < patience)):
+                    if not (works or (worker.alive and time.monotonic() - worker.healthy < patience)):
                         self._start_again(worker)
+
+
+def main(settings: Serving) -> None:
+    """Serve until a signal comes; says how to ask, and where a drawn token is kept."""
+    drawn = not os.environ.get(TOKEN_ENV, "").strip()
+    with JudgeServers(settings) as servers:
+        servers.wait()
+        if drawn:
+            with open(os.open(servers.folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(os.environ[TOKEN_ENV])
+            print(f"export {TOKEN_ENV}=$(cat {servers.folder / 'token'})")
+        here = socket.gethostname() if settings.host in ("0.0.0.0", "::") else ""
+        urls = [f"http://{here}:{worker.port}/v1" if here else worker.url for worker in servers.workers]
+        print(f"--genrm.urls {' '.join(urls)} --genrm.model {settings.name}", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
 if __name__ == "__main__":
     import tyro
 
     logging.basicConfig(level=logging.INFO)
-    with JudgeServers(tyro.cli(Serving)) as servers:
-        servers.wait()
-        print(f"--genrm.urls {' '.join(servers.urls)} --genrm.model {servers.settings.name}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    try:
+        main(tyro.cli(Serving))
+    except (ValueError, ServeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from soundrl.fapo.verify.box import boxed_answer
 from soundrl.fapo.records import Verdict
+from soundrl.fapo.verify.box import boxed_answer
 
 # What the reply says.
 NO_BOX = "no_box"
@@ -36,9 +36,9 @@ CLOSED = "closed"
 SPLIT = "split"
 """The votes do not agree as far as they must."""
 
-REASONS = frozenset(
-    {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED, SPLIT}
-)
+UNASKED = frozenset({TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED})
+"""Reasons that say nothing about the solution: another try may bring a verdict, so no file keeps them for one."""
+REASONS = UNASKED | {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, SPLIT}
 """The closed set of reasons of an unknown verdict; counters and metrics have these names."""
 
 MAX_BOXES = 16
@@ -90,12 +90,14 @@ def majority(votes: Sequence[Verdict]) -> Verdict:
     votes name, the earliest of those that tie.
 
     Examples: flawed(2), flawed(1), flawed(2) → flawed(2); flawed(3), flawed(1), sound → flawed(1); sound, flawed(0) → unknown(split);
-    sound, unknown(no_box), unknown(timeout) → unknown(no_box); one vote → that vote.
+    sound, unknown(no_box), unknown(no_box) → unknown(no_box); a vote that did not come gives its reason where it might have decided: sound,
+    flawed(0), unknown(timeout) → unknown(timeout); one vote → that vote.
     """
     kinds = Counter(vote.kind for vote in votes)
     kind, count = kinds.most_common(1)[0]
-    if 2 * count <= len(votes):
-        return Verdict.unknown(SPLIT)
+    missing = next((vote for vote in votes if vote.reason in UNASKED), None)
+    if kind == "unknown" and missing is not None or 2 * count <= len(votes):
+        return missing or Verdict.unknown(SPLIT)
     if kind == "flawed":
         steps = Counter(vote.step for vote in votes if vote.step is not None)
         return Verdict.flawed(min(step for step in steps if steps[step] == max(steps.values())))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from soundrl.genrm.verdict import BAD_INDEX, CUT_OFF, NO_BOX, OUT_OF_RANGE, SEVERAL
+from soundrl.genrm.verdict import BAD_INDEX, CUT_OFF, EMPTY, NO_BOX, OUT_OF_RANGE, SEVERAL
 
 MODEL = "judge-model"
 FLAW = "2+2=5"
@@ -50,6 +50,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/witness":
             self.send(200, self.server.witness)
+            return
+        if self.path == "/metrics":
+            self.send(200, f'# HELP\nvllm:generation_tokens_total{{engine="0"}} {float(self.server.tokens)}\n'.encode())
+            return
+        if self.path == "/v1/models" and self.server.models is not None:
+            self.server.models(self)
             return
         self.send(200, {"object": "list", "data": [{"id": MODEL}, {"id": "other"}]} if self.path == "/v1/models" else "no")
 
@@ -89,6 +95,10 @@ class Server(ThreadingHTTPServer):
         self.times: list[float] = []
         self.authorizations: list[str | None] = []
         self.asleep = False
+        self.tokens = 0
+        """What `/metrics` says has been generated."""
+        self.models: Callable[[Handler], None] | None = None
+        """What `/v1/models` answers, where not the usual."""
         self.witness: list[str] = []
         """Orders and questions, as they came."""
         self.connections: list[socket.socket] = []
@@ -126,8 +136,8 @@ class Server(ThreadingHTTPServer):
         pass
 
 
-def said(text: str | None, finish_reason: Any = "stop", model: Any = MODEL) -> dict[str, Any]:
-    return {"model": model, "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}]}
+def said(text: Any, finish_reason: Any = "stop", model: Any = MODEL, **message: Any) -> dict[str, Any]:
+    return {"model": model, "choices": [{"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason}]}
 
 
 def replies(body: Any) -> Script:
@@ -207,12 +217,12 @@ BAD_BODIES: dict[str, Any] = {
     "empty choices": {"model": MODEL, "choices": []},
     "choices is an object": {"model": MODEL, "choices": {"0": said("\\boxed{-1}")["choices"][0]}},
     "no message": {"model": MODEL, "choices": [{"finish_reason": "stop", "text": "\\boxed{-1}"}]},
-    "null content": said(None),
-    "empty content": said(""),
-    "content parts": {"model": MODEL, "choices": [{"message": {"content": [{"text": "\\boxed{-1}"}]}, "finish_reason": "stop"}]},
+    "content is a number": said(-1),
+    "content is a list of numbers": said([-1]),
     "null finish": said("\\boxed{-1}", None),
     "wrong model": said("\\boxed{-1}", model="other"),
-    "no model": said("\\boxed{-1}", model=None),
+    "another version": said("\\boxed{-1}", model="judge-model-mini"),
+    "model is a number": said("\\boxed{-1}", model=1),
     "error in 200": {"error": {"message": "\\boxed{-1}"}},
 }
 
@@ -224,5 +234,18 @@ NO_VERDICT: list[tuple[dict[str, Any], str]] = [
     (said("\\boxed{-1 or 2}"), SEVERAL),
     (said("\\boxed{-1}" * 1000), SEVERAL),
     (said("\\boxed{fine}"), BAD_INDEX),
+    (said(None), EMPTY),
+    (said(""), EMPTY),
+    (said(" \n"), EMPTY),
+    (said([]), EMPTY),
+    (said(None, reasoning_content="Checked. \\boxed{-1}"), EMPTY),
+    (said(None, refusal="I cannot help."), EMPTY),
+    (said([{"type": "refusal", "refusal": "No."}, {"type": "reasoning", "text": "\\boxed{-1}"}, {"type": "image_url"}]), EMPTY),
+    ({"model": MODEL, "choices": [{"message": {"role": "assistant"}, "finish_reason": "end_turn"}]}, EMPTY),
+    ({"model": MODEL, "choices": [{"message": None, "finish_reason": "STOP"}]}, EMPTY),
+    (said(None, "tool_calls", tool_calls=[]), CUT_OFF),
+    (said("", "content_filter"), CUT_OFF),
+    (said("\\boxed{-1}", "SAFETY"), CUT_OFF),
+    (said("\\boxed{-1}", "MAX_TOKENS"), CUT_OFF),
 ]
 """Replies that arrive whole and hold no verdict, and the reason."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import resource
@@ -36,18 +37,21 @@ from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.genrm import endpoint as endpoint_module
 from soundrl.genrm import judge as judge_module
 from soundrl.genrm import scorer as scorer_module
-from soundrl.genrm.endpoint import Endpoint, retry_after
+from soundrl.genrm.endpoint import Endpoint, parsed, retry_after
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.verdict import (
     BAD_REPLY,
     CLOSED,
+    CUT_OFF,
+    EMPTY,
     HTTP_4XX,
     HTTP_5XX,
     NO_BOX,
     REASONS,
     TIMEOUT,
     UNREACHABLE,
+    parse_verdict,
 )
 
 TOKEN = "canary-51f0c9"
@@ -308,6 +312,116 @@ def test_no_verdict_is_unknown_and_not_asked_again(serve, ask, reply, reason):
     assert judge.stats()["unknown"] == {reason: 1}
 
 
+def test_a_whole_reply_without_text_is_no_strike_against_the_worker(serve, ask, caplog):
+    servers = [serve(replies(said(None, reasoning_content="I checked. \\boxed{-1}"))) for _ in range(2)]
+    judge = EndpointJudge([server.url for server in servers], MODEL, deadline=20.0)
+    with judge:
+        judge.check()
+        assert {submit(judge, str(i)).result(20) for i in range(20)} == {Verdict.unknown(EMPTY)}
+        stats = judge.stats()
+    assert sum(len(server.bodies) for server in servers) == 20 + 2 and all(server.bodies for server in servers)  # witness, and asked once
+    assert (stats["ejections"], stats["alive"], stats["retries"]) == (0, 2, {})
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["stop", "STOP", "eos", "eos_token", "EOS_TOKEN", "end_turn", "EndTurn", "stop_sequence", "completed", "COMPLETE", "FinishReason.STOP"],
+)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "So \\boxed{-1}",
+        [{"type": "text", "text": "So "}, {"type": "text", "text": "\\boxed{-1}"}],
+        [{"text": "So \\boxed{-1}"}],
+        [{"type": "thinking", "thinking": "\\boxed{0}"}, {"type": "output_text", "text": "\\boxed{-1}"}],
+        [{"type": "reasoning", "text": "\\boxed{0}"}, "So \\boxed{-1}"],
+        {"type": "text", "text": "\\boxed{-1}"},
+    ],
+)
+def test_spellings_of_a_text_and_of_its_end(reason, content):
+    reply, name = parsed(json.dumps(said(content, reason)).encode())
+    assert parse_verdict(reply.text, reply.finish_reason, 3) == Verdict.sound() and name == MODEL
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS", "max-output-tokens", "model_length", "FinishReason.MAX_TOKENS"])
+def test_spellings_of_a_cut(reason):
+    reply, _ = parsed(json.dumps(said("\\boxed{-1}", reason)).encode())
+    assert reply.finish_reason == "length" and parse_verdict(reply.text, reply.finish_reason, 3) == Verdict.unknown(CUT_OFF)
+
+
+# The name of the model that answers
+
+
+def listing(*entries: dict[str, Any] | str) -> Callable[[Handler], None]:
+    data = [{"id": entry} if isinstance(entry, str) else entry for entry in entries]
+    return lambda handler: handler.send(200, {"object": "list", "data": data})
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "listed"),
+    [
+        ("genrm", None, ("genrm",)),  # no field at all, or an empty one
+        ("genrm", "", ("genrm",)),
+        ("default", "long-name", ("long-name", "default")),  # vllm serve --served-model-name long-name default
+        ("default", "long-name", ({"id": "long-name", "root": "/m"}, {"id": "default", "root": "/m"})),
+        ("gpt-4o", "gpt-4o-2024-08-06", ("gpt-4o",)),
+        ("gpt-4", "gpt-4-0613", ()),
+        ("gemini-2.0-flash", "models/gemini-2.0-flash-001", ()),
+        ("openai/gpt-4o", "gpt-4o", ()),
+        ("qwen", "qwen:latest", ()),
+        ("deployment=gpt-4o-2024-08-06", "gpt-4o-2024-08-06", ()),
+    ],
+)
+def test_one_model_under_another_name_is_taken(serve, ask, asked, answered, listed):
+    server = serve(replies(said("\\boxed{-1}", model=answered)))
+    server.models = listing(*listed)
+    judge = ask(server, model=asked)
+    judge.check()
+    assert submit(judge).result(20) == Verdict.sound()
+    assert {body["model"] for body in server.bodies} == {asked.partition("=")[0]} and len(server.bodies) == 2
+    server.script = replies(said("\\boxed{-1}", model="other"))  # inverse: another model in mid run
+    assert submit(judge, "Another.").result(20) == Verdict.unknown(BAD_REPLY)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "listed"),
+    [
+        ("genrm", "other", ()),
+        ("genrm", "other", ("genrm",)),
+        ("genrm", "other", ({"id": "genrm", "root": "/a"}, {"id": "other", "root": "/b"})),
+        ("gpt-4o", "gpt-4o-mini", ()),
+        ("gpt-4o", "gpt-4o-mini-2024-07-18", ()),
+        ("judge-v1", "judge-v2", ()),
+        ("runs/a/step-000010", "runs/b/step-000010", ()),
+    ],
+)
+def test_another_model_is_refused_with_the_way_out(serve, ask, asked, answered, listed):
+    server = serve(replies(said("\\boxed{-1}", model=answered)))
+    server.models = listing(*listed)
+    text = complaint(ask(server, model=asked).check)
+    assert "genrm.model" in text and f"'{asked}={answered}'" in text
+
+
+def test_a_version_that_changes_in_mid_run_is_another_model(serve, ask):
+    server = serve(replies(said("\\boxed{-1}", model="gpt-4o-2024-08-06")))
+    judge = ask(server, model="gpt-4o")
+    judge.check()
+    server.script = replies(said("\\boxed{-1}", model="gpt-4o-2024-11-20"))
+    assert submit(judge).result(20) == Verdict.unknown(BAD_REPLY)
+
+
+@pytest.mark.parametrize(("held", "fits"), [(8192 + 4096, True), (8192 + 4095, False), (8192, False), (None, True), ("8192", True)])
+def test_an_endpoint_without_room_for_prompt_and_critique_is_refused_at_the_start(serve, ask, held, fits):
+    server = serve(find_flaw)
+    server.models = listing({"id": MODEL, "max_model_len": held})
+    judge = ask(server, max_tokens=8192, longest_prompt=4096)
+    if fits:
+        judge.check()
+    else:
+        text = complaint(judge.check)
+        assert f"{server.url} holds {held} tokens" in text and "--max-model-len 12288" in text and "genrm.max_tokens" in text
+
+
 # Deadlines and bounds
 
 
@@ -493,7 +607,11 @@ def test_check_does_not_hang(serve, ask, monkeypatch):
         (f"http://127.0.0.1:8000/v1?api_key={TOKEN}", "query"),
         ("http://judge.example/v1", "genrm.allow_http"),
         ("http://127.0.0.1.judge.example/v1", "genrm.allow_http"),
-        ("http://0.0.0.0:8000/v1", "genrm.allow_http"),
+        ("http://localhost.judge.example/v1", "genrm.allow_http"),
+        ("http://8.8.8.8:8000/v1", "genrm.allow_http"),
+        ("http://134744072:8000/v1", "genrm.allow_http"),  # 8.8.8.8
+        ("http://[::ffff:8.8.8.8]:8000/v1", "genrm.allow_http"),
+        ("http://[2001:db8::1]:8000/v1", "genrm.allow_http"),
     ],
 )
 def test_addresses_that_are_refused(url, words):
@@ -512,6 +630,45 @@ def test_addresses_that_are_taken():
     assert Endpoint("https://judge.example/api/v2", MODEL).url == "https://judge.example/api/v2"
     assert Endpoint("http://judge.example/v1", MODEL, allow_http=True).loopback is False
     assert Endpoint("http://[::1]:8000/v1", MODEL).loopback and Endpoint("http://localhost/v1", MODEL).loopback
+
+
+OWN = {
+    **dict.fromkeys(("127.0.0.1", "127.1", "127.0.1", "0.0.0.0", "0", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1"), "127.0.0.1"),
+    **dict.fromkeys(("[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "127.0.0.1."), "127.0.0.1"),
+    **dict.fromkeys(("localhost", "LOCALHOST", "localhost.", "LocalHost.LocalDomain", "judge.localhost"), "localhost"),
+    **dict.fromkeys(("[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "ip6-localhost", "ip6-loopback"), "[::1]"),
+    "127.8.9.1": "127.8.9.1",
+}
+
+
+@pytest.mark.parametrize("host", OWN)
+def test_addresses_of_this_machine_are_loopback_in_any_spelling(host):
+    endpoint = Endpoint(f"http://{host}:8000/v1", MODEL)
+    assert endpoint.loopback and endpoint.url == f"http://{OWN[host]}:8000/v1"
+    assert Endpoint(f"https://{host}:8000/v1", MODEL).loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.1", "localhost.", "2130706433", "[::ffff:127.0.0.1]"])
+def test_they_are_reached_and_no_proxy_sees_them(serve, ask, monkeypatch, host):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, dead_url())
+    server = serve(find_flaw)
+    judge = ask(f"http://{host}:{server.port}", allow_http=True)
+    judge.check()
+    assert submit(judge).result(20) == Verdict.flawed(1) and len(server.bodies) == 2
+
+
+def test_names_of_this_machine_are_pinned_to_the_address_that_was_looked_at(monkeypatch):
+    answers = {"node-7": ["127.0.1.1"], "judge": ["203.0.113.9"], "half": ["127.0.0.1", "203.0.113.9"], "node-8.cluster": ["127.0.0.1"]}
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-8.cluster")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *_, **__: [(0, 0, 0, "", (address, 0)) for address in answers[name]])
+    assert Endpoint("http://node-7:8000/v1", MODEL).url == "http://127.0.1.1:8000/v1"
+    assert Endpoint("http://node-8.cluster:8000/v1", MODEL).url == "http://127.0.0.1:8000/v1"
+    assert Endpoint("https://node-7:8000/v1", MODEL).url == "https://node-7:8000/v1"  # the certificate is the name's
+    for name in ("judge", "half"):
+        assert "genrm.allow_http" in complaint(lambda name=name: Endpoint(f"http://{name}:8000/v1", MODEL))
+    answers["rebound.example"] = ["127.0.0.1"]  # whoever answers for that domain may say so today
+    assert "genrm.allow_http" in complaint(lambda: Endpoint("http://rebound.example/v1", MODEL))
 
 
 @pytest.mark.parametrize("settings", [{"deadline": 0}, {"concurrency": 0}, {"attempts": 0}, {"max_tokens": 0}, {"temperature": -1}])

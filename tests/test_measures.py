@@ -14,6 +14,7 @@ from soundrl.fapo.task import distinct
 STATES = {"s": (Outcome.CORRECT, Verdict.sound()), "f": (Outcome.CORRECT, Verdict.flawed(1)), "w": (Outcome.WRONG, None)} | {
     "u": (Outcome.CORRECT, Verdict.unknown("timeout")),
     "t": (Outcome.TIMEOUT, None),
+    "c": (Outcome.CORRECT, None),
 }
 
 
@@ -45,7 +46,7 @@ def group(states: str, name: str = "p") -> Group:
 def test_metrics_of_a_small_batch_by_hand():
     metrics = rates(count([group("ssfw"), group("ffww"), group("uwtw"), group("ssss")], lam=1.0))
     assert metrics["reward/correct"] == 10 / 16
-    assert metrics["fapo/flawed_ratio"] == 3 / 10
+    assert metrics["fapo/flawed_ratio"] == 3 / 9  # of the ten right ones one has no verdict
     assert metrics["genrm/unknown"] == 1 / 10
     assert metrics["fapo/rho"] == 6 / 6  # sound ÷ not correct
     assert metrics["fapo/past_shift"] == 2 / 4  # ssfw (ρ = 2) and ssss
@@ -56,12 +57,20 @@ def test_metrics_of_a_small_batch_by_hand():
     assert metrics["reward/groups_with_signal"] == 2 / 4
 
 
+def test_a_judge_that_fails_or_is_not_there_lowers_no_flawed_share():
+    assert rates(count([group("ffssuuuuuu")], 1.0))["fapo/flawed_ratio"] == 0.5
+    assert rates(count([group("ffsswu")], 1.0))["fapo/rho"] == 2.0
+    for nobody in ("cccw", "uuw"):  # no judge at all, or no verdict
+        metrics = rates(count([group(nobody)], 1.0))
+        assert metrics["reward/correct"] > 0 and "fapo/flawed_ratio" not in metrics and "fapo/rho" not in metrics
+
+
 def test_the_judge_is_measured_where_the_truth_is_known():
     """Of 6 correct rollouts the oracle calls three flawed; the judge says so of two, one of them rightly, and does not know the third."""
     groups = [group("fsfs"), group("usw")]
     sums = count(groups, 1.0, lambda prompt, rollout: Verdict.flawed(0) if rollout.sample in (0, 3) else Verdict.sound())
     metrics = rates(sums, truth=True)
-    assert metrics["fapo/true_flawed_ratio"] == 3 / 6 and metrics["fapo/flawed_ratio"] == 2 / 6
+    assert metrics["fapo/true_flawed_ratio"] == 3 / 6 and metrics["fapo/flawed_ratio"] == 2 / 5
     assert (metrics["genrm/precision"], metrics["genrm/recall"], metrics["genrm/over_critic"]) == (1 / 2, 1 / 3, 1 / 3)
     assert "genrm/precision" not in rates(sums)
 

@@ -16,7 +16,7 @@ ROWS = [
 @pytest.fixture
 def judge():
     server = Server(find_flaw)
-    with EndpointJudge(server.url, MODEL, cache_size=1) as judge:
+    with EndpointJudge(server.url, MODEL) as judge:
         yield server, judge
     server.stop()
 
@@ -28,6 +28,33 @@ def test_a_steady_judge_raises_no_alarm(judge):
     assert first["genrm/probe_recall"] == first["genrm/probe_precision"] == first["genrm/probe_coverage"] == 1.0
     assert first["genrm/probe_canary_accepted"] == first["genrm/probe_over_critic"] == first["genrm/probe_alarm"] == 0.0
     assert probe(2) == {} and probe(5) == first
+
+
+def test_a_probe_asks_the_judge_and_not_its_memory(judge):
+    server, asked = judge
+    for row in ROWS:  # what the policy is judged on may be the very same
+        asked.critique(row.problem, row.steps, row.answer).result(20)
+    probe = Probe(asked, ROWS, every=1)
+    for step in (1, 2):
+        before = len(server.bodies)
+        probe(step)
+        assert len(server.bodies) - before == 60  # 40 rows and 20 attacks
+    before = len(server.bodies)
+    asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(20)
+    assert len(server.bodies) == before  # inverse: other questions are remembered
+    server.script = lambda handler, number: handler.send(200, said("\\boxed{0}"))
+    harsh = probe(3)
+    assert harsh["genrm/probe_over_critic"] == 1.0 and harsh["genrm/probe_alarm"] == 1.0
+    assert asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(20).verdict.kind == "sound"  # nor is it overwritten
+
+
+def test_a_fresh_question_has_the_seed_of_its_words():
+    server = Server(find_flaw)
+    with EndpointJudge(server.url, MODEL, temperature=0.7) as judge:
+        for _ in range(2):
+            judge.critique("2+2?", ("It is 4.",), "4", fresh=True).result(20)
+    server.stop()
+    assert len(server.bodies) == 2 and server.bodies[0] == server.bodies[1]
 
 
 def test_a_judge_that_has_been_bribed_or_grows_harsh_raises_one(judge):

@@ -18,7 +18,7 @@ from fake_judge import MODEL, SERVED
 
 from soundrl.engine.arith_critic_model import write_arith_critic
 from soundrl.fapo.records import Verdict
-from soundrl.genrm import scorer, serve
+from soundrl.genrm import machine, scorer, serve, server
 from soundrl.genrm.bearer import RequireBearer
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, ServeError, Serving, Worker
@@ -44,7 +44,7 @@ def ask(judge: EndpointJudge, count: int) -> list[Verdict]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_dead_or_stuck_server_is_started_again_and_nothing_is_lost(folder, monkeypatch, how):
-    monkeypatch.setattr(serve, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(server, "PROBE_SECONDS", 1.0)
     monkeypatch.setattr(serve, "SICK_SECONDS", 1.5)
     with JudgeServers(Serving(model=folder, name=MODEL, workers=2), logs=folder) as servers:
         servers.wait(20)
@@ -61,6 +61,140 @@ def test_a_dead_or_stuck_server_is_started_again_and_nothing_is_lost(folder, mon
             assert servers.workers[0].process is not victim
             assert ask(judge, 40) == [Verdict.flawed(1)] * 40
     assert all(not worker.alive for worker in servers.workers)
+
+
+BUSY = (
+    SERVED.replace(
+        "        find_flaw(handler, number)\n",
+        """        if number:  # a full queue: our own question gets no turn
+            time.sleep(1e6)
+        find_flaw(handler, number)
+""",
+    )
+    .replace(
+        'print("serving"',
+        """server, moves = Guarded.all[0], sys.argv[4] == "moves"
+import threading
+def work():
+    while True:
+        server.tokens += moves
+        time.sleep(0.01)
+threading.Thread(target=work, daemon=True).start()
+print("serving\"""",
+    )
+    .replace(
+        "class Guarded(Server):",
+        """class Guarded(Server):
+    all = []
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.all.append(self)""",
+    )
+)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_full_server_that_works_is_not_killed(folder, monkeypatch, moves):
+    """Its queue holds our own question back for longer than anybody would wait; the counter of its tokens moves, or it does not."""
+    monkeypatch.setattr(server, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(serve, "SICK_SECONDS", 3.0)
+    command = [sys.executable, "-c", BUSY, str(Path(__file__).parent)]
+    monkeypatch.setattr(Worker, "command", lambda self: [*command, str(self.port), "2+2=5", "moves" if moves else "stands"])
+    unanswered: list[object] = []
+    fault = Worker.fault
+    monkeypatch.setattr(Worker, "fault", lambda self: unanswered.append(found := fault(self)) or found)
+    with JudgeServers(Serving(model=folder, name=MODEL), logs=folder) as servers:
+        servers.wait(20)
+        end = time.monotonic() + 60
+        while servers.started == 1 and sum(isinstance(one, TimeoutError) for one in unanswered) < 8:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert servers.started == (1 if moves else 2)
+        assert sum(isinstance(one, TimeoutError) for one in unanswered) >= 2  # witness: our question got no answer
+
+
+@pytest.mark.parametrize(
+    ("listed", "count", "names"),
+    [
+        (None, 2, ["0", "1"]),
+        ("4,5,6,7", 4, ["4", "5", "6", "7"]),
+        (" 6, 2 ", 2, ["6", "2"]),
+        ("GPU-8932f937,GPU-46f7e2c1", 2, ["GPU-8932f937", "GPU-46f7e2c1"]),
+        ("MIG-1c0,MIG-2c0", 1, ["MIG-1c0", "MIG-2c0"]),  # a process sees one instance at most
+        ("3,-1,5", 1, ["3"]),
+        ("0,99", 1, ["0"]),
+    ],
+)
+def test_a_worker_takes_a_gpu_of_the_callers_list(tmp_path, monkeypatch, listed, count, names):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False) if listed is None else monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    settings = Serving(model=tmp_path, workers=len(names))
+    workers = [Worker(settings, number, "canary-75", tmp_path) for number in range(len(names))]
+    assert [worker.environment()["CUDA_VISIBLE_DEVICES"] for worker in workers] == names
+    with pytest.raises(ValueError, match=r"each worker takes one; start fewer, or name more in CUDA_VISIBLE_DEVICES"):
+        Worker(settings, len(names), "canary-75", tmp_path)
+
+
+@pytest.mark.parametrize("listed", ["", "-1", " ", "-1,0"])
+def test_a_list_without_a_gpu_is_refused_where_there_are_some(monkeypatch, listed):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    with pytest.raises(ValueError, match="leaves no GPU to serve a judge on"):
+        machine.visible_gpus()
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert machine.visible_gpus() == []  # a CPU build serves on CPU
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 262_144}, 2048 + 512 + machine.MARGIN),
+        ({"max_position_embeddings": 256}, 256),
+        ({"n_positions": 1024, "max_position_embeddings": 2048}, 1024),
+        ({"text_config": {"max_position_embeddings": 512}}, 512),
+        ({}, 2048 + 512 + machine.MARGIN),
+    ],
+)
+def test_a_server_is_as_long_as_it_must_be(tmp_path, config, length):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert machine.served_length(tmp_path, 2048, 512) == length
+
+
+def test_the_command_keeps_a_drawn_token_where_its_user_finds_it(folder, monkeypatch, capsys):
+    monkeypatch.delenv(TOKEN_ENV)
+    asked: list[list[Verdict]] = []
+
+    def interrupted(signals: set[int]) -> None:
+        said = capsys.readouterr().out
+        token = Path(said.partition("$(cat ")[2].partition(")")[0])
+        assert said.startswith(f"export {TOKEN_ENV}=$(cat ") and token.stat().st_mode & 0o777 == 0o600
+        monkeypatch.setenv(TOKEN_ENV, token.read_text())  # as in another shell
+        with EndpointJudge(said.split("--genrm.urls ")[1].split(" --")[0].split(), MODEL, deadline=20.0) as judge:
+            judge.check()
+            asked.append(ask(judge, 2))
+
+    monkeypatch.setattr(signal, "sigwait", interrupted)
+    serve.main(Serving(model=folder, name=MODEL))
+    assert asked == [[Verdict.flawed(1)] * 2]
+
+
+def test_an_address_that_others_reach_needs_a_token_of_ours(folder, monkeypatch):
+    wide = Serving(model=folder, name=MODEL, host="0.0.0.0")
+    monkeypatch.setenv(TOKEN_ENV, " ")
+    with pytest.raises(ValueError, match=r"--host 0.0.0.0 can be reached by others: put a token into \$SOUNDRL_GENRM_TOKEN"):
+        JudgeServers(wide, logs=folder)
+    monkeypatch.undo()
+    worker = Worker(wide, 0, "canary-76", folder)
+    assert worker.url == f"http://127.0.0.1:{worker.port}/v1"
+    assert worker.command()[worker.command().index("--host") + 1] == "0.0.0.0"
+    with pytest.raises(ValueError, match=f"--port {worker.port} cannot be listened on"), socket.socket() as other:
+        worker.held.close()
+        other.bind(("0.0.0.0", worker.port))
+        other.listen()
+        Worker(Serving(model=folder, port=worker.port), 0, "canary-76", folder)
 
 
 def test_nobody_takes_a_servers_port_while_it_is_down(folder):
@@ -143,7 +277,7 @@ def test_a_server_that_dies_in_its_sleep_is_started_when_it_is_needed(sleepers):
 
 def test_a_server_that_does_not_fall_asleep_is_killed(sleepers, monkeypatch):
     """It would hold memory that others are about to take."""
-    monkeypatch.setattr(serve, "ORDER_SECONDS", 0.5)
+    monkeypatch.setattr(server, "ORDER_SECONDS", 0.5)
     stuck, sound = sleepers.workers
     os.killpg(stuck.process.pid, signal.SIGSTOP)
     sleepers.sleep()

@@ -1,0 +1,74 @@
+"""The judge of a run: its places over ranks, its metrics over ranks, and what is refused before anything is loaded."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from soundrl.engine import judges
+from soundrl.engine.recipes import RECIPES
+from soundrl.engine.world import World
+from soundrl.fapo.rewards import RewardSettings
+from soundrl.fapo.task import ReasoningTask
+
+
+def world(rank: int, size: int) -> World:
+    return World(rank, size, torch.device("cpu"), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("concurrency", "size"), [(64, 1), (64, 32), (128, 6), (3, 2), (2, 8), (1, 1)])
+def test_places_are_divided_over_ranks_and_none_is_lost(concurrency, size):
+    places = [judges.places(concurrency, world(rank, size)) for rank in range(size)]
+    assert sum(places) == max(concurrency, size) and max(places) - min(places) <= 1 and min(places) >= 1
+
+
+def test_metrics_of_all_ranks_are_one():
+    names = ("genrm/requests", "genrm/alive", "genrm/latency_p99", "genrm/critique_tokens")
+    first = dict(zip(names, (3.0, 0.0, 1.0, 10.0), strict=True)) | {"genrm/probe_f1": 0.5}
+    second = dict(zip(names, (4.0, 2.0, 2.0, 30.0), strict=True)) | {"genrm/unknown_empty": 1.0}
+    both = dict(zip(names, (7.0, 2.0, 2.0, 20.0), strict=True))
+    assert judges.over_ranks([first, second]) == both | {"genrm/probe_f1": 0.5, "genrm/unknown_empty": 1.0}
+    assert judges.over_ranks([{}, {}]) == {}
+
+
+def served(tmp_path, **genrm):
+    config = RECIPES["arith-genrm"]()
+    return dataclasses.replace(config, genrm=dataclasses.replace(config.genrm, model=str(tmp_path), **genrm))
+
+
+def test_served_judges_on_several_nodes_are_refused_on_every_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    for rank in (0, 9):
+        with pytest.raises(ValueError, match="genrm.judge serve .* set --genrm.judge endpoint, --genrm.urls"):
+            judges.build_judge(served(tmp_path), world(rank, 16), print)
+
+
+def test_a_judge_too_short_for_question_and_critique_is_not_started(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 143}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="genrm.model takes 143 tokens, .* lower genrm.max_tokens to 63,"):
+        judges.serve(served(tmp_path), sleeps=False)
+
+
+def test_a_rank_that_waits_for_another_ranks_verdicts_outlives_every_deadline(tmp_path):
+    """A step's verdicts, then those of a probe, each up to the second deadline; the ranks without one stand in a collective meanwhile."""
+    config = served(tmp_path, deadline=(300.0, 7200.0))
+    assert config.longest_wait > 2 * 7200.0 and RECIPES["fapo-7b"]().longest_wait > 2 * 3600.0
+    assert RECIPES["arith"]().longest_wait == RECIPES["grpo-7b"]().longest_wait == 1800.0  # nobody to wait for
+    for deadline in ((300.0, float("inf")), (float("nan"), 300.0), (300.0, 200.0)):
+        with pytest.raises(ValueError, match="genrm.deadline is"):
+            served(tmp_path, deadline=deadline)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_a_dead_judge_ends_no_run_in_which_verdicts_change_nothing(lam):
+    settings = RewardSettings(lam=lam, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
+    task = ReasoningTask(None, None, settings, max_unknown=0.2)  # type: ignore[arg-type]
+    stopped = False
+    try:
+        for step in range(1, 5):
+            task.watch(step, {"genrm/unknown": 1.0, "genrm/alive": 0.0})
+    except RuntimeError:
+        stopped = True
+    assert stopped is (lam > 0)
