@@ -166,7 +166,7 @@ class Policy:
         targets_R = batch.input_ids[batch.response_index]
 
         def compute(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-            return torch.stack(linear_logprob(hidden_RH, weight_VH, targets_R, temperature, bias_V, softcap)[:2])
+            return torch.stack(linear_logprob(hidden_RH, weight_VH, targets_R, temperature, bias_V, softcap, fp32_logits=True)[:2])
 
         logprob_R, entropy_R = self.run(batch, compute)
         return logprob_R, entropy_R
@@ -193,6 +193,7 @@ class Policy:
                 temperature=temperature,
                 bias_V=bias_V,
                 softcap=softcap,
+                fp32_logits=True,
             )
             rest.extend(others)
             return loss

@@ -19,7 +19,7 @@ from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.launch import users_mistakes
 from soundrl.engine.policy import Policy
-from soundrl.engine.rollouts import rollout
+from soundrl.engine.rollouts import rollout, share
 from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import schedules
 from soundrl.engine.timeline import Timeline
@@ -38,7 +38,7 @@ def main(config: Config) -> None:
     with users_mistakes(), phases("prepare"):
         engines = build.engine_count(config, world)
         source, tests = build.build_sources(config)
-        stream = PromptStream(source, config.run.seed, world.rank // config.rollout.tensor_parallel, engines)
+        stream = PromptStream(source, config.run.seed)
         start = build.model_folder(config, world)
         tokenizer = build.load_tokenizer(start)
         encode = build.Encoder(tokenizer, config.max_prompt_tokens)
@@ -48,7 +48,7 @@ def main(config: Config) -> None:
         task, judging = build.build_task(config, prompts, world, progress.say)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
-    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
+    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail, config.rollout.max_new_tokens)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
     if demonstrations is not None:
         with phases("warm_start"):
@@ -78,10 +78,18 @@ def main(config: Config) -> None:
     metrics: dict[str, float] = {}
     for step in range(1, config.run.steps + 1):
         with phases("step"):
-            # One take a mini-batch: which prompts share an optimizer step does not depend on the number of ranks.
             updates = config.rollout.prompts // config.optim.minibatch_prompts
-            prompts = distinct([prompt for _ in range(updates) for prompt in stream.take(config.optim.minibatch_prompts)])
-            pending = rollout(prompts, task, generator, encode, config, world, step, phases)
+            prompts = distinct(stream.take(updates * config.optim.minibatch_prompts))
+            pending = rollout(
+                share(prompts, updates, world.rank // config.rollout.tensor_parallel, engines),
+                task,
+                generator,
+                encode,
+                config,
+                world,
+                step,
+                phases,
+            )
             generator.sleep()
             with phases("rank_wait"):
                 world.barrier()

@@ -61,7 +61,9 @@ class VllmGenerator:
             raise ValueError(
                 f"rollout.tensor_parallel {settings.tensor_parallel} does not divide the {world.size} ranks; start a multiple of it"
             )
-        overrides = {"max_position_embeddings": model.rope_base_length} if model.rope_base_length else {}
+        overrides: dict[str, Any] = {"head_dtype": "float32"}  # logits as the trainer's head makes them
+        if model.rope_base_length:
+            overrides["max_position_embeddings"] = model.rope_base_length
         threads = torch.get_num_threads()
         self.llm = LLM(
             str(folder),
@@ -88,7 +90,7 @@ class VllmGenerator:
         self.tokenizer = tokenizer
         self.stop_tokens = end_tokens(folder, tokenizer)
         self.on_cpu = on_cpu
-        self.version = 0
+        self.version, self.engine = 0, world.rank // settings.tensor_parallel
         self.requested = 0
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
@@ -123,7 +125,7 @@ class VllmGenerator:
 
     def _rollout(self, request: Request, completion: Any) -> Rollout:
         tokens = tuple(completion.token_ids)
-        logprobs = tuple(completion.logprobs.logprobs)
+        logprobs = tuple(math.nan if value is None else value for value in completion.logprobs.logprobs)
         if len(logprobs) != len(tokens):
             raise RuntimeError(f"vLLM returned {len(logprobs)} log-probabilities for {len(tokens)} tokens of {request.prompt_id}")
         return Rollout(
