@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from soundrl.engine.config import Model
 from soundrl.engine.generator import Request
-from soundrl.engine.vllm_generator import end_tokens
+from soundrl.engine.model_folder import end_tokens
 from soundrl.engine.world import World
 from soundrl.fapo.records import Rollout
 

@@ -79,17 +79,10 @@ def main(config: Config) -> None:
     for step in range(1, config.run.steps + 1):
         with phases("step"):
             updates = config.rollout.prompts // config.optim.minibatch_prompts
+            # Which prompts share an optimizer step, and what they are called, does not depend on the number of ranks.
             prompts = distinct(stream.take(updates * config.optim.minibatch_prompts))
-            pending = rollout(
-                share(prompts, updates, world.rank // config.rollout.tensor_parallel, engines),
-                task,
-                generator,
-                encode,
-                config,
-                world,
-                step,
-                phases,
-            )
+            prompts = share(prompts, updates, world.rank // config.rollout.tensor_parallel, engines)
+            pending = rollout(prompts, task, generator, encode, config, world, step, phases)
             generator.sleep()
             with phases("rank_wait"):
                 world.barrier()

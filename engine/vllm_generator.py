@@ -14,6 +14,7 @@ from torch import Tensor
 from soundrl.engine.config import Model
 from soundrl.engine.config import Rollout as RolloutSettings
 from soundrl.engine.generator import Request
+from soundrl.engine.model_folder import end_tokens
 from soundrl.engine.world import World
 from soundrl.fapo.records import Rollout
 
@@ -157,18 +158,3 @@ class VllmGenerator:
 
     def close(self) -> None:
         del self.llm
-
-
-def end_tokens(folder: Path, tokenizer: Any) -> list[int]:
-    """Token ids that end a response: the folder's generation config, else the tokenizer's end token."""
-    from transformers import GenerationConfig
-
-    ids: set[int] = set()
-    if (folder / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
-        ids |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    if not ids:
-        raise ValueError(f"{folder} names no end-of-sequence token, in neither generation_config.json nor the tokenizer; add eos_token_id")
-    return sorted(ids)
