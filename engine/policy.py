@@ -10,15 +10,16 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.head import Compute, Head
+from soundrl.engine.model_folder import companions, load_config, read_config, read_tensors
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.run_folder import whole
 from soundrl.engine.world import World
@@ -29,34 +30,14 @@ from soundrl.kernels.loss_rule import LossRule
 KEEP_GATHERED = 500_000_000  # parameters
 
 
-def check_folder(path: str, setting: str = "model.path") -> Path:
-    """The model folder, or ValueError in one line that names `setting`: it must hold a config and safetensors, and no code of its own."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"{setting} {path} is no folder; name a Hugging Face folder, or convert one: python -m soundrl.engine.convert")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{setting} {path} has no config.json; name a Hugging Face model folder")
-    if not list(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"{setting} {path} has no .safetensors file (pickled weights are never loaded); convert it: python -m soundrl.engine.convert"
-        )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{setting} {path}: config.json is no JSON ({error})") from error
-    if "auto_map" in config:
-        raise ValueError(
-            f"{setting} {path} asks to run its own code (auto_map in config.json), which is refused; use an architecture of transformers"
-        )
-    return folder
-
-
 class Policy:
     """Model and tokenizer. `model` holds float32 master weights, sharded over all ranks; it computes in `settings.dtype`."""
 
     def __init__(self, folder: Path, tokenizer: Any, settings: Model, world: World) -> None:
         self.folder, self.tokenizer, self.settings, self.world = folder, tokenizer, settings, world
-        config = AutoConfig.from_pretrained(folder)
+        config = load_config(folder)
+        # In memory: a run may end after its folder has moved, and its exports need them then.
+        self.raw, self.companions = (read_config(folder), companions(folder)) if world.main else ({}, {})
         for name in ("dropout", "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "layerdrop"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)  # the gradient must be that of the distribution that was sampled
@@ -75,6 +56,7 @@ class Policy:
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), dtype=torch.float32, attn_implementation=HOOK
             )
+        self.architecture = type(self.model).__name__
         check_attention(settings.attention, self.model, getattr(torch, settings.dtype), world.device)
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
         self.model.tie_weights()
@@ -107,27 +89,24 @@ class Policy:
         """Stream the folder's safetensors into the shards; every parameter must be found, and nothing may be left over."""
         parameters = dict(self.model.named_parameters())
         tied = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(parameters)
-        seen, unexpected = set(), []
-        for file in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():
-                    if name not in parameters:
-                        unexpected += [name] if name not in tied else []
-                        continue
-                    parameter, full = parameters[name], reader.get_tensor(name)
-                    if full.shape != parameter.shape:
-                        raise ValueError(f"{file}: {name} has shape {tuple(full.shape)}, config.json says {tuple(parameter.shape)}")
-                    assert isinstance(parameter, DTensor)
-                    full = full.to(self.world.device, torch.float32)
-                    # src_data_rank=None: every rank has read the tensor, so each takes its own slice and nothing is sent.
-                    shard = distribute_tensor(full, self.world.mesh, parameter.placements, src_data_rank=None)
-                    parameter.to_local().copy_(shard.to_local())
-                    seen.add(name)
+        seen = set()
+        for name, full in read_tensors(self.folder, lambda name: name in parameters or name in tied):
+            if name not in parameters:
+                continue
+            parameter = parameters[name]
+            if full.shape != parameter.shape:
+                raise ValueError(f"{self.folder}: {name} has shape {tuple(full.shape)}, config.json says {tuple(parameter.shape)}")
+            assert isinstance(parameter, DTensor)
+            full = full.to(self.world.device, torch.float32)
+            # src_data_rank=None: every rank has read the tensor, so each takes its own slice and nothing is sent.
+            shard = distribute_tensor(full, self.world.mesh, parameter.placements, src_data_rank=None)
+            parameter.to_local().copy_(shard.to_local())
+            seen.add(name)
         missing = sorted(set(parameters) - seen)
-        if missing or unexpected:
+        if missing:
             raise ValueError(
-                f"{self.folder}: {len(missing)} tensors missing (first: {missing[:1]}), {len(unexpected)} unknown (first: "
-                f"{unexpected[:1]}); the weights do not belong to config.json"
+                f"{self.folder}: {len(missing)} tensors missing (first: {missing[0]}); the weights do not belong to config.json: download "
+                "both again"
             )
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -167,7 +146,7 @@ class Policy:
         targets_R = batch.input_ids[batch.response_index]
 
         def compute(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-            return torch.stack(linear_logprob(hidden_RH, weight_VH, targets_R, temperature, bias_V, softcap)[:2])
+            return torch.stack(linear_logprob(hidden_RH, weight_VH, targets_R, temperature, bias_V, softcap, fp32_logits=True)[:2])
 
         logprob_R, entropy_R = self.run(batch, compute)
         return logprob_R, entropy_R
@@ -194,6 +173,7 @@ class Policy:
                 temperature=temperature,
                 bias_V=bias_V,
                 softcap=softcap,
+                fp32_logits=True,
             )
             rest.extend(others)
             return loss
@@ -202,7 +182,8 @@ class Policy:
         return loss, *rest
 
     def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder (safetensors in float32 master precision) that transformers and vLLM load.
+        """Write the policy as a Hugging Face folder (safetensors in float32 master precision) that transformers and vLLM load: weights of
+        its own, and config, generation config, tokenizer and chat template as the folder that it started from has them.
 
         Written beside and renamed at once, so that `folder` is never half written. A collective; rank 0 writes.
         """
@@ -212,16 +193,19 @@ class Policy:
             if self.world.main:
                 state[name] = full.cpu()
         if self.world.main:
-            with init_empty_weights():
-                shell = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
-            shell.config.use_cache = True
-            shell.generation_config = self.model.generation_config
             with whole(folder) as beside:
-                shell.save_pretrained(beside, state_dict=state)
-                self.tokenizer.save_pretrained(beside)
+                beside.mkdir(parents=True)
+                config = {name: value for name, value in self.raw.items() if name != "torch_dtype"} | {"dtype": "float32"}
+                config.setdefault("architectures", [self.architecture])
+                if self.settings.rope_base_length:
+                    config["max_position_embeddings"] = self.settings.rope_base_length
+                (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+                for name, content in self.companions.items():
+                    (beside / name).parent.mkdir(exist_ok=True)
+                    (beside / name).write_bytes(content)
+                save_file(state, beside / "model.safetensors", {"format": "pt"})
         self.world.barrier()
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        kind = self.config.architectures[0] if self.config.architectures else type(self.model).__name__
-        return f"{kind}, {count / 1e6:.1f} M parameters, {self.settings.dtype}"
+        return f"{self.architecture}, {count / 1e6:.1f} M parameters, {self.settings.dtype}"

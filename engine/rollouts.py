@@ -13,6 +13,17 @@ from soundrl.fapo.records import Prompt
 from soundrl.fapo.task import PendingGroups, Task
 
 
+def share(prompts: Sequence[Prompt], updates: int, engine: int, engines: int) -> list[Prompt]:
+    """One engine's block of each of the step's `updates` mini-batches: which prompts share an optimizer step, and what they are called,
+    does not depend on the number of ranks.
+
+    >>> share("abcdefgh", 2, 1, 2)
+    ['c', 'd', 'g', 'h']
+    """
+    block = len(prompts) // (updates * engines)
+    return [prompt for part in range(engine, updates * engines, engines) for prompt in prompts[part * block : (part + 1) * block]]
+
+
 def rollout(
     prompts: Sequence[Prompt],
     task: Task,

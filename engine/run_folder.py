@@ -130,7 +130,7 @@ class RunFolder:
                         "finish_reason": rollout.finish_reason,
                         "policy_version": rollout.policy_version,
                         "tokens": rollout.tokens,
-                        "logprobs": [round(value, 6) for value in rollout.logprobs],
+                        "logprobs": [round(value, 6) if math.isfinite(value) else None for value in rollout.logprobs],
                     }
                     file.write(json.dumps(row) + "\n")
 

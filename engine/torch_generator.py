@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.config import Model
 from soundrl.engine.generator import Request
-from soundrl.engine.vllm_generator import end_tokens
+from soundrl.engine.model_folder import end_tokens
 from soundrl.engine.world import World
 from soundrl.fapo.records import Rollout
 
@@ -25,9 +26,12 @@ class TorchGenerator:
     def __init__(self, folder: Path, tokenizer: Any, model: Model, world: World) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, model.dtype), attn_implementation="sdpa")
         self.model.to(world.device).eval()
+        head = self.model.get_output_embeddings()  # computes in float32, as the trainer's does
+        bias = getattr(head, "bias", None)
+        head.forward = lambda hidden: linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
         self.tokenizer, self.device = tokenizer, world.device
         self.stop_tokens = set(end_tokens(folder, tokenizer))
-        self.version = 0
+        self.version, self.engine = 0, world.rank
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         for start in range(0, len(requests), MAX_SEQUENCES):

@@ -20,7 +20,7 @@ from soundrl.engine.evaluate import evaluate
 from soundrl.engine.judges import over_ranks
 from soundrl.engine.launch import users_mistakes
 from soundrl.engine.policy import Policy
-from soundrl.engine.rollouts import rollout
+from soundrl.engine.rollouts import rollout, share
 from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import schedules
 from soundrl.engine.timeline import Timeline
@@ -41,7 +41,7 @@ def main(config: Config) -> None:
     with users_mistakes(), phases("prepare"), folder.claimed() as config:
         engines = build.engine_count(config, world)
         source, tests = build.build_sources(config)
-        stream = PromptStream(source, config.run.seed, world.rank // config.rollout.tensor_parallel, engines)
+        stream = PromptStream(source, config.run.seed)
         start = build.model_folder(config, world)
         tokenizer = build.load_tokenizer(start)
         encode = build.Encoder(tokenizer, config.max_prompt_tokens)
@@ -50,7 +50,7 @@ def main(config: Config) -> None:
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
         task, judging = build.build_task(config, prompts, world, progress.say)
         policy = Policy(start, tokenizer, config.model, world)
-    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
+    trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail, config.rollout.max_new_tokens)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
     if demonstrations is not None:
         with phases("warm_start"):
@@ -80,9 +80,10 @@ def main(config: Config) -> None:
     metrics: dict[str, float] = {}
     for step in range(1, config.run.steps + 1):
         with phases("step"):
-            # One take a mini-batch: which prompts share an optimizer step does not depend on the number of ranks.
             updates = config.rollout.prompts // config.optim.minibatch_prompts
-            prompts = distinct([prompt for _ in range(updates) for prompt in stream.take(config.optim.minibatch_prompts)])
+            # Which prompts share an optimizer step, and what they are called, does not depend on the number of ranks.
+            prompts = distinct(stream.take(updates * config.optim.minibatch_prompts))
+            prompts = share(prompts, updates, world.rank // config.rollout.tensor_parallel, engines)
             pending = rollout(prompts, task, generator, encode, config, world, step, phases)
             generator.sleep()
             with phases("rank_wait"):

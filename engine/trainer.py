@@ -39,9 +39,18 @@ class NotFiniteError(RuntimeError):
 class Trainer:
     """AdamW on the policy's float32 master weights."""
 
-    def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float, detail: Detail = lambda name: nullcontext()) -> None:
-        """`detail(name)` is entered around each part of a step's work (`Timeline.detail`)."""
-        self.detail = detail
+    def __init__(
+        self,
+        policy: Policy,
+        optim: Optim,
+        loss: Loss,
+        temperature: float,
+        detail: Detail = lambda name: nullcontext(),
+        longest: int = 0,
+    ) -> None:
+        """`detail(name)` is entered around each part of a step's work (`Timeline.detail`). `longest` response in tokens
+        (`rollout.max_new_tokens`): what `dr_grpo` divides by."""
+        self.detail, self.longest = detail, longest
         self.policy, self.world = policy, policy.world
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = torch.optim.AdamW(
@@ -114,7 +123,7 @@ class Trainer:
         if self.rule.sequence_mean:
             return sequences
         if self.rule.variant == "dr_grpo":
-            return sequences * self.policy.settings.max_length
+            return sequences * self.longest
         return float(sum(len(s.tokens) for s in samples))
 
     @torch.no_grad()
@@ -147,6 +156,7 @@ class Trainer:
                 stats |= self.update(self.learning_rate())
             totals = {name: totals[name] + stats[name] for name in totals}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)
+        known = max(totals["tokens"] - totals["not_finite"], 1.0)
         return {
             "loss/policy": totals["loss"] / steps,
             "loss/entropy": totals["entropy"] / tokens,
@@ -155,8 +165,9 @@ class Trainer:
             "loss/dual_clip": totals["dual_clip"] / tokens,
             "loss/kl": totals["kl"] / tokens,
             "loss/corrected": totals["corrected"] / tokens,
-            "mismatch/exp_abs_dlogp": totals["exp_abs_dlogp"] / tokens,
-            "mismatch/kl": totals["sampler_kl"] / tokens,
+            "mismatch/exp_abs_dlogp": totals["exp_abs_dlogp"] / known,
+            "mismatch/kl": totals["sampler_kl"] / known,
+            "mismatch/not_finite": totals["not_finite"],
             "optim/grad_norm": totals["grad_norm"] / steps,
             "optim/skipped": totals["skipped"],
             "optim/lr": self.optimizer.param_groups[0]["lr"],

@@ -14,6 +14,7 @@ from torch import Tensor
 from soundrl.engine.config import Model
 from soundrl.engine.config import Rollout as RolloutSettings
 from soundrl.engine.generator import Request
+from soundrl.engine.model_folder import end_tokens
 from soundrl.engine.world import World
 from soundrl.fapo.records import Rollout
 
@@ -61,7 +62,9 @@ class VllmGenerator:
             raise ValueError(
                 f"rollout.tensor_parallel {settings.tensor_parallel} does not divide the {world.size} ranks; start a multiple of it"
             )
-        overrides = {"max_position_embeddings": model.rope_base_length} if model.rope_base_length else {}
+        overrides: dict[str, Any] = {"head_dtype": "float32"}  # logits as the trainer's head makes them
+        if model.rope_base_length:
+            overrides["max_position_embeddings"] = model.rope_base_length
         threads = torch.get_num_threads()
         self.llm = LLM(
             str(folder),
@@ -88,7 +91,7 @@ class VllmGenerator:
         self.tokenizer = tokenizer
         self.stop_tokens = end_tokens(folder, tokenizer)
         self.on_cpu = on_cpu
-        self.version = 0
+        self.version, self.engine = 0, world.rank // settings.tensor_parallel
         self.requested = 0
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
@@ -123,7 +126,7 @@ class VllmGenerator:
 
     def _rollout(self, request: Request, completion: Any) -> Rollout:
         tokens = tuple(completion.token_ids)
-        logprobs = tuple(completion.logprobs.logprobs)
+        logprobs = tuple(math.nan if value is None else value for value in completion.logprobs.logprobs)
         if len(logprobs) != len(tokens):
             raise RuntimeError(f"vLLM returned {len(logprobs)} log-probabilities for {len(tokens)} tokens of {request.prompt_id}")
         return Rollout(
@@ -155,18 +158,3 @@ class VllmGenerator:
 
     def close(self) -> None:
         del self.llm
-
-
-def end_tokens(folder: Path, tokenizer: Any) -> list[int]:
-    """Token ids that end a response: the folder's generation config, else the tokenizer's end token."""
-    from transformers import GenerationConfig
-
-    ids: set[int] = set()
-    if (folder / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
-        ids |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    if not ids:
-        raise ValueError(f"{folder} names no end-of-sequence token, in neither generation_config.json nor the tokenizer; add eos_token_id")
-    return sorted(ids)

@@ -4,7 +4,8 @@
     reset → sampler wakes its KV cache → gate
 
 The *gate* samples probes with the new weights and compares the sampler's log-probabilities with the trainer's on the same
-tokens: mean exp|Δ| above `run.gate` stops the run with a diagnosis. A checksum of parameters would not do: vLLM repacks and
+tokens, each engine on its own: where mean exp|Δ| is above `run.gate`, it measures again on eight times as many (one token of 256 is
+enough to exceed it), and above it there too the run stops with a diagnosis. A checksum of parameters would not do: vLLM repacks and
 fuses them, so a tensor can be loaded and still not be the one that computes (a tied head on CPU, for one).
 """
 
@@ -21,9 +22,12 @@ from soundrl.engine.generator import Generator, Request, derived_seed
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
 from soundrl.engine.trainer import Trainer
+from soundrl.kernels.policy_loss import is_logprob
 
 PROBE_TOKENS = 32
-PROBES = 8  # 8 × 32 = 256 tokens per rank
+PROBES = 8  # 8 × 32 = 256 tokens an engine
+AGAIN = 2048  # tokens an engine before a run is stopped
+MOST_NOT_FINITE = 0.1  # share of tokens that the gate leaves out, as the sampler reports no log-probability for them
 
 
 class SyncError(RuntimeError):
@@ -33,10 +37,13 @@ class SyncError(RuntimeError):
 @dataclass(frozen=True)
 class GateResult:
     exp_abs_dlogp: float
-    """mean exp|sampler − trainer| over the probes' tokens of all ranks, at the rollout temperature"""
+    """mean exp|sampler − trainer| over the probes' tokens at the rollout temperature, of the engine where it is highest; inf: not finite"""
     untempered: float
     """the same against the trainer's log-probabilities at temperature 1"""
     tokens: int
+    """sampled on each engine"""
+    not_finite: int = 0
+    """left out on the engine with most of them: the sampler's log-probability is none"""
 
 
 class WeightSync:
@@ -64,11 +71,22 @@ class WeightSync:
         self.generator.reset_cache()
         self.generator.wake("kv_cache")
         result = self.gate()
-        if not result.exp_abs_dlogp <= self.limit:  # a NaN must not pass
+        if result.exp_abs_dlogp > self.limit:  # all ranks hold the same numbers, and decide alike
+            result = self.gate(AGAIN)
+        if result.not_finite > MOST_NOT_FINITE * result.tokens:
+            raise SyncError(
+                "weight sync failed its gate: the sampler reports no log-probability (NaN, infinite or above 0) for "
+                f"{result.not_finite} of {result.tokens} tokens; look for NaN in its weights, or start it with rollout.eager"
+            )
+        if result.exp_abs_dlogp > self.limit:
             from soundrl.engine.sync_doctor import diagnose
 
             raise SyncError(diagnose(self, result))
-        return {"mismatch/gate": result.exp_abs_dlogp, "sync/largest_tensor_mib": self.largest_tensor_bytes / 2**20}
+        return {
+            "mismatch/gate": result.exp_abs_dlogp,
+            "mismatch/gate_tokens": float(result.tokens),
+            "sync/largest_tensor_mib": self.largest_tensor_bytes / 2**20,
+        }
 
     def stream(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
         """Full tensors by name, one alive at a time; `sent` records what really went over."""
@@ -80,16 +98,16 @@ class WeightSync:
                 yield name, tensor
 
     @torch.no_grad()
-    def gate(self) -> GateResult:
-        """Sample the probes and score them with the trainer's own packed forward pass."""
+    def gate(self, least: int = PROBES * PROBE_TOKENS) -> GateResult:
+        """Sample at least `least` tokens on each engine and score them with the trainer's own packed forward pass."""
         length = min(PROBE_TOKENS, self.room)
-        count = max(len(self.prompts), math.ceil(PROBES * PROBE_TOKENS / length))
+        count = max(len(self.prompts), math.ceil(least / length))
         requests = [
             Request(
                 prompt_id=f"probe:{i}",
                 sample=0,
                 prompt_tokens=self.prompts[i % len(self.prompts)],
-                seed=derived_seed(0, "probe", self.generator.version, str(i), 0),
+                seed=derived_seed(self.generator.engine, "probe", self.generator.version, str(i), 0),
                 temperature=self.temperature,
                 max_new_tokens=length,
                 ignore_end=True,
@@ -98,14 +116,16 @@ class WeightSync:
         ]
         rollouts = sorted(self.generator.generate(requests), key=lambda r: int(r.prompt_id.split(":")[1]))
         samples = [Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs) for r in rollouts]
-        total = untempered = tokens = 0.0
+        gaps, tokens, left_out = {self.temperature: 0.0, 1.0: 0.0}, 0, 0
         for batch in self.trainer.pack(samples):
             sampler_R = batch.sampler_logprobs[batch.response_index]
-            for temperature in {self.temperature, 1.0}:
+            known_R = is_logprob(sampler_R)
+            for temperature in gaps:
                 logprob_R, _ = self.policy.response_logprobs(batch, temperature)
-                gap = (logprob_R - sampler_R).abs().exp().sum().item()
-                total += gap if temperature == self.temperature else 0.0
-                untempered += gap if temperature == 1.0 else 0.0
-            tokens += len(sampler_R)
-        total, untempered, tokens = self.policy.world.sum([total, untempered, tokens])
-        return GateResult(total / tokens, untempered / tokens, int(tokens))
+                gaps[temperature] += (logprob_R - sampler_R)[known_R].abs().exp().sum().item()
+            tokens += int(known_R.sum())
+            left_out += int((~known_R).sum())
+        # A NaN must not pass, and a maximum over ranks would lose it.
+        means = {t: gap / tokens if tokens and math.isfinite(gap) else math.inf for t, gap in gaps.items()}
+        most = self.policy.world.max
+        return GateResult(most(means[self.temperature]), most(means[1.0]), tokens + left_out, int(most(left_out)))

@@ -16,6 +16,9 @@ request.
 `w_t` corrects for the sampler, whose log-probabilities differ from the trainer's (q_t = exp(old_logprob_t − sampler_logprob_t)):
 `none` 1; `tis` min(q_t, high) (truncated importance sampling); `icepop` q_t inside [low, high], else 0; `sequence` 1 where the
 geometric mean of q over the sequence lies in [low, high], else 0. Weights carry no gradient.
+
+A sampler's (or old) log-probability that is none (NaN, infinite, above 0: vLLM reports NaN for tokens of probability ~1) makes q_t
+(and r_t) exactly 1 and stands in no mean over its sequence; such tokens are counted (`not_finite`), and mismatch sums leave them out.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -29,9 +32,11 @@ from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss_triton import launch_policy_loss, launch_sequence_mean
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in fp32 with room for the product; verl clamps alike
+LOGPROB_LIMIT = 1e-3  # rounding may lift a log-probability above 0, not further than this
 
 # Metrics come back as sums over tokens, so that micro-batches and ranks add up exactly; divide by `tokens`.
 METRIC_SUMS = ("tokens", "clip_low", "clip_high", "dual_clip", "kl", "exp_abs_dlogp", "sampler_kl", "corrected", "reference_kl")
+METRIC_SUMS += ("not_finite",)
 
 
 def policy_loss(
@@ -100,12 +105,26 @@ def sequence_terms(
         scale_T = torch.repeat_interleave(scale_B, length_B, output_size=len(logprob_T))
     if rule.surrogate == "gspo" and old_logprob_T is not None:
         assert cu_seqlens is not None
-        log_ratio_T = sequence_mean(logprob_T - old_logprob_T, cu_seqlens)
+        log_ratio_T = mean_where(is_logprob(old_logprob_T), logprob_T - old_logprob_T, cu_seqlens)
     if rule.correction == "sequence":
         assert cu_seqlens is not None and sampler_logprob_T is not None
+        known_T = is_logprob(sampler_logprob_T)
+        if old_logprob_T is not None:
+            known_T = known_T & is_logprob(old_logprob_T)
         old_T = logprob_T if old_logprob_T is None else old_logprob_T
-        log_q_T = sequence_mean(old_T - sampler_logprob_T, cu_seqlens)
+        log_q_T = mean_where(known_T, old_T - sampler_logprob_T, cu_seqlens)
     return scale_T, log_ratio_T, log_q_T
+
+
+def is_logprob(x_T: Tensor) -> Tensor:
+    """[T] bool: finite and not above 0."""
+    return (x_T <= LOGPROB_LIMIT) & (x_T > -torch.inf)
+
+
+def mean_where(known_T: Tensor, x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """`sequence_mean` of the known tokens alone, at every token; 0 for a sequence without any."""
+    share_T = sequence_mean(known_T.to(x_T.dtype), cu_seqlens)  # exactly 1 where all are known
+    return sequence_mean(x_T.masked_fill(~known_T, 0.0), cu_seqlens) / share_T.masked_fill(share_T == 0, 1.0)
 
 
 @torch.library.custom_op("soundrl::sequence_mean", mutates_args=())
@@ -144,7 +163,7 @@ def loss_terms(
     kl_times_ratio: bool,
     numbers: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [9]."""
+    """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [10]."""
     given = [logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy_T, reference_logprob_T]
     given += [scale_T, sequence_log_ratio_T, sequence_log_q_T]
     wide = torch.float64 if logprob_T.dtype == torch.float64 else torch.float32
@@ -172,7 +191,8 @@ def token_terms(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The module's formulas in plain torch, with the derivative written out (the reference of `policy_loss_kernel`)."""
     clip_low, clip_high, dual_clip, tau_positive, tau_negative, kl_coef, entropy_coef, low, high = numbers
-    old_T = logprob_T if old_T is None else old_T
+    known_T = torch.ones_like(logprob_T, dtype=torch.bool) if old_T is None else is_logprob(old_T)
+    old_T = logprob_T if old_T is None else torch.where(known_T, old_T, logprob_T)
     negative_T = advantages_T < 0
     x_T = logprob_T - old_T
     inside_T = x_T.abs() < LOG_RATIO_LIMIT
@@ -204,7 +224,10 @@ def token_terms(
         slope_T = torch.where(inside_T, -advantages_T * gate_T * (1 - gate_T) * 4 * ratio_T, 0.0)
 
     weight_T = torch.ones_like(loss_T)
-    gap_T = torch.zeros_like(loss_T) if sampler_T is None else old_T - sampler_T
+    gap_T = torch.zeros_like(loss_T)
+    if sampler_T is not None:
+        known_T = known_T & is_logprob(sampler_T)
+        gap_T = torch.where(known_T, old_T - sampler_T, 0.0)
     if correction == "tis":
         weight_T = gap_T.exp().clamp(max=high)
     elif correction == "icepop":
@@ -244,10 +267,11 @@ def token_terms(
         clipped_high_T,
         dual_T,
         ratio_T - 1 - x_T,  # k3 of the new policy against the old one, never negative
-        sampler_gap_T.abs().exp() if sampler_T is not None else torch.zeros_like(loss_T),
+        torch.where(known_T, sampler_gap_T.abs().exp(), 0.0) if sampler_T is not None else torch.zeros_like(loss_T),
         sampler_gap_T.exp() - 1 - sampler_gap_T,
         weight_T != 1,
         reference_kl_T,
+        ~known_T,
     )
     return loss_T.sum(), slope_T, entropy_slope_T, torch.stack([column.to(loss_T.dtype).sum() for column in columns])
 

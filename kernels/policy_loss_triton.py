@@ -11,8 +11,9 @@ from torch import Tensor
 from soundrl.kernels.backend import device_of
 
 BLOCK_T = 1024
-COLUMNS = 16  # loss and nine metric sums, padded to a power of two
+COLUMNS = 16  # loss and ten metric sums, padded to a power of two
 LOG_RATIO_LIMIT = tl.constexpr(20.0)
+LOGPROB_LIMIT = tl.constexpr(1e-3)
 
 
 # T is not specialised (to 1, to multiples of 16): one compilation serves every length.
@@ -54,8 +55,11 @@ def policy_loss_kernel(
     lp = tl.load(logprob + t, real, other=0.0)
     advantage = tl.load(advantages + t, real, other=0.0)
     before = lp
+    known = real
     if old is not None:
         before = tl.load(old + t, real, other=0.0)
+        known = known & (before <= LOGPROB_LIMIT) & (before > -float("inf"))
+        before = tl.where(known, before, lp)
     negative = advantage < 0
     x = lp - before
     inside = tl.abs(x) < LOG_RATIO_LIMIT
@@ -96,7 +100,9 @@ def policy_loss_kernel(
     weight = zero + 1.0
     gap = zero
     if sampler is not None:
-        gap = before - tl.load(sampler + t, real, other=0.0)
+        theirs = tl.load(sampler + t, real, other=0.0)
+        known = known & (theirs <= LOGPROB_LIMIT) & (theirs > -float("inf"))
+        gap = tl.where(known, before - theirs, 0.0)
     if CORRECTION == "tis":
         weight = tl.minimum(tl.exp(gap), high)
     elif CORRECTION == "icepop":
@@ -153,10 +159,11 @@ def policy_loss_kernel(
     tl.store(row + 3, tl.sum(tl.where(real, clipped_high, 0.0)))
     tl.store(row + 4, tl.sum(tl.where(real, dual, 0.0)))
     tl.store(row + 5, tl.sum(tl.where(real, ratio - 1 - x, 0.0)))
-    tl.store(row + 6, tl.sum(tl.where(real, exp_gap, 0.0)))
+    tl.store(row + 6, tl.sum(tl.where(known, exp_gap, 0.0)))
     tl.store(row + 7, tl.sum(tl.where(real, tl.exp(g) - 1 - g, 0.0)))
     tl.store(row + 8, tl.sum(tl.where(real & (weight != 1), 1.0, 0.0)))
     tl.store(row + 9, tl.sum(tl.where(real, reference_kl, 0.0)))
+    tl.store(row + 10, tl.sum(tl.where(real & (known == 0), 1.0, 0.0)))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -213,7 +220,7 @@ def launch_policy_loss(logprob_T: Tensor, *rest: Tensor | None | str | bool | li
             num_warps=4,
         )
         sum_rows_kernel[(1,)](partial, sums, blocks, BLOCK=32, WIDTH=COLUMNS, num_warps=4)
-    return sums[0].clone(), slope_T, entropy_slope_T, sums[1:10].clone()
+    return sums[0].clone(), slope_T, entropy_slope_T, sums[1:11].clone()
 
 
 def launch_sequence_mean(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:

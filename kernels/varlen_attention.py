@@ -53,7 +53,8 @@ def varlen_attention_reference(
     """
     out_THD = torch.zeros_like(q_THD)
     group = q_THD.shape[1] // k_THD.shape[1]
-    for index_bL in buckets:
+    # No sequence at all is an empty rectangle: the zeros are part of the graph all the same.
+    for index_bL in buckets or [torch.zeros(0, 1, dtype=torch.int64, device=q_THD.device)]:
         real_bL = index_bL >= 0
         safe_bL = index_bL.clamp(min=0)
         q, k, v = (x[safe_bL].transpose(1, 2) for x in (q_THD, k_THD, v_THD))

@@ -11,7 +11,7 @@ from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
 from soundrl.engine.generator import derived_seed, requests_for
 from soundrl.engine.torch_generator import TorchGenerator, nucleus
-from soundrl.engine.vllm_generator import end_tokens
+from soundrl.engine.model_folder import end_tokens
 from soundrl.engine.world import World
 
 PROMPTS = [("a", (7, 1, 10, 2, 14)), ("b", (3,)), ("c", tuple(range(17)))]

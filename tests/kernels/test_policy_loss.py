@@ -23,9 +23,9 @@ def inputs(seed: int) -> dict[str, Tensor]:
     noise = lambda size: size * torch.randn(T, generator=rng, dtype=D)  # noqa: E731
     x = {
         "logprob": logprob,
-        "old": logprob + noise(0.6),
+        "old": (logprob + noise(0.6)).clamp(max=0.0),  # above 0 none would be a log-probability
         "advantages": noise(1.0),
-        "sampler": logprob + noise(0.8),
+        "sampler": (logprob + noise(0.8)).clamp(max=0.0),
         "reference": logprob + noise(0.7),
         "entropy": 2 * torch.rand(T, generator=rng, dtype=D),
     }
@@ -134,7 +134,7 @@ def test_every_branch_occurs_in_these_inputs():
     for seed in range(5):
         sums = run(inputs(seed), rule, 1.0, False, D)[3]
         seen = {k: seen[k] + sums[k].item() for k in seen}
-    assert all(value > 0 for value in seen.values()), seen
+    assert seen.pop("not_finite") == 0 and all(value > 0 for value in seen.values()), seen
     assert {(r.variant, r.correction) for r in RULES} == set(itertools.product(VARIANTS, CORRECTIONS))
     assert {r.kl for r in RULES} == set(KL_ESTIMATES)
 
@@ -217,6 +217,76 @@ def test_on_policy_ratio_is_exactly_one():
     assert logprob.grad is not None and torch.allclose(logprob.grad, -x["advantages"] / 50, rtol=1e-6, atol=0)
     assert [sums[k].item() for k in ("clip_low", "clip_high", "kl", "sampler_kl", "corrected")] == [0.0] * 5
     assert sums["exp_abs_dlogp"].item() == sums["tokens"].item() == T
+
+
+NONE = (math.nan, math.inf, -math.inf, 0.7)
+BROKEN = {1: NONE[0], 3: NONE[1], 6: NONE[2], 12: NONE[3], 13: NONE[0]}  # token 3 is a whole sequence
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32], ids=["eager", "kernel"])
+@pytest.mark.parametrize("where", ["sampler", "old"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_no_log_probability_has_ratio_one_and_is_counted(variant, where, dtype):
+    """Against the fp64 formula on inputs whose broken tokens were given the ratio 1, and, for a mean over a sequence, that mean."""
+    for correction, on_policy in itertools.product(CORRECTIONS, {where == "sampler", False}):
+        rule = LossRule(variant=variant, correction=correction, dual_clip=1.6, kl="k3", kl_coef=0.1)
+        broken, mended = inputs(1), inputs(1)
+        for t, value in BROKEN.items():
+            broken[where][t] = value
+            if where == "old":
+                mended["old"][t] = mended["logprob"][t]
+        before = mended["logprob"] if on_policy else mended["old"]
+        bad = torch.tensor(list(BROKEN))
+        mended["sampler"][bad] = before[bad]
+        loss, gradient, _, sums = run(broken, rule, 20.0, on_policy, dtype)
+        assert sums["not_finite"].item() == len(BROKEN) and math.isfinite(loss) and bool(gradient.isfinite().all())
+        rest = [t for t in range(T) if t not in BROKEN]
+        gap = (before - mended["sampler"])[rest]
+        assert sums["exp_abs_dlogp"].item() == pytest.approx(gap.abs().exp().sum().item(), rel=1e-5)
+        assert sums["sampler_kl"].item() == pytest.approx((gap.exp() - 1 - gap).sum().item(), rel=1e-4)
+        if correction == "sequence":  # a token whose q is the geometric mean of the others changes it not
+            for a, b in itertools.pairwise(CU.tolist()):
+                others = [t for t in range(a, b) if t not in BROKEN]
+                mean = (before - mended["sampler"])[others].mean() if others else torch.zeros((), dtype=D)
+                for t in set(range(a, b)) & set(BROKEN):
+                    mended["sampler"][t] = before[t] - mean
+        if variant == "gspo" and where == "old":
+            continue  # its mean log-ratio leaves the tokens out: the next test
+        x = {name: value.clone() for name, value in mended.items()}
+        x["logprob"].requires_grad_()
+        expected = direct(x, rule, 20.0, on_policy)
+        expected.backward()
+        assert loss == pytest.approx(expected.item(), rel=1e-5, abs=1e-6), rule
+        assert x["logprob"].grad is not None and torch.allclose(gradient.double(), x["logprob"].grad, rtol=1e-5, atol=1e-6), rule
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32], ids=["eager", "kernel"])
+def test_means_over_a_sequence_leave_out_what_is_no_log_probability(dtype):
+    """gspo with a broken old log-probability: the others of its sequence train as if it were not there, and it with their ratio."""
+    x = {name: value.to(dtype) for name, value in inputs(4).items()}
+    rule, cu, keep = LossRule(variant="gspo", correction="sequence"), torch.tensor([0, 5]), [0, 1, 3, 4]
+    whole = {name: value[:5].clone() for name, value in x.items()}
+    for value in NONE:
+        whole["old"][2] = value
+        grads = []
+        for part, bounds in (([0, 1, 2, 3, 4], cu), (keep, torch.tensor([0, 4]))):
+            logprob = whole["logprob"][part].requires_grad_()
+            rest = (whole[name][part] for name in ("old", "advantages", "sampler"))
+            policy_loss(logprob, *rest, 1.0, rule=rule, cu_seqlens=bounds)[0].backward()
+            grads.append(logprob.grad)
+        assert torch.allclose(grads[0][keep] * 5, grads[1] * 4, rtol=1e-5) and bool(grads[0].isfinite().all())
+
+
+def test_rounding_above_zero_is_a_log_probability():
+    logprob, sampler = torch.tensor([-0.5, -0.5]), torch.tensor([1e-6, 0.0])
+    _, sums = policy_loss(logprob, None, torch.ones(2), sampler, 1.0, rule=LossRule(correction="tis"))
+    assert sums["not_finite"].item() == 0 and sums["corrected"].item() == 2
+
+
+def test_a_nan_of_the_trainer_is_not_hidden():
+    logprob = torch.tensor([-0.5, math.nan])
+    loss, _ = policy_loss(logprob, torch.tensor([-0.4, math.nan]), torch.ones(2), torch.full((2,), math.nan), 1.0, rule=LossRule())
+    assert math.isnan(loss.item())
 
 
 def test_split_into_parts_adds_up():
