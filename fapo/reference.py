@@ -20,7 +20,7 @@ MAX_EXPONENT = 300
 _OBJECT = re.compile(rf"""\{{\s*(["'])(?:{"|".join(KEYS)})\1\s*:\s*([^"',:{{}}]+|"[^"]*"|'[^']*')\s*\}}""", re.IGNORECASE)
 _LIST = re.compile(r"""(?:array\()?\[\s*("[^"]*"|'[^']*')\s*\](?:,\s*dtype=\w+\))?""")
 _TAG = re.compile(r"<([a-z_]+)>(.*)</\1>", re.IGNORECASE | re.DOTALL)
-_QUOTED = re.compile(r'"([^"]+)"|\'([^\']+)\'|`([^`]+)`|\*\*([^*]+)\*\*|\$\$([^$]+)\$\$|\$([^$]+)\$\.?|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]')
+_QUOTED = re.compile(r"""(["'`])([^"'`]+)\1|(\*\*|\$\$?)([^*$]+)\3\.?|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]""", re.DOTALL)
 _SAID = re.compile(
     r"""\W*+(?:(?:so|thus|hence|therefore|and)\b,?\s*)?(?:(?:the|my|our)\s+)?(?:(?:final|correct|right)\s+)?(?:answer|ans|solution|result|答案)\b
     (?:\s+is\b[\s*_]*[:=]?|[\s*_]*[:：=])[\s*_]*+(\S.*)""",
@@ -36,11 +36,12 @@ MAX_WORDS = 20
 def plain_reference(value: object) -> str | None:
     """The reference answer in `value`, a field's content; None where there is none. `RowError` where it is none or several.
 
-    Texts, whole numbers and numbers with a point as they are written (0.50 stays 0.50), or a list or object of one of these. Of a text is
-    taken what stands after `####` (GSM8K) or `Answer:` in its last line, within `\\boxed{}`, tags, quotes or mathematics signs, in a list of
-    one text (`["14"]`) or an object of one field (`{"answer": 14}`), and one of lines that are all the same.
+    Texts, whole numbers and numbers with a point as they are written (0.50 stays 0.50), or a list or object of one of these. Of a text
+    counts what stands after `####` (GSM8K) or `Answer:` in its last line, within `\\boxed{}`, tags, quotes or mathematics signs, in a list
+    of one text (`["14"]`) or an object of one field (`{"answer": 14}`), and one of lines that are all the same.
 
-    >>> [plain_reference(value) for value in ("So 3*4 = 12.\\n#### 1,200", "The answer is 14.", ["14"], '{"answer": 14}', "$x^2$", "14\\n14")]
+    >>> wrapped = "So 3*4 = 12.\\n#### 1,200", "The answer is 14.", ["14"], '{"answer": 14}', "$x^2$", "14\\n14"
+    >>> [plain_reference(value) for value in wrapped]
     ['1,200', '14', '14', '14', 'x^2', '14']
     """
     if isinstance(value, list) and len(value) == 1:

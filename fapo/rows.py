@@ -1,7 +1,8 @@
 """The rows of a problem file: JSON Lines, a JSON list or Parquet, each with its number; every fault is a one-line `DataError`.
 
 A problem file is outside data. Whatever stands in it, reading ends with rows or with one line that names the file, the row, what was
-found and the cure; memory stays bounded, and nothing is skipped. What one row holds is a `RowError`, which ends no file; a damaged file ends.
+found and the cure; memory stays bounded, and nothing is skipped. A row that is at fault is a `RowError`
+and ends no file.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Rows:
 
     position, row = skip(skip(0) + 1), 0
     closed = text.startswith("]", position)
-    # Item by item instead of at once, so that a fault has a row number. Behind an item that cannot be read nobody knows where the next begins.
+    # Item by item instead of at once, so that a fault has a row number. Behind an item that is no JSON nobody knows where the next begins.
     while not closed:
         row += 1
         try:

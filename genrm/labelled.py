@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from soundrl.fapo.data import load_prompts
+from soundrl.fapo.left_out import LeftOut, load_rows
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.rows import DataError, read_rows, shown, shown_path
+from soundrl.fapo.rows import RowError, shown
 from soundrl.genrm.arith_critic import ArithCriticSource
 from soundrl.genrm.prompts import critique_messages
 
-COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt", "reward_model", "extra_info")
+COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")
+COLUMNS += ("reward_model.ground_truth", "extra_info.total_steps")
 ARITH = ("arith", "arith-unseen")
 ARITH_ROWS = 400
 """Rows of an embedded set where no number is given."""
@@ -50,13 +51,7 @@ def load_labelled(source: str, *, max_rows: int | None = None) -> list[Labelled]
             Labelled(id=f"{rows.name}:{i}", problem=r.problem.text, steps=r.steps, label=r.label, answer=r.problem.answer)
             for i, r in enumerate(found)
         ]
-    name, out = shown_path(source), []
-    for row, fields in read_rows(source, COLUMNS):
-        make = _critic if fields.get("prompt") is not None else _processbench
-        out.append(make(f"{name}:{row}", f"{Path(source).name}:{row}", fields))
-        if len(out) == max_rows:
-            break
-    return out
+    return load_rows(source, COLUMNS, lambda id, fields: (_critic if _is_critic(fields) else _processbench)(id, fields), max_rows)
 
 
 def with_references(rows: list[Labelled], path: str | os.PathLike[str]) -> list[Labelled]:
@@ -69,31 +64,31 @@ def _words(text: str) -> str:
     return re.sub(r"\W+", " ", text).strip().lower()
 
 
-def _processbench(where: str, id: str, fields: dict[str, Any]) -> Labelled:
+def _processbench(id: str, fields: dict[str, Any]) -> Labelled:
     problem, steps, label, right = (fields.get(key) for key in ("problem", "steps", "label", "final_answer_correct"))
     if not isinstance(problem, str) or not problem.strip():
-        raise DataError(f"{where}: problem: {shown(problem)} where a text is expected; write ProcessBench's fields")
+        raise RowError(f"{shown(problem)} where a text is expected; write ProcessBench's fields", "problem")
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
-        raise DataError(f"{where}: steps: a list of one or more texts is expected, found {shown(steps)}; cut the solution into steps")
+        raise RowError(f"a list of one or more texts is expected, found {shown(steps)}; cut the solution into steps", "steps")
     if not isinstance(right, bool):
-        raise DataError(f"{where}: final_answer_correct: {shown(right)} where true or false is expected; write one")
+        raise RowError(f"{shown(right)} where true or false is expected; write one", "final_answer_correct")
     answer = fields.get("answer")
     if answer is not None and not isinstance(answer, str):
-        raise DataError(f"{where}: answer: {shown(answer)} where a text is expected; write it as a string or leave it out")
+        raise RowError(f"{shown(answer)} where a text is expected; write it as a string or leave it out", "answer")
     own = fields.get("id")
     return Labelled(
         id=own if isinstance(own, str) else id,
         problem=problem,
         steps=tuple(steps),
-        label=_label(where, "label", label, len(steps)),
+        label=_label("label", label, len(steps)),
         right=right,
         answer=answer,
     )
 
 
-def _label(where: str, field: str, value: object, steps: int) -> int:
+def _label(field: str, value: object, steps: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < steps:
-        raise DataError(f"{where}: {field}: {shown(value)} is no step of the {steps}; write −1 (no error) or 0 … {steps - 1}")
+        raise RowError(f"{shown(value)} is no step of the {steps}; write −1 (no error) or 0 … {steps - 1}", field)
     return value
 
 
@@ -102,23 +97,21 @@ _PARAGRAPH = re.compile(r"^<paragraph_(\d+)>\n(.*?)\n</paragraph_\1>$", re.MULTI
 _SECTION = re.compile(r"^\[(Math Problem|Problem|Ground Truth|Reference answer|AI Solution|Solution)\]$", re.MULTILINE)
 
 
-def critic_prompt(where: str, id: str, fields: dict[str, Any]) -> Prompt:
+def critic_prompt(id: str, fields: dict[str, Any]) -> Prompt:
     """A row of FAPO-Critic's schema as a prompt of the critic task: messages as they are, `answer` the label, `steps` the paragraphs.
 
     `{"prompt": [{"role": "user", "content"}], "reward_model": {"ground_truth": int}, "extra_info": {"total_steps": int}}`
     """
     messages, model, extra = fields.get("prompt"), fields.get("reward_model"), fields.get("extra_info")
     if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
-        raise DataError(f"{where}: prompt: one user message is expected, found {shown(messages)}; write the critique prompt as one")
+        raise RowError(f"one user message is expected, found {shown(messages)}; write the critique prompt as one", "prompt")
     content = messages[0].get("content")
     if not isinstance(content, str) or not content.strip():
-        raise DataError(f"{where}: prompt[0].content: {shown(content)} where a text is expected; write the critique prompt")
+        raise RowError(f"{shown(content)} where a text is expected; write the critique prompt", "prompt[0].content")
     steps = extra.get("total_steps") if isinstance(extra, dict) else None
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise DataError(
-            f"{where}: extra_info.total_steps: {shown(steps)} where a count of 1 or more is expected; write the number of paragraphs"
-        )
-    label = _label(where, "reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, steps)
+        raise RowError(f"{shown(steps)} where a count of 1 or more is expected; write the number of paragraphs", "extra_info.total_steps")
+    label = _label("reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, steps)
     return Prompt(id=id, messages=({"role": "user", "content": content},), text=content, answer=str(label), steps=steps, source="critic")
 
 
@@ -130,24 +123,26 @@ def labelled_prompt(row: Labelled, source: str) -> Prompt:
     )
 
 
-def load_critic(path: str, *, max_rows: int | None = None) -> list[Prompt]:
+def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | None = None) -> list[Prompt]:
     """The prompts of a FAPO-Critic or ProcessBench file, `.jsonl`, `.json` or `.parquet`; those of FAPO-Critic as they are, of
-    ProcessBench in our judge's words. Raises `DataError` at the first row that is not as described."""
-    out = []
-    for row, fields in read_rows(path, COLUMNS):
-        where, id = f"{shown_path(path)}:{row}", f"{shown_path(Path(path).name)}:{row}"
-        if fields.get("prompt") is not None:
-            out.append(critic_prompt(where, id, fields))
-        else:
-            out.append(labelled_prompt(_processbench(where, id, fields), "processbench"))
-        if len(out) == max_rows:
-            break
-    return out
+    ProcessBench in our judge's words. Unusable rows as in `soundrl.fapo.data.load_prompts`."""
+
+    def make(id: str, fields: dict[str, Any]) -> Prompt:
+        if _is_critic(fields):
+            return critic_prompt(id, fields)
+        # Not the row's own id, which files share.
+        return labelled_prompt(replace(_processbench(id, fields), id=id), "processbench")
+
+    return load_rows(path, COLUMNS, make, max_rows, left_out)
 
 
-def _critic(where: str, id: str, fields: dict[str, Any]) -> Labelled:
+def _is_critic(fields: dict[str, Any]) -> bool:
+    return fields.get("prompt") is not None
+
+
+def _critic(id: str, fields: dict[str, Any]) -> Labelled:
     """Problem, reference and paragraphs taken out of a critique prompt again."""
-    prompt = critic_prompt(where, id, fields)
+    prompt = critic_prompt(id, fields)
     marks = list(_SECTION.finditer(prompt.text))
     parts = {
         mark[1]: prompt.text[mark.end() : after.start() if after else len(prompt.text)].strip()
@@ -156,9 +151,7 @@ def _critic(where: str, id: str, fields: dict[str, Any]) -> Labelled:
     problem = parts.get("Math Problem") or parts.get("Problem")
     steps = tuple(text for _, text in _PARAGRAPH.findall(parts.get("AI Solution") or parts.get("Solution") or ""))
     if not problem or len(steps) != prompt.steps:
-        raise DataError(
-            f"{where}: prompt: {len(steps)} tagged paragraphs, but extra_info.total_steps is {prompt.steps}; tag as FAPO-Critic does"
-        )
+        raise RowError(f"{len(steps)} tagged paragraphs, but extra_info.total_steps is {prompt.steps}; tag as FAPO-Critic does", "prompt")
     return Labelled(
         id=id, problem=problem, steps=steps, label=int(prompt.answer), answer=parts.get("Ground Truth") or parts.get("Reference answer")
     )
