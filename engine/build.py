@@ -2,97 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from soundrl.engine.config import Config
+from soundrl.engine.encode import Encoder
 from soundrl.engine.generator import Generator
 from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.model_folder import check_folder
 from soundrl.engine.model_folder import load_tokenizer as load_tokenizer
-from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
+from soundrl.engine.problems import Source
+from soundrl.engine.problems import build_demonstrations as build_demonstrations
+from soundrl.engine.problems import build_sources as build_sources
 from soundrl.engine.weight_sync import PROBES
 from soundrl.engine.world import World
 from soundrl.fapo import arith
-from soundrl.fapo.data import boxed_solution, load_prompts
-from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task, done
 from soundrl.fapo.verify.verifier import Verifier
-from soundrl.genrm.arith_critic import ArithCriticSource
-from soundrl.genrm.labelled import load_critic
 from soundrl.genrm.task import CriticTask
 
-ENDLESS_TEST_ROWS = 400
+
+def build_verifier(config: Config) -> Verifier | None:
+    """None for the embedded world, which compares by itself, and for critics, whose answer is a step."""
+    return Verifier() if config.run.task == "reasoning" and config.data.train != "arith" else None
 
 
-Source = arith.ArithSource | ArithCriticSource | list[Prompt]
-
-
-def build_sources(config: Config) -> tuple[Source, dict[str, list[Prompt]]]:
-    """Training problems, and evaluation sets by name."""
-    data = config.data
-    if config.run.task != "reasoning":
-        return build_critic_sources(config)
-    if data.train == "arith":
-        train: Source = arith.ArithSource(config.run.seed)
-    else:
-        train = load_prompts(data.train, instruction=data.instruction)
-    tests: dict[str, list[Prompt]] = {}
-    rows = data.test_rows
-    for name in data.test:
-        if name == "arith":
-            # One evaluation seed for all runs, so that seeds can be compared; p = 2 asks for the tens digit, where carries pay.
-            for source in (arith.ArithSource(0, "test"), arith.ArithSource(0, "test", place=2)):
-                tests[source.name] = [source.prompt(i) for i in range(rows or ENDLESS_TEST_ROWS)]
-        else:
-            tests[Path(name).stem] = load_prompts(name, instruction=data.instruction, max_rows=rows or None)
-    return train, tests
-
-
-def build_critic_sources(config: Config) -> tuple[Source, dict[str, list[Prompt]]]:
-    """The same for a critic, from rows of FAPO-Critic or ProcessBench; of the embedded world there are flaws as in training, and others."""
-    data = config.data
-    train: Source = ArithCriticSource(config.run.seed) if data.train == "arith" else load_critic(data.train)
-    tests: dict[str, list[Prompt]] = {}
-    for name in data.test:
-        if name == "arith":
-            for source in (ArithCriticSource(0, "test"), ArithCriticSource(0, "test", unseen=True)):
-                tests[source.name] = [source.prompt(i) for i in range(data.test_rows or ENDLESS_TEST_ROWS)]
-        else:
-            tests[Path(name).stem] = load_critic(name, max_rows=data.test_rows or None)
-    return train, tests
-
-
-def check_answers(prompts: Sequence[Prompt], verifier: Verifier) -> None:
-    """ValueError naming the first row whose reference answer no response could be compared with, and how many there are."""
-    with ThreadPoolExecutor(2) as pool:  # the verifier has two processes
-        faults = [fault for fault in pool.map(lambda p: answer_fault(p, verifier), {p.answer: p for p in prompts}.values()) if fault]
-    if faults:
-        more = f" ({len(faults) - 1} more answers like it)" if len(faults) > 1 else ""
-        raise ValueError(f"{faults[0]}; correct the answer or remove the row{more}")
-
-
-def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
-    try:
-        verifier.check_gold(prompt.answer)
-    except ValueError as error:
-        return f"{prompt.id}: {error}"
-    return None
-
-
-def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
-    """Verifier and judge, and the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer), and on rank 0
-    so have the reference answers of `prompts`; a judge that loads beside the policy is waited for by `Task.ready`."""
+def build_task(config: Config, verifier: Verifier | None, world: World, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
+    """Verification and judge, and the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer); a judge
+    that loads beside the policy is waited for by `Task.ready`."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
         return CriticTask(settings, process=config.run.task == "critic"), None
-    if config.data.train == "arith":
+    if verifier is None:
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
@@ -100,10 +46,7 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Cal
         def close() -> None: ...
 
     else:
-        verifier = Verifier()
         close = verifier.close
-        if world.main:
-            check_answers(prompts, verifier)
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
             return verifier.submit(rollout.text, prompt.answer)
@@ -180,80 +123,3 @@ def build_generator(config: Config, policy: Policy, world: World) -> Generator:
     from soundrl.engine.vllm_generator import VllmGenerator
 
     return VllmGenerator(policy.folder, policy.tokenizer, config.model, config.rollout, world)
-
-
-class Encoder:
-    """Prompts to token ids, by the tokenizer's chat template; remembers what it has encoded."""
-
-    def __init__(self, tokenizer: Any, max_prompt_tokens: int) -> None:
-        self.tokenizer, self.max_prompt_tokens = tokenizer, max_prompt_tokens
-        self.known: dict[str, tuple[int, ...]] = {}
-
-    def __call__(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of the prompt, up to where the response begins. ValueError, naming the row, where it is too long."""
-        tokens = self.known.get(prompt.id)
-        if tokens is None:
-            tokens = self.known[prompt.id] = tuple(
-                self.tokenizer(self.render(prompt), add_special_tokens=prompt.messages is None)["input_ids"]
-            )
-        if len(tokens) > self.max_prompt_tokens:
-            raise ValueError(
-                f"{prompt.id}: the prompt has {len(tokens)} tokens, but model.max_length − rollout.max_new_tokens leaves "
-                f"{self.max_prompt_tokens}; raise model.max_length, lower rollout.max_new_tokens, or remove the row"
-            )
-        return tokens
-
-    def render(self, prompt: Prompt) -> str:
-        """The text that is tokenized. A tokenizer without chat template (a base model) gets the messages' plain text."""
-        if prompt.messages is None:
-            return prompt.text
-        if self.tokenizer.chat_template is None:
-            return "\n\n".join(message["content"] for message in prompt.messages) + "\n\n"
-        return self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-
-    def response(self, text: str) -> tuple[int, ...]:
-        """Token ids of a supervised response, its end token included."""
-        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
-
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """ValueError for the first prompt that does not fit."""
-        for prompt in prompts:
-            self(prompt)
-
-
-Demonstrations = Callable[[int, int], list[Sample]]
-
-
-def build_demonstrations(config: Config, source: Source, encode: Encoder) -> Demonstrations:
-    """(step, steps in all) → the warm start's samples of that step, over all ranks.
-
-    The embedded world plants errors (and its critic leaves its drills) in the last 40 %: from the first step on, arithmetic never forms.
-    ValueError, naming the row, for a solution that cannot be used or does not fit.
-    """
-    batch, longest = config.warm_start.batch, config.model.max_length
-
-    def sample(prompt: Prompt, solution: str) -> Sample:
-        return Sample(prompt_tokens=encode(prompt), tokens=encode.response(solution))
-
-    if not isinstance(source, list):
-        # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
-        return lambda step, steps: [sample(*source.demonstration(2**40 + step * batch + i, step >= 0.6 * steps)) for i in range(batch)]
-    samples: dict[str, Sample] = {}
-    rows = [prompt for prompt in source if prompt.solution is not None]
-    for row in rows:
-        try:
-            samples[row.id] = sample(row, boxed_solution(row.solution or "", row.answer))
-        except ValueError as error:
-            raise ValueError(f"{row.id}: solution: {error}") from error
-        if samples[row.id].length > longest:
-            raise ValueError(
-                f"{row.id}: prompt and solution have {samples[row.id].length} tokens, more than model.max_length {longest}; "
-                "raise model.max_length or remove the row"
-            )
-    if not rows:
-        raise ValueError(
-            f"warm_start.steps is {config.warm_start.steps}, but no row of {config.data.train} has a solution; set --warm-start.steps 0"
-        )
-    stream = PromptStream(rows, config.run.seed)
-    # The stream is the same on every rank; each takes its part of the batch itself, so any number of ranks fits.
-    return lambda step, steps: [samples[row.id] for row in stream.take(batch)]

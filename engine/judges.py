@@ -140,7 +140,8 @@ def serial_phase(config: Config, world: World) -> str:
 
 def serve(config: Config, sleeps: bool) -> JudgeServers:
     """Start the servers of `genrm.model`. Their logs stand in the run's parent folder."""
-    folder, longest, critique = check_folder(config.genrm.model, "genrm.model", trains=False), config.model.max_length, config.genrm.max_tokens
+    folder = check_folder(config.genrm.model, "genrm.model", trains=False)
+    longest, critique = config.model.max_length, config.genrm.max_tokens
     own = positions(folder)
     if 0 < own < longest + critique:
         raise ValueError(

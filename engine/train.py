@@ -20,6 +20,7 @@ from soundrl.engine.evaluate import evaluate
 from soundrl.engine.judges import over_ranks
 from soundrl.engine.launch import users_mistakes
 from soundrl.engine.policy import Policy
+from soundrl.engine.problems import Problems
 from soundrl.engine.rollouts import rollout, share
 from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import schedules
@@ -40,16 +41,19 @@ def main(config: Config) -> None:
     folder = RunFolder(config, world)
     with users_mistakes(), phases("prepare"), folder.claimed() as config:
         engines = build.engine_count(config, world)
-        source, tests = build.build_sources(config)
-        stream = PromptStream(source, config.run.seed)
+        problems = Problems(config)
         start = build.model_folder(config, world)
         tokenizer = build.load_tokenizer(start)
         encode = build.Encoder(tokenizer, config.max_prompt_tokens)
-        prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
-        encode.check(prompts)
+        verifier = build.build_verifier(config)
+        problems.check(encode, verifier, world, progress.say)
+        source, tests = problems.train, problems.tests
+        stream = PromptStream(source, config.run.seed)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task, judging = build.build_task(config, prompts, world, progress.say)
+        task, judging = build.build_task(config, verifier, world, progress.say)
         policy = Policy(start, tokenizer, config.model, world)
+    if world.main:
+        problems.left_out.write(folder.path / "left_out.jsonl")
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail, config.rollout.max_new_tokens)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
     if demonstrations is not None:

@@ -6,9 +6,11 @@ import os
 import re
 from pathlib import Path
 
+from soundrl.fapo.left_out import LeftOut, load_rows
 from soundrl.fapo.puzzles import PREFIX, load_puzzles
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.rows import DataError, read_rows, shown, shown_path
+from soundrl.fapo.reference import plain_reference
+from soundrl.fapo.rows import DataError, Fields, RowError, shown, shown_path
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The sentence that most open math models were tuned on."""
@@ -16,24 +18,31 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 MAX_TOTAL_CHARS = 1 << 31
 """All texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory."""
 
-COLUMNS = ("id", "problem", "answer", "solution", "data_source", "prompt", "reward_model", "extra_info")
+COLUMNS = ("id", "problem", "question", "answer", "solution", "data_source", "prompt", "reward_model.ground_truth", "extra_info.question")
 ROLES = ("system", "developer", "user", "assistant", "tool")
+PARTS = ("role", "content", "name", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
+"""Keys of a message that chat templates read; others are not looked at."""
 
 
-def load_prompts(source: str | os.PathLike[str], *, instruction: str = INSTRUCTION, max_rows: int | None = None) -> list[Prompt]:
+def load_prompts(
+    source: str | os.PathLike[str], *, instruction: str = INSTRUCTION, max_rows: int | None = None, left_out: LeftOut | None = None
+) -> list[Prompt]:
     """The prompts of a `.jsonl`, `.json` or `.parquet` file or of a generated data set (`rg:chain_sum?size=200&seed=7`, see `puzzles.py`).
 
-    A file's rows have one of two forms; the first row decides, and a row of the other form is an error:
+    A row has one of two forms:
 
-    * plain: `{"problem", "answer", "solution"?}`: `messages` is one user message, the problem, a blank line and the `instruction`;
+    * plain: a text `problem`, `question` or `prompt`, and an `answer`, `reward_model.ground_truth` or, beside a text `prompt`, `solution`
+      (as DAPO-Math-17k-Processed has it): `messages` is one user message, the problem, a blank line and the `instruction`. A `solution`
+      is kept for the warm start, and so is an answer that is a worked solution in GSM8K's notation;
     * chat: `{"prompt": [{"role", "content"}, …], "reward_model": {"ground_truth"}, "extra_info"?}`: `messages` are taken as they are,
       and `text` is `extra_info.question` or else the content of the last user message.
 
-    An answer is a text or a whole number. `data_source` names the `source`, else the file's stem does. Other fields are not read, and a
-    null field counts as absent. `id` is `<file name>:<row>`, rows counted from 1; a row's own `id`, where there is one, must be unique.
+    An answer is a text or a number, unwrapped by `plain_reference`. `data_source` names the `source`, else the file's stem does. Other
+    fields are not read, and a null field counts as absent. `id` is `<path as given, normalised>:<row>`, rows counted from 1; a row's own
+    `id`, where there is one, must be unique.
 
-    `max_rows` takes the first rows only: later ones are neither returned nor checked. Nothing else is ever left out: the first row that is
-    not as described raises `DataError` (a `ValueError`), one line that says `file:row: field: what was found; cure`.
+    `max_rows` takes the first rows only: later ones are neither returned nor checked. Nothing is left out without a word: rows that are
+    not as described are told to `left_out`, or raise one `DataError` (a `ValueError`) for all of them, see `load_rows`.
 
     Example: the line `{"problem": "1+1?", "answer": 2}` in `sums.jsonl` becomes `Prompt(id="sums.jsonl:1", text="1+1?", answer="2",
     source="sums", messages=({"role": "user", "content": "1+1?\\n\\nPlease reason …"},))`.
@@ -45,31 +54,25 @@ def load_prompts(source: str | os.PathLike[str], *, instruction: str = INSTRUCTI
             Prompt(id=item.id, messages=_ask(item.question, instruction), text=item.question, answer=item.answer, source=item.source)
             for item in load_puzzles(source, max_rows)
         ]
-    name, file = shown_path(source), Path(source)
-    prompts: list[Prompt] = []
-    rows_by_id: dict[str, int] = {}
-    chat, total = False, 0
-    for row, fields in read_rows(source, COLUMNS):
-        where = f"{name}:{row}"
-        if not prompts:
-            chat = _is_chat(fields, where)
-        elif chat != _is_chat(fields, where):
-            forms = ("chat", "plain") if chat else ("plain", "chat")
-            raise DataError(f"{where}: a row of the {forms[1]} form in a file that began with the {forms[0]} form; split the file")
+    stem = Path(source).stem
+    rows_by_id: dict[str, str] = {}
+    total = 0
+
+    def make(id: str, fields: Fields) -> Prompt:
+        nonlocal total
         if fields.get("id") is not None:
-            own = _answer(where, "id", fields["id"])
-            if own in rows_by_id:
-                raise DataError(f"{where}: id: {shown(own)} already stands in row {rows_by_id[own]}; make ids unique or leave them out")
-            rows_by_id[own] = row
-        make = _chat_prompt if chat else _plain_prompt
-        prompt = make(where, fields, f"{shown_path(file.name)}:{row}", _optional(where, "data_source", fields) or file.stem, instruction)
-        total += len(prompt.text) + len(prompt.answer) + sum(len(message["content"]) for message in prompt.messages or ())
+            own = _answer("id", fields["id"])
+            first = rows_by_id.setdefault(own, id)
+            if first != id:
+                raise RowError(f"{shown(own)} already stands in row {first.rpartition(':')[2]}; make ids unique or leave them out", "id")
+        form = _chat_prompt if _is_chat(fields) else _plain_prompt
+        prompt = form(id, fields, _optional("data_source", fields.get("data_source")) or stem, instruction)
+        total += len(prompt.answer) + sum(len(message["content"]) for message in prompt.messages or ())
         if total > MAX_TOTAL_CHARS:
-            raise DataError(f"{where}: the file's texts exceed {MAX_TOTAL_CHARS} characters; split the file")
-        prompts.append(prompt)
-        if len(prompts) == max_rows:
-            break
-    return prompts
+            raise DataError(f"{shown_path(source)}: the file's texts exceed {MAX_TOTAL_CHARS} characters; split the file")
+        return prompt
+
+    return load_rows(source, COLUMNS, make, max_rows, left_out)
 
 
 def boxed_solution(solution: str, answer: str) -> str:
@@ -98,83 +101,96 @@ def _ask(problem: str, instruction: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": f"{problem}\n\n{instruction}" if instruction else problem},)
 
 
-def _is_chat(fields: dict[str, object], where: str) -> bool:
+def _is_chat(fields: Fields) -> bool:
     """True for the chat form, false for the plain one."""
-    plain, chat = fields.get("problem") is not None, fields.get("prompt") is not None
-    if plain and chat:
-        raise DataError(f"{where}: problem and prompt: both are there; keep one")
-    if not plain and not chat:
+    prompt = fields.get("prompt")
+    chat = prompt is not None and not isinstance(prompt, str)
+    if prompt is not None and fields.get("problem") is not None:
+        raise RowError("both are there; keep one", "problem and prompt")
+    if not chat and all(fields.get(key) is None for key in ("problem", "question", "prompt")):
         found = ", ".join(map(shown, list(fields)[:8])) or "none"
-        raise DataError(f"{where}: problem: missing (fields: {found}); write problem and answer, or prompt and reward_model")
+        raise RowError(f"missing (fields: {found}); write problem and answer, or prompt and reward_model", "problem")
     return chat
 
 
-def _plain_prompt(where: str, fields: dict[str, object], id: str, source: str, instruction: str) -> Prompt:
-    text = _text(where, "problem", fields.get("problem"))
-    answer = _answer(where, "answer", fields.get("answer"))
-    solution = _optional(where, "solution", fields)
-    return Prompt(id=id, messages=_ask(text, instruction), text=text, answer=answer, source=source, solution=solution)
+def _plain_prompt(id: str, fields: Fields, source: str, instruction: str) -> Prompt:
+    key = next(key for key in ("problem", "question", "prompt") if fields.get(key) is not None)
+    text = _text(key, fields[key])
+    if key == "prompt" and re.match(r"""\[\s*\{\s*["'](?:role|content)["']""", text):
+        raise RowError(f"{shown(text)} is a list of messages, written as a text; write it as a list", key)
+    answer, solution = fields.get("answer"), _optional("solution", fields.get("solution"))
+    field = "answer"
+    if answer is None and isinstance(fields.get("reward_model"), dict):
+        field, answer = "reward_model.ground_truth", _object("reward_model", fields["reward_model"]).get("ground_truth")
+    if answer is None and key == "prompt":
+        field, answer = "solution", solution
+    if solution is None and isinstance(answer, str) and "\n####" in answer:
+        solution = answer
+    kept = _answer(field, answer)
+    if key == "prompt" and (field == "solution" or solution == kept):
+        solution = None
+    return Prompt(id=id, messages=_ask(text, instruction), text=text, answer=kept, source=source, solution=solution)
 
 
-def _chat_prompt(where: str, fields: dict[str, object], id: str, source: str, instruction: str) -> Prompt:
+def _chat_prompt(id: str, fields: Fields, source: str, instruction: str) -> Prompt:
     messages = fields["prompt"]
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: prompt: {shown(messages)} where chat messages are expected; write a list of role and content")
-    kept = tuple(_message(where, f"prompt[{index}]", message) for index, message in enumerate(messages))
+        raise RowError(f"{shown(messages)} where chat messages are expected; write a list of role and content", "prompt")
+    kept = tuple(_message(f"prompt[{index}]", message) for index, message in enumerate(messages))
     asked = [message["content"] for message in kept if message["role"] == "user"]
     if not asked:
-        raise DataError(f"{where}: prompt: no message with the role 'user'; add the problem as one")
-    question = _optional(where, "extra_info.question", _object(where, "extra_info", fields.get("extra_info") or {}), "question")
-    answer = _answer(where, "reward_model.ground_truth", _object(where, "reward_model", fields.get("reward_model")).get("ground_truth"))
+        raise RowError("no message with the role 'user'; add the problem as one", "prompt")
+    extra = fields.get("extra_info")
+    question = _optional("extra_info.question", extra.get("question")) if isinstance(extra, dict) else None
+    answer = _answer("reward_model.ground_truth", _object("reward_model", fields.get("reward_model")).get("ground_truth"))
     return Prompt(id=id, messages=kept, text=question or asked[-1], answer=answer, source=source)
 
 
-def _message(where: str, field: str, value: object) -> dict[str, str]:
-    present = {key: part for key, part in _object(where, field, value).items() if part is not None}
+def _message(field: str, value: object) -> dict[str, str]:
+    present = {key: part for key, part in _object(field, value).items() if part is not None and key in PARTS}
     for key, part in present.items():
         if not isinstance(part, str):
-            raise DataError(
-                f"{where}: {field}.{key if key.isprintable() else ascii(key)}: {shown(part)} where a text is expected; write a string"
-            )
+            raise RowError(f"{shown(part)} where a text is expected; write a string", f"{field}.{key}")
     role = present.get("role")
     if role not in ROLES:
-        raise DataError(f"{where}: {field}.role: {shown(role)}; use one of {', '.join(ROLES)}")
+        raise RowError(f"{shown(role)}; use one of {', '.join(ROLES)}", f"{field}.role")
     if role == "user" or "content" not in present:
-        _text(where, f"{field}.content", present.get("content"))
-    return {key: _encodable(where, f"{field}.{key}", part) for key, part in present.items() if isinstance(part, str)}
+        _text(f"{field}.content", present.get("content"))
+    return {key: _encodable(f"{field}.{key}", part) for key, part in present.items() if isinstance(part, str)}
 
 
-def _object(where: str, field: str, value: object) -> dict[str, object]:
+def _object(field: str, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: {field}: {shown(value)} where an object is expected; write one")
+        raise RowError(f"{shown(value)} where an object is expected; write one", field)
     return value
 
 
-def _text(where: str, field: str, value: object) -> str:
+def _text(field: str, value: object) -> str:
     if value is None:
-        raise DataError(f"{where}: {field}: missing; every row needs it")
+        raise RowError("missing; every row needs it", field)
     if not isinstance(value, str):
-        raise DataError(f"{where}: {field}: {shown(value)} where a text is expected; write a string")
+        raise RowError(f"{shown(value)} where a text is expected; write a string", field)
     if not value.strip():
-        raise DataError(f"{where}: {field}: empty; write a text")
-    return _encodable(where, field, value)
+        raise RowError("empty; write a text", field)
+    return _encodable(field, value)
 
 
-def _encodable(where: str, field: str, value: str) -> str:
+def _encodable(field: str, value: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {field}: half of a surrogate pair at character {error.start + 1}; write whole characters") from None
+        raise RowError(f"half of a surrogate pair at character {error.start + 1}; write whole characters", field) from None
     return value
 
 
-def _answer(where: str, field: str, value: object) -> str:
-    # Not floats: 0.1 + 0.2 or 1e3 has many spellings, and the one in the file is lost.
-    if isinstance(value, (bool, float)):
-        raise DataError(f"{where}: {field}: {shown(value)} where a text or a whole number is expected; write it as a string")
-    return str(value) if isinstance(value, int) else _text(where, field, value)
+def _answer(field: str, value: object) -> str:
+    try:
+        return _text(field, plain_reference(value))
+    except RowError as error:
+        error.field = field
+        raise
 
 
-def _optional(where: str, field: str, fields: dict[str, object], key: str | None = None) -> str | None:
-    value = fields.get(key or field)
-    return None if value is None else _text(where, field, value)
+def _optional(field: str, value: object) -> str | None:
+    """None also for an empty text, which many files write where they have nothing."""
+    return None if value is None or value == "" or (isinstance(value, str) and value.isspace()) else _text(field, value)

@@ -1,5 +1,5 @@
-"""Reads a Parquet file in a process of its own: `python parquet_rows.py FILE BYTES COLUMN…` prints a JSON object a row, or at last a JSON
-text: the error that ended it.
+"""Reads a Parquet file in a process of its own: `python parquet_rows.py FILE CHARACTERS COLUMN…` prints a JSON object a row, or a list of
+one text: why this row cannot be read; or at last a JSON text: the error that ended the file.
 
 Run-length coding lets a file of kilobytes decode to any size. pyarrow has no bound for that, and to ask a damaged footer for the sizes ends
 the whole process (an uncaught C++ exception, pyarrow 26.0.1). Here either ends a child with a memory limit, and the trainer gets an error.
@@ -19,7 +19,7 @@ BATCH_ROWS = 64
 """Few, since a text that is stored once may be repeated in every row."""
 
 
-def rows(path: str, limit: int, columns: list[str]) -> Iterator[dict | str]:
+def rows(path: str, limit: int, columns: list[str]) -> Iterator[dict | list[str] | str]:
     """The rows with at most `limit` characters of text each, or as the last item an error such as `:3: no valid UTF-8 (…); …`."""
     try:
         import pyarrow as pa
@@ -32,18 +32,19 @@ def rows(path: str, limit: int, columns: list[str]) -> Iterator[dict | str]:
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
-            wanted = [column for column in columns if column in names]
-            if twice := [column for column in wanted if names.count(column) > 1]:
+            whole = [column.partition(".")[0] for column in columns]
+            if twice := [name for name in whole if names.count(name) > 1]:
                 yield f": two columns are named {twice[0]!r}; rename one"
                 return
+            # Of a struct the field that is read, where it has it: what stands beside it may be megabytes, dates, or not a number.
+            leaves = [f"{file.schema.column(index).path}." for index in range(len(file.schema))]
+            wanted = [column for column in columns if any(leaf.startswith(f"{column}.") for leaf in leaves)]
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
                 for index in range(batch.num_rows):
                     (fields,) = batch.slice(index, 1).to_pylist()
                     row += 1
-                    if text_size(fields) > limit:
-                        yield f":{row}: texts longer than {limit} characters; shorten the row"
-                        return
-                    yield fields
+                    long = text_size(fields) > limit
+                    yield [f"texts longer than {limit} characters; shorten the row"] if long else fields
     except UnicodeDecodeError as error:
         yield f":{row + 1}: no valid UTF-8 ({error.reason}); write texts as UTF-8"
     except (pa.ArrowException, ValueError, OverflowError, RecursionError, OSError, MemoryError) as error:

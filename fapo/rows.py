@@ -1,29 +1,46 @@
 """The rows of a problem file: JSON Lines, a JSON list or Parquet, each with its number; every fault is a one-line `DataError`.
 
 A problem file is outside data. Whatever stands in it, reading ends with rows or with one line that names the file, the row, what was
-found and the cure; memory stays bounded, and nothing is skipped.
+found and the cure; memory stays bounded, and nothing is skipped. A row that is at fault is a `RowError`
+and ends no file.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import NoReturn
 
-MAX_ROW_BYTES = 1 << 20
-"""Longest line of a JSONL file, item of a JSON list, or sum of the texts of a Parquet row (there in characters)."""
+MAX_ROW_CHARS = 1 << 20
+"""Texts of a Parquet row's columns that are read, together; of the other formats `MAX_TOTAL_CHARS` bounds what is kept."""
+MAX_LINE_BYTES = 1 << 24
+"""Longest line of a JSONL file, with what is not read: generations and traces run to megabytes."""
 MAX_LIST_BYTES = 1 << 28
 """Largest `.json` file that holds one list: it is read whole. JSONL and Parquet files are streamed and have no such limit."""
 
 
 class DataError(ValueError):
     """A problem file or data set that cannot be used; the message is one line: `file:row: field: what was found; cure`."""
+
+
+class RowError(DataError):
+    """One row that cannot be used: `reason` (what was found; cure), `field` where it is known, and `place`, the prompt's id `file:row`."""
+
+    def __init__(self, reason: str, field: str = "", place: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.field, self.place = reason, field, place
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.field, self.reason) if part)
+
+
+class Twice:
+    """The value of a key that stands twice in its object: a fault where it is read, and nowhere else."""
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -36,6 +53,10 @@ def shown(value: object, limit: int = 60) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (str, bytes)):
         return repr(value[:limit]) + ("…" if len(value) > limit else "")
+    if isinstance(value, Twice):
+        return "a key that stands twice"
+    if isinstance(value, Decimal):
+        return str(value)[:limit]
     if isinstance(value, (int, float)):
         text = repr(value)
         return text[:limit] + ("…" if len(text) > limit else "")
@@ -48,14 +69,24 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def read_rows(path: str | os.PathLike[str], columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, object]]]:
+def file_id(path: str | os.PathLike[str]) -> str:
+    """`path` as it was given, normalised: the beginning of its prompts' ids. `./a/../b.jsonl` is `b.jsonl`."""
+    return shown_path(os.path.normpath(path))
+
+
+Fields = dict[str, object]
+Rows = Iterator[tuple[int, Fields | RowError]]
+
+
+def read_rows(path: str | os.PathLike[str], columns: tuple[str, ...]) -> Rows:
     """Yields `(row, fields)`; rows count from 1: the line of a JSONL file, the item of a JSON list, the row of a Parquet file.
 
-    `.jsonl` holds an object a line; `.json` the same or one list of objects; `.parquet` is read for `columns` only, null fields included.
-    Raises `DataError` at the first row that is not as described, having yielded those before it.
+    `.jsonl` holds an object a line; `.json` the same or one list of objects; `.parquet` is read for `columns` only (`a.b`: the field b of
+    a), null fields included. Numbers with a point are `Decimal`, as they were written. In place of the fields of a row that is no such
+    object stands the `RowError`. Raises `DataError` where the file itself is damaged, having yielded the rows before that.
 
-    Example: a file `a.jsonl` of the two lines `{"problem": "1+1", "answer": "2"}` and `[]` yields `(1, {"problem": "1+1", "answer": "2"})`
-    and then raises `a.jsonl:2: a list where an object is expected; write one JSON object a line`.
+    Example: a file of the two lines `{"problem": "1+1", "answer": "2"}` and `[]` yields `(1, {"problem": "1+1", "answer": "2"})` and
+    `(2, RowError("a list where an object is expected; write one JSON object a line"))`.
     """
     name = shown_path(path)
     try:
@@ -84,42 +115,36 @@ def read_rows(path: str | os.PathLike[str], columns: tuple[str, ...]) -> Iterato
         raise DataError(f"{name}: cannot be read ({error.strerror or shown(str(error), 120)}); check the file") from None
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _object(pairs: list[tuple[str, object]]) -> Fields:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+        fields |= {key: Twice() for key, _ in pairs if key in seen or seen.add(key)}
     return fields
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _integer(text: str) -> int | str:
+    return int(text) if len(text) < 4000 else text  # Python converts no more than 4,300 digits
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {shown(text)} is too large")
-    return value
+# What is not read stops nothing: NaN and 1e999, which are no JSON or no double, are values like others here.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Decimal, parse_int=_integer)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
-
-
-def _decode(text: str, start: int, where: str, cure: str) -> tuple[dict[str, object], int]:
-    """The JSON object that begins at `text[start]`, and the position after it."""
+def _decode(text: str, start: int, cure: str) -> tuple[object, int]:
+    """The JSON value that begins at `text[start]`, and the position after it; RowError where there is none."""
     try:
-        value, end = _DECODER.raw_decode(text, start)
+        return _DECODER.raw_decode(text, start)
     except RecursionError:
-        raise DataError(f"{where}: nested too deeply; {cure}") from None
+        raise RowError(f"nested too deeply; {cure}") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no valid JSON ({error.msg}, character {error.pos - start + 1}); {cure}") from None
-    except ValueError as error:
-        raise DataError(f"{where}: {error}; {cure}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: {shown(value)} where an object is expected; {cure}")
-    return value, end
+        raise RowError(f"no valid JSON ({error.msg}, character {error.pos - start + 1}); {cure}") from None
+    except ArithmeticError:
+        raise RowError(f"a number whose exponent is out of all bounds; {cure}") from None
+
+
+def _fields(value: object, cure: str) -> Fields | RowError:
+    return value if isinstance(value, dict) else RowError(f"{shown(value)} where an object is expected; {cure}")
 
 
 def _utf8(data: bytes, where: str) -> str:
@@ -131,23 +156,26 @@ def _utf8(data: bytes, where: str) -> str:
         ) from None
 
 
-def _json_lines(path: str | os.PathLike[str], name: str) -> Iterator[tuple[int, dict[str, object]]]:
+def _json_lines(path: str | os.PathLike[str], name: str) -> Rows:
     cure = "write one JSON object a line"
     with open(path, "rb") as file:
         row = 0
-        # Never more than the limit is read at once: a file without line ends costs 1 MiB, not its size.
-        while line := file.readline(MAX_ROW_BYTES + 1):
+        # Never more than the limit is read at once: a file without line ends costs 16 MiB, not its size.
+        while line := file.readline(MAX_LINE_BYTES + 1):
             row += 1
-            where = f"{name}:{row}"
             line = line.removesuffix(b"\n")
-            if len(line) > MAX_ROW_BYTES:
-                raise DataError(f"{where}: line longer than {MAX_ROW_BYTES} bytes; {cure}")
-            text = _utf8(line, where).strip(" \t\r")
-            if not text:
-                raise DataError(f"{where}: empty line; delete it")
-            fields, end = _decode(text, 0, where, cure)
-            if end != len(text):
-                raise DataError(f"{where}: {shown(text[end:].strip())} after the object; {cure}")
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(f"{name}:{row}: line longer than {MAX_LINE_BYTES} bytes; {cure}")
+            text = _utf8(line, f"{name}:{row}").strip(" \t\r")
+            try:
+                if not text:
+                    raise RowError("empty line; delete it")
+                value, end = _decode(text, 0, cure)
+                fields = _fields(value, cure)
+                if end != len(text) and isinstance(value, dict):
+                    raise RowError(f"{shown(text[end:].strip())} after the object; {cure}")
+            except RowError as error:
+                fields = error
             yield row, fields
 
 
@@ -156,7 +184,7 @@ def _starts_a_list(path: str | os.PathLike[str]) -> bool:
         return file.read(4096).lstrip().startswith(b"[")
 
 
-def _json_list(path: str | os.PathLike[str], name: str) -> Iterator[tuple[int, dict[str, object]]]:
+def _json_list(path: str | os.PathLike[str], name: str) -> Rows:
     cure = "write one list of JSON objects"
     with open(path, "rb") as file:
         data = file.read(MAX_LIST_BYTES + 1)
@@ -172,13 +200,14 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Iterator[tuple[int, d
 
     position, row = skip(skip(0) + 1), 0
     closed = text.startswith("]", position)
-    # Item by item instead of at once, so that a fault has a row number.
+    # Item by item instead of at once, so that a fault has a row number. Behind an item that is no JSON nobody knows where the next begins.
     while not closed:
         row += 1
-        fields, end = _decode(text, position, f"{name}:{row}", cure)
-        if end - position > MAX_ROW_BYTES:
-            raise DataError(f"{name}:{row}: item longer than {MAX_ROW_BYTES} characters; shorten it")
-        yield row, fields
+        try:
+            item, end = _decode(text, position, cure)
+        except RowError as error:
+            raise DataError(f"{name}:{row}: {error}") from None
+        yield row, _fields(item, cure)
         position = skip(end)
         closed = text.startswith("]", position)
         if not closed and not text.startswith(",", position):
@@ -190,9 +219,9 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Iterator[tuple[int, d
         raise DataError(f"{name}:{row}: {shown(text[position : position + 61])} after the list; {cure}")
 
 
-def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, object]]]:
+def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, ...]) -> Rows:
     # -P: the script's folder stays off the child's path.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("parquet_rows.py")), os.path.abspath(path), str(MAX_ROW_BYTES), *columns]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("parquet_rows.py")), os.path.abspath(path), str(MAX_ROW_CHARS), *columns]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None
         row = 0
@@ -204,8 +233,10 @@ def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, .
                 if line.startswith(b'"'):
                     raise DataError(name + json.loads(line))
                 row += 1
-                fields, _ = _decode(line.decode("utf-8"), 0, f"{name}:{row}", "write texts and whole numbers")
-                yield row, fields
+                if line.startswith(b"["):
+                    yield row, RowError(*json.loads(line))
+                else:
+                    yield row, _fields(_decode(line.decode("utf-8"), 0, "write the file again")[0], "write the file again")
             child.wait()
         finally:
             # Where fewer rows were wanted, or one was refused; a child that has ended is left alone.

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from soundrl.fapo.data import load_prompts
+from soundrl.fapo.left_out import LeftOut, load_rows
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.rows import DataError, read_rows, shown, shown_path
+from soundrl.fapo.rows import RowError, shown
 from soundrl.genrm.arith_critic import ArithCriticSource
 from soundrl.genrm.prompts import critique_messages
 
-COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt", "reward_model", "extra_info")
+COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")
+COLUMNS += ("reward_model.ground_truth", "extra_info.total_steps")
 ARITH = ("arith", "arith-unseen")
 ARITH_ROWS = 400
 """Rows of an embedded set where no number is given."""
@@ -52,15 +51,11 @@ def load_labelled(source: str, *, max_rows: int | None = None, seed: int = 1, sp
             Labelled(id=f"{rows.name}:{i}", problem=r.problem.text, steps=r.steps, label=r.label, answer=r.problem.answer)
             for i, r in enumerate(found)
         ]
-    return [row for row, _ in _rows(source, max_rows)]
+    return load_rows(source, COLUMNS, _labelled, max_rows)
 
 
-def _rows(source: str, max_rows: int | None) -> Iterator[tuple[Labelled, bool]]:
-    """Rows of a file, and whether each is one of FAPO-Critic's."""
-    name = shown_path(source)
-    for row, fields in islice(read_rows(source, COLUMNS), max_rows):
-        critic = fields.get("prompt") is not None
-        yield (_critic if critic else _processbench)(f"{name}:{row}", f"{Path(source).name}:{row}", fields), critic
+def _labelled(id: str, fields: dict[str, Any]) -> Labelled:
+    return (_critic if _is_critic(fields) else _processbench)(id, fields)
 
 
 def with_references(rows: list[Labelled], path: str | os.PathLike[str]) -> list[Labelled]:
@@ -73,31 +68,31 @@ def _words(text: str) -> str:
     return re.sub(r"\W+", " ", text).strip().lower()
 
 
-def _processbench(where: str, id: str, fields: dict[str, Any]) -> Labelled:
+def _processbench(id: str, fields: dict[str, Any]) -> Labelled:
     problem, steps, label, right = (fields.get(key) for key in ("problem", "steps", "label", "final_answer_correct"))
     if not isinstance(problem, str) or not problem.strip():
-        raise DataError(f"{where}: problem: {shown(problem)} where a text is expected; write ProcessBench's fields")
+        raise RowError(f"{shown(problem)} where a text is expected; write ProcessBench's fields", "problem")
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
-        raise DataError(f"{where}: steps: a list of one or more texts is expected, found {shown(steps)}; cut the solution into steps")
+        raise RowError(f"a list of one or more texts is expected, found {shown(steps)}; cut the solution into steps", "steps")
     if not isinstance(right, bool):
-        raise DataError(f"{where}: final_answer_correct: {shown(right)} where true or false is expected; write one")
+        raise RowError(f"{shown(right)} where true or false is expected; write one", "final_answer_correct")
     answer = fields.get("answer")
     if answer is not None and not isinstance(answer, str):
-        raise DataError(f"{where}: answer: {shown(answer)} where a text is expected; write it as a string or leave it out")
+        raise RowError(f"{shown(answer)} where a text is expected; write it as a string or leave it out", "answer")
     own = fields.get("id")
     return Labelled(
         id=own if isinstance(own, str) else id,
         problem=problem,
         steps=tuple(steps),
-        label=_label(where, "label", label, len(steps)),
+        label=_label("label", label, len(steps)),
         right=right,
         answer=answer,
     )
 
 
-def _label(where: str, field: str, value: object, steps: int) -> int:
+def _label(field: str, value: object, steps: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < steps:
-        raise DataError(f"{where}: {field}: {shown(value)} is no step of the {steps}; write −1 (no error) or 0 … {steps - 1}")
+        raise RowError(f"{shown(value)} is no step of the {steps}; write −1 (no error) or 0 … {steps - 1}", field)
     return value
 
 
@@ -114,29 +109,36 @@ def labelled_prompt(row: Labelled, source: str) -> Prompt:
     )
 
 
-def load_critic(path: str, *, max_rows: int | None = None) -> list[Prompt]:
+def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | None = None) -> list[Prompt]:
     """The prompts of a FAPO-Critic or ProcessBench file, `.jsonl`, `.json` or `.parquet`, all in our judge's words: a critic is trained on
-    the very text that a judge is asked with. Raises `DataError` at the first row that is not as described."""
-    return [labelled_prompt(row, "critic" if critic else "processbench") for row, critic in _rows(path, max_rows)]
+    the very text that a judge is asked with. Unusable rows as in `soundrl.fapo.data.load_prompts`."""
+
+    def make(id: str, fields: dict[str, Any]) -> Prompt:
+        # Not the row's own id, which files share.
+        return labelled_prompt(replace(_labelled(id, fields), id=id), "critic" if _is_critic(fields) else "processbench")
+
+    return load_rows(path, COLUMNS, make, max_rows, left_out)
 
 
-def _critic(where: str, id: str, fields: dict[str, Any]) -> Labelled:
+def _is_critic(fields: dict[str, Any]) -> bool:
+    return fields.get("prompt") is not None
+
+
+def _critic(id: str, fields: dict[str, Any]) -> Labelled:
     """A row of FAPO-Critic's schema, its problem, reference and paragraphs taken out of the critique prompt again.
 
     `{"prompt": [{"role": "user", "content"}], "reward_model": {"ground_truth": int}, "extra_info": {"total_steps": int}}`
     """
     messages, model, extra = fields.get("prompt"), fields.get("reward_model"), fields.get("extra_info")
     if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
-        raise DataError(f"{where}: prompt: one user message is expected, found {shown(messages)}; write the critique prompt as one")
+        raise RowError(f"one user message is expected, found {shown(messages)}; write the critique prompt as one", "prompt")
     content = messages[0].get("content")
     if not isinstance(content, str) or not content.strip():
-        raise DataError(f"{where}: prompt[0].content: {shown(content)} where a text is expected; write the critique prompt")
+        raise RowError(f"{shown(content)} where a text is expected; write the critique prompt", "prompt[0].content")
     total = extra.get("total_steps") if isinstance(extra, dict) else None
     if isinstance(total, bool) or not isinstance(total, int) or total < 1:
-        raise DataError(
-            f"{where}: extra_info.total_steps: {shown(total)} where a count of 1 or more is expected; write the number of paragraphs"
-        )
-    label = _label(where, "reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, total)
+        raise RowError(f"{shown(total)} where a count of 1 or more is expected; write the number of paragraphs", "extra_info.total_steps")
+    label = _label("reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, total)
     marks = list(_SECTION.finditer(content))
     parts = {
         mark[1]: content[mark.end() : after.start() if after else len(content)].strip()
@@ -145,5 +147,5 @@ def _critic(where: str, id: str, fields: dict[str, Any]) -> Labelled:
     problem = parts.get("Math Problem") or parts.get("Problem")
     steps = tuple(text for _, text in _PARAGRAPH.findall(parts.get("AI Solution") or parts.get("Solution") or ""))
     if not problem or len(steps) != total:
-        raise DataError(f"{where}: prompt: {len(steps)} tagged paragraphs, but extra_info.total_steps is {total}; tag as FAPO-Critic does")
+        raise RowError(f"{len(steps)} tagged paragraphs, but extra_info.total_steps is {total}; tag as FAPO-Critic does", "prompt")
     return Labelled(id=id, problem=problem, steps=steps, label=label, answer=parts.get("Ground Truth") or parts.get("Reference answer"))

@@ -1,0 +1,102 @@
+"""Prompts → token ids, as the model's chat template and tokenizer want them; and worked solutions → supervised responses."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from jinja2 import TemplateError
+
+from soundrl.fapo.records import Prompt
+from soundrl.fapo.rows import RowError, shown
+
+_MARK = "soundrl-continues-here"
+"""Stands for the text of an assistant turn while the template writes what comes before it."""
+_THINKING = re.compile(r"(\s*)[<\[]([\w:]*think\w*)[>\]]\s*(?:[<\[]/\2[>\]]\s*)?\Z", re.IGNORECASE)
+
+
+class Encoder:
+    """Prompts to token ids. Nothing is remembered: the text of a prompt is its own key, and a data set has too many of them.
+
+    `max_prompt_tokens` bounds a prompt, in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, max_prompt_tokens: int) -> None:
+        self.tokenizer, self.max_prompt_tokens = tokenizer, max_prompt_tokens
+        # What the tokenizer puts before a text (BOS); what some put behind it (EOS) would end the prompt.
+        plain, full = (list(tokenizer("1", add_special_tokens=special)["input_ids"]) for special in (False, True))
+        begin = next((n for n in range(len(full)) if full[n : n + len(plain)] == plain), 0)
+        self.prefix = tuple(full[:begin])
+
+    def __call__(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of the prompt, up to where the response begins: with BOS, once, where no template decides that.
+
+        `RowError` (a ValueError), naming the row, where it is too long or the template refuses it.
+        """
+        text = self.render(prompt)
+        try:
+            tokens = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except (TypeError, UnicodeEncodeError):
+            raise RowError("half of a surrogate pair; write whole characters", "prompt", prompt.id) from None
+        if (prompt.messages is None or self.tokenizer.chat_template is None) and tokens[: len(self.prefix)] != self.prefix:
+            tokens = self.prefix + tokens
+        if len(tokens) > self.max_prompt_tokens:
+            raise RowError(
+                f"{len(tokens)} tokens, but model.max_length − rollout.max_new_tokens leaves {self.max_prompt_tokens}; "
+                "raise model.max_length, lower rollout.max_new_tokens, or remove the row",
+                "prompt",
+                prompt.id,
+            )
+        return tokens
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that is tokenized. A last message of the assistant is continued: it stands at the end, letter by letter.
+
+        Without a chat template (a base model) the messages' plain texts. `RowError` where the template refuses the messages, or leaves
+        out what a user or the system says.
+        """
+        if prompt.messages is None:
+            return prompt.text
+        *asked, last = prompt.messages
+        begun = last["content"] if last["role"] == "assistant" else ""
+        if last["role"] != "assistant":
+            asked.append(last)
+        if self.tokenizer.chat_template is None:
+            return "\n\n".join([*(message["content"] for message in asked), begun])
+        if not begun.strip():
+            return self._apply(prompt, asked, True)
+        # The template's own words for continuing a message look for its text, which templates trim, and which may stand there twice.
+        head, mark, _ = self._apply(prompt, [*asked, {**last, "content": _MARK}], False).rpartition(_MARK)
+        if not mark:
+            raise RowError("the chat template leaves out the last message, of the assistant; remove it", "prompt", prompt.id)
+        # Some templates open or skip the thinking there; whether it does is for the row to say.
+        return _THINKING.sub(r"\1", head) + begun
+
+    def begun(self, prompt: Prompt) -> str:
+        """What already stands of the response's turn at the end of `render(prompt)`: its header, a `<think>`, a text to be continued."""
+        if prompt.messages is None:
+            return ""
+        asked = list(prompt.messages[:-1] if prompt.messages[-1]["role"] == "assistant" else prompt.messages)
+        if self.tokenizer.chat_template is None:
+            return prompt.messages[-1]["content"] if len(asked) < len(prompt.messages) else ""
+        whole = self.render(prompt)
+        return whole[len(os.path.commonprefix([whole, self._apply(prompt, asked, False)])) :]
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """Token ids of a supervised response, its end token included. ValueError where the tokenizer has none."""
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token, so no response can be taught to end; set one in tokenizer_config.json")
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+
+    def _apply(self, prompt: Prompt, messages: list[dict[str, str]], generation: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        except (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RowError(f"the chat template refuses these messages ({why}); change or remove the row", "prompt", prompt.id) from None
+        for message in messages:
+            if message["role"] in ("system", "developer", "user") and message["content"].strip() not in text:
+                said = f"the message of the {message['role']} ({shown(message['content'])})"
+                raise RowError(f"the chat template leaves out {said}; write it as the user's", "prompt", prompt.id)
+        return text
