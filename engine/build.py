@@ -21,6 +21,7 @@ from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task, done
+from soundrl.fapo.verify.thinking import Thoughts
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.arith_critic import ArithCriticSource
 from soundrl.genrm.labelled import load_critic
@@ -84,9 +85,12 @@ def answer_fault(prompt: Prompt, verifier: Verifier) -> str | None:
     return None
 
 
-def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
+def build_task(
+    config: Config, prompts: Sequence[Prompt], world: World, say: Callable[[str], None], tokenizer: Any
+) -> tuple[Task, JudgingPhase | None]:
     """Verifier and judge, and the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer), and on rank 0
-    so have the reference answers of `prompts`; a judge that loads beside the policy is waited for by `Task.ready`."""
+    so have the reference answers of `prompts`; a judge that loads beside the policy is waited for by `Task.ready`. `tokenizer`: the policy's,
+    which tells where thinking begins and ends."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
         return CriticTask(settings, process=config.run.task == "critic"), None
@@ -98,13 +102,14 @@ def build_task(config: Config, prompts: Sequence[Prompt], world: World, say: Cal
         def close() -> None: ...
 
     else:
-        verifier = Verifier()
+        verifier, thoughts = Verifier(), Thoughts(tokenizer)
         close = verifier.close
         if world.main:
             check_answers(prompts, verifier)
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
-            return verifier.submit(rollout.text, prompt.answer)
+            text = thoughts.text(rollout.text, rollout.tokens)
+            return verifier.submit(text, prompt.answer, prompt.form, thoughts.opened_by(rollout.prompt_tokens))
 
     built = build_judge(config, world, say)
 

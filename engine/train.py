@@ -45,7 +45,7 @@ def main(config: Config) -> None:
         prompts = [prompt for rows in (source if isinstance(source, list) else [], *tests.values()) for prompt in rows]
         encode.check(prompts)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task, judging = build.build_task(config, prompts, world, progress.say)
+        task, judging = build.build_task(config, prompts, world, progress.say, tokenizer)
         policy = Policy(start, tokenizer, config.model, world)
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from soundrl.fapo.puzzles import PREFIX, load_puzzles
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.rows import DataError, read_rows, shown, shown_path
+from soundrl.fapo.verify.answer import asked_form
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The sentence that most open math models were tuned on."""
@@ -42,7 +44,7 @@ def load_prompts(source: str | os.PathLike[str], *, instruction: str = INSTRUCTI
         raise DataError(f"max_rows={max_rows}; use 1 or more, or None for all rows")
     if isinstance(source, str) and source.startswith(PREFIX):
         return [
-            Prompt(id=item.id, messages=_ask(item.question, instruction), text=item.question, answer=item.answer, source=item.source)
+            _prompt(item.id, _ask(item.question, instruction), text=item.question, answer=item.answer, source=item.source)
             for item in load_puzzles(source, max_rows)
         ]
     name, file = shown_path(source), Path(source)
@@ -98,6 +100,10 @@ def _ask(problem: str, instruction: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": f"{problem}\n\n{instruction}" if instruction else problem},)
 
 
+def _prompt(id: str, messages: tuple[dict[str, str], ...], **fields: Any) -> Prompt:
+    return Prompt(id=id, messages=messages, form=asked_form(message["content"] for message in messages), **fields)
+
+
 def _is_chat(fields: dict[str, object], where: str) -> bool:
     """True for the chat form, false for the plain one."""
     plain, chat = fields.get("problem") is not None, fields.get("prompt") is not None
@@ -113,7 +119,7 @@ def _plain_prompt(where: str, fields: dict[str, object], id: str, source: str, i
     text = _text(where, "problem", fields.get("problem"))
     answer = _answer(where, "answer", fields.get("answer"))
     solution = _optional(where, "solution", fields)
-    return Prompt(id=id, messages=_ask(text, instruction), text=text, answer=answer, source=source, solution=solution)
+    return _prompt(id, _ask(text, instruction), text=text, answer=answer, source=source, solution=solution)
 
 
 def _chat_prompt(where: str, fields: dict[str, object], id: str, source: str, instruction: str) -> Prompt:
@@ -126,7 +132,7 @@ def _chat_prompt(where: str, fields: dict[str, object], id: str, source: str, in
         raise DataError(f"{where}: prompt: no message with the role 'user'; add the problem as one")
     question = _optional(where, "extra_info.question", _object(where, "extra_info", fields.get("extra_info") or {}), "question")
     answer = _answer(where, "reward_model.ground_truth", _object(where, "reward_model", fields.get("reward_model")).get("ground_truth"))
-    return Prompt(id=id, messages=kept, text=question or asked[-1], answer=answer, source=source)
+    return _prompt(id, kept, text=question or asked[-1], answer=answer, source=source)
 
 
 def _message(where: str, field: str, value: object) -> dict[str, str]:

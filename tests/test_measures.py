@@ -13,7 +13,7 @@ from soundrl.fapo.task import distinct
 
 STATES = {"s": (Outcome.CORRECT, Verdict.sound()), "f": (Outcome.CORRECT, Verdict.flawed(1)), "w": (Outcome.WRONG, None)} | {
     "u": (Outcome.CORRECT, Verdict.unknown("timeout")),
-    "t": (Outcome.TIMEOUT, None),
+    "t": (Outcome.UNKNOWN, None),
 }
 
 

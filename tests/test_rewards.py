@@ -17,7 +17,7 @@ STATES = {
     "u": (Outcome.CORRECT, Verdict.unknown("timeout")),
     "w": (Outcome.WRONG, None),
     "n": (Outcome.NO_ANSWER, None),
-    "t": (Outcome.TIMEOUT, None),
+    "t": (Outcome.UNKNOWN, None),
 }
 
 
