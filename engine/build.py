@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
@@ -23,6 +24,7 @@ from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task, done
+from soundrl.fapo.verify.thinking import Thoughts
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.task import CriticTask
 
@@ -32,9 +34,11 @@ def build_verifier(config: Config) -> Verifier | None:
     return Verifier() if config.run.task == "reasoning" and config.data.train != "arith" else None
 
 
-def build_task(config: Config, verifier: Verifier | None, world: World, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
+def build_task(
+    config: Config, verifier: Verifier | None, world: World, say: Callable[[str], None], tokenizer: Any
+) -> tuple[Task, JudgingPhase | None]:
     """Verification and judge, and the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer); a judge
-    that loads beside the policy is waited for by `Task.ready`."""
+    that loads beside the policy is waited for by `Task.ready`. `tokenizer`: the policy's, which tells where thinking begins and ends."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
         return CriticTask(settings, process=config.run.task == "critic"), None
@@ -46,10 +50,12 @@ def build_task(config: Config, verifier: Verifier | None, world: World, say: Cal
         def close() -> None: ...
 
     else:
+        thoughts = Thoughts(tokenizer)
         close = verifier.close
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
-            return verifier.submit(rollout.text, prompt.answer)
+            text = thoughts.text(rollout.text, rollout.tokens)
+            return verifier.submit(text, prompt.answer, prompt.form, thoughts.opened_by(rollout.prompt_tokens))
 
     built = build_judge(config, world, say)
 

@@ -50,7 +50,7 @@ def main(config: Config) -> None:
         source, tests = problems.train, problems.tests
         stream = PromptStream(source, config.run.seed)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task, judging = build.build_task(config, verifier, world, progress.say)
+        task, judging = build.build_task(config, verifier, world, progress.say, tokenizer)
         policy = Policy(start, tokenizer, config.model, world)
     if world.main:
         problems.left_out.write(folder.path / "left_out.jsonl")

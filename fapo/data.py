@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from soundrl.fapo.left_out import LeftOut, load_rows
 from soundrl.fapo.puzzles import PREFIX, load_puzzles
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.reference import plain_reference
 from soundrl.fapo.rows import DataError, Fields, RowError, shown, shown_path
+from soundrl.fapo.verify.answer import asked_form
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The sentence that most open math models were tuned on."""
@@ -51,7 +53,7 @@ def load_prompts(
         raise DataError(f"max_rows={max_rows}; use 1 or more, or None for all rows")
     if isinstance(source, str) and source.startswith(PREFIX):
         return [
-            Prompt(id=item.id, messages=_ask(item.question, instruction), text=item.question, answer=item.answer, source=item.source)
+            _prompt(item.id, _ask(item.question, instruction), text=item.question, answer=item.answer, source=item.source)
             for item in load_puzzles(source, max_rows)
         ]
     stem = Path(source).stem
@@ -101,6 +103,10 @@ def _ask(problem: str, instruction: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": f"{problem}\n\n{instruction}" if instruction else problem},)
 
 
+def _prompt(id: str, messages: tuple[dict[str, str], ...], **fields: Any) -> Prompt:
+    return Prompt(id=id, messages=messages, form=asked_form(message["content"] for message in messages), **fields)
+
+
 def _is_chat(fields: Fields) -> bool:
     """True for the chat form, false for the plain one."""
     prompt = fields.get("prompt")
@@ -129,7 +135,7 @@ def _plain_prompt(id: str, fields: Fields, source: str, instruction: str) -> Pro
     kept = _answer(field, answer)
     if key == "prompt" and (field == "solution" or solution == kept):
         solution = None
-    return Prompt(id=id, messages=_ask(text, instruction), text=text, answer=kept, source=source, solution=solution)
+    return _prompt(id, _ask(text, instruction), text=text, answer=kept, source=source, solution=solution)
 
 
 def _chat_prompt(id: str, fields: Fields, source: str, instruction: str) -> Prompt:
@@ -143,7 +149,7 @@ def _chat_prompt(id: str, fields: Fields, source: str, instruction: str) -> Prom
     extra = fields.get("extra_info")
     question = _optional("extra_info.question", extra.get("question")) if isinstance(extra, dict) else None
     answer = _answer("reward_model.ground_truth", _object("reward_model", fields.get("reward_model")).get("ground_truth"))
-    return Prompt(id=id, messages=kept, text=question or asked[-1], answer=answer, source=source)
+    return _prompt(id, kept, text=question or asked[-1], answer=answer, source=source)
 
 
 def _message(field: str, value: object) -> dict[str, str]:

@@ -21,7 +21,8 @@ COUNTS = (
     "signal",
     "tokens",
     "cut",
-    "verifier_timeout",
+    "kept",
+    "verify_unknown",
     "unparseable",
     "no_answer",
     "true_flawed",
@@ -43,7 +44,7 @@ def count(groups: Sequence[Group], lam: float, truth: Oracle | None = None) -> d
         flawed = [is_flawed(verdict) for verdict in group.verdicts]
         unknown = sum(is_unknown(verdict) for verdict in group.verdicts)
         outcomes = Counter(group.outcomes)
-        wrong, sound = len(group.rollouts) - correct, correct - sum(flawed) - unknown
+        wrong, sound = len(group.rollouts) - correct - outcomes[Outcome.UNKNOWN], correct - sum(flawed) - unknown
         sums["groups"] += 1
         # ρ = α/β > 2/λ − 1: the group pushes its flawed rollouts down (App. A); written without the division by β = 0.
         sums["past_shift"] += lam > 0 and correct > 0 and sound > (2 / lam - 1) * wrong
@@ -53,11 +54,13 @@ def count(groups: Sequence[Group], lam: float, truth: Oracle | None = None) -> d
         sums["flawed"] += sum(flawed)
         sums["unknown"] += unknown
         sums["judged"] += sum(verdict is not None for verdict in group.verdicts)
-        sums["reward"] += sum(group.rewards)
+        # An evaluation has no rewards, and none of its rollouts leaves a group.
+        sums["kept"] += sum(group.kept)
+        sums["reward"] += sum(reward for reward, kept in zip(group.rewards, group.kept, strict=True) if kept)
         sums["flawed_advantage"] += sum(a for a, f in zip(group.advantages, flawed, strict=True) if f) if group.advantages else 0.0
         sums["tokens"] += sum(len(rollout.tokens) for rollout in group.rollouts)
         sums["cut"] += sum(rollout.finish_reason == "length" for rollout in group.rollouts)
-        sums["verifier_timeout"] += outcomes[Outcome.TIMEOUT]
+        sums["verify_unknown"] += outcomes[Outcome.UNKNOWN]
         sums["unparseable"] += outcomes[Outcome.UNPARSEABLE]
         sums["no_answer"] += outcomes[Outcome.NO_ANSWER]
         if truth is not None:
@@ -77,7 +80,7 @@ def rates(sums: dict[str, float], truth: bool = False) -> dict[str, float]:
     def share(part: str, whole: str) -> float:
         return sums[part] / sums[whole] if sums[whole] else 0.0
 
-    told, wrong = sums["judged"] - sums["unknown"], sums["rollouts"] - sums["correct"]
+    told, wrong = sums["judged"] - sums["unknown"], sums["rollouts"] - sums["verify_unknown"] - sums["correct"]
     sound = told - sums["flawed"]
     of_verdicts = (
         {"fapo/flawed_ratio": sums["flawed"] / told, "fapo/rho": sound / wrong if wrong else float(sound > 0) * 1e9} if told else {}
@@ -92,12 +95,12 @@ def rates(sums: dict[str, float], truth: bool = False) -> dict[str, float]:
         (against_truth if truth else {})
         | of_verdicts
         | {
-            "reward/mean": share("reward", "rollouts"),
-            "reward/correct": share("correct", "rollouts"),
+            "reward/mean": share("reward", "kept"),
+            "reward/correct": sums["correct"] / verified(sums),
             "reward/no_answer": share("no_answer", "rollouts"),
             "reward/unparseable": share("unparseable", "rollouts"),
-            "reward/verifier_timeout": share("verifier_timeout", "rollouts"),
             "reward/groups_with_signal": share("signal", "groups"),
+            "verify/unknown": share("verify_unknown", "rollouts"),
             "fapo/past_shift": share("past_shift", "groups"),
             "fapo/flawed_advantage": share("flawed_advantage", "flawed"),
             "genrm/unknown": share("unknown", "judged"),
@@ -107,8 +110,13 @@ def rates(sums: dict[str, float], truth: bool = False) -> dict[str, float]:
     )
 
 
+def verified(sums: dict[str, float]) -> float:
+    """Rollouts whose outcome is known: what shares of right answers are taken of; at least 1."""
+    return max(sums["rollouts"] - sums["verify_unknown"], 1.0)
+
+
 class TooManyUnknownError(RuntimeError):
-    """The judge fails so often that training on the rest would be another experiment."""
+    """The judge or the verifier fails so often that training on the rest would be another experiment."""
 
 
 class JudgeGoneError(TooManyUnknownError):
@@ -116,23 +124,32 @@ class JudgeGoneError(TooManyUnknownError):
 
 
 class UnknownWatch:
-    """Stops the run when more than `limit` of the judged rollouts have no verdict, three steps in a row, or at once when rollouts have none
-    and no judge is alive (`genrm/alive` 0)."""
+    """Stops the run when more than `limit` of the judged rollouts have no verdict, or of all rollouts no outcome, three steps in a row; or
+    at once when rollouts have no verdict and no judge is alive (`genrm/alive` 0)."""
 
     PATIENCE = 3
+    SHARES = {
+        "genrm/unknown": ("the judge gave no verdict for {:.0%} of its rollouts", "look at the reasons in rollouts/step-{:06d}.jsonl"),
+        "verify/unknown": (
+            "the verifier's processes were killed or stood still for {:.0%} of the rollouts",
+            "look for the system's out-of-memory killer in its log (this is the machine's fault, not that of the answers of step {})",
+        ),
+    }
 
     def __init__(self, limit: float) -> None:
-        self.limit, self.bad_steps = limit, 0
+        self.limit = limit
+        self.bad_steps: Counter[str] = Counter()
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        self.bad_steps = self.bad_steps + 1 if metrics["genrm/unknown"] > self.limit else 0
         if metrics.get("genrm/alive", 1.0) == 0.0 and metrics["genrm/unknown"] > 0.0:
             raise JudgeGoneError(
                 f"step {step}: no judge answers, and {metrics['genrm/unknown']:.0%} of the judged rollouts have no verdict; start the "
                 "judges of genrm.urls again and look at their logs"
             )
-        if self.bad_steps >= self.PATIENCE:
-            raise TooManyUnknownError(
-                f"step {step}: the judge gave no verdict for {metrics['genrm/unknown']:.0%} of its rollouts, more than genrm.max_unknown "
-                f"{self.limit:.0%} for {self.bad_steps} steps in a row; look at the reasons in rollouts/step-{step:06d}.jsonl"
-            )
+        for name, (what, cure) in self.SHARES.items():
+            self.bad_steps[name] = self.bad_steps[name] + 1 if metrics[name] > self.limit else 0
+            if self.bad_steps[name] >= self.PATIENCE:
+                raise TooManyUnknownError(
+                    f"step {step}: {what.format(metrics[name])}, more than genrm.max_unknown {self.limit:.0%} for {self.bad_steps[name]} steps "
+                    f"in a row; {cure.format(step)}"
+                )

@@ -20,6 +20,8 @@ class Prompt:
     """Reference answer; never shown to the policy."""
     source: str = ""
     """Name of the data set."""
+    form: str | None = "box"
+    """Where its answer will stand (`verify.answer.FORMS`); None = it asks for no form that is known, and a box is looked for."""
     solution: str | None = None
     """Worked solution, the target of a warm start; None where the data has none."""
     steps: int | None = None
@@ -47,13 +49,14 @@ class Rollout:
 
 
 class Outcome(str, Enum):
-    """What the verifier says of an answer. The five are never merged; only `CORRECT` earns +1."""
+    """What the verifier says of an answer. The five are never merged; only `CORRECT` earns +1, and `UNKNOWN` nothing at all: the machine
+    failed, so the rollout leaves its group."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
     UNPARSEABLE = "unparseable"
-    TIMEOUT = "timeout"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -92,4 +95,4 @@ class Group:
     rewards: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
     kept: list[bool] = field(default_factory=list)
-    """False = left the group (unknown verdict): no gradient, and no part in the group's mean and spread."""
+    """False = left the group (unknown outcome or verdict): no gradient, and no part in the group's mean and spread."""

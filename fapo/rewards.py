@@ -21,12 +21,13 @@ class RewardSettings:
     """Tokens; 0 = no length penalty."""
     overlong_factor: float
     drop_unknown: bool
-    """A rollout without verdict leaves its group; False keeps its rule reward (the released code's behaviour)."""
+    """A rollout without verdict leaves its group; False keeps its rule reward (the released code's behaviour). One whose outcome is
+    unknown has no such reward, and leaves it always."""
 
 
 def rule_reward(outcome: Outcome) -> float:
-    """+1 for a correct answer, else −1 (Eq. 4). A timeout of the verifier earns nothing either, and is counted apart."""
-    return 1.0 if outcome is Outcome.CORRECT else -1.0
+    """+1 for a correct answer, else −1 (Eq. 4); 0 where the verifier does not know, which enters no mean."""
+    return {Outcome.CORRECT: 1.0, Outcome.UNKNOWN: 0.0}.get(outcome, -1.0)
 
 
 def overlong_penalty(length: int, max_length: int, buffer: int, factor: float) -> float:
@@ -57,7 +58,10 @@ def assign_advantages(groups: Sequence[Group], settings: RewardSettings, base: S
     and advantages ≈ 1.31, 0.26, −0.78, −0.78. Were the flawed one unknown instead, it would leave: rewards 1, –, −1, −1.
     """
     for group in groups:
-        group.kept = [not (settings.drop_unknown and settings.lam > 0 and is_unknown(v)) for v in group.verdicts]
+        group.kept = [
+            outcome is not Outcome.UNKNOWN and not (settings.drop_unknown and settings.lam > 0 and is_unknown(verdict))
+            for outcome, verdict in zip(group.outcomes, group.verdicts, strict=True)
+        ]
     if base is None:
         base = [rule_reward(outcome) for group in groups for outcome in group.outcomes]
     rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from soundrl.fapo.judging import Judge
-from soundrl.fapo.measures import Oracle, UnknownWatch, count, rates
+from soundrl.fapo.measures import Oracle, UnknownWatch, count, rates, verified
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
@@ -131,10 +131,10 @@ class ReasoningTask:
 
     def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
         """`accuracy` (avg@k), `tokens`, with a judge `flawed_ratio` (of those with a verdict) and `sound` (right and judged so, of all)."""
-        out = {"accuracy": sums["correct"] / sums["rollouts"], "tokens": sums["tokens"] / sums["rollouts"]}
+        out = {"accuracy": sums["correct"] / verified(sums), "tokens": sums["tokens"] / sums["rollouts"]}
         if self.judge is not None:
             out["flawed_ratio"] = sums["flawed"] / max(sums["correct"] - sums["unknown"], 1.0)
-            out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / sums["rollouts"]
+            out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
         return out
 
     def judge_metrics(self, step: int) -> dict[str, float]:

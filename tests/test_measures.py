@@ -13,7 +13,7 @@ from soundrl.fapo.task import distinct
 
 STATES = {"s": (Outcome.CORRECT, Verdict.sound()), "f": (Outcome.CORRECT, Verdict.flawed(1)), "w": (Outcome.WRONG, None)} | {
     "u": (Outcome.CORRECT, Verdict.unknown("timeout")),
-    "t": (Outcome.TIMEOUT, None),
+    "t": (Outcome.UNKNOWN, None),
     "c": (Outcome.CORRECT, None),
 }
 
@@ -45,15 +45,15 @@ def group(states: str, name: str = "p") -> Group:
 
 def test_metrics_of_a_small_batch_by_hand():
     metrics = rates(count([group("ssfw"), group("ffww"), group("uwtw"), group("ssss")], lam=1.0))
-    assert metrics["reward/correct"] == 10 / 16
+    assert metrics["reward/correct"] == 10 / 15  # of the outcomes that are known
     assert metrics["fapo/flawed_ratio"] == 3 / 9  # of the ten right ones one has no verdict
     assert metrics["genrm/unknown"] == 1 / 10
-    assert metrics["fapo/rho"] == 6 / 6  # sound ÷ not correct
+    assert metrics["fapo/rho"] == 6 / 5  # sound ÷ not correct
     assert metrics["fapo/past_shift"] == 2 / 4  # ssfw (ρ = 2) and ssss
-    assert metrics["reward/verifier_timeout"] == 1 / 16
+    assert metrics["verify/unknown"] == 1 / 16
     assert metrics["tokens/response"] == 2.5
     assert metrics["tokens/cut"] == 5 / 16
-    assert metrics["reward/mean"] == pytest.approx((2 + 0 - 1 + 0 - 2 + 1 - 3 + 4) / 16)
+    assert metrics["reward/mean"] == pytest.approx((2 + 0 - 1 + 0 - 2 - 2 + 4) / 14)  # of the kept: two have left
     assert metrics["reward/groups_with_signal"] == 2 / 4
 
 
@@ -78,9 +78,19 @@ def test_the_judge_is_measured_where_the_truth_is_known():
 def test_the_run_stops_when_the_judge_stays_silent():
     watch = UnknownWatch(0.5)
     for step, unknown in enumerate([0.9, 0.9, 0.4, 0.6, 0.6], 1):
-        watch(step, {"genrm/unknown": unknown})
+        watch(step, {"genrm/unknown": unknown, "verify/unknown": 0.0})
     with pytest.raises(TooManyUnknownError, match="step 6: the judge gave no verdict for 70%"):
-        watch(6, {"genrm/unknown": 0.7})
+        watch(6, {"genrm/unknown": 0.7, "verify/unknown": 0.0})
+
+
+def test_the_run_stops_when_the_verifier_fails_without_a_judge_too():
+    watch = UnknownWatch(0.5)
+    watch(1, rates(count([group("tttw")], lam=0.0)))
+    watch(2, rates(count([group("ttsw")], lam=0.0)))
+    for step in (3, 4):
+        watch(step, rates(count([group("tttt")], lam=0.0)))
+    with pytest.raises(TooManyUnknownError, match="step 5: the verifier's processes were killed or stood still for 100% of the rollouts"):
+        watch(5, rates(count([group("tttt")], lam=0.0)))
 
 
 def test_a_prompt_twice_in_a_batch_gets_an_id_of_its_own():

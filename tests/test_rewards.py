@@ -17,7 +17,7 @@ STATES = {
     "u": (Outcome.CORRECT, Verdict.unknown("timeout")),
     "w": (Outcome.WRONG, None),
     "n": (Outcome.NO_ANSWER, None),
-    "t": (Outcome.TIMEOUT, None),
+    "t": (Outcome.UNKNOWN, None),
 }
 
 
@@ -111,7 +111,18 @@ def test_mean_and_variance_follow_the_paper():
 
 def test_rewards_of_every_outcome():
     g = scored("sfwnt")
-    assert g.rewards == [1.0, 0.0, -1.0, -1.0, -1.0]
+    assert g.rewards == [1.0, 0.0, -1.0, -1.0, 0.0]
+    assert g.kept == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lam": 0.0}, {"drop_unknown": False}, {"normalize_std": False}, {"overlong_buffer": 95}])
+def test_an_unknown_outcome_leaves_its_group_whatever_the_settings(changes):
+    """A process that died says nothing of the answer: no −1, and no part in mean and spread."""
+    g, without = scored("stwsw", **changes), scored("swsw", **changes)
+    assert g.kept == [True, False, True, True, True]
+    assert g.advantages[1] == 0.0
+    assert g.advantages[:1] + g.advantages[2:] == without.advantages
+    assert all(advantage == 0.0 for advantage in scored("tttt", **changes).advantages)
 
 
 def test_unknown_leaves_its_group_and_earns_nothing():
@@ -127,7 +138,7 @@ def test_unknown_as_in_the_released_code_counts_as_sound():
 
 
 def test_lambda_zero_is_grpo_bit_for_bit_whatever_the_verdicts_say():
-    for states in ("sfuwwnt", "ffff", "sfsf", "uuww"):
+    for states in ("sfuwwn", "ffff", "sfsf", "uuww"):
         plain = group(states)
         plain.verdicts = [None] * len(states)
         assign_advantages([plain], settings(0.0))

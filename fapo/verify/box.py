@@ -1,20 +1,19 @@
-r"""Finds the final answer of a response: the content of its last `\boxed{…}`, after any thinking part.
+r"""Finds the answer that a text boxes: the content of its last `\boxed{…}`. `answer` reads responses, `thinking` cuts off what is thought.
 
 The rules, in order:
 
-1. Text up to the last `</think>` is thinking and is not read. A `<think>` that is still open means that there is no answer.
-2. A box is `\boxed{…}` or `\fbox{…}` with matching braces (`\{` and `\}` do not count). TeX's braceless `\boxed 7` boxes one token, so
+1. A box is `\boxed{…}` or `\fbox{…}` with matching braces (`\{` and `\}` do not count). TeX's braceless `\boxed 7` boxes one token, so
    `\boxed 72` is a 7; which of the two a model means is a guess, and it is not a box here.
-3. The last box decides, wherever it stands: in a code fence, in display mathematics, or before 10,000 characters of other text. Boxes
+2. The last box decides, wherever it stands: in a code fence, in display mathematics, or before 10,000 characters of other text. Boxes
    in a quoted problem are therefore overruled by any box that follows in a paragraph of its own.
-4. A box that is opened after the last closed one and never closed (a response cut at its token limit) means that there is no answer.
-5. Boxes of the last box's paragraph which are joined by nothing but connectives (`,`, `;`, `and`, `or`, mathematics delimiters, spaces)
+3. A box that is opened after the last closed one and never closed (a response cut at its token limit) means that there is no answer.
+4. Boxes of the last box's paragraph which are joined by nothing but connectives (`,`, `;`, `and`, `or`, mathematics delimiters, spaces)
    form one answer, a list: `\boxed{-2}` and `\boxed{1}` is `-2, 1`. So `\boxed{7} or \boxed{8}` is the list `7, 8`, which is not 7.
-6. Where the reference is a list, as many boxes of that paragraph as it has elements form a list too, with any words between them that take
+5. Where the reference is a list, as many boxes of that paragraph as it has elements form a list too, with any words between them that take
    nothing back: `\boxed{3} papers and \boxed{2} bins` is `3, 2`. Each of them has to be right, so that nothing is gained by hedging.
-7. Other boxes of that paragraph must repeat the answer, in whatever spelling. Where one says something else the answer is hedged, and a hedged answer is wrong.
-   Boxes in earlier paragraphs are intermediate results.
-8. An empty box is no answer. Boxes within a box are unwrapped.
+6. Other boxes of that paragraph must repeat the answer. Where one says something else (`others`; `answer` says whether it is another
+   spelling) the answer is hedged, and a hedged answer is wrong. Boxes in earlier paragraphs are intermediate results.
+7. An empty box is no answer. Boxes within a box are unwrapped.
 
 Everything is one pass over the text: 1 MB of unclosed boxes takes well under a second.
 """
@@ -22,15 +21,14 @@ Everything is one pass over the text: 1 MB of unclosed boxes takes well under a 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from soundrl.fapo.records import Outcome
+from soundrl.fapo.verify.thinking import answer_part
 
-_THINK = re.compile(r"</?think(?:ing)?>")
 # The alternatives are exclusive in their first characters, so scanning is linear.
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
+PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _CONNECTIVE = re.compile(
     r"(?:[\s,;&~$]|\\[,;:!\[\]() \\]|\\q?quad(?![a-zA-Z])|\\(?:text|mathrm|textrm|mbox)\s*\{[\s,]*(?:and|or)?[\s,]*\}|\b(?:and|or)\b)*+"
 )
@@ -51,66 +49,59 @@ class Box:
 
     text: str
     """Content of the box, or the contents of joined boxes with `, ` between them."""
-    hedged: bool = False
-    """True = the same paragraph boxes something else as well."""
+    others: tuple[str, ...] = ()
+    """What else the same paragraph boxes, in other words than `text`."""
+    start: int = field(default=0, compare=False)
+    """Where the answer's paragraph begins in the text."""
 
-
-def answer_part(text: str) -> str | None:
-    """Returns what follows the thinking part, or None where thinking never ends."""
-    tags = list(_THINK.finditer(text))
-    if not tags:
-        return text
-    return text[tags[-1].end() :] if tags[-1].group().startswith("</") else None
+    @property
+    def hedged(self) -> bool:
+        return bool(self.others)
 
 
 def final_box(text: str, *, parts: int = 1) -> Box | None:
     """Finds the final answer by the rules of this module.
 
     Args:
-        text: A whole response; any characters are allowed, NUL and lone surrogates included.
+        text: A response without its thinking part; any characters are allowed, NUL and lone surrogates included.
         parts: Length of the reference where that is a list. Exactly so many boxes in the last paragraph form a list, whatever words stand
             between them, if these take nothing back: nothing is gained by boxing several things when each of them has to be right.
 
     Returns:
         The answer, or None where there is none.
     """
-    part = answer_part(text)
-    if part is None:
-        return None
-    boxes = _top_level_boxes(part)
+    boxes = _top_level_boxes(text)
     if not boxes:
         return None
     paragraph = 0
-    for match in _PARAGRAPH.finditer(part, 0, boxes[-1][0]):
+    for match in PARAGRAPH.finditer(text, 0, boxes[-1][0]):
         paragraph = match.end()
     boxes = [box for box in boxes if box[0] >= paragraph]
 
     runs: list[list[str]] = []
     previous_end = -1
     for start, inner, end in boxes:
-        content = _unwrap(part[inner : end - 1])
-        if runs and _CONNECTIVE.fullmatch(part, previous_end, start):
+        content = _unwrap(text[inner : end - 1])
+        if runs and _CONNECTIVE.fullmatch(text, previous_end, start):
             runs[-1].append(content)
         else:
             runs.append([content])
         previous_end = end
     if 1 < parts == len(boxes) and len(runs) > 1:
-        listed = _listed(part, paragraph, boxes)
+        listed = _listed(text, paragraph, boxes)
         if listed:
-            return Box(listed)
+            return Box(listed, start=paragraph)
     answers = [_join(run) for run in runs]
     answer = answers[-1]
     if not answer:
         return None
-    return Box(answer, hedged=not all(_same(other, answer) for other in answers))
+    return Box(answer, tuple(other for other in answers if plain(other) != plain(answer)), paragraph)
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""Returns the content of the last `\boxed{…}` of a response; None where there is none, or where it is hedged.
-
-    `final_box` tells the two apart.
-    """
-    box = final_box(text)
+    r"""The content of the last `\boxed{…}` of a response after its thinking part; None where there is none, or where it is hedged."""
+    part = answer_part(text)
+    box = None if part is None else final_box(part)
     return None if box is None or box.hedged else box.text
 
 
@@ -180,22 +171,11 @@ def _unwrap(content: str) -> str:
 
 def _join(contents: list[str]) -> str:
     kept = [content for content in contents if content]
-    if kept and all(_same(content, kept[0]) for content in kept):
+    if len({plain(content) for content in kept}) == 1:
         return kept[0]
     return ", ".join(kept)
 
 
-def _same(first: str, second: str) -> bool:
-    """Whether two boxes say the same, in whatever spelling: `\\frac12` and `0.5`, `6` and `6 \\text{ eggs}`."""
-    from soundrl.fapo.verify.rule import rule  # which reads the boxes of references with this module
-
-    if _plain(first) == _plain(second):
-        return True
-    try:
-        return Outcome.CORRECT in (rule(second, first).outcome, rule(first, second).outcome)
-    except ValueError:
-        return False
-
-
-def _plain(content: str) -> str:
+def plain(content: str) -> str:
+    """Without spaces and layout: what two boxes are compared by."""
     return _FILLER.sub("", content)

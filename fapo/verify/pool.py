@@ -1,12 +1,18 @@
-"""A pool of worker processes that can be killed at any moment, with one deadline per comparison.
+r"""A pool of worker processes that can be killed at any moment, with a limit of CPU time on each comparison.
 
-The clock of a comparison starts when a ready worker is sent the pair and ends with SIGKILL: `future.result(timeout)` alone would stop
-waiting and leave the worker busy, so that a few hostile answers would tie up the pool. A killed worker is replaced by a fork of a process
-that has everything imported, which takes milliseconds.
+What a comparison may take is counted in CPU seconds of its worker, on the kernel's own clock of that process, which C loops and the parser's
+recursion cannot escape and which stands still while other processes run: a busy machine changes no result. (CPU seconds are not the same
+on every processor; the limits are many times what any right answer was seen to need.) The wall clock ends only a worker that makes no
+progress at all: one that was stopped, or sleeps.
+
+A worker over its limit gets SIGKILL: `future.result(timeout)` alone would stop waiting and leave the worker busy, so that a few hostile
+answers would tie up the pool. It is replaced by a fork of a process that has everything imported, which takes milliseconds.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import queue
 import signal
@@ -18,11 +24,23 @@ import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from soundrl.fapo.verify.worker import CONTROL, receive_exactly, receive_message, send_message
 
-_START_SECONDS = 120.0
 _END_SECONDS = 10.0
+_TICK = 0.01  # seconds: no limit is watched more finely
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
+
+logger = logging.getLogger(__name__)
+
+
+class _Exhausted(Exception):
+    """The worker has used its CPU time."""
+
+
+class _Stuck(OSError):
+    """The process has used no CPU time for too long."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +48,49 @@ class _Worker:
     pid: int
     connection: socket.socket
 
+    def cpu(self) -> float:
+        """CPU seconds that it has used so far."""
+        return cpu_seconds(self.pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a whole process, all threads, resolved to microseconds; OSError where there is no such process any more."""
+    # Linux's clock id of another process (clock_getcpuclockid(3)): the inverted pid above three bits that say "scheduler's clock".
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def wait_readable(connection: socket.socket, pid: int, stall_limit: float, cpu_end: float = math.inf) -> None:
+    """Waits until the process `pid` has written to `connection`, or closed it.
+
+    Raises:
+        _Exhausted: its CPU clock has passed `cpu_end` before.
+        _Stuck: its CPU clock has not moved for `stall_limit` seconds of wall-clock time.
+    """
+    used, since = cpu_seconds(pid), time.monotonic()
+    while True:
+        # One thread uses no more CPU time than passes, so it pays to sleep for as long as it has left.
+        left = since + stall_limit - time.monotonic()
+        connection.settimeout(max(min(cpu_end - used, left), _TICK))
+        try:
+            connection.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            before, used = used, cpu_seconds(pid)
+            if used > cpu_end:
+                raise _Exhausted from None
+            if used - before >= _TICK / 10:
+                since = time.monotonic()
+            elif time.monotonic() - since >= stall_limit:
+                raise _Stuck(f"process {pid} has used no CPU time for {stall_limit:g} seconds") from None
+        else:
+            connection.settimeout(stall_limit)
+            return
+
 
 class _ForkServer:
     """The process that workers are forked from; started at once, restarted where it has died."""
 
-    def __init__(self, memory_limit: int) -> None:
-        self._memory_limit = memory_limit
+    def __init__(self, memory_limit: int, stall_limit: float) -> None:
+        self._memory_limit, self._stall_limit = memory_limit, stall_limit
         self._lock = threading.Lock()
         self._closed = False
         self.starts = 0
@@ -56,7 +111,6 @@ class _ForkServer:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        ours.settimeout(_START_SECONDS)
         self._control = ours
         self._ready = False
         self.starts += 1
@@ -85,6 +139,7 @@ class _ForkServer:
         with theirs:
             try:
                 socket.send_fds(self._control, [CONTROL.pack(b"F", 0)], [theirs.fileno()])
+                wait_readable(self._control, self._process.pid, self._stall_limit)
                 _, pid = CONTROL.unpack(receive_exactly(self._control, CONTROL.size))
             except (EOFError, OSError):
                 ours.close()
@@ -92,19 +147,24 @@ class _ForkServer:
         self._ready = True
         return _Worker(pid, ours)
 
-    def end_worker(self, worker: _Worker) -> None:
-        """Kills a worker and lets its parent reap it."""
+    def end_worker(self, worker: _Worker) -> int:
+        """Kills a worker and lets its parent reap it. Returns the signal that had ended it before, SIGKILL where it was alive or nothing is
+        known, and 0 where it ended by itself."""
         worker.connection.close()
         with self._lock:
             if self._closed or self._process.poll() is not None:
-                return
-            # Its parent reaps it only when told so below: the pid cannot belong to anyone else yet.
-            os.kill(worker.pid, signal.SIGKILL)
+                return signal.SIGKILL
             try:
+                # Its parent reaps it only when told so below: the pid cannot belong to anyone else yet.
+                os.kill(worker.pid, signal.SIGKILL)
                 self._control.sendall(CONTROL.pack(b"R", worker.pid))
-            except OSError:
+                wait_readable(self._control, self._process.pid, self._stall_limit)
+                _, ended_by = CONTROL.unpack(receive_exactly(self._control, CONTROL.size))
+                return ended_by
+            except (EOFError, OSError):
                 self._end()
                 self._start()
+                return signal.SIGKILL
 
     def _end(self) -> None:
         # It sees the end of the socket, kills and reaps its workers, and goes; while it still imports it has none.
@@ -123,31 +183,40 @@ class _ForkServer:
 
 
 class WorkerPool:
-    """Compares pairs in `workers` processes, each pair under a limit of time and memory.
+    """Compares pairs in `workers` processes, each pair under limits of CPU time and memory.
 
     Args:
         workers: Number of processes and of the daemon threads that wait on them.
-        time_limit: Seconds of wall-clock time for one pair, from the moment a ready worker has it.
+        cpu_limit: CPU seconds of a worker for one comparison, the reading of its reference not counted.
+        gold_cpu_limit: CPU seconds for reading a reference, and for all of a comparison that checks one.
         memory_limit: Bytes of address space of a worker.
+        stall_limit: Seconds of wall-clock time without any progress after which a process is given up.
     """
 
-    def __init__(self, *, workers: int, time_limit: float, memory_limit: int) -> None:
-        if workers < 1 or time_limit <= 0:
-            raise ValueError(f"workers and time_limit must be positive, not {workers} and {time_limit}")
-        self.time_limit = time_limit
+    def __init__(self, *, workers: int, cpu_limit: float, gold_cpu_limit: float, memory_limit: int, stall_limit: float) -> None:
+        for name, value in (("workers", workers), ("cpu_limit", cpu_limit), ("gold_cpu_limit", gold_cpu_limit), ("stall_limit", stall_limit)):
+            if not value > 0:
+                raise ValueError(f"the verifier's {name} is {value}, but must be positive")
+        self.cpu_limit, self.gold_cpu_limit, self.stall_limit = cpu_limit, gold_cpu_limit, stall_limit
         self.counts: Counter[str] = Counter()
-        """`killed` (over the time limit), `died`, `memory`, `replaced` (after its share of answers)."""
+        """Workers that were given up: `cpu`, `memory`, `crash`, `killed`, `stuck` (see `submit`), `replaced` (after their share of answers)."""
         self._owner = os.getpid()
-        self._server = _ForkServer(memory_limit)
-        self._jobs: queue.SimpleQueue[tuple[str, str, Future[str]] | None] = queue.SimpleQueue()
+        self._server = _ForkServer(memory_limit, stall_limit)
+        self._jobs: queue.SimpleQueue[tuple[str, str, bool, Future[str]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
         self._threads = [threading.Thread(target=self._serve, name=f"verifier-{index}", daemon=True) for index in range(workers)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, gold: str, answer: str) -> Future[str]:
-        """Queues a pair. The result is `equal`, `different`, `gold`, `answer`, `incomparable`, `time`, `memory` or `died`.
+    def submit(self, gold: str, answer: str, *, checks_gold: bool = False) -> Future[str]:
+        """Queues a pair; `checks_gold` allows the whole of it what a reference may take. The result is one of
+
+        * `equal`, `different`, `incomparable`, or what the parser cannot read: `gold`, `answer`;
+        * `cpu`, `memory`: the limit that the comparison came to, on a fresh worker too; `gold/cpu`: while the reference was read;
+        * `crash`: the comparison brought down two workers, the second a fresh one (a fault in the parser's C code);
+        * `killed`, `stuck`: two workers were killed from outside (the system's out-of-memory killer), or stood still, or there was none:
+          nothing is known of the answer.
 
         Raises:
             RuntimeError: the pool is closed, or this is a fork of the process that made it.
@@ -158,7 +227,7 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the verifier is closed")
-            self._jobs.put((gold, answer, future))
+            self._jobs.put((gold, answer, checks_gold, future))
         return future
 
     def close(self) -> None:
@@ -173,7 +242,7 @@ class WorkerPool:
             except queue.Empty:
                 break
             if job:
-                job[2].cancel()
+                job[-1].cancel()
         for _ in self._threads:
             self._jobs.put(None)
         self._server.close()
@@ -182,53 +251,65 @@ class WorkerPool:
 
     def _serve(self) -> None:
         worker: _Worker | None = None
-        while True:
-            job = self._jobs.get()
-            if job is None:
-                break
-            gold, answer, future = job
+        while job := self._jobs.get():
+            gold, answer, checks_gold, future = job
             if not future.set_running_or_notify_cancel():
                 continue
-            try:
-                worker = worker or self._server.fork()
-                result, worker = self._evaluate(worker, gold, answer)
-            except (RuntimeError, OSError) as error:
-                worker = None
-                future.set_exception(error)
-                continue
-            if self._closed and result == "died":
+            result = "killed"
+            for attempt in range(2):
+                fresh = worker is None
+                try:
+                    worker = worker or self._server.fork()
+                except (RuntimeError, OSError) as error:
+                    logger.warning("no verifier process: %s", error)
+                    result = "killed"
+                    break
+                result, is_last = self._ask(worker, gold, answer, self.gold_cpu_limit if checks_gold else self.cpu_limit)
+                if is_last:
+                    result, worker = self._end(worker, result), None
+                # What killed it may have meant another process, and its memory may have been full of earlier answers: once more.
+                if self._closed or attempt or not (result in ("killed", "stuck", "crash") or (result == "memory" and not fresh)):
+                    break
+            if self._closed and result in ("killed", "stuck", "crash"):
                 future.set_exception(RuntimeError("the verifier was closed"))
             else:
                 future.set_result(result)
         if worker:
             self._server.end_worker(worker)
 
-    def _evaluate(self, worker: _Worker, gold: str, answer: str) -> tuple[str, _Worker | None]:
-        """Returns the result, and the worker where it can serve on."""
-        result = ""
-        message = {"gold": gold, "answer": answer}
-        remaining = self.time_limit
-        for attempt in range(2):
-            start = time.monotonic()
-            try:
-                worker.connection.settimeout(max(remaining, 0.001))
-                send_message(worker.connection, message)
+    def _ask(self, worker: _Worker, gold: str, answer: str, cpu_limit: float) -> tuple[str, bool]:
+        """The result of one worker, and whether that was its last; `died` where it has gone."""
+        reply: dict[str, Any] = {}
+        try:
+            start = worker.cpu()
+            send_message(worker.connection, {"gold": gold, "answer": answer})
+            # Two replies: when the reference is read, and when it is compared. Each has its own allowance.
+            for limit in (self.gold_cpu_limit, cpu_limit):
+                wait_readable(worker.connection, worker.pid, self.stall_limit, start + limit)
                 reply = receive_message(worker.connection)
-            except TimeoutError:
-                result, kind = "time", "killed"
-            except (EOFError, OSError):
-                result, kind = "died", "died"
-            else:
-                if not reply["last"]:
-                    worker.connection.settimeout(None)
-                    return reply["result"], worker
-                result, kind = reply["result"], "memory" if reply["result"] == "memory" else "replaced"
-            with self._lock:
-                self.counts[kind] += 1
-            self._server.end_worker(worker)
-            if result != "died" or attempt or self._closed:
-                break
-            # Whatever killed it may have meant another process: once more, in what is left of the time. A new process is not charged.
-            remaining -= time.monotonic() - start
-            worker = self._server.fork()
-        return result, None
+                # By the worker's own count, so that it does not matter how late this thread looks.
+                if reply["cpu"] - start > limit:
+                    raise _Exhausted
+                if "result" in reply:
+                    return reply["result"], reply["last"]
+                start = reply["cpu"]
+        except _Exhausted:
+            return "cpu" if reply else "gold/cpu", True
+        except _Stuck:
+            return "stuck", True
+        except (EOFError, OSError, ValueError):
+            return "died", True
+        raise AssertionError("unreachable")
+
+    def _end(self, worker: _Worker, result: str) -> str:
+        """Ends a worker that is not to go on, counts why, and says what ended one that `died`."""
+        ended_by = self._server.end_worker(worker)
+        if result == "died":
+            # An exit by itself in the middle of a comparison is a fault of the comparison, as a crash is.
+            result = "crash" if ended_by in (0, *_CRASHES) else "killed"
+        kind = result.rpartition("/")[2] if result in ("cpu", "gold/cpu", "memory", "crash", "killed", "stuck") else "replaced"
+        with self._lock:
+            self.counts[kind] += 1
+        if kind in ("killed", "stuck") and not self._closed:
+            logger.warning("a verifier process (pid %d) was %s (signal %d)", worker.pid, kind, ended_by)
+        return result

@@ -97,6 +97,26 @@ def check_gold(gold: str) -> None:
     _plain_gold(gold)
 
 
+def parsed_part(gold: str) -> str | None:
+    """What the parser reads of a reference where it has to compare it; None where it never has to: numbers, words, forms.
+
+    Raises:
+        ValueError: the reference cannot be used, see `check_gold`.
+    """
+    plain = _plain_gold(gold)
+    if _FORM_ONLY.search(plain) or _words(plain) is not None:
+        return None
+    plain = plain.replace(r"\%", " ").strip()
+    if not (";" in plain and "=" in plain):
+        plain = cut_unit(_degrees(drop_names(plain, plain)[0]))[0]
+    # A fault here (a chain, a unit alone) means that nothing but the same text is ever equal to it, and nothing is parsed.
+    return exact_decimals(plain) if plain and _holds_opaque(read(plain)) else None
+
+
+def _holds_opaque(node: Node) -> bool:
+    return isinstance(node, Opaque) or (isinstance(node, Group) and any(_holds_opaque(item) for item in node.items))
+
+
 @lru_cache(maxsize=4096)
 def list_length(gold: str) -> int:
     """Number of elements of a reference that is a bare list: 2 for `1, 2`, and 1 for `7`, `1,000`, `(1, 2)`.

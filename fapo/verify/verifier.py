@@ -1,38 +1,43 @@
-"""Says whether a response's final answer is the reference answer: correct, wrong, no answer, unparseable, or timeout.
+r"""Says whether a response's final answer is the reference answer: correct, wrong, no answer, unparseable, or unknown.
 
-Three stages: `box` finds the answer, `rule` decides the clear cases in the caller's thread, and what is left goes to math-verify in
-processes that are killed at a deadline. math-verify's own timeouts are SIGALRM, which works in the main thread only (versions before 0.9
-then answered "wrong" in silence), and is off here. The verdict is the same from any thread and from asyncio.
+Three stages: `answer` finds the answer, `rule` decides the clear cases in the caller's thread, and what is left goes to math-verify in
+processes with a limit of CPU time, see `pool`. math-verify's own timeouts are SIGALRM, which works in the main thread only (versions
+before 0.9 then answered "wrong" in silence), and is off here. The verdict is the same from any thread and from asyncio, however busy the
+machine is.
 
 What each outcome means:
 
 * `correct`: equal by the strict rule or by math-verify.
 * `wrong`: compared and different, or of a form that is never accepted (hedged, chained, rounded, not carried out; see `rule`).
-* `no_answer`: no box after the thinking part, or an open or empty one.
-* `unparseable`: there is an answer, but it is too long, in another alphabet, or math-verify cannot read it.
-* `timeout`: the comparison came to its limit of time or memory, or its process died. `counts` tells them apart.
+* `no_answer`: nothing in the form asked for after the thinking part, or an open or empty one, or thinking never ends.
+* `unparseable`: there is an answer, but it is too long, in another alphabet, math-verify cannot read it, or comparing it takes more CPU
+  time or memory than the limits: a property of the answer. Also where the reference cannot be read, which `check_golds` finds at start.
+* `unknown`: the machine's fault: two processes were killed from outside or stood still. Such a rollout leaves its group.
+
+`Verifier.counts` has them by reason: `unparseable/cpu`, `unknown/killed`, ….
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import Future
 from types import TracebackType
 
-from soundrl.fapo.verify.box import final_box
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.rule import check_gold, list_length, rule
+from soundrl.fapo.verify.answer import final_answer
 from soundrl.fapo.verify.pool import WorkerPool
+from soundrl.fapo.verify.rule import check_gold, list_length, parsed_part, rule
 
-_OUTCOMES = {
-    "equal": Outcome.CORRECT,
-    "different": Outcome.WRONG,
-    "answer": Outcome.UNPARSEABLE,
-    "incomparable": Outcome.UNPARSEABLE,
-    "time": Outcome.TIMEOUT,
-    "memory": Outcome.TIMEOUT,
-    "died": Outcome.TIMEOUT,
+_OUTCOMES = {"equal": Outcome.CORRECT, "different": Outcome.WRONG, "killed": Outcome.UNKNOWN, "stuck": Outcome.UNKNOWN}
+"""Of the pool's results; all others are properties of the answer or its reference, and unparseable."""
+_FAULTS = {
+    "gold": "math-verify cannot read it",
+    "gold/cpu": "reading it takes math-verify more than {limit:g} CPU seconds",
+    "cpu": "comparing it with itself takes math-verify more than {limit:g} CPU seconds",
+    "memory": "math-verify needs too much memory for it",
+    "crash": "it brings the parser down",
 }
 
 
@@ -41,51 +46,70 @@ class Verifier:
 
     Args:
         workers: Number of processes for what the strict rule leaves undecided.
-        time_limit: Seconds of wall-clock time for one comparison; then its process is killed. Waiting for a free process is not charged.
+        cpu_limit: CPU seconds of a process for one comparison; reading the reference is not counted. Right answers of five public sets need
+            0.6 at most (`bench/verifier_load.py`), so that a processor many times slower gives the same verdicts.
+        gold_cpu_limit: CPU seconds for reading a reference.
         memory_limit: Bytes of address space of each process. math-verify itself takes about 70 MiB.
+        stall_limit: Seconds of wall-clock time after which a process that makes no progress at all is given up.
     """
 
-    def __init__(self, *, workers: int = 2, time_limit: float = 1.0, memory_limit: int = 512 * 1024**2) -> None:
-        self.pool = WorkerPool(workers=workers, time_limit=time_limit, memory_limit=memory_limit)
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        cpu_limit: float = 10.0,
+        gold_cpu_limit: float = 60.0,
+        memory_limit: int = 512 * 1024**2,
+        stall_limit: float = 120.0,
+    ) -> None:
+        self.pool = WorkerPool(
+            workers=workers, cpu_limit=cpu_limit, gold_cpu_limit=gold_cpu_limit, memory_limit=memory_limit, stall_limit=stall_limit
+        )
         self.counts: Counter[str] = Counter()
-        """Verdicts so far: one per outcome (`wrong`), and one per outcome and reason (`wrong/chain`, `timeout/memory`)."""
+        """Verdicts so far: one per outcome (`wrong`), and one per outcome and reason (`wrong/chain`, `unparseable/memory`)."""
         self._lock = threading.Lock()
 
-    def verify(self, response: str, gold: str) -> Outcome:
+    def verify(self, response: str, gold: str, form: str | None = "box", thinks: bool = False) -> Outcome:
         """Checks a whole response; see `submit`. Blocks until it is decided."""
-        return self.submit(response, gold).result()
+        return self.submit(response, gold, form, thinks).result()
 
-    def submit(self, response: str, gold: str) -> Future[Outcome]:
+    def submit(self, response: str, gold: str, form: str | None = "box", thinks: bool = False) -> Future[Outcome]:
         """Checks a whole response; in asyncio, await `asyncio.wrap_future(verifier.submit(…))`.
 
         Args:
-            response: The policy's text, with thinking part and box.
-            gold: Reference answer, in LaTeX or plain text.
+            response: The policy's text, with thinking part and answer.
+            gold: Reference answer, in LaTeX or plain text. One that cannot be read gives `unparseable`.
+            form: Where the answer stands, see `answer.FORMS`; None = the prompt did not say, and a box is looked for.
+            thinks: The prompt has opened a thinking part already, see `thinking.opens`.
 
         Returns:
-            A future, finished already where the strict rule decides. It fails with `ValueError` where math-verify cannot read the
-            reference.
+            A future, finished already where the strict rule decides.
 
         Raises:
-            ValueError: the reference is empty or cannot be used; `check_gold` finds such references when data is loaded.
             RuntimeError: the verifier is closed.
         """
-        check_gold(gold)
-        box = final_box(response, parts=list_length(gold))
-        if box is None:
-            return self._decided(Outcome.NO_ANSWER, "no box")
-        if box.hedged:
+        try:
+            parts = list_length(gold)
+        except ValueError:
+            return self._decided(Outcome.UNPARSEABLE, "gold")
+        answer = final_answer(response, form=form, parts=parts, thinks=thinks)
+        if answer is None:
+            return self._decided(Outcome.NO_ANSWER, "none")
+        if answer.hedged:
             return self._decided(Outcome.WRONG, "hedged")
-        return self.submit_answer(box.text, gold)
+        return self.submit_answer(answer.text, gold)
 
     def submit_answer(self, answer: str, gold: str) -> Future[Outcome]:
         """Compares an answer that is taken out of its response already; otherwise as `submit`."""
-        ruling = rule(gold, answer)
+        try:
+            ruling = rule(gold, answer)
+        except ValueError:
+            return self._decided(Outcome.UNPARSEABLE, "gold")
         if ruling.outcome is not None:
             return self._decided(ruling.outcome, ruling.reason)
         outcome: Future[Outcome] = Future()
         outcome.set_running_or_notify_cancel()
-        self.pool.submit(ruling.gold, ruling.answer).add_done_callback(lambda done: self._finish(done, outcome, gold))
+        self.pool.submit(ruling.gold, ruling.answer).add_done_callback(lambda done: self._finish(done, outcome))
         return outcome
 
     def check_gold(self, gold: str) -> None:
@@ -94,13 +118,39 @@ class Verifier:
         Raises:
             ValueError: it cannot; the message shows it.
         """
-        check_gold(gold)
-        # Compared with a fresh symbol, whatever the strict rule cannot decide alone is parsed.
-        ruling = rule(gold, r"\mathcal{Q}")
-        if ruling.outcome is None:
-            result = self.pool.submit(ruling.gold, ruling.gold).result()
+        (fault,) = self.check_golds([gold])
+        if fault:
+            raise ValueError(fault)
+
+    def check_golds(self, golds: Iterable[str]) -> list[str | None]:
+        """Says of each reference why it cannot be compared with; None = it can. Each text is tried once, in all processes at a time.
+
+        Numbers and words cost no process. Whatever an answer may ever be compared with by math-verify is parsed here.
+
+        Raises:
+            RuntimeError: the verifier's processes fail, so that nothing is known of the references.
+        """
+        golds = list(golds)
+        faults: dict[str, str | None] = {}
+        parsed: dict[str, Future[str]] = {}
+        for gold in dict.fromkeys(golds):
+            faults[gold] = None
+            try:
+                check_gold(gold)
+                part = parsed_part(gold)
+            except ValueError as error:
+                faults[gold] = str(error)
+                continue
+            if part is not None:
+                parsed[gold] = self.pool.submit(part, part, checks_gold=True)
+        for gold, future in parsed.items():
+            result = future.result()
+            if result in ("killed", "stuck"):
+                raise RuntimeError(f"the verifier's processes are {result}, so the reference {gold[:200]!r} could not be checked; start again")
             if result not in ("equal", "different"):
-                raise ValueError(f"the reference answer {gold[:200]!r} cannot be compared with: math-verify says {result!r}")
+                why = _FAULTS.get(result, "math-verify cannot compare it with itself").format(limit=self.pool.gold_cpu_limit)
+                faults[gold] = f"the reference answer {gold[:200]!r} cannot be compared with: {why}"
+        return [faults[gold] for gold in golds]
 
     def close(self) -> None:
         """Ends all processes. Answers that are not decided yet fail."""
@@ -123,16 +173,12 @@ class Verifier:
             self.counts[outcome.value] += 1
             self.counts[f"{outcome.value}/{reason}"] += 1
 
-    def _finish(self, done: Future[str], outcome: Future[Outcome], gold: str) -> None:
+    def _finish(self, done: Future[str], outcome: Future[Outcome]) -> None:
         if done.cancelled():
             outcome.set_exception(RuntimeError("the verifier was closed"))
-            return
-        error = done.exception()
-        if error:
+        elif error := done.exception():
             outcome.set_exception(error)
-        elif done.result() == "gold":
-            outcome.set_exception(ValueError(f"math-verify cannot read the reference answer {gold[:200]!r}"))
         else:
-            verdict = _OUTCOMES[done.result()]
+            verdict = _OUTCOMES.get(done.result(), Outcome.UNPARSEABLE)
             self._count(verdict, done.result())
             outcome.set_result(verdict)

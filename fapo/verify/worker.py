@@ -4,7 +4,7 @@ r"""The process side of the verifier: imports math-verify once, forks a worker p
 
 This process has one thread and never imports torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of
 vLLM, torch and gloo, is never forked. Control messages are a letter and a number (5 bytes): `F` with a socket attached forks a worker on it
-and is answered by the worker's pid; `R` pid reaps it. A pid is reaped only when asked, so it cannot be given to another process before.
+and is answered by the worker's pid; `R` pid reaps it, and is answered by the signal that ended it (0 = it ended by itself). A pid is reaped only when asked, so it cannot be given to another process before.
 When the trainer goes away, by whatever signal, the control socket ends, and all workers are killed and reaped.
 
 Only math-verify's LaTeX route is used. Its other route hands text to sympy's `parse_expr`, which evaluates Python.
@@ -23,6 +23,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import warnings
 from fractions import Fraction
 from functools import lru_cache
@@ -178,7 +179,11 @@ def _differ_as_numbers(gold: Any, answer: Any) -> bool:
 
 
 def serve_worker(connection: socket.socket, memory_limit: int) -> None:
-    """Answers requests until the other side has gone, or until this worker is to be replaced."""
+    """Answers requests until the other side has gone, or until this worker is to be replaced.
+
+    A request has two replies, since its reference is not charged to the answer: `{cpu}` when the reference is parsed, which is once a worker,
+    and `{cpu, result, last}`; `cpu` is this process's CPU clock in seconds. The first is left out where the reference decides.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for served in range(1, ANSWERS_PER_WORKER + 1):
@@ -187,7 +192,10 @@ def serve_worker(connection: socket.socket, memory_limit: int) -> None:
         except EOFError:
             return
         try:
-            result = compare(request["gold"], request["answer"])
+            result = "" if can_be_read(request["gold"]) else "gold"
+            if not result:
+                send_message(connection, {"cpu": time.process_time()})
+                result = compare(request["gold"], request["answer"])
         except MemoryError:
             result = "memory"
         # sympy swallows a MemoryError now and then and goes on; the peak tells. An equality that was found is an equality.
@@ -195,9 +203,19 @@ def serve_worker(connection: socket.socket, memory_limit: int) -> None:
         if result not in ("equal", "memory") and peak > 0.9 * memory_limit:
             result = "memory"
         last = result == "memory" or served == ANSWERS_PER_WORKER or peak > 0.7 * memory_limit
-        send_message(connection, {"result": result, "last": last})
+        send_message(connection, {"cpu": time.process_time(), "result": result, "last": last})
         if last:
             return
+
+
+def can_be_read(gold: str) -> bool:
+    """Whether math-verify can parse a reference; keeps what it has read."""
+    try:
+        return bool(parse_answer(gold))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - antlr and sympy raise anything, RecursionError included, and all of it means the same
+        return False
 
 
 def serve_control(control: socket.socket, memory_limit: int) -> None:
@@ -213,8 +231,9 @@ def serve_control(control: socket.socket, memory_limit: int) -> None:
         message += receive_exactly(control, CONTROL.size - len(message))
         command, number = CONTROL.unpack(message)
         if command == b"R":
-            os.waitpid(number, 0)
+            _, status = os.waitpid(number, 0)
             workers.discard(number)
+            control.sendall(CONTROL.pack(b"S", os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
             continue
         server = os.getpid()
         pid = os.fork()
