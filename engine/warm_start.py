@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from soundrl.engine.build import Demonstrations
+from soundrl.engine.problems import Demonstrations
 from soundrl.engine.config import Config
 from soundrl.engine.console import Progress
 from soundrl.engine.policy import Policy

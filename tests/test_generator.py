@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
 from soundrl.engine.generator import derived_seed, requests_for
-from soundrl.engine.torch_generator import TorchGenerator, nucleus
 from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.torch_generator import TorchGenerator, nucleus
 from soundrl.engine.world import World
 
 PROMPTS = [("a", (7, 1, 10, 2, 14)), ("b", (3,)), ("c", tuple(range(17)))]

@@ -108,7 +108,7 @@ def parsed_part(gold: str) -> str | None:
         return None
     plain = plain.replace(r"\%", " ").strip()
     if not (";" in plain and "=" in plain):
-        plain = cut_unit(_degrees(drop_names(plain, plain)[0]))[0]
+        plain = _cut_unit(drop_names(plain, plain)[0])[0]
     # A fault here (a chain, a unit alone) means that nothing but the same text is ever equal to it, and nothing is parsed.
     return exact_decimals(plain) if plain and _holds_opaque(read(plain)) else None
 

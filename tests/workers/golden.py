@@ -11,9 +11,7 @@ import sys
 from concurrent.futures import Future
 from pathlib import Path
 
-ARGUMENTS = json.loads(sys.argv[1])
-if ARGUMENTS.get("interpret"):
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: attention through the kernels, interpreted
+os.environ.update(json.loads(sys.argv[1]).get("environment", {}))  # before triton is imported, which reads TRITON_INTERPRET then
 
 from transformers import AutoTokenizer
 
@@ -61,10 +59,10 @@ def collected(folder: Path, world: World, lam: float) -> PendingGroups:
     return task.collect(list(prompts.values()), rollouts)
 
 
-def main(out: Path) -> None:
+def main(arguments: dict, out: Path) -> None:
     world = World.start()
     said = []
-    for case in ARGUMENTS["cases"]:
+    for case in arguments["cases"]:
         folder = Path(case["folder"])
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = Model(path=str(folder), dtype="float32", max_length=80, attention=case.get("attention", "triton"))
@@ -88,4 +86,4 @@ def world_waits() -> None:
     raise AssertionError("every verdict is there already")
 
 
-main(Path(sys.argv[2]))
+main(json.loads(sys.argv[1]), Path(sys.argv[2]))
