@@ -11,4 +11,5 @@ ROOMS = [str(init.parent) for folder in FOLDERS for init in sorted(Path(folder).
 setup(
     packages=[f"soundrl.{folder.replace('/', '.')}" for folder in (*FOLDERS, *ROOMS)],
     package_dir={f"soundrl.{folder.replace('/', '.')}": folder for folder in (*FOLDERS, *ROOMS)},
+    package_data={"soundrl.kernels": ["README.md"]},
 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import os
+import sys
+import types
 from urllib.parse import parse_qsl
 
 from soundrl.fapo.rows import DataError, shown
@@ -50,11 +53,15 @@ def load_puzzles(name: str, max_rows: int | None = None) -> list[Puzzle]:
     empty, several lines; with their number), where a problem has many right answers, and where the problems depend on Python's hash seed
     while PYTHONHASHSEED is not set.
     """
+    kind, _, query = name.removeprefix(PREFIX).partition("?")
+    if importlib.util.find_spec("pycosat") is None:  # compiled when installed, so missing where there was no C compiler
+        if kind == "zebra_puzzles":
+            raise DataError(f"{PREFIX}{kind} needs pycosat, which is not installed; install a C compiler, then: pip install pycosat==0.6.6")
+        sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))  # imported by name with all data sets, used by this one
     # Here and not above: the import takes seconds, and files need none of it.
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    kind, _, query = name.removeprefix(PREFIX).partition("?")
     if kind not in DATASETS:
         raise DataError(f"{shown(name)}: no data set of reasoning-gym has this name{_close(kind, DATASETS)}")
     if kind in MANY_ANSWERS:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from conftest import start
 from tiny import write_tiny
 from transformers import AutoConfig
 
+from soundrl.engine.build import engine_count
 from soundrl.engine.config import Config
 from soundrl.engine.launch import UserError, plan_arguments
 from soundrl.engine.memory_plan import CONTEXT, GIB, memory_plan, shapes, trainer_state, trainer_work
-from soundrl.engine.recipes import fapo_7b
+from soundrl.engine.recipes import RECIPES, fapo_7b
 from soundrl.kernels.head_chunks import LinearHead, bytes_per_logit
 
 QWEN_7B = {
@@ -101,6 +103,19 @@ def test_the_plan_chooses_how_a_served_judge_lives(of):
 def test_the_plan_counts_judges_on_the_fullest_gpu(of):
     judges = [memory_plan(served(workers=workers), of, 16, 200 * GIB, "cuda", machine=4).parts["served judges"] for workers in (1, 4, 5)]
     assert judges == [0.4 * 200 * GIB * count for count in (1, 1, 2)]
+
+
+def test_the_share_of_a_gpu_is_below_one(of):
+    """Every recipe starts on a GPU as on a CPU, where the share is GiB and may be any number."""
+    for recipe in RECIPES.values():
+        recipe().check_memory("cuda")
+    for memory in (1.0, 1.5, 4.0):
+        config = replace(fapo_7b(), rollout=replace(fapo_7b().rollout, memory=memory))
+        config.check_memory("cpu")
+        world = SimpleNamespace(device=torch.device("cuda", 0), size=8)
+        for ask in (lambda: engine_count(config, world), lambda: memory_plan(config, of, 8, 80 * GIB, "cuda")):  # noqa: B023
+            with pytest.raises(ValueError, match=f"rollout.memory {memory} is a share on a GPU, .* set e.g. --rollout.memory 0.4"):
+                ask()
 
 
 def test_logits_are_planned_as_the_head_holds_them(of):
