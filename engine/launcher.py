@@ -21,7 +21,7 @@ from pathlib import Path
 from soundrl.engine.last_words import LAUNCHER, catch, kept, remove, stopped
 
 LOOK = 0.2  # seconds between looks at processes; words wake us at once
-GRACE = 1.0  # seconds in which other ranks may say what they die of
+GRACE = 2.0  # seconds in which other ranks may say what they die of
 PATIENCE = 4.0  # seconds that a rank has to end when it is told to
 
 
@@ -105,8 +105,10 @@ def launch(arguments: Sequence[str]) -> int:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))  # bound, not listened on: the kernel gives it to nobody but rank 0, who asks for it by number
     try:
-        held.bind(("127.0.0.1", 0))  # bound, not listened on: the kernel gives it to nobody but rank 0, who asks for it by number
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(held.getsockname())  # sends nothing, but needs a route
     except OSError as error:
         print(f"error: this machine has no loopback interface ({error.strerror}); try `ip link set lo up`", file=sys.stderr)
         return 1
