@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from soundrl.engine import last_words
 from soundrl.engine.config import Config, Run
 from soundrl.engine.last_words import RANK, UserError, explained, kept, one_line, undone, without
-from soundrl.engine.launch import parse_arguments
+from soundrl.engine.launch import parse_arguments, users_mistakes
 from soundrl.engine.launcher import Child, report
 from soundrl.engine.run_folder import RunFolder, locked, whole
 
@@ -168,6 +168,12 @@ def test_a_name_that_is_no_folders_name_is_refused(name):
     assert one_line(str(caught.value)) == str(caught.value)
 
 
+def test_a_long_path_is_not_broken_in_two():
+    path = "/data/" + 60 * "long/" + "labelled.jsonl"
+    with pytest.raises(UserError, match=f"^genrm.probe is {path} 3, but"):
+        parse_arguments(["arith", "--genrm.probe", path, "3"])
+
+
 @pytest.mark.parametrize("name", GOOD_NAMES, ids=ascii)
 def test_any_other_name_is_taken_as_it_stands(name):
     assert parse_arguments(["arith", f"--run.name={name}"]).run.name == name
@@ -285,6 +291,21 @@ def test_a_librarys_own_error_keeps_its_place():
         Run(name="x").name.index("y")
     assert last_words.foreign(mistake(theirs.value))
     assert not last_words.foreign(mistake(ours.value)) and not last_words.foreign(mistake(None))
+
+
+def test_a_file_that_cannot_be_read_is_the_users_to_mend():
+    for error, text in (
+        (PermissionError(errno.EACCES, "Permission denied", "data.jsonl"), "data.jsonl: Permission denied"),
+        (OSError("Can't load the tokenizer.\n\nMake sure"), "Can't load the tokenizer.\n\nMake sure"),
+        (json.JSONDecodeError("no JSON", "", 0), "no JSON: line 1 column 1 (char 0)"),
+    ):
+        with pytest.raises(UserError) as caught, users_mistakes():
+            raise error
+        assert str(caught.value) == text and caught.value.__cause__ is error
+    for error in (OSError(errno.ENOSPC, "full"), KeyError("x"), RuntimeError("x")):  # inverse
+        with pytest.raises(type(error)) as caught, users_mistakes():
+            raise error
+        assert caught.value is error
 
 
 def test_the_command_that_goes_on_names_each_setting_once(tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def main(config) -> None:
     with undone(lambda: part.unlink(missing_ok=True)):
         part.write_text("half")
         RANK.enter("step 3, train")
-        print(f"ready {RANK.number} {os.getpid()}", flush=True)
+        os.write(1, f"ready {RANK.number} {os.getpid()}\n".encode())  # at once, so that two ranks' lines do not mix
         faults = dict(item.split(":", 1) for item in os.environ.get("FAULT", "").split(";") if item)
         (folder / f"ready-{RANK.number}").write_text(str(os.getpid()))
         wait_for(lambda: len(list(folder.glob("ready-*"))) == 2)
