@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from soundrl.engine import launcher
-from soundrl.engine.last_words import FULL, RANK, UserError, catch, one_line, stopped
+from soundrl.engine.last_words import FULL, RANK, UserError, catch, one_line, say, stopped
 
 if TYPE_CHECKING:  # a signal that comes while these load must find its handler
     from soundrl.engine.config import Config
@@ -123,7 +123,7 @@ def leave_to_ranks() -> None:
             read_arguments()
         status = launcher.launch(sys.argv)
     except launcher.Stopped as by:
-        print(stopped(by.number, "start", None), file=sys.stderr)
+        say(stopped(by.number, "start", None))
         status = 128 + by.number
     sys.exit(status)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,21 @@ def test_a_signal_to_the_launcher_ends_all_in_one_line(number, status, tmp_path)
         (line,) = said.splitlines()
         assert line.startswith(f"stopped by {number.name}{key}{IN}; kept: {tmp_path}/arith/policy/step-000002, start from it: python ")
     assert not [pid for pid in pids if running(pid)]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_ranks_end_though_nobody_reads_what_they_say(tmp_path):
+    """The terminal was closed with the launcher in it."""
+    command = [sys.executable, "tests/workers/faulty.py", "--run.folder", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "RANK"} | QUIET | {"NPROC": "2", "WAIT": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pids = [int(process.stdout.readline().split()[2]) for _ in range(2)]
+    process.stdout.close()
+    process.stderr.close()
+    process.kill()
+    process.wait()
+    while any(running(pid) for pid in pids):  # the test's own time limit is the runner's
+        time.sleep(0.05)
     assert not list(tmp_path.rglob("*.part"))
 
 
