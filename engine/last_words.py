@@ -73,11 +73,14 @@ class Rank:
 
     def end(self, status: int) -> None:
         """At once: interpreter shutdown would wait for collectives of ranks that have not failed."""
-        for undo in reversed(self.unfinished):
-            with contextlib.suppress(OSError):
-                undo()
-        sys.stdout.flush()
-        os._exit(status)
+        try:
+            for undo in reversed(self.unfinished):
+                with contextlib.suppress(OSError):
+                    undo()
+            with contextlib.suppress(OSError, ValueError):  # whoever read it may have gone
+                sys.stdout.flush()
+        finally:
+            os._exit(status)
 
     def watch(self) -> None:
         """Ends this process when it is told to, and when its launcher has gone."""
@@ -101,13 +104,13 @@ class Rank:
             elif self.launcher is not None and ready and self.launcher.recv(16):
                 self.end(1)  # another rank has failed, and says so
             elif ready or os.getppid() != self.parent:
-                print(f"error: {self.name} the launcher has gone; ended in {self.where}", file=sys.stderr, flush=True)
+                say(f"error: {self.name} the launcher has gone; ended in {self.where}")
                 self.end(1)
 
     def _signalled(self, number: signal.Signals) -> None:
         # torchrun ends ranks by SIGTERM where another one has failed: that is no news.
         if not self.tell("signal", number.name) and number != signal.SIGTERM and self.number == 0:
-            print(stopped(number, self.where, self.folder), file=sys.stderr, flush=True)
+            say(stopped(number, self.where, self.folder))
         self.end(128 + number)
 
     @contextlib.contextmanager
@@ -135,7 +138,7 @@ class Rank:
         words = one_line(text) + (at if kind != "user" or foreign(error) else "")
         trace = trace[-LONGEST_TRACEBACK:] if kind == "failed" else ""
         if not self.tell(kind, json.dumps([words, trace])):
-            print(f"{trace}error: {self.name} {words}", file=sys.stderr, flush=True)
+            say(f"{trace}error: {self.name} {words}")
             if kind != "lost" and "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's own report, which comes last, quotes it
                 extra = {"py_callstack": f"{self.name} {words}", "timestamp": str(int(time.time()))}
                 Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": {"message": words, "extraInfo": extra}}))
@@ -154,6 +157,12 @@ class Rank:
 
 
 RANK = Rank()
+
+
+def say(text: str) -> None:
+    """On standard error, to whoever still reads it: a terminal that was closed must not keep a rank from its end."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def catch(handler: Callable[..., None]) -> None:

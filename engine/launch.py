@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from soundrl.engine import launcher
-from soundrl.engine.last_words import RANK, UserError, catch, one_line, stopped
+from soundrl.engine.last_words import FULL, RANK, UserError, catch, one_line, say, stopped
 
 if TYPE_CHECKING:  # a signal that comes while these load must find its handler
     from soundrl.engine.config import Config
@@ -25,11 +25,16 @@ HELP = ("-h", "--help")
 
 @contextlib.contextmanager
 def users_mistakes(kind: type[Exception] = ValueError) -> Iterator[None]:
-    """Around the preparation of a run (settings, files, model folder, judge), where a ValueError is the user's to mend; `kind`: another."""
+    """Around the preparation of a run (settings, files, model folder, judge), where a ValueError (`kind`: another) or a file that cannot be
+    read is the user's to mend."""
     try:
         yield
     except kind as error:
         raise UserError(str(error)) from error
+    except OSError as error:  # transformers raises plain ones, with advice as text
+        if error.errno in FULL:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
 
 def parse_arguments(arguments: Sequence[str]) -> Config:
@@ -52,6 +57,9 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
     with contextlib.ExitStack() as stack:
         if not asks_help:
             stack.enter_context(contextlib.redirect_stderr(said))
+            # tyro's box is as wide as the terminal, and would break a long path in two.
+            stack.callback(os.environ.update, {"COLUMNS": os.environ.get("COLUMNS", "")})
+            os.environ["COLUMNS"] = "10000"
         try:
             return tyro.extras.overridable_config_cli(recipes, prog="engine/train.py", args=arguments)
         except SystemExit:
@@ -115,7 +123,7 @@ def leave_to_ranks() -> None:
             read_arguments()
         status = launcher.launch(sys.argv)
     except launcher.Stopped as by:
-        print(stopped(by.number, "start", None), file=sys.stderr)
+        say(stopped(by.number, "start", None))
         status = 128 + by.number
     sys.exit(status)
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
-from soundrl.engine.last_words import LAUNCHER, catch, kept, remove, stopped
+from soundrl.engine.last_words import LAUNCHER, catch, kept, remove, say, stopped
 
 LOOK = 0.2  # seconds between looks at processes; words wake us at once
-GRACE = 1.0  # seconds in which other ranks may say what they die of
+GRACE = 2.0  # seconds in which other ranks may say what they die of
 PATIENCE = 4.0  # seconds that a rank has to end when it is told to
 
 
@@ -105,10 +105,12 @@ def launch(arguments: Sequence[str]) -> int:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))  # bound, not listened on: the kernel gives it to nobody but rank 0, who asks for it by number
     try:
-        held.bind(("127.0.0.1", 0))  # bound, not listened on: the kernel gives it to nobody but rank 0, who asks for it by number
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(held.getsockname())  # sends nothing, but needs a route
     except OSError as error:
-        print(f"error: this machine has no loopback interface ({error.strerror}); try `ip link set lo up`", file=sys.stderr)
+        say(f"error: this machine has no loopback interface ({error.strerror}); try `ip link set lo up`")
         return 1
     children: list[Child] = []
     try:
@@ -118,7 +120,7 @@ def launch(arguments: Sequence[str]) -> int:
     except Stopped as stopped_by:
         end(children)
         place = children[0] if children else None
-        print(stopped(stopped_by.number, place.where if place else "start", place.folder if place else None), file=sys.stderr)
+        say(stopped(stopped_by.number, place.where if place else "start", place.folder if place else None))
         return 128 + stopped_by.number
     return report(children)
 
@@ -170,6 +172,6 @@ def report(children: Sequence[Child]) -> int:
         numbers = ", ".join(str(rank) for rank in sorted(child.rank for child in ranks))
         who = "" if len(ranks) == len(children) and first.words[0] == "user" else f"[rank {numbers}, {host}] "
         rest = "" if first.words[0] == "user" else kept(first.folder)
-        print(f"{first.words[2]}error: {who}{words}{rest}", file=sys.stderr, flush=True)
+        say(f"{first.words[2]}error: {who}{words}{rest}")
     status = failed[0].process.returncode
     return 128 - status if status < 0 else status or 1

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,13 +39,25 @@ def meet(fault: str) -> None:
         os._exit(int(how))
     if what == "kill":
         os.kill(os.getpid(), getattr(signal, how))
-        time.sleep(60)
+        time.sleep(120)
     if what == "fork":  # a child of a rank that keeps everything open and hears of no signal
         if os.fork() == 0:
             os.closerange(0, 3)  # whoever reads what the rank says need not wait
             time.sleep(5)
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    while not holds():
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def main(config) -> None:
@@ -55,17 +68,20 @@ def main(config) -> None:
     with undone(lambda: part.unlink(missing_ok=True)):
         part.write_text("half")
         RANK.enter("step 3, train")
-        print(f"ready {RANK.number} {os.getpid()}", flush=True)
+        os.write(1, f"ready {RANK.number} {os.getpid()}\n".encode())  # at once, so that two ranks' lines do not mix
         faults = dict(item.split(":", 1) for item in os.environ.get("FAULT", "").split(";") if item)
+        (folder / f"ready-{RANK.number}").write_text(str(os.getpid()))
+        wait_for(lambda: len(list(folder.glob("ready-*"))) == 2)
         fault = faults.pop(str(RANK.number), "")
         if fault:
-            time.sleep(float(os.environ.get("LATER", "0.3")))
             meet(fault)
-        elif faults and os.environ.get("OTHERS") == "lose":
-            time.sleep(0.1 if "LATER" in os.environ else 0.4)
+        elif os.environ.get("OTHERS") == "lose":
+            for number in faults:
+                pid = int((folder / f"ready-{number}").read_text()) if number in "01" else 0
+                wait_for(lambda pid=pid: not pid or gone(pid))
             raise RuntimeError(GLOO)
         elif faults or "WAIT" in os.environ:
-            time.sleep(60)
+            time.sleep(120)
         part.unlink()
 
 
