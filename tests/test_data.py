@@ -269,8 +269,14 @@ def test_an_unread_column_or_leaf_of_parquet_stops_nothing(tmp_path: Path) -> No
         ('{"problem": "p", "answer": 1e999, "x": 1e999}', "answer: 1E+999 "),
         ('{"problem": "p", "answer": "1", "x": 1e999, "y": {"a": 1, "a": 2}, "z": 1, "z": 2}', None),
         ('{"problem": "p", "problem": "q", "answer": "1"}', "problem: a key that stands twice "),
-        ('{"prompt": [{"role": "user", "content": "p"}], "reward_model": {"ground_truth": 1, "ground_truth": 2}}', "reward_model.ground_truth"),
-        ('{"prompt": [{"role": "user", "content": "p", "content": "q"}], "reward_model": {"ground_truth": 1}}', "prompt[0].content: a key "),
+        (
+            '{"prompt": [{"role": "user", "content": "p"}], "reward_model": {"ground_truth": 1, "ground_truth": 2}}',
+            "reward_model.ground_truth",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": "p", "content": "q"}], "reward_model": {"ground_truth": 1}}',
+            "prompt[0].content: a key ",
+        ),
         ('{"prompt": [{"role": "user", "content": "p"}], "reward_model": {"ground_truth": 1, "x": 1, "x": 2}}', None),
     ],
 )
@@ -284,7 +290,16 @@ def test_a_key_that_stands_twice_is_a_fault_where_it_is_read(text: str, fault: s
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("0.5", "0.5"), ("0.50", "0.50"), ("72.0", "72"), ("-3.25", "-3.25"), ("1e3", "1000"), ("1e-07", "0.0000001"), ("2", "2"), ('"1/2"', "1/2")],
+    [
+        ("0.5", "0.5"),
+        ("0.50", "0.50"),
+        ("72.0", "72"),
+        ("-3.25", "-3.25"),
+        ("1e3", "1000"),
+        ("1e-07", "0.0000001"),
+        ("2", "2"),
+        ('"1/2"', "1/2"),
+    ],
 )
 def test_numbers_are_taken_as_they_are_written(text: str, answer: str, tmp_path: Path) -> None:
     (prompt,) = load_prompts(write_lines(tmp_path / "a.jsonl", b'{"problem": "p", "answer": %s}' % text.encode()))
@@ -298,8 +313,28 @@ SOLVED = "The bags hold 3*4 = <<3*4=12>>12 nuts.\nWith 2 more that is 12+2 = <<1
 FOURTEEN = [
     *("14", " 14\n", SOLVED, "#### 14", "Answer: 14", "ANSWER = 14", "The answer is 14.", "the final answer is: $14$", "**Answer:** 14"),
     *("**The final answer is 14**", "Final Answer: The final answer is $14$. I hope it is correct.", "3*4=12. 12+2=14. The answer is 14."),
-    *('["14"]', "['14']", "array(['14'], dtype=object)", '{"answer": 14}', "{'answer': '14'}", "14\n14", "<answer>14</answer>", "Solution: 14"),
-    *(r"\boxed{14}", r"$\boxed{14}$", r"So there are $\boxed{14}$ nuts.", "$14$", r"\(14\)", r"\[14\]", '"14"', "`14`", "**14**", "答案：14"),
+    *(
+        '["14"]',
+        "['14']",
+        "array(['14'], dtype=object)",
+        '{"answer": 14}',
+        "{'answer': '14'}",
+        "14\n14",
+        "<answer>14</answer>",
+        "Solution: 14",
+    ),
+    *(
+        r"\boxed{14}",
+        r"$\boxed{14}$",
+        r"So there are $\boxed{14}$ nuts.",
+        "$14$",
+        r"\(14\)",
+        r"\[14\]",
+        '"14"',
+        "`14`",
+        "**14**",
+        "答案：14",
+    ),
     *("3*4 = 12\n12+2 = 14\nAnswer: 14", '<answer>["14"]</answer>', ["14"], [14], [["14"]], {"answer": "14"}),
 ]
 
@@ -313,8 +348,30 @@ def test_references_are_taken_out_of_their_wrapping(answer: object, tmp_path: Pa
 
 
 OWN_SPELLING = [
-    *("14.", "$14", "(2, 3)", "[14]", "[1,2]", "{1, 2}", "x = 14", "14 cm", "Yes", "None", "f'(x)", "$1$ and $2$", "No answer: 5", "Answer"),
-    *(r"\left\{ x \mid x > 2 \right\}", "\\begin{pmatrix}\n1\\\\2\n\\end{pmatrix}", r"\text{The answer is } 4", "1,400", "a < b > c", "A) 14"),
+    *(
+        "14.",
+        "$14",
+        "(2, 3)",
+        "[14]",
+        "[1,2]",
+        "{1, 2}",
+        "x = 14",
+        "14 cm",
+        "Yes",
+        "None",
+        "f'(x)",
+        "$1$ and $2$",
+        "No answer: 5",
+        "Answer",
+    ),
+    *(
+        r"\left\{ x \mid x > 2 \right\}",
+        "\\begin{pmatrix}\n1\\\\2\n\\end{pmatrix}",
+        r"\text{The answer is } 4",
+        "1,400",
+        "a < b > c",
+        "A) 14",
+    ),
 ]
 
 

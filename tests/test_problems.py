@@ -260,3 +260,23 @@ def test_no_solutions_at_all_is_a_conflict_of_settings(tokenizer, tmp_path):
     settings = config(tmp_path, path, steps=3)
     with pytest.raises(ValueError, match=r"warm_start.steps is 3, but no row of .*d.jsonl has a solution; set --warm-start.steps 0"):
         build_demonstrations(settings, build_sources(settings)[0], Encoder(tokenizer, 20))
+
+
+def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tmp_path):
+    """Two sets called test.jsonl, and a train file of that name: each is sampled and reported as its own."""
+    tiny = write_tiny(tmp_path / "tiny", "llama")
+    files = [write(tmp_path / f"{name}/test.jsonl", GOOD, {"problem": "?"}) for name in ("gsm8k", "aime24", "math500")]
+    settings = f"--model.path {tiny} --model.dtype float32 --model.max-length 64 --rollout.max-new-tokens 8 --rollout.engine torch"
+    settings += " --rollout.prompts 1 --optim.minibatch-prompts 1 --optim.microbatch-tokens 128 --warm-start.steps 0 --run.steps 0"
+    settings += f" --run.name x --run.folder {tmp_path}/runs --data.train {files[0]} --data.test {files[1]} {files[2]}"
+    arguments = ["smollm2-gsm8k", *settings.split(), "--data.instruction", ""]
+    stopped = train(*arguments, NPROC="1")
+    assert stopped.returncode == 2 and "3 of 6 rows cannot be used: " in stopped.stderr and "Traceback" not in stopped.stderr
+    assert len((tmp_path / "runs/x/left_out.jsonl").read_text().splitlines()) == 3
+    done = train(*arguments, "--data.skip-unusable", NPROC="1")
+    assert done.returncode == 0, done.stderr
+    assert f"{files[1]}: left out 1 of 2 rows (answer 1)" in done.stdout
+    logged = json.loads((tmp_path / "runs/x/metrics.jsonl").read_text().splitlines()[0])
+    assert {"eval/aime24/test/accuracy", "eval/math500/test/accuracy"} <= set(logged)
+    listed = [json.loads(line)["file"] for line in (tmp_path / "runs/x/left_out.jsonl").read_text().splitlines()]
+    assert listed == files
