@@ -34,12 +34,18 @@ class LeftOut:
 
     def __str__(self) -> str:
         """One line: the one fault, or how many there are and the first of them."""
-        return summary(list(self.rows.values()), self.read.total())
+        return summary(self.ordered(), self.read.total())
+
+    def ordered(self) -> list[RowError]:
+        """By file, in the order of reading, and row."""
+        files = {file: place for place, file in enumerate(self.read)}
+        split = {fault.place: fault.place.rpartition(":") for fault in self.rows.values()}
+        return sorted(self.rows.values(), key=lambda fault: (files[split[fault.place][0]], int(split[fault.place][2])))
 
     def counts(self) -> list[str]:
         """`college.jsonl: left out 7 of 2,818 rows (answer 6, prompt 1)`, a line a file that has some."""
         fields: dict[str, Counter[str]] = {}
-        for fault in self.rows.values():
+        for fault in self.ordered():
             fields.setdefault(fault.place.rpartition(":")[0], Counter())[fault.field or "row"] += 1
         return [
             f"{file}: left out {found.total():,} of {self.read[file]:,} rows ({', '.join(f'{name} {n:,}' for name, n in found.items())})"
@@ -54,7 +60,7 @@ class LeftOut:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".part")
         with beside.open("w", encoding="utf-8") as out:
-            for fault in self.rows.values():
+            for fault in self.ordered():
                 file, _, row = fault.place.rpartition(":")
                 out.write(json.dumps({"file": file, "row": int(row), "field": fault.field, "reason": fault.reason}) + "\n")
         os.replace(beside, path)

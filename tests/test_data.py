@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import importlib
 import json
 import os
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 
 from soundrl.fapo import data, rows
 from soundrl.fapo.data import INSTRUCTION, boxed_solution, load_prompts
+from soundrl.fapo.left_out import LeftOut
+from soundrl.fapo.reference import plain_reference
 from soundrl.fapo.rows import DataError, shown
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -185,6 +189,231 @@ BAD_CHATS = {
 def test_bad_row_of_the_chat_form(row: object, message: str, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "bad.jsonl", CHAT, row)
     assert error_of(path) == f"{path}:2{message}"
+
+
+def test_all_unusable_rows_are_named_at_once(tmp_path: Path) -> None:
+    """Each at its own line, whatever is wrong with it; `left_out` takes them, and without it one line names the first three of them."""
+    lines = [PLAIN, b"{", {"problem": "p"}, PLAIN, b"[]", {**PLAIN, "answer": True}, b"", CHAT]
+    path = write_lines(tmp_path / "bad.jsonl", *lines)
+    assert error_of(path) == (
+        f"5 of 8 rows cannot be used: {path}:2: no valid JSON (Expecting property name enclosed in double quotes, character 2); "
+        f"write one JSON object a line | {path}:3: answer: missing; every row needs it | "
+        f"{path}:5: a list where an object is expected; write one JSON object a line | and 2 more"
+    )
+    left_out = LeftOut()
+    prompts = load_prompts(path, left_out=left_out)
+    assert [prompt.id for prompt in prompts] == [f"{path}:{row}" for row in (1, 4, 8)], "both forms may stand in one file"
+    assert [fault.place for fault in left_out.ordered()] == [f"{path}:{row}" for row in (2, 3, 5, 6, 7)]
+    load_prompts(path, left_out=left_out)
+    assert left_out.counts() == [f"{path}: left out 5 of 8 rows (row 3, answer 2)"], "a file that is read twice counts once"
+    packed = write_parquet(tmp_path / "bad.parquet", [PLAIN, {"problem": "", "answer": "1"}, PLAIN, {"problem": "p", "answer": None}])
+    with pytest.raises(DataError, match=r"2 of 4 rows cannot be used: .*:2: problem: empty; write a text \| .*:4: answer: missing"):
+        load_prompts(packed)
+
+
+def test_ids_hold_the_path_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b\x1b"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "test.jsonl", PLAIN)
+    paths = ("a/test.jsonl", "./a//test.jsonl", "b\x1b/test.jsonl", "a/../a/test.jsonl")
+    ids = [load_prompts(path)[0].id for path in paths]
+    assert ids == ["a/test.jsonl:1", "a/test.jsonl:1", r"'b\x1b/test.jsonl':1", "a/test.jsonl:1"]
+
+
+NAN = float("nan")
+UNREAD = {
+    "nan": {"rate": NAN},
+    "infinite": {"rate": -float("inf")},
+    "in an object": {"meta": {"rate": [NAN, 1.5], "deep": {"x": NAN}}},
+    "generations": {"generations": ["x" * 300_000] * 4},
+    "half a surrogate": {"comment": "\ud83d"},
+    "long integer": {"seed": 10**5000},
+    "other types": {"a": True, "b": None, "c": [], "d": {}, "e": [[1], [2]]},
+}
+
+
+@pytest.mark.parametrize("unread", UNREAD.values(), ids=UNREAD.keys())
+@pytest.mark.parametrize("where", ["row", "extra_info", "reward_model", "message"])
+def test_a_field_that_is_not_read_stops_nothing(unread: dict, where: str, tmp_path: Path) -> None:
+    row = json.loads(json.dumps(CHAT))
+    {"row": row, "extra_info": row["extra_info"], "reward_model": row["reward_model"], "message": row["prompt"][1]}[where].update(
+        {key: "LONG" if isinstance(value, int) and value > 2**64 else value for key, value in unread.items()}
+    )
+    text = json.dumps(row).replace('"LONG"', "1" + "0" * 5000)
+    for path in (write_lines(tmp_path / "a.jsonl", text.encode()), write_lines(tmp_path / "a.json", f"[{text}]".encode())):
+        (prompt,) = load_prompts(path)
+        assert (prompt.text, prompt.answer, prompt.messages) == ("1+1?", "2", tuple(CHAT["prompt"]))
+
+
+def test_an_unread_column_or_leaf_of_parquet_stops_nothing(tmp_path: Path) -> None:
+    odd = {
+        "rate": NAN,
+        "when": datetime.datetime(2025, 1, 1),
+        "image": b"\x00\xff",
+        "price": decimal.Decimal("1.5"),
+        "generations": ["x" * 300_000] * 4,
+        "weight": -float("inf"),
+    }
+    nested = {**CHAT, "extra_info": {**CHAT["extra_info"], **odd}, "reward_model": {**CHAT["reward_model"], **odd}, **odd}
+    for table in ([{**PLAIN, **odd}], [nested], [{**CHAT, "extra_info": odd}], [{**CHAT, "extra_info": "text"}]):
+        (prompt,) = load_prompts(write_parquet(tmp_path / "a.parquet", table))
+        assert prompt.answer == "2"
+    bad = write_parquet(tmp_path / "a.parquet", [{**CHAT, "reward_model": odd}])
+    assert error_of(bad) == f"{bad}:1: reward_model: null where an object is expected; write one"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"problem": "p", "answer": 1e999, "x": 1e999}', "answer: 1E+999 "),
+        ('{"problem": "p", "answer": "1", "x": 1e999, "y": {"a": 1, "a": 2}, "z": 1, "z": 2}', None),
+        ('{"problem": "p", "problem": "q", "answer": "1"}', "problem: a key that stands twice "),
+        (
+            '{"prompt": [{"role": "user", "content": "p"}], "reward_model": {"ground_truth": 1, "ground_truth": 2}}',
+            "reward_model.ground_truth",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": "p", "content": "q"}], "reward_model": {"ground_truth": 1}}',
+            "prompt[0].content: a key ",
+        ),
+        ('{"prompt": [{"role": "user", "content": "p"}], "reward_model": {"ground_truth": 1, "x": 1, "x": 2}}', None),
+    ],
+)
+def test_a_key_that_stands_twice_is_a_fault_where_it_is_read(text: str, fault: str | None, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", text.encode())
+    if fault is None:
+        assert len(load_prompts(path)) == 1
+    else:
+        assert error_of(path).startswith(f"{path}:1: {fault}")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("0.5", "0.5"),
+        ("0.50", "0.50"),
+        ("72.0", "72"),
+        ("-3.25", "-3.25"),
+        ("1e3", "1000"),
+        ("1e-07", "0.0000001"),
+        ("2", "2"),
+        ('"1/2"', "1/2"),
+    ],
+)
+def test_numbers_are_taken_as_they_are_written(text: str, answer: str, tmp_path: Path) -> None:
+    (prompt,) = load_prompts(write_lines(tmp_path / "a.jsonl", b'{"problem": "p", "answer": %s}' % text.encode()))
+    assert prompt.answer == answer
+    if isinstance(json.loads(text), float):
+        packed = load_prompts(write_parquet(tmp_path / "a.parquet", [{"problem": "p", "answer": json.loads(text)}]))
+        assert float(packed[0].answer) == float(answer) and "e" not in packed[0].answer
+
+
+SOLVED = "The bags hold 3*4 = <<3*4=12>>12 nuts.\nWith 2 more that is 12+2 = <<12+2=14>>14 nuts.\n#### 14"
+FOURTEEN = [
+    *("14", " 14\n", SOLVED, "#### 14", "Answer: 14", "ANSWER = 14", "The answer is 14.", "the final answer is: $14$", "**Answer:** 14"),
+    *("**The final answer is 14**", "Final Answer: The final answer is $14$. I hope it is correct.", "3*4=12. 12+2=14. The answer is 14."),
+    *(
+        '["14"]',
+        "['14']",
+        "array(['14'], dtype=object)",
+        '{"answer": 14}',
+        "{'answer': '14'}",
+        "14\n14",
+        "<answer>14</answer>",
+        "Solution: 14",
+    ),
+    *(
+        r"\boxed{14}",
+        r"$\boxed{14}$",
+        r"So there are $\boxed{14}$ nuts.",
+        "$14$",
+        r"\(14\)",
+        r"\[14\]",
+        '"14"',
+        "`14`",
+        "**14**",
+        "答案：14",
+    ),
+    *("3*4 = 12\n12+2 = 14\nAnswer: 14", '<answer>["14"]</answer>', ["14"], [14], [["14"]], {"answer": "14"}),
+]
+
+
+@pytest.mark.parametrize("answer", FOURTEEN, ids=map(str, range(len(FOURTEEN))))
+def test_references_are_taken_out_of_their_wrapping(answer: object, tmp_path: Path) -> None:
+    plain, chat = {"problem": "p", "answer": answer}, {**CHAT, "reward_model": {"ground_truth": answer}}
+    for path in (write_lines(tmp_path / "a.jsonl", plain, chat), write_parquet(tmp_path / "a.parquet", [chat])):
+        prompts = load_prompts(path)
+        assert {prompt.answer for prompt in prompts} == {"14"}
+
+
+OWN_SPELLING = [
+    *(
+        "14.",
+        "$14",
+        "(2, 3)",
+        "[14]",
+        "[1,2]",
+        "{1, 2}",
+        "x = 14",
+        "14 cm",
+        "Yes",
+        "None",
+        "f'(x)",
+        "$1$ and $2$",
+        "No answer: 5",
+        "Answer",
+    ),
+    *(
+        r"\left\{ x \mid x > 2 \right\}",
+        "\\begin{pmatrix}\n1\\\\2\n\\end{pmatrix}",
+        r"\text{The answer is } 4",
+        "1,400",
+        "a < b > c",
+        "A) 14",
+    ),
+]
+
+
+@pytest.mark.parametrize("answer", OWN_SPELLING)
+def test_what_is_no_wrapping_keeps_its_spelling(answer: str) -> None:
+    assert plain_reference(answer) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ('["14", "15"]', "is a list, an object or a missing value, not one answer"),
+        ('{"answer": "14", "unit": "cm"}', "is a list, an object or a missing value, not one answer"),
+        ("('14',)", "is a list, an object or a missing value, not one answer"),
+        ("nan", "is a list, an object or a missing value, not one answer"),
+        ("14\n15", "has several lines, of which none is marked as the answer"),
+        ("Ana has bags of nuts " * 5, "has 25 words, which no boxed answer repeats"),
+        (["14", "15"], "a list of 2 where one text or number is expected"),
+        ([], "a list of 0 where"),
+        ({"x": 14}, "an object where"),
+        ("<answer></answer>", "empty; write a text"),
+    ],
+)
+def test_references_of_several_readings_are_refused(answer: object, words: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"problem": "p", "answer": answer})
+    assert error_of(path).startswith(f"{path}:1: answer: ") and words in error_of(path)
+
+
+def test_the_forms_of_public_sets(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Ana?", "answer": SOLVED},  # openai/gsm8k
+        {"prompt": "1+1?", "solution": "2", "data_source": "math_dapo", "reward_model": {"ground_truth": "2"}},  # DAPO-Math-17k-Processed
+        {"prompt": "1+1?", "solution": "2"},
+        {"problem": "1+1?", "answer": "2", "solution": ""},  # DeepScaleR
+        {"problem": "1+1?", "answer": "2", "solution": " \n"},
+    ]
+    gsm8k, dapo, bare, *deep = load_prompts(write_lines(tmp_path / "a.jsonl", *rows))
+    assert (gsm8k.text, gsm8k.answer, gsm8k.solution) == ("Ana?", "14", SOLVED)
+    assert boxed_solution(gsm8k.solution or "", gsm8k.answer).endswith("14 nuts.\n\\boxed{14}")
+    assert (dapo.text, dapo.answer, dapo.solution, dapo.source) == ("1+1?", "2", None, "math_dapo") and bare.answer == "2"
+    assert dapo.messages == ({"role": "user", "content": f"1+1?\n\n{INSTRUCTION}"},)
+    assert [(prompt.answer, prompt.solution) for prompt in deep] == [("2", None)] * 2
 
 
 def test_own_ids_must_be_unique(tmp_path: Path) -> None:

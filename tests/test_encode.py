@@ -1,0 +1,161 @@
+"""Prompts to token ids: BOS once, turns that are continued, what a template refuses, responses that end."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from soundrl.engine.encode import Encoder
+from soundrl.fapo.records import Prompt
+from soundrl.fapo.rows import RowError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRIMS = CHATML.replace("{{ m['content'] }}", "{{ m['content'] | trim }}")
+THINKS = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+SKIPS = CHATML.replace(
+    "{{ m['content'] }}", "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}"
+)
+SPACED = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}</s>{% endif %}"
+    "{% endfor %}"
+)
+GEMMA = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+ALTERNATE = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+    "{% endif %}{% endfor %}" + CHATML
+)
+USERS_ONLY = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] in ('user', 'assistant') %}")
+
+
+def tokenizer(template: str | None = None, single: str | None = "<bos> $A", eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
+    """Bytes as tokens, <bos> 1, <eos> 2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *alphabet])}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<pad>", "<bos>", "<eos>"])
+    if single is not None:
+        core.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 1), ("<eos>", 2)])
+    made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token=eos, pad_token="<pad>")
+    made.chat_template = template
+    return made
+
+
+def prompt(*turns: tuple[str, str]) -> Prompt:
+    messages = tuple({"role": role, "content": content} for role, content in turns)
+    return Prompt(id="set/d.jsonl:3", text="1+1?", answer="2", messages=messages)
+
+
+ASKED = prompt(("user", "1+1?"))
+
+
+@pytest.mark.parametrize(
+    ("template", "single", "begins"),
+    [
+        (None, "<bos> $A", (1,)),  # a base model: nothing but the tokenizer says BOS
+        (None, "<bos> $A <eos>", (1,)),  # <eos> would end the prompt
+        (None, "$A <eos>", ()),
+        (None, None, ()),
+        ("<bos>" + CHATML, "<bos> $A", (1,)),  # once, not twice
+        (CHATML, "<bos> $A", ()),  # as the template has it
+    ],
+)
+def test_bos_comes_once_and_where_the_model_has_it(template, single, begins):
+    made = tokenizer(template, single)
+    tokens = Encoder(made, 1000)(ASKED)
+    assert tokens[: len(begins)] == begins and not {1, 2} & set(tokens[len(begins) :])
+    assert made.decode(tokens[len(begins) :]) == Encoder(made, 1000).render(ASKED).removeprefix("<bos>")
+    plain = Encoder(made, 1000)(Prompt(id="x", text="1+1?", answer="2"))
+    assert plain[:1] == ((1,) if single and single.startswith("<bos>") else plain[:1]) and plain.count(2) == 0
+
+
+def test_a_base_text_that_brings_its_bos_gets_no_second_one():
+    assert Encoder(tokenizer(), 1000)(prompt(("user", "<bos>1+1?"))).count(1) == 1
+
+
+PREFILLS = [
+    "Let me think step by step:\n<think>",
+    "<think>\n",
+    "Sure,\n\n",
+    "  So 1+1?",
+    "1+1?",
+    "<think>\nfirst\n</think>\n\nIt is",
+    "</s>",
+]
+
+
+@pytest.mark.parametrize("begun", PREFILLS)
+@pytest.mark.parametrize(
+    ("template", "header"),
+    [
+        (CHATML, "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"),
+        (TRIMS, "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"),
+        (THINKS, "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"),
+        (SKIPS, "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"),
+        (SPACED, "[INST] 1+1? [/INST] "),
+        (None, "1+1?\n\n"),
+    ],
+)
+def test_a_turn_of_the_assistant_is_continued_letter_by_letter(template, header, begun):
+    encode = Encoder(tokenizer(template), 1000)
+    row = prompt(("user", "1+1?"), ("assistant", begun))
+    assert encode.render(row) == header + begun
+    assert encode.begun(row).endswith(begun) and "user" not in encode.begun(row) and "INST" not in encode.begun(row)
+
+
+def test_what_stands_of_the_response_is_told():
+    assert Encoder(tokenizer(THINKS), 1000).begun(ASKED) == "<|im_start|>assistant\n<think>\n"
+    assert Encoder(tokenizer(CHATML), 1000).begun(prompt(("user", "What is <think>?"))) == "<|im_start|>assistant\n"
+    assert Encoder(tokenizer(), 1000).begun(ASKED) == "" == Encoder(tokenizer(CHATML), 1000).begun(Prompt(id="x", text="1", answer="1"))
+
+
+def test_an_empty_turn_of_the_assistant_is_a_turn_to_begin():
+    encode = Encoder(tokenizer(THINKS), 1000)
+    assert encode.render(prompt(("user", "1+1?"), ("assistant", " "))) == encode.render(ASKED)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "words"),
+    [
+        (GEMMA, [("system", "Be brief."), ("user", "1")], "the chat template refuses these messages (System role not supported)"),
+        (ALTERNATE, [("user", "1"), ("user", "2")], "the chat template refuses these messages (Roles must alternate)"),
+        (ALTERNATE, [("user", "1"), ("assistant", "2"), ("tool", "3")], "the chat template refuses these messages (Roles must alternate)"),
+        ("{{ messages[0]['content'] + 1 }}", [("user", "1")], "the chat template refuses these messages (can only concatenate str"),
+        ("{{ messages[0].content.parts.first }}", [("user", "1")], "the chat template refuses these messages ("),
+        ("{% for %}", [("user", "1")], "the chat template refuses these messages ("),
+        (USERS_ONLY, [("system", "Be brief."), ("user", "1")], "the chat template leaves out the message of the system ('Be brief.')"),
+        (USERS_ONLY, [("developer", "Be brief."), ("user", "1")], "the chat template leaves out the message of the developer"),
+        (
+            "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
+            [("user", "1"), ("assistant", "So")],
+            "the chat template leaves out the last message, of the assistant",
+        ),
+        (CHATML, [("user", "\ud800")], "half of a surrogate pair"),
+    ],
+)
+def test_what_a_template_refuses_is_one_line_with_its_row(template, turns, words):
+    with pytest.raises(RowError) as caught:
+        Encoder(tokenizer(template), 1000)(prompt(*turns))
+    assert str(caught.value).startswith(f"set/d.jsonl:3: prompt: {words}") and "\n" not in str(caught.value)
+
+
+def test_a_prompt_that_is_too_long_names_its_row():
+    with pytest.raises(
+        ValueError, match=r"^set/d.jsonl:3: prompt: 7 tokens, but model.max_length − rollout.max_new_tokens leaves 6; raise"
+    ):
+        Encoder(tokenizer(), 6)(ASKED)
+
+
+def test_two_prompts_of_one_id_are_two_prompts():
+    encode = Encoder(tokenizer(), 1000)
+    other = Prompt(id=ASKED.id, text="7*8?", answer="56")
+    assert encode(ASKED) != encode(other) == (1, *encode.tokenizer("7*8?", add_special_tokens=False)["input_ids"])
+    assert not any(isinstance(value, dict) and value for value in vars(encode).values()), "it remembers prompts"
+
+
+def test_a_response_ends_in_the_end_token():
+    assert Encoder(tokenizer(), 10).response("2")[-1] == 2
+    with pytest.raises(ValueError, match="the tokenizer has no eos_token"):
+        Encoder(tokenizer(eos=None), 10).response("2")
