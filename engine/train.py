@@ -50,6 +50,8 @@ def main(config: Config) -> None:
     folder = RunFolder(config, writes=world.main)
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
+    for line in build.cards(config):
+        progress.say(line)
     if demonstrations is not None:
         with phases("warm_start"):
             warm_start(policy, config, demonstrations, progress)
