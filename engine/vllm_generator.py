@@ -49,6 +49,8 @@ class VllmGenerator:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding would pin the trainer's threads as well
+            if settings.eager:  # read as vLLM is imported: a C++ compiler would run for one comparison in its sampler
+                os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
             from vllm import LLM
         except ImportError as error:

@@ -1,6 +1,6 @@
 """vLLM's API server on a machine without GPUs, started without the process in which vLLM looks at the model's class:
 
-    python -m soundrl.genrm.api_server --model models/genrm …          arguments as of vllm.entrypoints.openai.api_server
+python -m soundrl.genrm.api_server --model models/genrm …          arguments as of vllm.entrypoints.openai.api_server
 """
 
 from __future__ import annotations

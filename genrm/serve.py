@@ -154,7 +154,7 @@ class Worker:
         if _gpus():
             own["CUDA_VISIBLE_DEVICES"] = str(self.number % _gpus())
         else:
-            own["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            own |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": str(int(self.settings.eager))}
             # The model in the engine's own process: one apart is polled without rest for a second after every message, from both ends,
             # on cores that the trainer wants.
             own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -108,7 +108,8 @@ def write(name: str, source: Path, into: Path, config: Config) -> dict[str, Any]
     """Copy the folder with float16 weights; returns the part of its card that needs no measuring."""
     shutil.rmtree(into, ignore_errors=True)
     shutil.copytree(source, into)
-    save_file({key: tensor.half() for key, tensor in load_file(source / "model.safetensors").items()}, into / "model.safetensors", {"format": "pt"})
+    weights = {key: tensor.half() for key, tensor in load_file(source / "model.safetensors").items()}
+    save_file(weights, into / "model.safetensors", {"format": "pt"})
     for file in into.iterdir():
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in into.iterdir())
@@ -130,7 +131,7 @@ def accept(which: str, folder: Path, card: dict[str, Any]) -> None:
     for name, (least, most) in ACCEPTED[which].items():
         if not least <= card["figures"][name] <= most:
             shutil.rmtree(folder)
-            raise SystemExit(f"{which}: {name} is {card['figures'][name]:.3f}, but {least} to {most} is accepted; train it longer or differently")
+            raise SystemExit(f"{which}: {name} is {card['figures'][name]:.3f}, but {least} to {most} is accepted; train it differently")
     card["sha256"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(f"{folder.name}: {card['says']}")
@@ -147,15 +148,16 @@ def main(arguments: Arguments) -> None:
     pairs = policy_rollouts(policy)
     figures = card["figures"] = policy_figures(pairs)
     card["says"] = (
-        f"{card['made']}; {figures['right']:.0%} of its answers are right, {figures['flawed']:.0%} of these flawed; `make starts` makes it anew"
+        f"{card['made']}; {figures['right']:.0%} of its answers are right, {figures['flawed']:.0%} of these flawed; "
+        "`make starts` makes it anew"
     )
     accept("policy", policy, card)
     card = write("genrm-arith", arguments.judge, judge, RECIPES["genrm-arith"]())
     figures = card["figures"] = judge_figures(judge, [as_labelled(*pair) for pair in right_ones(pairs)])
     card["figures on planted flaws"] = judge_figures(judge, load_labelled("arith"))
     card["says"] = (
-        f"{card['made']}; of the policy's flawed positives it finds {figures['recall']:.0%}, and {figures['precision']:.0%} of what it finds "
-        "is flawed; `make starts` makes it anew"
+        f"{card['made']}; of the policy's flawed positives it finds {figures['recall']:.0%}, and {figures['precision']:.0%} of what it "
+        "finds is flawed; `make starts` makes it anew"
     )
     accept("judge", judge, card)
 
