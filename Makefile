@@ -6,36 +6,48 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RECIPE ?= arith-genrm
 ARGS   ?=
+# Byte code is kept, whatever the shell says: without it each of a run's five processes compiles 3,000 modules again.
+export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run plan test lint gpu compare soak smollm2 smollm2-judged clean
+.PHONY: install run starts plan test lint gpu compare soak smollm2 smollm2-judged clean
 
 install: $(STAMP)
+
+# Of the packages whose modules a run imports by the thousand, these are byte-compiled on all cores; else its processes do so, each for itself.
+BYTECODE = cd $(VENV)/lib/python3*/site-packages && $(abspath $(BIN))/python -m compileall -q -j 0 \
+	-x '/(tests?|testing|onnx|benchmarks?|models|ao)/|/_inductor/(codegen|fx_passes)/' torch vllm openai sympy networkx pydantic numpy
 
 # For the GPU where one is visible, else for CPU; DEVICE=gpu on a login node without one, DEVICE=cpu or CUDA_VISIBLE_DEVICES= for the other.
 $(STAMP): requirements/cpu.txt requirements/gpu.txt requirements/install.py setup.py pyproject.toml
 	$(PYTHON) requirements/install.py $(VENV) $(DEVICE)
+	$(BYTECODE)
 
-# The default run starts from two warm starts, its policy's and its judge's: a core each, side by side.
-GENRM := runs/genrm-arith/policy/step-000000/config.json
-START := runs/arith-start/policy/step-000000/config.json
-ALONE := NPROC=1 OMP_NUM_THREADS=1 $(BIN)/python engine/train.py
-$(GENRM): | $(STAMP)
+# The default run starts from the committed starts/policy and is judged by starts/judge; FROM_SCRATCH=1 warm-starts both first.
+run: $(STAMP)
+ifeq ($(FROM_SCRATCH)$(RECIPE),1arith-genrm)
+	@+$(MAKE) --no-print-directory -j2 $(GENRM)/config.json $(START)/config.json
+	$(TRAIN) $(RECIPE) --model.path $(START) --genrm.model $(GENRM) $(ARGS)
+else
+	$(TRAIN) $(RECIPE) $(ARGS)
+endif
+
+# Both starting points made anew: a core each, side by side; starts/make.py measures them and writes them with their cards.
+starts: $(STAMP)
+	@+$(MAKE) --no-print-directory -j2 $(GENRM)/config.json $(START)/config.json
+	$(BIN)/python starts/make.py --policy $(START) --judge $(GENRM)
+
+GENRM := runs/genrm-arith/policy/step-000000
+START := runs/arith-start/policy/step-000000
+# engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
+TRAIN := $(BIN)/python engine/train.py
+ALONE := NPROC=1 OMP_NUM_THREADS=1 $(TRAIN)
+$(GENRM)/config.json: | $(STAMP)
 	@mkdir -p runs
 	@echo "the judge's warm start: runs/genrm-arith.log"
 	@$(ALONE) genrm-arith --run.steps 0 --data.test > runs/genrm-arith.log 2>&1 || { cat runs/genrm-arith.log; exit 1; }
-$(START): | $(STAMP)
+$(START)/config.json: | $(STAMP)
 	$(ALONE) arith --run.name arith-start --run.steps 0 --data.test
-FROM := --model.path runs/arith-start/policy/step-000000 --warm-start.steps 0
-
-# engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
-run: $(STAMP)
-ifeq ($(RECIPE),arith-genrm)
-	@+$(MAKE) --no-print-directory -j2 $(GENRM) $(START)
-	$(BIN)/python engine/train.py $(RECIPE) $(FROM) $(ARGS)
-else
-	$(BIN)/python engine/train.py $(RECIPE) $(ARGS)
-endif
 
 # What the recipe will hold in memory, and whether it fits: make plan RECIPE=fapo-7b ARGS="--gpus 32 --gpu-gib 80"
 plan: $(STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -102,6 +103,13 @@ def model_folder(config: Config, world: World) -> Path:
         (write_arith_critic if critic else write_arith_model)(folder, config.run.seed)
     world.barrier()
     return folder
+
+
+def cards(config: Config) -> list[str]:
+    """What the folders of policy and judge say of how they were made, in `says` of their `card.json` (`starts/` has some)."""
+    folders = [config.model.path] + [config.genrm.model] * (config.genrm.judge == "serve")
+    found = [Path(folder) / "card.json" for folder in folders]
+    return [f"{card.parent}: {json.loads(card.read_text())['says']}" for card in found if card.is_file()]
 
 
 def probe_prompts(source: Source, encode: Encoder) -> list[tuple[int, ...]]:

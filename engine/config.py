@@ -69,7 +69,7 @@ class Rollout:
     max_new_tokens: int = 1024
     """Longest response, in tokens."""
     memory: float = 0.4
-    """vLLM's share of a GPU's memory; on CPU its KV cache in GiB (rounded up)."""
+    """vLLM's share of a GPU's memory; on CPU its KV cache in GiB."""
     tensor_parallel: int = 1
     """Ranks that share one vLLM engine."""
     eager: bool = False

@@ -24,10 +24,16 @@ def arith() -> Config:
 
 
 def arith_genrm() -> Config:
-    """The same in 60 steps, judged by the world's own GenRM in a vLLM process (`genrm-arith --run.steps 0 --data.test` makes it)."""
-    folder = "runs/genrm-arith/policy/step-000000"
-    judge = Genrm(judge="serve", model=folder, max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
-    return replace(arith(), genrm=judge, run=replace(arith().run, name="arith-genrm", steps=60))
+    """`make run`: the same in 60 steps from the committed warm start, judged by the world's own GenRM in a vLLM process."""
+    judge = Genrm(judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
+    base = arith()
+    return replace(
+        base,
+        model=replace(base.model, path="starts/policy"),
+        warm_start=replace(base.warm_start, steps=0),
+        genrm=judge,
+        run=replace(base.run, name="arith-genrm", steps=60),
+    )
 
 
 def smollm2_gsm8k() -> Config:

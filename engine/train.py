@@ -56,6 +56,8 @@ def main(config: Config) -> None:
         problems.left_out.write(folder.path / "left_out.jsonl")
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail, config.rollout.max_new_tokens)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
+    for line in build.cards(config):
+        progress.say(line)
     if demonstrations is not None:
         with phases("warm_start"):
             warm_start(policy, config, demonstrations, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from soundrl.engine.generator import Request
 from soundrl.engine.model_folder import end_tokens
 from soundrl.engine.world import World
 from soundrl.fapo.records import Rollout
+from soundrl.genrm.api_server import inspect_here
 
 MAX_SEQUENCES = 256  # rollouts decoded at once; the rest queue inside vLLM
 MAX_BATCHED_TOKENS = 8192
@@ -49,8 +49,9 @@ class VllmGenerator:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         if on_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(math.ceil(settings.memory)))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding would pin the trainer's threads as well
+            if settings.eager:  # read as vLLM is imported: a C++ compiler would run for one comparison in its sampler
+                os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
             from vllm import LLM
         except ImportError as error:
@@ -62,6 +63,8 @@ class VllmGenerator:
             raise ValueError(
                 f"rollout.tensor_parallel {settings.tensor_parallel} does not divide the {world.size} ranks; start a multiple of it"
             )
+        if on_cpu:
+            inspect_here(folder)
         overrides: dict[str, Any] = {"head_dtype": "float32"}  # logits as the trainer's head makes them
         if model.rope_base_length:
             overrides["max_position_embeddings"] = model.rope_base_length
@@ -76,6 +79,7 @@ class VllmGenerator:
             seed=world.rank // settings.tensor_parallel,
             logprobs_mode="processed_logprobs",
             gpu_memory_utilization=0.3 if on_cpu else settings.memory,
+            kv_cache_memory_bytes=int(settings.memory * 2**30) if on_cpu else None,
             max_num_seqs=MAX_SEQUENCES,
             max_num_batched_tokens=max(MAX_BATCHED_TOKENS, model.max_length),
             # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".

@@ -39,7 +39,7 @@ class Serving:
     dtype: str = "auto"
     """Type of the weights: auto, bfloat16 or float32."""
     memory: float = 0.3
-    """Share of a GPU's memory; on CPU the KV cache in GiB (rounded up)."""
+    """Share of a GPU's memory; on CPU the KV cache in GiB."""
     threads: int = 1
     """CPU threads of a worker."""
     eager: bool = False
@@ -86,7 +86,8 @@ class Worker:
     def command(self) -> list[str]:
         """vLLM's API server; `--generation-config vllm`: the folder's sampling defaults would be added to what the judge asks for."""
         s = self.settings
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(s.model), "--served-model-name", s.name]
+        server = "vllm.entrypoints.openai.api_server" if self.gpus else "soundrl.genrm.api_server"
+        command = [sys.executable, "-m", server, "--model", str(s.model), "--served-model-name", s.name]
         command += ["--host", s.host, "--port", str(self.port), "--dtype", s.dtype, "--generation-config", "vllm"]
         command += ["--middleware", "soundrl.genrm.bearer.RequireBearer", *(["--enable-sleep-mode"] if self.sleeps else [])]
         command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if self.gpus else 0.3)]
@@ -95,6 +96,7 @@ class Worker:
             # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
             longest = max(s.max_length or positions(s.model), LEAST_BATCHED_TOKENS)
             command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(longest)]
+            command += ["--kv-cache-memory-bytes", str(int(s.memory * 2**30))]  # filled with zeros as the server starts
         return [*command, "--enforce-eager"] if s.eager else command
 
     def environment(self) -> dict[str, str]:
@@ -111,7 +113,7 @@ class Worker:
         if self.gpus:
             own["CUDA_VISIBLE_DEVICES"] = self.gpus[self.number]
         else:
-            own |= {"VLLM_CPU_KVCACHE_SPACE": str(int(-(-self.settings.memory // 1))), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            own |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": str(int(self.settings.eager))}
             # The model in the engine's own process: one apart is polled without rest for a second after every message, from both ends,
             # on cores that the trainer wants.
             own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
