@@ -89,8 +89,8 @@ def build_task(
     config: Config, prompts: Sequence[Prompt], world: World, say: Callable[[str], None], tokenizer: Any
 ) -> tuple[Task, JudgingPhase | None]:
     """Verifier and judge, and the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer), and on rank 0
-    so have the reference answers of `prompts`; a judge that loads beside the policy is waited for by `Task.ready`. `tokenizer`: the policy's,
-    which tells where thinking begins and ends."""
+    so have the reference answers of `prompts`; a judge that loads beside the policy is waited for by `Task.ready`. The policy's `tokenizer`
+    says where thinking begins and ends."""
     settings = reward_settings(config)
     if config.run.task != "reasoning":
         return CriticTask(settings, process=config.run.task == "critic"), None
