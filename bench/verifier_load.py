@@ -2,8 +2,8 @@ r"""Is a right answer lost because the machine is busy? 500 of them that need th
 
     python bench/verifier_load.py --data ../shared/data
 
-The answers are references of MATH-500 and DeepMath, spelt anew (terms in another order, `\sqrt` as a power, `\frac` as a quotient, or
-doubled and halved), each with its reference, all left undecided by the strict rule. The old rule, 1 s of wall-clock time from the moment that a
+The answers are references of MATH-500 and DeepMath, spelt anew (terms in another order, `\sqrt` as a power, or doubled
+and halved), each with its reference, all left undecided by the strict rule. The old rule, 1 s of wall-clock time from the moment that a
 ready worker has the pair, is taken from the same run: each comparison's wall-clock time is measured, and those above 1 s are what it
 would have lost. Beside that stand the CPU seconds that comparisons took, and hostile answers, which must all end.
 """

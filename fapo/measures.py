@@ -150,6 +150,6 @@ class UnknownWatch:
             self.bad_steps[name] = self.bad_steps[name] + 1 if metrics[name] > self.limit else 0
             if self.bad_steps[name] >= self.PATIENCE:
                 raise TooManyUnknownError(
-                    f"step {step}: {what.format(metrics[name])}, more than genrm.max_unknown {self.limit:.0%} for {self.bad_steps[name]} steps "
-                    f"in a row; {cure.format(step)}"
+                    f"step {step}: {what.format(metrics[name])}, more than genrm.max_unknown {self.limit:.0%} for "
+                    f"{self.bad_steps[name]} steps in a row; {cure.format(step)}"
                 )

@@ -1,21 +1,24 @@
-"""The verifier end to end: verdicts, deadlines, memory, isolation, threads, and math-verify's own cases."""
+"""The verifier end to end: verdicts, limits of CPU time and memory, isolation, threads, and math-verify's own cases."""
 
 import asyncio
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import mathverify_cases
 import pytest
 
 from soundrl.fapo.records import Outcome
+from soundrl.fapo.verify import pool
+from soundrl.fapo.verify.pool import cpu_seconds
 from soundrl.fapo.verify.verifier import Verifier
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -139,29 +142,61 @@ def test_different(verifier, gold, answer):
 
 
 def test_counts_keep_outcomes_and_reasons_apart():
-    with Verifier(workers=1, time_limit=0.5) as verifier:
+    with Verifier(workers=1, cpu_limit=0.3) as verifier:
         for response in (r"\boxed{7}", r"\boxed{8}", r"\boxed{8=7}", "7", r"\boxed{0/0}"):
             verifier.verify(response, "7")
-        assert verdict(verifier, *BOMB) is Outcome.TIMEOUT
+        assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE
         counts = verifier.counts
-    assert {kind: counts[kind] for kind in ("correct", "wrong", "no_answer", "unparseable", "timeout")} == {
-        "correct": 1, "wrong": 2, "no_answer": 1, "unparseable": 1, "timeout": 1,
+    assert {kind: counts[kind] for kind in ("correct", "wrong", "no_answer", "unparseable", "unknown")} == {
+        "correct": 1, "wrong": 2, "no_answer": 1, "unparseable": 2, "unknown": 0,
     }  # fmt: skip
-    assert counts["wrong/equation"] == counts["wrong/different"] == counts["timeout/time"] == 1
+    assert counts["wrong/equation"] == counts["wrong/different"] == counts["unparseable/cpu"] == 1
 
 
-def test_bad_references(verifier):
-    for gold in ("", " ", "{7", r"\input{x}"):
-        with pytest.raises(ValueError, match="reference"):
-            verifier.verify(r"\boxed{7}", gold)
+def test_bad_references_are_named_at_start_and_never_raise_in_mid_step(verifier):
+    bad = ["", " ", "{7", r"\input{x}", r"G \oplus \otimes", "7" * 2000, r"\frac{1}{0}"]
+    good = ["7", r"\text{Evelyn}", r"\sqrt{2}", "x=2, y=3", "(1,2]", "204_5", r"28\%", r"\pm 3"]
+    faults = verifier.check_golds(good[:4] + bad + good[4:] + bad[:1])
+    assert [fault is None for fault in faults] == [True] * 4 + [False] * 7 + [True] * 4 + [False]
+    assert "oplus" in (faults[8] or "") and "empty" in (faults[-1] or "")
+    for gold in bad:
         with pytest.raises(ValueError, match="reference"):
             verifier.check_gold(gold)
-    with pytest.raises(ValueError, match="oplus"):
-        verifier.check_gold(r"G \oplus \otimes")
-    with pytest.raises(ValueError, match="oplus"):
-        verifier.verify(r"\boxed{x+y}", r"G \oplus \otimes")
-    for gold in ("7", r"\text{Evelyn}", r"\sqrt{2}", "x=2, y=3", "(1,2]", "204_5", r"28\%", r"\pm 3"):
+        before = verifier.counts["unparseable/gold"]
+        assert verifier.verify(r"\boxed{x+y}", gold) is Outcome.UNPARSEABLE
+        assert verifier.counts["unparseable/gold"] == before + 1
+    for gold in good:
         verifier.check_gold(gold)
+
+
+AWKWARD = [
+    "7", "-7", "0", "1/2", "x = 7", "m = n^2", r"\dim V = n", r"\sqrt{2} = y + 1", "8 = 7", "x=2,y=3", "(1,2)", "[1,2)", r"\{1,2\}",
+    r"28\%", r"5 \text{ cm}", "101_2", r"\text{even}", "A", r"\pm 3",
+    r"\infty", r"\frac{1}{x}", r"\ker f", r"x \in (0,1]", "1 < x < 2", "x^2+y^2=1",
+    r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\frac13 \approx 0.333", "1,000", "p=5,q=2;p=7,q=2", r"\mathcal{Q}", "5 million", "0/0", "{", "",
+]  # fmt: skip
+ODD = [
+    r"Y(t) = \pm \sin t", r"\ker(f) = V", r"m_{\max }=n^{2}-n-1", r"\langle m \rangle = j \cdot B_j (x)", r"3 \oplus x = 5", r"\otimes q",
+    r"G/K \cong H", r"2^{\aleph_0}", r"x \neq \pm 5", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", "-3./2", r"\{x|x=3k,k\in \mathbb{Z}\}",
+    r"\mathbb{Z}/2\mathbb{Z}", r"No solution : $\oslash$", "x = y = z", r"f : A \to B",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gold", ODD)
+def test_no_reference_raises_whatever_the_answer(verifier, gold):
+    """Each ended a run in mid step where `check_gold` had let it pass. Its own text is right, and nothing else is."""
+    assert verdict(verifier, gold, gold) in (Outcome.CORRECT, Outcome.UNPARSEABLE)
+    outcomes = [future.result() for future in [verifier.submit_answer(answer, gold) for answer in AWKWARD]]
+    assert set(outcomes) <= {Outcome.WRONG, Outcome.UNPARSEABLE}
+
+
+def test_numbers_and_words_are_checked_without_a_process():
+    with Verifier(workers=1) as verifier:
+        for pid in (verifier.pool._server._process.pid, *children(verifier.pool._server._process.pid)):
+            os.kill(pid, signal.SIGSTOP)
+        assert (
+            verifier.check_golds(["7", "1,000", r"\frac{1}{2}", "(1, 2)", r"\text{Evelyn}", "B", r"12\text{ cm}"] * 1000) == [None] * 7000
+        )
 
 
 def test_real_references_can_be_compared_with(verifier):
@@ -169,8 +204,8 @@ def test_real_references_can_be_compared_with(verifier):
     if not path.exists():
         pytest.skip(f"no {path}: the data stands beside the repository")
     golds = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert verifier.check_golds(golds) == [None] * len(golds)
     for gold in golds:
-        verifier.check_gold(gold)
         assert verifier.verify(rf"The answer is $\boxed{{{gold}}}$.", gold) is Outcome.CORRECT
     others = golds[1:] + golds[:1]
     futures = [verifier.submit(rf"\boxed{{{other}}}", gold) for gold, other in zip(golds, others, strict=True)]
@@ -196,47 +231,148 @@ def hostile(count):
     return [kinds[n % len(kinds)](n) for n in range(count)]
 
 
-def test_hostile_answers_end_in_time():
-    """40 of them in 4 threads, each within 2 s; the next normal answer is right; the kills are the witness."""
-    pairs = hostile(40)
-    seconds = []
-
-    def check(pair):
-        start = time.perf_counter()
-        outcome = verdict(verifier, *pair)
-        seconds.append(time.perf_counter() - start)
-        return outcome
-
-    with Verifier(workers=4) as verifier:
+def test_hostile_answers_end():
+    """16 of them in 4 threads; the next normal answer is right. The workers that were given up are the witness."""
+    pairs = hostile(16)
+    with Verifier(workers=4, cpu_limit=0.5) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
         with ThreadPoolExecutor(4) as threads:
-            outcomes = Counter(threads.map(check, pairs))
-        assert max(seconds) <= 2.0
-        assert outcomes[Outcome.CORRECT] == 0
-        assert outcomes[Outcome.TIMEOUT] >= 20
-        assert verifier.pool.counts["killed"] == verifier.counts["timeout/time"] == outcomes[Outcome.TIMEOUT]
+            outcomes = Counter(threads.map(lambda pair: verdict(verifier, *pair), pairs))
+        assert outcomes[Outcome.CORRECT] == outcomes[Outcome.UNKNOWN] == 0
+        assert verifier.pool.counts["cpu"] == verifier.counts["unparseable/cpu"] >= 8
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
         assert verdict(verifier, "x^2-1", "(x-1)(x+2)") is Outcome.WRONG
 
 
 def test_without_the_limit_a_hostile_answer_goes_on():
-    """The inverse of the test above: what is killed at the limit is still running long after it."""
-    with Verifier(workers=1, time_limit=60) as verifier:
+    """The inverse of the test above: what is ended at the limit still runs at several times as much."""
+    with Verifier(workers=1, cpu_limit=1000) as verifier:
         future = verifier.submit_answer(BOMB[1], BOMB[0])
-        time.sleep(4)
+        while not (workers := children(verifier.pool._server._process.pid)) or cpu_seconds(workers[0]) < 2:
+            time.sleep(0.05)
         assert not future.done()
         verifier.close()
         with pytest.raises(RuntimeError, match="closed"):
-            future.result(timeout=5)
+            future.result(timeout=60)
+
+
+def test_time_passes_for_a_worker_only_while_it_runs(monkeypatch):
+    """A worker that is stopped for longer than its limit still gives its verdict: a busy machine in the extreme."""
+    with Verifier(workers=1, cpu_limit=1.0) as verifier:
+        assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
+        (pid,) = children(verifier.pool._server._process.pid)
+        os.kill(pid, signal.SIGSTOP)
+        future = verifier.submit_answer("(x-1)(x+1)", "x^2-1")
+        time.sleep(1.5)
+        assert Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "T" and not future.done()
+        os.kill(pid, signal.SIGCONT)
+        assert future.result() is Outcome.CORRECT
+        assert children(verifier.pool._server._process.pid) == [pid] and not verifier.pool.counts
+
+
+def test_the_reading_of_a_reference_is_not_charged_to_the_answer():
+    """Nested brackets take the parser long. Against its own text an answer is right; against another, the reference has an allowance."""
+    gold = "(" * 12 + "x+1" + ")" * 12 + r"\sqrt{2}"
+    with Verifier(workers=1, cpu_limit=1e-4, gold_cpu_limit=300) as verifier:
+        assert verdict(verifier, gold, "x+2") is Outcome.UNPARSEABLE
+        assert verifier.counts["unparseable/cpu"] == 1
+    with Verifier(workers=1, cpu_limit=300, gold_cpu_limit=1e-4) as verifier:
+        assert verdict(verifier, gold, "x+2") is Outcome.UNPARSEABLE
+        assert verifier.counts["unparseable/gold/cpu"] == 1
+        with pytest.raises(ValueError, match=r"reading it takes math-verify more than 0.0001 CPU seconds"):
+            verifier.check_gold(gold)
+
+
+def test_a_worker_over_its_limit_that_replies_before_anybody_looks_is_over_it_all_the_same(monkeypatch):
+    """The verdict may not depend on how late the waiting thread is scheduled."""
+    waits = pool.wait_readable
+    monkeypatch.setattr(pool, "wait_readable", lambda *arguments: waits(*arguments[:3]))
+    with Verifier(workers=1, cpu_limit=1e-4) as verifier:
+        assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.UNPARSEABLE
+        assert verifier.counts["unparseable/cpu"] == 1
 
 
 def test_memory_limit():
-    """An answer whose evaluation needs more memory than allowed is stopped by that, not by time; with more memory time stops it."""
-    with Verifier(workers=1, time_limit=20, memory_limit=160 * 1024**2) as verifier:
+    """An answer whose evaluation needs more memory than allowed is stopped by that, and it is the answer's property."""
+    with Verifier(workers=1, cpu_limit=60, memory_limit=160 * 1024**2) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
-        assert verdict(verifier, *BOMB) is Outcome.TIMEOUT
-        assert verifier.counts["timeout/memory"] + verifier.counts["timeout/died"] == 1
+        assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE
+        assert verifier.counts["unparseable/memory"] + verifier.counts["unparseable/crash"] == 1
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
+
+
+def workers_of(verifier):
+    try:
+        return children(verifier.pool._server._process.pid)
+    except OSError:  # closed by now
+        return []
+
+
+@pytest.fixture
+def meddled():
+    """Sends a signal to every worker as soon as it works on BOMB, until the test ends; `sent` holds their pids."""
+    ended, threads = threading.Event(), []
+
+    def meddle(verifier, signum):
+        sent = []
+
+        def strike():
+            while not ended.is_set():
+                for pid in workers_of(verifier):
+                    try:
+                        if pid not in sent and cpu_seconds(pid) > 0.3:
+                            os.kill(pid, signum)
+                            sent.append(pid)
+                    except OSError:
+                        pass
+                time.sleep(0.01)
+
+        threads.append(threading.Thread(target=strike))
+        threads[-1].start()
+        return sent
+
+    yield meddle
+    ended.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("signum", "outcome", "reason"),
+    [
+        (signal.SIGKILL, Outcome.UNKNOWN, "killed"),
+        (signal.SIGTERM, Outcome.UNKNOWN, "killed"),
+        (signal.SIGSTOP, Outcome.UNKNOWN, "stuck"),
+        (signal.SIGSEGV, Outcome.UNPARSEABLE, "crash"),
+        (signal.SIGABRT, Outcome.UNPARSEABLE, "crash"),
+        (signal.SIGBUS, Outcome.UNPARSEABLE, "crash"),
+    ],
+)
+def test_what_ends_two_workers_decides_whose_fault_it_is(meddled, caplog, signum, outcome, reason):
+    with Verifier(workers=1, cpu_limit=600, stall_limit=1.0) as verifier:
+        sent = meddled(verifier, signum)
+        assert verdict(verifier, *BOMB) is outcome
+        assert len(sent) == verifier.pool.counts[reason] == 2 and verifier.counts[f"{outcome.value}/{reason}"] == 1
+    assert ("a verifier process" in caplog.text) == (outcome is Outcome.UNKNOWN)
+
+
+def test_references_are_not_blamed_for_processes_that_are_killed(monkeypatch):
+    killed = Future()
+    killed.set_result("killed")
+    with Verifier(workers=1) as verifier:
+        monkeypatch.setattr(verifier.pool, "submit", lambda *pair, checks_gold: killed)
+        with pytest.raises(RuntimeError, match="the verifier's processes are killed, so the reference .* could not be checked"):
+            verifier.check_golds(["7", r"\sqrt{2}"])
+
+
+def test_a_verifier_without_processes_knows_nothing(monkeypatch):
+    """The machine cannot start one any more: the run is stopped by the share of unknown outcomes, not by an exception in mid step."""
+    with Verifier(workers=1) as verifier:
+        assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
+        verifier.pool._server._process.kill()
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        assert verdict(verifier, "x^2-1", "(x+1)(x-1)") is Outcome.UNKNOWN
+        assert verdict(verifier, "7", "7") is Outcome.CORRECT
 
 
 def test_a_worker_killed_from_outside_is_replaced():
@@ -249,8 +385,7 @@ def test_a_worker_killed_from_outside_is_replaced():
         verifier.pool._server._process.wait()
         for _ in range(3):
             assert verdict(verifier, "x^2-1", "(x-1)(1+x)") is Outcome.CORRECT
-        assert verdict(verifier, *BOMB) is Outcome.TIMEOUT
-        assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
+        assert not verifier.counts["unknown"] and verifier.pool.counts["killed"]
 
 
 # Processes
@@ -267,8 +402,8 @@ def test_nothing_is_left_behind():
 
     before = resources()
     for _ in range(3):
-        with Verifier(workers=2, time_limit=0.2) as verifier:
-            assert verdict(verifier, *BOMB) is Outcome.TIMEOUT
+        with Verifier(workers=2, cpu_limit=0.2) as verifier:
+            assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE
             server = verifier.pool._server._process.pid
             workers = children(server)
             assert workers
@@ -277,11 +412,11 @@ def test_nothing_is_left_behind():
 
 
 def test_killed_workers_leave_no_zombies_and_no_descriptors():
-    with Verifier(workers=1, time_limit=0.1) as verifier:
+    with Verifier(workers=1, cpu_limit=0.1) as verifier:
         verdict(verifier, *BOMB)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(10):
-            assert verdict(verifier, *BOMB) is Outcome.TIMEOUT
+            assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE
         assert len(os.listdir("/proc/self/fd")) <= before
         assert len(children(verifier.pool._server._process.pid)) <= 1
 
@@ -290,16 +425,18 @@ def test_the_interpreter_ends_and_takes_the_processes_along():
     """Without `close`, with a worker in the middle of a hostile answer."""
     code = f"""
 import os
+from soundrl.fapo.verify import pool
+from soundrl.fapo.verify.pool import cpu_seconds
 from soundrl.fapo.verify.verifier import Verifier
-verifier = Verifier(workers=1, time_limit=60)
+verifier = Verifier(workers=1, cpu_limit=600)
 print(verifier.submit_answer("(x-1)(x+1)", "x^2-1").result().value)
 print(verifier.pool._server._process.pid, flush=True)
 verifier.submit_answer({BOMB[1]!r}, {BOMB[0]!r})
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     value, pid = done.stdout.split()
     assert value == "correct"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     # An orphan is reaped by init, where there is one: a zombie has no memory and no threads left.
@@ -392,8 +529,8 @@ def test_nothing_is_executed(verifier, tmp_path, monkeypatch):
         for gold in ("7", r"\sqrt{2} x", r"\begin{pmatrix} 1 & 1 \end{pmatrix}"):
             assert verifier.verify(rf"\boxed{{{probe}}}", gold) is not Outcome.CORRECT
         # Past the strict rule, straight into the parser.
-        assert verifier.pool.submit("x", probe).result() in ("different", "answer", "incomparable", "time")
-        assert verifier.pool.submit(probe, "x").result() in ("different", "gold", "incomparable", "time", "answer")
+        assert verifier.pool.submit("x", probe).result() in ("different", "answer", "incomparable", "cpu")
+        assert verifier.pool.submit(probe, "x").result() in ("different", "gold", "incomparable", "cpu", "gold/cpu", "answer")
     assert not marker.exists()
     assert list(tmp_path.iterdir()) == []
 

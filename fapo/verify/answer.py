@@ -8,8 +8,8 @@ r"""Finds the final answer of a response, in the form that its prompt asked for.
 | `tag` | `<answer>34</answer>` | TinyZero, open-r1 |
 | `phrase` | `The final answer is 34.` | Minerva's and few-shot prompts |
 
-What holds for boxes holds for all forms: the last answer counts; another one in its paragraph must be another spelling of it, or the answer is
-hedged, and wrong; answers in earlier paragraphs are intermediate results. A box within the form is unwrapped. A box beside it, in the
+What holds for boxes holds for all forms: the last answer counts; another one in its paragraph must be another spelling of it, or the
+answer is hedged, and wrong; answers in earlier paragraphs are intermediate results. A box within the form is unwrapped. A box beside it, in the
 same paragraph or later, must say the same; where the form is missing altogether a box counts, and one that is open is no answer.
 """
 
@@ -37,7 +37,9 @@ _ANSWER_LINE = re.compile(
     rf"(?<![A-Za-z0-9])answer(?:[ \t]+is)?{_COLON}|^[ \t]*(?:#+|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_#]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_PHRASE = re.compile(rf"(?<![A-Za-z0-9])answer(?:[ \t]+(?:is|equals|must be|would be))?(?:{_COLON}|(?<=[a-z])[ \t]+(?!is\b))", re.IGNORECASE)
+_PHRASE = re.compile(
+    rf"(?<![A-Za-z0-9])answer(?:[ \t]+(?:is|equals|must be|would be))?(?:{_COLON}|(?<=[a-z])[ \t]+(?!is\b))", re.IGNORECASE
+)
 _SENTENCE = re.compile(r"\.(?=\s|\Z)|,?\s(?:because|since|which|so)\b")
 _HASHES = re.compile(r"(?<!#)####(?!#)")
 _HEADING = re.compile(
@@ -50,7 +52,9 @@ _PLACEHOLDER = re.compile(r"[\s\W_]*(?:(?:your|the|final|numerical)\s+)*(?:answe
 _SPELLINGS = 8
 """Who writes an answer in more ways than these is hedging, and would make the comparison slow."""
 _NO_VALUE = re.compile(r"[ \t*_]*(?:(?:final[ \t]+)?answer[ \t*_:]*)?", re.IGNORECASE)
-_LEAD = re.compile(r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:：]?[\s*_]*(?=\S)", re.IGNORECASE)
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:：]?[\s*_]*(?=\S)", re.IGNORECASE
+)
 _FENCE = re.compile(r"\s*(?:\$\$|\\\[|```\w*)\s*\n")
 
 

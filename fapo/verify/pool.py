@@ -1,7 +1,7 @@
 r"""A pool of worker processes that can be killed at any moment, with a limit of CPU time on each comparison.
 
-What a comparison may take is counted in CPU seconds of its worker, on the kernel's own clock of that process, which C loops and the parser's
-recursion cannot escape and which stands still while other processes run: a busy machine changes no result. (CPU seconds are not the same
+What a comparison may take is counted in CPU seconds of its worker, on the kernel's own clock of that process, which C loops and the
+parser's recursion cannot escape and which stands still while other processes run: a busy machine changes no result. (CPU seconds are not the same
 on every processor; the limits are many times what any right answer was seen to need.) The wall clock ends only a worker that makes no
 progress at all: one that was stopped, or sleeps.
 
@@ -194,12 +194,17 @@ class WorkerPool:
     """
 
     def __init__(self, *, workers: int, cpu_limit: float, gold_cpu_limit: float, memory_limit: int, stall_limit: float) -> None:
-        for name, value in (("workers", workers), ("cpu_limit", cpu_limit), ("gold_cpu_limit", gold_cpu_limit), ("stall_limit", stall_limit)):
+        for name, value in (
+            ("workers", workers),
+            ("cpu_limit", cpu_limit),
+            ("gold_cpu_limit", gold_cpu_limit),
+            ("stall_limit", stall_limit),
+        ):
             if not value > 0:
                 raise ValueError(f"the verifier's {name} is {value}, but must be positive")
         self.cpu_limit, self.gold_cpu_limit, self.stall_limit = cpu_limit, gold_cpu_limit, stall_limit
         self.counts: Counter[str] = Counter()
-        """Workers that were given up: `cpu`, `memory`, `crash`, `killed`, `stuck` (see `submit`), `replaced` (after their share of answers)."""
+        """Workers that were given up: `cpu`, `memory`, `crash`, `killed`, `stuck` (see `submit`), `replaced` (after their share)."""
         self._owner = os.getpid()
         self._server = _ForkServer(memory_limit, stall_limit)
         self._jobs: queue.SimpleQueue[tuple[str, str, bool, Future[str]] | None] = queue.SimpleQueue()

@@ -146,7 +146,9 @@ class Verifier:
         for gold, future in parsed.items():
             result = future.result()
             if result in ("killed", "stuck"):
-                raise RuntimeError(f"the verifier's processes are {result}, so the reference {gold[:200]!r} could not be checked; start again")
+                raise RuntimeError(
+                    f"the verifier's processes are {result}, so the reference {gold[:200]!r} could not be checked; start again"
+                )
             if result not in ("equal", "different"):
                 why = _FAULTS.get(result, "math-verify cannot compare it with itself").format(limit=self.pool.gold_cpu_limit)
                 faults[gold] = f"the reference answer {gold[:200]!r} cannot be compared with: {why}"

@@ -4,8 +4,9 @@ r"""The process side of the verifier: imports math-verify once, forks a worker p
 
 This process has one thread and never imports torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of
 vLLM, torch and gloo, is never forked. Control messages are a letter and a number (5 bytes): `F` with a socket attached forks a worker on it
-and is answered by the worker's pid; `R` pid reaps it, and is answered by the signal that ended it (0 = it ended by itself). A pid is reaped only when asked, so it cannot be given to another process before.
-When the trainer goes away, by whatever signal, the control socket ends, and all workers are killed and reaped.
+and is answered by the worker's pid; `R` pid reaps it, and is answered by the signal that ended it (0 = it ended by itself). A pid is
+reaped only when asked, so it cannot be given to another process before. When the trainer goes away, by whatever signal, the control
+socket ends, and all workers are killed and reaped.
 
 Only math-verify's LaTeX route is used. Its other route hands text to sympy's `parse_expr`, which evaluates Python.
 """
@@ -181,8 +182,8 @@ def _differ_as_numbers(gold: Any, answer: Any) -> bool:
 def serve_worker(connection: socket.socket, memory_limit: int) -> None:
     """Answers requests until the other side has gone, or until this worker is to be replaced.
 
-    A request has two replies, since its reference is not charged to the answer: `{cpu}` when the reference is parsed, which is once a worker,
-    and `{cpu, result, last}`; `cpu` is this process's CPU clock in seconds. The first is left out where the reference decides.
+    A request has two replies, since its reference is not charged to the answer: `{cpu}` when the reference is parsed (once a worker), and
+    `{cpu, result, last}`; `cpu` is this process's CPU clock in seconds. The first is left out where the reference decides.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
