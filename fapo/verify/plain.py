@@ -58,7 +58,7 @@ _LAYOUT = re.compile(
     r"pmb|bold|mathnormal|ensuremath|underline|uline|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bf|it|rm|sf|tt|sl|"
     r"sc|em|bfseries|itshape|mdseries|upshape|rmfamily|sffamily|ttfamily|boldmath|normalfont)(?![a-zA-Z])|(?<!\\)\\[()\[\]]|\$"
 )
-_SPACE = re.compile(r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![a-zA-Z])|(?:thin|med|thick|neg)?space(?![a-zA-Z]))|~")
+_SPACE = re.compile(r"(?<!\\)\\(?:[,;:!> ]|(?=\d)|q?quad(?![a-zA-Z])|(?:thin|med|thick|neg)?space(?![a-zA-Z]))|~")
 _FRAC = re.compile(r"\\[dtc](frac|binom)(?![a-zA-Z])")
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
 _TEXT = re.compile(
