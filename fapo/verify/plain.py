@@ -23,9 +23,9 @@ class Refused(ValueError):
 # Signs with one meaning only. Digits and letters of other alphabets are absent on purpose: they are look-alikes.
 _SPELLINGS = {
     "-": "−–‐‑‒", r"\times ": "×✕", r"\cdot ": "·⋅∙", "/": "÷⁄∕", ":": "∶", ",": "、", ".": "。", "'": "’′", " ": "\t\n\r\u00a0\u202f\u205f\u3000",
-    "": "\u200b\u200c\u200d\u2060\ufeff\u00ad", r"\infty ": "∞", r"\le ": "≤⩽≦", r"\ge ": "≥⩾≧", r"\neq ": "≠", r"\approx ": "≈", r"\equiv ": "≡",
+    "": "“”\u200b\u200c\u200d\u2060\ufeff\u00ad", r"\infty ": "∞", r"\le ": "≤⩽≦", r"\ge ": "≥⩾≧", r"\neq ": "≠", r"\approx ": "≈", r"\equiv ": "≡",
     r"\pm ": "±", r"\mp ": "∓", r"\cup ": "∪", r"\cap ": "∩", r"\in ": "∈", r"\subset ": "⊂", r"\subseteq ": "⊆", r"\setminus ": "∖",
-    r"^\circ ": "°", r"\emptyset ": "∅", r"\angle ": "∠", r"\triangle ": "△", r"\to ": "→", r"\dots ": "…", "¥": "￥", r"\mu ": "µ",
+    r"^\circ ": "°º", r"\emptyset ": "∅", r"\angle ": "∠", r"\triangle ": "△", r"\to ": "→", r"\dots ": "…", "¥": "￥", r"\mu ": "µ",
 }  # fmt: skip
 _LETTERS = (
     "αalpha βbeta γgamma δdelta εepsilon ζzeta ηeta θtheta ιiota κkappa λlambda μmu νnu ξxi πpi ρrho σsigma τtau φphi ϕphi χchi ψpsi ωomega "
@@ -47,7 +47,7 @@ _MARKDOWN = re.compile(r"(?<![\w)}*])(\*\*\*?|__|`)(?=\S)([^*`]+?)(?<=\S)\1(?![\
 _STRANGE = re.compile(r"[^ -~€£¥]")
 _COMMANDS = re.compile(
     r"\\(?:def|edef|gdef|xdef|let|input|include|write\d*|read|openin|openout|immediate|newcommand|renewcommand|providecommand|catcode|csname|"
-    r"expandafter|usepackage|require|href|url|special|loop|repeat|if[a-z]*|verb|lstinline|directlua|html[A-Z]\w*|__?)(?![a-zA-Z])"
+    r"expandafter|usepackage|require|href|url|special|loop|repeat|if[a-z]*|verb|lstinline|directlua|html[A-Z]\w*|__?)(?![a-zA-Z])|~~[^~\s]+~~"
 )
 _COLOUR = re.compile(
     r"\\(?:(?:text)?color|colorbox|fcolorbox\s*\{[^{}]*\}|style|class|cssId|scalebox|[hv]space\*?)(?![a-zA-Z])\s*(?:\[[^][]*\]\s*)?\{[^{}]*\}"
@@ -71,6 +71,7 @@ _CONJUNCTION = re.compile(
     r"|,?\s*(?:\\text\{[\s,]*(?:and|or)[\s,]*\}|(?<![A-Za-z\\])(?:and|or)(?![a-z]))\s*,?"
 )
 _PERCENT = re.compile(r"\\text\{\s*(?:percent|percentage|per cent|pct)\s*\}|\\%|(?<=[\d\s}])(?:percentage|per ?cent|pct)\b")
+_ANSWER = re.compile(r"\A(?i:(?:\\text\{)?(?:the )?(?:final )?answer(?: is)?\b\}?\s*[:=]?\s*)(?=\S)")
 _RELATIONS = (
     (r"\\neq ", re.compile(r"\\(?:neq?|not\s*=)(?![a-zA-Z])|!=")),
     (r"\\leq ", re.compile(r"\\(?:leq?|leqslant)(?![a-zA-Z])|<=")),
@@ -97,11 +98,11 @@ def normalise(text: str) -> str:
     if strange:
         raise Refused(f"character U+{ord(strange.group()):04X}")
     if _COMMANDS.search(text):
-        raise Refused("a TeX command that is not mathematics")
+        raise Refused("a command that is not mathematics")
     _check_braces(text)
 
     if r"\begin" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped once too often
+        text = re.sub(r"\\\\(?=[A-Za-z()\[\]])", r"\\", text)  # escaped once too often
     text = re.sub(r"(?<=\d)\s*\{,\s*\}\s*(?=\d{3})", ",", text)
     text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ",", text)
     text = _COLOUR.sub(" ", text.replace(r"\$", "\x01"))
@@ -116,7 +117,7 @@ def normalise(text: str) -> str:
     text = _CONJUNCTION.sub(lambda match: match[1] or ", ", text)
     for sign, spelling in _RELATIONS:
         text = spelling.sub(sign, text)
-    return " ".join(text.split()).rstrip(".,;: ").lstrip(",; ")
+    return _ANSWER.sub("", " ".join(text.split())).rstrip(".,;:\\ ").lstrip(",; ")
 
 
 def squeeze(text: str) -> str:

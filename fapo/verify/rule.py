@@ -177,6 +177,8 @@ def _compare(gold: str, answer: str) -> Ruling:
         return _wrong("text")
     if gold_unit != answer_unit and (gold_unit and answer_unit or gold_unit.startswith("!") or answer_unit.startswith(("!", "?"))):
         return _wrong("unit")
+    if gold_percents != answer_percents and (gold_unit or answer_unit):
+        return _wrong("unit")
     if sorted(_texts(answer)) != sorted(_texts(gold)) and _texts(answer):
         return _wrong("text")
 
@@ -184,7 +186,7 @@ def _compare(gold: str, answer: str) -> Ruling:
     if gold_percents != answer_percents and isinstance(gold_node, Scalar) and isinstance(answer_node, Scalar):
         if answer_percents and gold_node.value <= 1:
             return _wrong("percent")
-        if gold_percents and 100 * answer_node.value == gold_node.value and not answer_unit:
+        if gold_percents and 100 * answer_node.value == gold_node.value:
             return Ruling(Outcome.CORRECT, "percent")
     elif answer_percents > gold_percents:
         return _wrong("percent")
@@ -198,6 +200,8 @@ def _compare(gold: str, answer: str) -> Ruling:
         return Ruling(Outcome.CORRECT, "equal") if equal else _wrong("different")
     if _letters(gold) != _letters(answer) and _letters(gold.lower()) == _letters(answer.lower()):
         return _wrong("letter case")
+    if gold.count("'") != answer.count("'"):
+        return _wrong("prime")  # math-verify reads A' as A
     # Costs of the parser behind: refused before it sees them, unless the reference is of the same kind.
     for pattern, what in ((_TOWER, "tower of powers"), (_HUGE, "huge number")):
         if pattern.search(answer) and not pattern.search(gold.replace(r"\exp", "e^{^")):
