@@ -26,7 +26,8 @@ def test_every_verdict():
     assert {row["id"] for row in ROWS if verdicts[row["id"]] and not row["right"]} == set()
     assert {row["id"] for row in ROWS if not verdicts[row["id"]] and row["right"]} == set()
     table = Counter((row["family"], row["right"], verdicts[row["id"]]) for row in ROWS)
-    print(*(f"{family:14} right {right!s:5} accepted {said!s:5} {count:4}" for (family, right, said), count in sorted(table.items())), sep="\n")
+    lines = (f"{family:14} right {right!s:5} accepted {said!s:5} {count:4}" for (family, right, said), count in sorted(table.items()))
+    print(*lines, sep="\n")
 
 
 def test_the_set_holds_what_it_says():

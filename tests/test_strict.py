@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundrl.fapo.verify.plain import MAX_LENGTH, normalise, squeeze
 from soundrl.fapo.records import Outcome
+from soundrl.fapo.verify.plain import MAX_LENGTH, normalise, squeeze
 from soundrl.fapo.verify.rule import check_gold, list_length, rule
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"

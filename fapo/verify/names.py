@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
+from soundrl.fapo.verify.plain import squeeze
 from soundrl.fapo.verify.units import CHANGES_THE_VALUE
 from soundrl.fapo.verify.value import Group, read, read_number, split
-from soundrl.fapo.verify.plain import squeeze
 
 _MEMBER = re.compile(r"([^=<>]+?)\\in(?![a-zA-Z])(.+)")
 _FUNCTION = re.compile(r"([A-Za-z])\s*\(\s*([A-Za-z])\s*\)")

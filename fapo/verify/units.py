@@ -8,7 +8,6 @@ a product of variables. Nothing is converted.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 _NAMES = {
     "mm": "millimeter millimetre",
