@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from soundrl.fapo.records import Verdict
 from soundrl.fapo.verify.box import boxed_answer
+from soundrl.fapo.records import Verdict
 
 # What the reply says.
 NO_BOX = "no_box"

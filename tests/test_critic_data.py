@@ -8,9 +8,9 @@ import pyarrow.json
 import pytest
 from fake_judge import MODEL, Handler, Server, said
 
+from soundrl.fapo.verify.box import final_box
 from soundrl.fapo.data import load_prompts
 from soundrl.fapo.records import Prompt, Verdict
-from soundrl.fapo.verify.box import final_box
 from soundrl.genrm.critic_rows import select
 from soundrl.genrm.data import command
 from soundrl.genrm.gsm8k_flaws import KINDS, plant, sound

@@ -177,7 +177,8 @@ def test_different(gold, answer):
     ("response", "answer"),
     [
         (r"\boxed{\frac12} = \boxed{0.5}", "0.5"), (r"So \boxed{6}. She has \boxed{6 \text{ eggs}}.", r"6 \text{ eggs}"),
-        (r"\boxed{70} and then \boxed{70.0}", "70"), (r"so \boxed{\mathbf{7}}, that is \boxed{7}", "7"), (r"In \boxed{} we get \boxed{6}", "6"),
+        (r"\boxed{70} and then \boxed{70.0}", "70"), (r"so \boxed{\mathbf{7}}, that is \boxed{7}", "7"),
+        (r"In \boxed{} we get \boxed{6}", "6"),
         (r"\boxed{x = 3}, hence \boxed{3}", "3"),
     ],
 )  # fmt: skip
@@ -188,7 +189,9 @@ def test_a_box_may_be_stated_again(response, answer):
     assert is_equal(answer, box.text)
 
 
-@pytest.mark.parametrize("response", [r"\boxed{7} or rather \boxed{8}", r"\boxed{0.33} so \boxed{\frac13}", r"\boxed{6 \text{ dozen}} is \boxed{6}"])
+@pytest.mark.parametrize(
+    "response", [r"\boxed{7} or rather \boxed{8}", r"\boxed{0.33} so \boxed{\frac13}", r"\boxed{6 \text{ dozen}} is \boxed{6}"]
+)
 def test_another_value_hedges(response):
     box = final_box(response)
     assert box is not None

@@ -22,14 +22,15 @@ class Refused(ValueError):
 
 # Signs with one meaning only. Digits and letters of other alphabets are absent on purpose: they are look-alikes.
 _SPELLINGS = {
-    "-": "−–‐‑‒", r"\times ": "×✕", r"\cdot ": "·⋅∙", "/": "÷⁄∕", ":": "∶", ",": "、", ".": "。", "'": "’′", " ": "\t\n\r\u00a0\u202f\u205f\u3000",
-    "": "“”\u200b\u200c\u200d\u2060\ufeff\u00ad", r"\infty ": "∞", r"\le ": "≤⩽≦", r"\ge ": "≥⩾≧", r"\neq ": "≠", r"\approx ": "≈", r"\equiv ": "≡",
-    r"\pm ": "±", r"\mp ": "∓", r"\cup ": "∪", r"\cap ": "∩", r"\in ": "∈", r"\subset ": "⊂", r"\subseteq ": "⊆", r"\setminus ": "∖",
-    r"^\circ ": "°º", r"\emptyset ": "∅", r"\angle ": "∠", r"\triangle ": "△", r"\to ": "→", r"\dots ": "…", "¥": "￥", r"\mu ": "µ",
+    "-": "−–‐‑‒", r"\times ": "×✕", r"\cdot ": "·⋅∙", "/": "÷⁄∕", ":": "∶", ",": "、", ".": "。", "'": "’′", "¥": "￥", r"\mu ": "µ",
+    " ": "\t\n\r\u00a0\u202f\u205f\u3000", "": "“”\u200b\u200c\u200d\u2060\ufeff\u00ad", r"^\circ ": "°º", r"\infty ": "∞", r"\le ": "≤⩽≦",
+    r"\ge ": "≥⩾≧", r"\neq ": "≠", r"\approx ": "≈", r"\equiv ": "≡", r"\pm ": "±", r"\mp ": "∓", r"\cup ": "∪", r"\cap ": "∩",
+    r"\in ": "∈", r"\subset ": "⊂", r"\subseteq ": "⊆", r"\setminus ": "∖", r"\emptyset ": "∅", r"\angle ": "∠", r"\triangle ": "△",
+    r"\to ": "→", r"\dots ": "…",
 }  # fmt: skip
 _LETTERS = (
-    "αalpha βbeta γgamma δdelta εepsilon ζzeta ηeta θtheta ιiota κkappa λlambda μmu νnu ξxi πpi ρrho σsigma τtau φphi ϕphi χchi ψpsi ωomega "
-    "ΓGamma ΔDelta ΘTheta ΛLambda ΞXi ΠPi ΣSigma ΦPhi ΨPsi ΩOmega"
+    "αalpha βbeta γgamma δdelta εepsilon ζzeta ηeta θtheta ιiota κkappa λlambda μmu νnu ξxi πpi ρrho σsigma τtau φphi ϕphi χchi ψpsi "
+    "ωomega ΓGamma ΔDelta ΘTheta ΛLambda ΞXi ΠPi ΣSigma ΦPhi ΨPsi ΩOmega"
 )
 _SIGNS = str.maketrans(
     {sign: spelling for spelling, signs in _SPELLINGS.items() for sign in signs}
@@ -61,9 +62,7 @@ _LAYOUT = re.compile(
 _SPACE = re.compile(r"(?<!\\)\\(?:[,;:!> ]|(?=\d)|q?quad(?![a-zA-Z])|(?:thin|med|thick|neg)?space(?![a-zA-Z]))|~")
 _FRAC = re.compile(r"\\[dtc](frac|binom)(?![a-zA-Z])")
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
-_TEXT = re.compile(
-    r"\\(?:text(?:bf|rm|normal|it|tt|sf|up|sc|md|sl)?|emph|math(?:rm|it|sf|tt)|[mh]box|operatorname\*?)\s*\{"
-)
+_TEXT = re.compile(r"\\(?:text(?:bf|rm|normal|it|tt|sf|up|sc|md|sl)?|emph|math(?:rm|it|sf|tt)|[mh]box|operatorname\*?)\s*\{")
 _WORDS = re.compile(r"(\\text\{[^{}]*\}|\\[A-Za-z]+)|[A-Za-z](?:[A-Za-z' .,;:]|[-/](?=[A-Za-z]))*")
 # The first alternative passes over words that only begin with a conjunction, or hold one.
 _CONJUNCTION = re.compile(

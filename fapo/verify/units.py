@@ -38,17 +38,20 @@ _NAMES = {
     "yuan": "rmb",
 }
 _CANONICAL = {alias: name for name, aliases in _NAMES.items() for alias in (name, *aliases.split())}
-_KNOWN = {*_CANONICAL, *"day week month year yr yrs cent unit m/s children men women fish sheep mice teeth a.m p.m am pm ampere volt watt joule".split()}
-_KNOWN |= set("newton hertz hz kelvin celsius fahrenheit acre gallon quart pint cup ton tonne byte bit mole mol pascal yen peso rupee".split())
+_KNOWN = set(_CANONICAL).union(
+    "day week month year yr yrs cent unit m/s children men women fish sheep mice teeth am pm ampere volt watt joule newton hertz hz "
+    "kelvin celsius fahrenheit acre gallon quart pint cup ton tonne byte bit mole mol pascal yen peso rupee".split()
+)
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety"
 CHANGES_THE_VALUE = re.compile(
-    rf"\b(?:(?:{_SMALL.replace(' ', '|')}|\w+teen|hundred|thousand|\w*illion|\w+tie|dozen|score|gross|pair of|couple|k|lakh|crore)s?|hal(?:f|ves)|"
-    r"(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|\w*hundredth|\w*thousandth|\w+illionth|"
-    r"th|nth)s?|twice|thrice|double[sd]?|tripled?|quadrupled?|squared|cubed|factorials?|power|root|squares? of|cubes? of|sqrt|log\w*|ln|sin|cos|tan|exp|inverse|"
-    r"reciprocals?|(?:conjugate|complement|opposite)s?|absolute|modul\w+|mod|base|binary|octal|hex\w*|negat\w+|minus|plus|multipl\w+|divi\w+|"
-    r"over|under|above|below|less|greater|smaller|off|to|between|than|least|most|about|approx\w*|around|roughly|nearly|almost|"
-    r"or|and|not|no|non|none|nor|neither|either|is|are|if|but|except|without|undefined|infinit\w*|nan|wrong|maybe|perhaps|possibly|incorrect|debt|"
-    r"loss(?:es)?|lost|deficit|owed|behind|ago|before|bce?|underground|backwards?|down|percent\w*|per ?cent|per ?mille?|basis|pi)\b"
+    rf"\b(?:(?:{_SMALL.replace(' ', '|')}|\w+teen|hundred|thousand|\w*illion|\w+tie|dozen|score|gross|pair of|couple|k|lakh|crore)s?|"
+    r"hal(?:f|ves)|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|\w*hundredth|"
+    r"\w*thousandth|\w+illionth|th|nth)s?|twice|thrice|double[sd]?|tripled?|quadrupled?|squared|cubed|factorials?|power|root|squares? of|"
+    r"cubes? of|sqrt|log\w*|ln|sin|cos|tan|exp|inverse|(?:reciprocal|conjugate|complement|opposite)s?|absolute|modul\w+|mod|base|binary|"
+    r"octal|hex\w*|negat\w+|minus|plus|multipl\w+|divi\w+|over|under|above|below|less|greater|smaller|off|to|between|than|least|most|about|"
+    r"approx\w*|around|roughly|nearly|almost|or|and|not|no|non|none|nor|neither|either|is|are|if|but|except|without|undefined|infinit\w*|nan|"
+    r"wrong|maybe|perhaps|possibly|incorrect|debt|loss(?:es)?|lost|deficit|owed|behind|ago|before|bce?|underground|backwards?|down|percent\w*|"
+    r"per ?cent|per ?mille?|basis|pi)\b"
 )
 """Words with which a number is another number, or none."""
 _NO_PLURAL = re.compile(r"(?:this|thus|was|has|does|its|us|as|plus|perhaps|always|yes|\w*(?:ss|ous|us|is))\Z")

@@ -20,10 +20,10 @@ from collections import Counter
 from concurrent.futures import Future
 from types import TracebackType
 
-from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.box import final_box
-from soundrl.fapo.verify.pool import WorkerPool
+from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.rule import check_gold, list_length, rule
+from soundrl.fapo.verify.pool import WorkerPool
 
 _OUTCOMES = {
     "equal": Outcome.CORRECT,
