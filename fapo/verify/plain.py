@@ -44,7 +44,8 @@ _SIGNS = str.maketrans(
 _RAISED = re.compile(r"(?<=[\w)}\]°])(?:[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+|[₀₁₂₃₄₅₆₇₈₉₊₋ₙ]+)")
 _FORM_FEED = re.compile(r"\\?\x0crac(?![a-zA-Z])")
 _ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-zπ]|\([^()√]*\))")
-_MARKDOWN = re.compile(r"(?<![\w)}*])(\*\*\*?|__|`)(?=\S)([^*`]+?)(?<=\S)\1(?![\w*])")
+_MARKDOWN = re.compile(r"(?<![\w)}*])(?<![\w)}] )(\*{1,3}|__?|`)(?=\S)([^*`]+?)(?<=\S)\1(?![\w*])")
+_HTML = re.compile(r"<(b|i|u|em|strong)>([^<>]*)</\1>")
 _STRANGE = re.compile(r"[^ -~€£¥]")
 _COMMANDS = re.compile(
     r"\\(?:def|edef|gdef|xdef|let|input|include|write\d*|read|openin|openout|immediate|newcommand|renewcommand|providecommand|catcode|csname|"
@@ -57,7 +58,8 @@ _COLOUR = re.compile(
 _LAYOUT = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|(?:display|text|script|scriptscript)style|limits|mathstrut|phantom\{\}|boxed|fbox|mathbf|boldsymbol|bm|"
     r"pmb|bold|mathnormal|ensuremath|underline|uline|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bf|it|rm|sf|tt|sl|"
-    r"sc|em|bfseries|itshape|mdseries|upshape|rmfamily|sffamily|ttfamily|boldmath|normalfont)(?![a-zA-Z])|(?<!\\)\\[()\[\]]|\$"
+    r"sc|em|bfseries|itshape|mdseries|upshape|rmfamily|sffamily|ttfamily|boldmath|normalfont|framebox|mathop|bbox\[[^][]*\])(?![a-zA-Z])|"
+    r"\\(?:text(?:bf|it|rm)?|emph|mathrm)(?=\s*\d)|(?<!\\)\\[()\[\]]|\$"
 )
 _SPACE = re.compile(r"(?<!\\)\\(?:[,;:!> ]|(?=\d)|q?quad(?![a-zA-Z])|(?:thin|med|thick|neg)?space(?![a-zA-Z]))|~")
 _FRAC = re.compile(r"\\[dtc](frac|binom)(?![a-zA-Z])")
@@ -91,7 +93,7 @@ def normalise(text: str) -> str:
     if len(text) > MAX_LENGTH:
         raise Refused(f"longer than {MAX_LENGTH} characters")
     # A string literal in which `\frac` was not escaped holds a form feed.
-    text = _ROOT.sub(r"\\sqrt{\1}", _FORM_FEED.sub(r"\\frac", _MARKDOWN.sub(r"\2", text)))
+    text = _ROOT.sub(r"\\sqrt{\1}", _FORM_FEED.sub(r"\\frac", _HTML.sub(r"\2", _MARKDOWN.sub(r"\2", text))))
     text = _RAISED.sub(_raise, text).translate(_SIGNS)
     strange = _STRANGE.search(text)
     if strange:
@@ -155,7 +157,7 @@ def _unwrap(content: str, before: str) -> str:
         if match[1]:
             return run
         words = run.rstrip(" .,;:")
-        is_unit = before and before in "0123456789})" and not content[: match.start()].strip() and words not in ("e", "i")
+        is_unit = before and before in "0123456789})" and not content[: match.start()].strip() and words in "mgshklLNWVJKFCAMBT"
         is_word = is_unit or re.search("[A-Za-z]{2}", words)
         return (rf"\text{{{words}}}" if is_word else words) + run[len(words) :]
 

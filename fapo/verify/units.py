@@ -68,6 +68,7 @@ def cut_unit(text: str) -> tuple[str, str]:
 
     Words that change the value begin with `!` there, words that are nobody's unit with `?`.
     """
+    text = re.sub(r"\(\s*(\\text\{[^{}]*\})\s*\)\Z", r"\1", text)  # 12 (hours)
     currency = _CURRENCY.fullmatch(text)
     if currency:
         rest, unit = _cut_words((currency[1] or "") + (currency[3] or currency[4] or ""))
