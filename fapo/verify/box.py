@@ -102,7 +102,7 @@ def final_box(text: str, *, parts: int = 1) -> Box | None:
     answer = answers[-1]
     if not answer:
         return None
-    return Box(answer, hedged=not all(_same(other, answer) for other in answers if other))
+    return Box(answer, hedged=not all(_same(other, answer) for other in set(answers) if other))
 
 
 def boxed_answer(text: str) -> str | None:
@@ -180,17 +180,17 @@ def _unwrap(content: str) -> str:
 
 def _join(contents: list[str]) -> str:
     kept = [content for content in contents if content]
-    if kept and all(_same(content, kept[0]) for content in kept):
+    if kept and all(_same(content, kept[0]) for content in set(kept)):
         return kept[0]
     return ", ".join(kept)
 
 
 def _same(first: str, second: str) -> bool:
     """Whether two boxes say the same, in whatever spelling: `\\frac12` and `0.5`, `6` and `6 \\text{ eggs}`."""
-    from soundrl.fapo.verify.rule import rule  # which reads the boxes of references with this module
-
     if _plain(first) == _plain(second):
         return True
+    from soundrl.fapo.verify.rule import rule  # which reads the boxes of references with this module
+
     try:
         return Outcome.CORRECT in (rule(second, first).outcome, rule(first, second).outcome)
     except ValueError:
