@@ -121,7 +121,7 @@ def sides(text: str) -> list[str]:
 
 
 def _is_name(text: str) -> bool:
-    r"""`x`, `x_1`, `f(2)`, `|AB|`, `A:B`, `\frac{NO}{BO}`, `(p, q)`, words; not `8`, `2x`, `xy`, `|x|`, `\log x`, `x'`, `\text{twice }x`."""
+    r"""`x`, `x_1`, `f(2)`, `|AB|`, `A:B`, `\frac{NO}{BO}`, `(p, q)`, words; not `8`, `2x`, `xy`, `|x|`, `\log x`, `\text{twice }x`."""
     words = " ".join(_TEXT.findall(text)).lower().split()
     if CHANGES_THE_VALUE.search(" ".join(words)):
         return False

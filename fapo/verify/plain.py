@@ -22,14 +22,15 @@ class Refused(ValueError):
 
 # Signs with one meaning only. Digits and letters of other alphabets are absent on purpose: they are look-alikes.
 _SPELLINGS = {
-    "-": "−–‐‑‒", r"\times ": "×✕", r"\cdot ": "·⋅∙", "/": "÷⁄∕", ":": "∶", ",": "、", ".": "。", "'": "’′", " ": "\t\n\r\u00a0\u202f\u205f\u3000",
-    "": "\u200b\u200c\u200d\u2060\ufeff\u00ad", r"\infty ": "∞", r"\le ": "≤⩽≦", r"\ge ": "≥⩾≧", r"\neq ": "≠", r"\approx ": "≈", r"\equiv ": "≡",
-    r"\pm ": "±", r"\mp ": "∓", r"\cup ": "∪", r"\cap ": "∩", r"\in ": "∈", r"\subset ": "⊂", r"\subseteq ": "⊆", r"\setminus ": "∖",
-    r"^\circ ": "°", r"\emptyset ": "∅", r"\angle ": "∠", r"\triangle ": "△", r"\to ": "→", r"\dots ": "…", "¥": "￥", r"\mu ": "µ",
+    "-": "−–‐‑‒", r"\times ": "×✕", r"\cdot ": "·⋅∙", "/": "÷⁄∕", ":": "∶", ",": "、", ".": "。", "'": "’′", "¥": "￥", r"\mu ": "µ",
+    " ": "\t\n\r\u00a0\u202f\u205f\u3000", "": "“”\u200b\u200c\u200d\u2060\ufeff\u00ad", r"^\circ ": "°º", r"\infty ": "∞", r"\le ": "≤⩽≦",
+    r"\ge ": "≥⩾≧", r"\neq ": "≠", r"\approx ": "≈", r"\equiv ": "≡", r"\pm ": "±", r"\mp ": "∓", r"\cup ": "∪", r"\cap ": "∩",
+    r"\in ": "∈", r"\subset ": "⊂", r"\subseteq ": "⊆", r"\setminus ": "∖", r"\emptyset ": "∅", r"\angle ": "∠", r"\triangle ": "△",
+    r"\to ": "→", r"\dots ": "…",
 }  # fmt: skip
 _LETTERS = (
-    "αalpha βbeta γgamma δdelta εepsilon ζzeta ηeta θtheta ιiota κkappa λlambda μmu νnu ξxi πpi ρrho σsigma τtau φphi ϕphi χchi ψpsi ωomega "
-    "ΓGamma ΔDelta ΘTheta ΛLambda ΞXi ΠPi ΣSigma ΦPhi ΨPsi ΩOmega"
+    "αalpha βbeta γgamma δdelta εepsilon ζzeta ηeta θtheta ιiota κkappa λlambda μmu νnu ξxi πpi ρrho σsigma τtau φphi ϕphi χchi ψpsi "
+    "ωomega ΓGamma ΔDelta ΘTheta ΛLambda ΞXi ΠPi ΣSigma ΦPhi ΨPsi ΩOmega"
 )
 _SIGNS = str.maketrans(
     {sign: spelling for spelling, signs in _SPELLINGS.items() for sign in signs}
@@ -43,11 +44,12 @@ _SIGNS = str.maketrans(
 _RAISED = re.compile(r"(?<=[\w)}\]°])(?:[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+|[₀₁₂₃₄₅₆₇₈₉₊₋ₙ]+)")
 _FORM_FEED = re.compile(r"\\?\x0crac(?![a-zA-Z])")
 _ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-zπ]|\([^()√]*\))")
-_MARKDOWN = re.compile(r"(?<![\w)}*])(\*\*\*?|__|`)(?=\S)([^*`]+?)(?<=\S)\1(?![\w*])")
+_MARKDOWN = re.compile(r"(?<![\w)}*])(?<![\w)}] )(\*{1,3}|__?|`)(?=\S)([^*`]+?)(?<=\S)\1(?![\w*])")
+_HTML = re.compile(r"<(b|i|u|em|strong)>([^<>]*)</\1>")
 _STRANGE = re.compile(r"[^ -~€£¥]")
 _COMMANDS = re.compile(
     r"\\(?:def|edef|gdef|xdef|let|input|include|write\d*|read|openin|openout|immediate|newcommand|renewcommand|providecommand|catcode|csname|"
-    r"expandafter|usepackage|require|href|url|special|loop|repeat|if[a-z]*|verb|lstinline|directlua|html[A-Z]\w*|__?)(?![a-zA-Z])"
+    r"expandafter|usepackage|require|href|url|special|loop|repeat|if[a-z]*|verb|lstinline|directlua|html[A-Z]\w*|__?)(?![a-zA-Z])|~~[^~\s]+~~"
 )
 _COLOUR = re.compile(
     r"\\(?:(?:text)?color|colorbox|fcolorbox\s*\{[^{}]*\}|style|class|cssId|scalebox|[hv]space\*?)(?![a-zA-Z])\s*(?:\[[^][]*\]\s*)?\{[^{}]*\}"
@@ -56,14 +58,13 @@ _COLOUR = re.compile(
 _LAYOUT = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|(?:display|text|script|scriptscript)style|limits|mathstrut|phantom\{\}|boxed|fbox|mathbf|boldsymbol|bm|"
     r"pmb|bold|mathnormal|ensuremath|underline|uline|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bf|it|rm|sf|tt|sl|"
-    r"sc|em|bfseries|itshape|mdseries|upshape|rmfamily|sffamily|ttfamily|boldmath|normalfont)(?![a-zA-Z])|(?<!\\)\\[()\[\]]|\$"
+    r"sc|em|bfseries|itshape|mdseries|upshape|rmfamily|sffamily|ttfamily|boldmath|normalfont|framebox|mathop|bbox\[[^][]*\])(?![a-zA-Z])|"
+    r"\\(?:text(?:bf|it|rm)?|emph|mathrm)(?=\s*\d)|(?<!\\)\\[()\[\]]|\$"
 )
-_SPACE = re.compile(r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![a-zA-Z])|(?:thin|med|thick|neg)?space(?![a-zA-Z]))|~")
+_SPACE = re.compile(r"(?<!\\)\\(?:[,;:!> ]|(?=\d)|q?quad(?![a-zA-Z])|(?:thin|med|thick|neg)?space(?![a-zA-Z]))|~")
 _FRAC = re.compile(r"\\[dtc](frac|binom)(?![a-zA-Z])")
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-zA-Z])([^{}]*)\}")
-_TEXT = re.compile(
-    r"\\(?:text(?:bf|rm|normal|it|tt|sf|up|sc|md|sl)?|emph|math(?:rm|it|sf|tt)|[mh]box|operatorname\*?)\s*\{"
-)
+_TEXT = re.compile(r"\\(?:text(?:bf|rm|normal|it|tt|sf|up|sc|md|sl)?|emph|math(?:rm|it|sf|tt)|[mh]box|operatorname\*?)\s*\{")
 _WORDS = re.compile(r"(\\text\{[^{}]*\}|\\[A-Za-z]+)|[A-Za-z](?:[A-Za-z' .,;:]|[-/](?=[A-Za-z]))*")
 # The first alternative passes over words that only begin with a conjunction, or hold one.
 _CONJUNCTION = re.compile(
@@ -71,6 +72,7 @@ _CONJUNCTION = re.compile(
     r"|,?\s*(?:\\text\{[\s,]*(?:and|or)[\s,]*\}|(?<![A-Za-z\\])(?:and|or)(?![a-z]))\s*,?"
 )
 _PERCENT = re.compile(r"\\text\{\s*(?:percent|percentage|per cent|pct)\s*\}|\\%|(?<=[\d\s}])(?:percentage|per ?cent|pct)\b")
+_ANSWER = re.compile(r"\A(?i:(?:\\text\{)?(?:the )?(?:final )?answer(?: is)?\b\}?\s*[:=]?\s*)(?=\S)")
 _RELATIONS = (
     (r"\\neq ", re.compile(r"\\(?:neq?|not\s*=)(?![a-zA-Z])|!=")),
     (r"\\leq ", re.compile(r"\\(?:leq?|leqslant)(?![a-zA-Z])|<=")),
@@ -91,17 +93,17 @@ def normalise(text: str) -> str:
     if len(text) > MAX_LENGTH:
         raise Refused(f"longer than {MAX_LENGTH} characters")
     # A string literal in which `\frac` was not escaped holds a form feed.
-    text = _ROOT.sub(r"\\sqrt{\1}", _FORM_FEED.sub(r"\\frac", _MARKDOWN.sub(r"\2", text)))
+    text = _ROOT.sub(r"\\sqrt{\1}", _FORM_FEED.sub(r"\\frac", _HTML.sub(r"\2", _MARKDOWN.sub(r"\2", text))))
     text = _RAISED.sub(_raise, text).translate(_SIGNS)
     strange = _STRANGE.search(text)
     if strange:
         raise Refused(f"character U+{ord(strange.group()):04X}")
     if _COMMANDS.search(text):
-        raise Refused("a TeX command that is not mathematics")
+        raise Refused("a command that is not mathematics")
     _check_braces(text)
 
     if r"\begin" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped once too often
+        text = re.sub(r"\\\\(?=[A-Za-z()\[\]])", r"\\", text)  # escaped once too often
     text = re.sub(r"(?<=\d)\s*\{,\s*\}\s*(?=\d{3})", ",", text)
     text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ",", text)
     text = _COLOUR.sub(" ", text.replace(r"\$", "\x01"))
@@ -116,7 +118,7 @@ def normalise(text: str) -> str:
     text = _CONJUNCTION.sub(lambda match: match[1] or ", ", text)
     for sign, spelling in _RELATIONS:
         text = spelling.sub(sign, text)
-    return " ".join(text.split()).rstrip(".,;: ").lstrip(",; ")
+    return _ANSWER.sub("", " ".join(text.split())).rstrip(".,;:\\ ").lstrip(",; ")
 
 
 def squeeze(text: str) -> str:
@@ -155,7 +157,7 @@ def _unwrap(content: str, before: str) -> str:
         if match[1]:
             return run
         words = run.rstrip(" .,;:")
-        is_unit = before and before in "0123456789})" and not content[: match.start()].strip() and words not in ("e", "i")
+        is_unit = before and before in "0123456789})" and not content[: match.start()].strip() and words in "mgshklLNWVJKFCAMBT"
         is_word = is_unit or re.search("[A-Za-z]{2}", words)
         return (rf"\text{{{words}}}" if is_word else words) + run[len(words) :]
 

@@ -38,17 +38,20 @@ _NAMES = {
     "yuan": "rmb",
 }
 _CANONICAL = {alias: name for name, aliases in _NAMES.items() for alias in (name, *aliases.split())}
-_KNOWN = {*_CANONICAL, *"day week month year yr yrs cent unit m/s children men women fish sheep mice teeth a.m p.m am pm ampere volt watt joule".split()}
-_KNOWN |= set("newton hertz hz kelvin celsius fahrenheit acre gallon quart pint cup ton tonne byte bit mole mol pascal yen peso rupee".split())
+_KNOWN = set(_CANONICAL).union(
+    "day week month year yr yrs cent unit m/s children men women fish sheep mice teeth am pm ampere volt watt joule newton hertz hz "
+    "kelvin celsius fahrenheit acre gallon quart pint cup ton tonne byte bit mole mol pascal yen peso rupee".split()
+)
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety"
 CHANGES_THE_VALUE = re.compile(
-    rf"\b(?:(?:{_SMALL.replace(' ', '|')}|\w+teen|hundred|thousand|\w*illion|dozen|score|gross|pair of|couple|k|lakh|crore)s?|hal(?:f|ves)|"
-    r"(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|\w*hundredth|\w*thousandth|\w+illionth|"
-    r"th|nth)s?|twice|thrice|double[sd]?|tripled?|quadrupled?|squared|cubed|factorials?|power|root|squares? of|cubes? of|sqrt|log\w*|ln|sin|cos|tan|exp|inverse|"
-    r"reciprocals?|conjugate|complement|opposite|absolute|modul\w+|mod|base|binary|octal|hex\w*|negat\w+|minus|plus|times|multipl\w+|divi\w+|"
-    r"over|under|above|below|more|less|fewer|greater|smaller|off|from|to|between|than|least|most|about|approx\w*|around|roughly|nearly|almost|"
-    r"or|and|not|no|non|none|nor|neither|either|is|are|if|but|except|without|undefined|infinit\w*|nan|wrong|maybe|perhaps|possibly|incorrect|debt|"
-    r"loss(?:es)?|lost|deficit|owed|behind|ago|before|bce?|underground|backwards?|down|percent\w*|per ?cent|per ?mille?|basis|pi)\b"
+    rf"\b(?:(?:{_SMALL.replace(' ', '|')}|\w+teen|hundred|thousand|\w*illion|\w+tie|dozen|score|gross|pair of|couple|k|lakh|crore)s?|"
+    r"hal(?:f|ves)|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|\w*hundredth|"
+    r"\w*thousandth|\w+illionth|th|nth)s?|twice|thrice|double[sd]?|tripled?|quadrupled?|squared|cubed|factorials?|power|root|squares? of|"
+    r"cubes? of|sqrt|log\w*|ln|sin|cos|tan|exp|inverse|(?:reciprocal|conjugate|complement|opposite)s?|absolute|modul\w+|mod|base|binary|"
+    r"octal|hex\w*|negat\w+|minus|plus|multipl\w+|divi\w+|over|under|above|below|less|greater|smaller|off|to|between|than|least|most|about|"
+    r"approx\w*|around|roughly|nearly|almost|or|and|not|no|non|none|nor|neither|either|is|are|if|but|except|without|undefined|infinit\w*|nan|"
+    r"wrong|maybe|perhaps|possibly|incorrect|debt|loss(?:es)?|lost|deficit|owed|behind|ago|before|bce?|underground|backwards?|down|percent\w*|"
+    r"per ?cent|per ?mille?|basis|pi)\b"
 )
 """Words with which a number is another number, or none."""
 _NO_PLURAL = re.compile(r"(?:this|thus|was|has|does|its|us|as|plus|perhaps|always|yes|\w*(?:ss|ous|us|is))\Z")
@@ -65,6 +68,7 @@ def cut_unit(text: str) -> tuple[str, str]:
 
     Words that change the value begin with `!` there, words that are nobody's unit with `?`.
     """
+    text = re.sub(r"\(\s*(\\text\{[^{}]*\})\s*\)\Z", r"\1", text)  # 12 (hours)
     currency = _CURRENCY.fullmatch(text)
     if currency:
         rest, unit = _cut_words((currency[1] or "") + (currency[3] or currency[4] or ""))
@@ -87,7 +91,8 @@ def _cut_words(text: str) -> tuple[str, str]:
             return text, ""
         name = match[2]
     words = _words(name)
-    if CHANGES_THE_VALUE.search(" ".join(words)) or re.search(r"\d", re.sub(r"\^\s*\{?\s*[23]", "", name)):
+    # M, B and T are millions, billions and trillions.
+    if re.search(r"\b[MBT]\b", name) or CHANGES_THE_VALUE.search(" ".join(words)) or re.search(r"\d", re.sub(r"\^\s*\{?\s*[23]", "", name)):
         return match[1].strip(), "!" + " ".join(name.lower().split())
     known = any(_is_known(word) or (len(word) > 3 and word.endswith("s") and not _NO_PLURAL.match(word)) for word in words)
     return match[1].strip(), ("" if known else "?") + _canonical(name)
