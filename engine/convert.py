@@ -111,7 +111,7 @@ def load_folder(path: Path, dtype: torch.dtype):
         tokenizer = load_tokenizer(path)
         generation = generation_config(path)
         with in_one_line(f"{path}: its weights are not those of config.json", "download both again"):
-            load = transformers.AutoModelForCausalLM.from_pretrained
+            load = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained  # which the Auto class does for paths alone
             model, info = load(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
     except ValueError as error:
         raise ConvertError(str(error)) from error

@@ -56,7 +56,7 @@ def content(name: str, new: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 
 
 def put(value: float) -> Callable[[dict], object]:
-    return lambda state: state[WEIGHT].view(-1)[3:5].fill_(value) and None
+    return lambda state: state[WEIGHT].view(-1)[3:5].fill_(value)
 
 
 def second_file(name: str) -> Callable[[Path], None]:
@@ -162,7 +162,8 @@ def test_a_duplicate_in_another_layout_is_not_read(folder: Path) -> None:
 def test_stored_buffers_are_left_out_by_name(folder: Path, tmp_path: Path) -> None:
     stored = [
         "model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.cos_cached",
-        "transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias", "gpt_neox.layers.0.attention.bias", "model.embeddings.position_ids",
+        "transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias", "gpt_neox.layers.0.attention.bias",
+        "model.embeddings.position_ids",
     ]  # fmt: skip
     tensors(lambda state: state.update({name: torch.ones(2, dtype=torch.int64) for name in stored}))(folder)
     read(folder)
