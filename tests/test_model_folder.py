@@ -175,7 +175,8 @@ def test_stored_buffers_are_left_out_by_name(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "kept", "said"),
     [
-        ({"temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}, "do_sample is set, as temperature"),
+        ({"temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}, "do_sample is True, as temperature"),
+        ({"temperature": 0.0}, {"do_sample": False}, "do_sample is False, as temperature"),
         ({"do_sample": False, "temperature": 1e-6, "top_k": 1}, {"do_sample": False}, "temperature, top_k dropped"),
         ({"do_sample": False, "temperature": 0.7, "min_p": 0.1}, {"do_sample": False}, "temperature, min_p dropped"),
         ({"num_beams": 1, "early_stopping": True, "length_penalty": 0.9}, {"num_beams": 1}, "early_stopping, length_penalty dropped"),

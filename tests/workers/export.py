@@ -19,7 +19,7 @@ from soundrl.engine.world import World
 be_quiet()
 
 SAID = {
-    "generation_config.json": {"eos_token_id": [19, 7], "do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05},
+    "generation_config.json": {"eos_token_id": [18, 7], "do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05},
     "config.json": {"use_cache": True, "house_rule": {"kept": [1, 2]}, "attention_dropout": 0.1},
 }
 
