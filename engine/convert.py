@@ -106,12 +106,13 @@ def load_gguf(path: Path, dtype: torch.dtype):
 def load_folder(path: Path, dtype: torch.dtype):
     """The model of a Hugging Face folder in `dtype`, and its tokenizer; safetensors only."""
     try:
-        config = load_config(path, read_config(path))
+        raw = read_config(path)
         state = dict(read_tensors(path, lambda name: not BUFFERS.search(name)))
+        config = load_config(path, raw)
         tokenizer = load_tokenizer(path)
         generation = generation_config(path)
         with in_one_line(f"{path}: its weights are not those of config.json", "download both again"):
-            load = transformers.AutoModelForCausalLM.from_pretrained
+            load = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained  # which the Auto class does for paths alone
             model, info = load(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
     except ValueError as error:
         raise ConvertError(str(error)) from error
@@ -131,8 +132,8 @@ def generation_config(folder: Path) -> transformers.GenerationConfig | None:
     values, said = read_json(file), list[str]()
     given = [name for name in SAMPLING if values.get(name) is not None]
     if given and values.get("do_sample") is None:
-        values["do_sample"] = True
-        said.append(f"do_sample is set, as {', '.join(given)} ask for it")
+        values["do_sample"] = values.get("temperature") != 0  # a temperature of 0 means the likeliest token
+        said.append(f"do_sample is {values['do_sample']}, as {', '.join(given)} ask for it")
     dropped = given if values.get("do_sample") is False else []
     if values.get("num_beams") in (None, 1):
         dropped = [*dropped, *(name for name in BEAMS if values.get(name) not in (None, False))]

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from soundrl.engine.arith_critic_model import write_arith_critic
 from soundrl.engine.arith_model import write_arith_model
 from soundrl.engine.config import Config
+from soundrl.engine.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.vllm_generator import MAX_BATCHED_TOKENS, MAX_SEQUENCES
 from soundrl.kernels.head_chunks import bytes_per_logit, chunk_rows
@@ -83,7 +84,7 @@ class Shapes:
 
 def shapes(folder: Path, dtype: torch.dtype, device: str) -> Shapes:
     """Of the model in `folder`, whose config.json alone is read."""
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     config.use_cache = False
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION[device])

@@ -113,7 +113,7 @@ def load_tokenizer(folder: Path) -> Any:
     with in_one_line(f"{folder}: the tokenizer cannot be loaded", "copy its files anew from where the model came from"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     config = read_json(folder / "config.json")
-    rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     if rows is not None and len(tokenizer) > rows:
         raise ValueError(
             f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the embedding has {rows} rows (vocab_size in config.json); copy the "
@@ -148,12 +148,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    with file.open("rb") as raw:
-        refuse_pointer(file, raw.read(len(LFS)))
     try:
+        with file.open("rb") as raw:
+            refuse_pointer(file, raw.read(len(LFS)))
         with safe_open(file, framework="pt") as reader:
             yield reader
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is no whole safetensors file ({error}); download it again") from None
 
 

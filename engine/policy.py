@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.head import Compute, Head
-from soundrl.engine.model_folder import companions, load_config, read_config, read_tensors
+from soundrl.engine.model_folder import companions, in_one_line, load_config, read_config, read_tensors
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.run_folder import whole
 from soundrl.engine.world import World
@@ -51,7 +51,7 @@ class Policy:
         config.use_cache = False
         self.config = config
         # Parameters on meta: no rank ever holds the whole model, each reads its shards from the files below.
-        with init_empty_weights(include_buffers=False):
+        with in_one_line(f"{folder / 'config.json'} describes no model", "download it again"), init_empty_weights(include_buffers=False):
             # A copy: the head takes over what the model's config says of logits, and an export must still say it.
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), dtype=torch.float32, attn_implementation=HOOK

@@ -123,6 +123,8 @@ class Trainer:
         if self.rule.sequence_mean:
             return sequences
         if self.rule.variant == "dr_grpo":
+            if self.longest < 1:
+                raise ValueError("loss.variant dr_grpo divides by the longest response; give Trainer `longest` (rollout.max_new_tokens)")
             return sequences * self.longest
         return float(sum(len(s.tokens) for s in samples))
 

@@ -190,7 +190,7 @@ def test_wheel_and_installed_package(gguf_file, tmp_path: Path, monkeypatch: pyt
     [
         ({}, "no config.json; name a Hugging Face folder"),
         ({"config.json": "{"}, "config.json is no valid JSON"),
-        ({"config.json": '{"auto_map": {}}'}, "asks for code of its own, which is never run"),
+        ({"config.json": '{"auto_map": {}}'}, r"asks for code of its own \(auto_map\), which is never run"),
         ({"config.json": '{"quantization_config": {"quant_method": "gptq"}}'}, "quantized; get the unquantized model"),
         ({"config.json": "{}"}, "no .safetensors file; get the model's safetensors files"),
         ({"config.json": "{}", "pytorch_model.bin": "x"}, r"only pickled weights \(pytorch_model.bin\), which can run code when loaded"),

@@ -91,4 +91,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(torchrun, tmp_p
     assert said["no_signal_loss"] == 0.0  # no rollout has an advantage: a step all the same
     assert said["skipped"] == [1.0, 1.0] and said["unchanged"] == [True, True]  # both ranks, though only rank 1 had a NaN
     assert said["finite_step_resets"] and said["updates_after"] == 4
+    # Tokens for which the sampler said NaN are trained on and counted, and the mismatch leaves them out.
+    without = said["without_logprob"]
+    assert without["optim/skipped"] == 0.0 and without["mismatch/not_finite"] == said["expected_without"] > 3
+    assert all(math.isfinite(value) for value in without.values()) and without["optim/grad_norm"] > 0.0
     assert all("not finite 3 optimizer steps in a row" in message for message in said["stopped"])

@@ -1,5 +1,6 @@
 """The exported policy is the trained policy: plain transformers and a fresh vLLM give the trainer's log-probabilities."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import fixed_samples
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from soundrl.engine.model_folder import end_tokens
 
 KINDS = ("opt", "qwen3")
 
@@ -36,6 +39,30 @@ def test_export_after_updates_on_two_ranks(exported, kind):
         values += [log_p[first + j, token].item() for j, token in enumerate(s.tokens)]
     assert (torch.tensor(values) - torch.tensor(trained[kind])).abs().mean().item() <= 1e-5
     assert AutoTokenizer.from_pretrained(target)("71+2?1\n")["input_ids"] == [7, 1, 10, 2, 14, 1, 16]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_says_what_its_folder_said_and_so_does_the_next(exported, kind):
+    """End tokens, sampling defaults, cache, fields that nobody here knows: a chain of exports is a fixpoint."""
+    root, _ = exported
+    start, target, again = (root / kind / name for name in ("start", "policy", "again"))
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (start, target))
+    assert after == {k: v for k, v in before.items() if k != "torch_dtype"} | {"dtype": "float32"}
+    assert after["house_rule"] == {"kept": [1, 2]}
+    names = {file.name for file in start.iterdir()}
+    assert "chat_template.jinja" in names and {file.name for file in target.iterdir()} == {file.name for file in again.iterdir()} == names
+    for name in names - {"config.json", "model.safetensors"}:
+        assert (target / name).read_bytes() == (start / name).read_bytes(), name
+    for name in names:
+        assert (again / name).read_bytes() == (target / name).read_bytes(), name
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    assert end_tokens(target, tokenizer) == end_tokens(start, tokenizer) and {7, 18} <= set(end_tokens(target, tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(target)
+    assert model.config.use_cache and model.generation_config.use_cache is not False and model.generation_config.top_k == 20
+    widths, forward = [], model.forward
+    model.forward = lambda *a, **k: (widths.append(k["input_ids"].shape[1]), forward(*a, **k))[1]
+    model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert widths == [3, 1, 1, 1, 1, 1]  # with its cache
 
 
 def test_a_fresh_vllm_reads_the_export(exported, torchrun):

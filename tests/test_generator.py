@@ -1,6 +1,8 @@
 """Seeds, the plain-torch sampler, and nucleus sampling."""
 
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,14 @@ from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
 from soundrl.engine.generator import derived_seed, requests_for
 from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.rollouts import share
+from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.torch_generator import TorchGenerator, nucleus
+from soundrl.engine.vllm_generator import VllmGenerator
 from soundrl.engine.world import World
+from soundrl.fapo.prompt_stream import PromptStream
+from soundrl.fapo.records import Prompt
+from soundrl.fapo.task import distinct
 
 PROMPTS = [("a", (7, 1, 10, 2, 14)), ("b", (3,)), ("c", tuple(range(17)))]
 
@@ -30,6 +38,7 @@ def sampler(request, tmp_path_factory):
     folder = write_tiny(tmp_path_factory.mktemp("model") / request.param, request.param)
     world = World.__new__(World)
     object.__setattr__(world, "device", torch.device("cpu"))
+    object.__setattr__(world, "rank", 0)
     return folder, TorchGenerator(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32"), world)
 
 
@@ -68,6 +77,46 @@ def test_loaded_weights_sample_something_else_and_count(sampler):
         generator.load((name, 2 * parameter.detach().clone()) for name, parameter in generator.model.named_parameters())
     after = list(generator.generate(requests(1)))
     assert [r.tokens for r in after] != before and {r.policy_version for r in after} == {version + 1}
+
+
+def test_a_token_without_log_probability_is_kept_and_written_as_null(tmp_path):
+    """vLLM says NaN, or None, for a token of probability ~1; JSON knows neither NaN nor infinity."""
+    engine = VllmGenerator.__new__(VllmGenerator)
+    engine.version, engine.tokenizer = 3, SimpleNamespace(decode=lambda tokens, **_: "t")
+    said = SimpleNamespace(token_ids=[5, 6, 7], logprobs=SimpleNamespace(logprobs=[None, math.nan, -math.inf]), finish_reason="stop")
+    rollout = engine._rollout(requests(1)[0], said)
+    assert len(rollout.logprobs) == 3 and not any(map(math.isfinite, rollout.logprobs))
+    folder = RunFolder.__new__(RunFolder)
+    folder.path, folder.writes = tmp_path, True
+    (tmp_path / "rollouts").mkdir()
+    outcome = SimpleNamespace(value="correct")
+    group = SimpleNamespace(
+        prompt=SimpleNamespace(text="p", answer="a"), rollouts=[rollout], verdicts=[None], outcomes=[outcome], rewards=[1.0],
+        advantages=[0.0], kept=[True],
+    )  # fmt: skip
+    folder.save_rollouts(1, [group])  # type: ignore[list-item]
+
+    def refuse(constant: str):
+        raise AssertionError(constant)
+
+    row = json.loads(next((tmp_path / "rollouts").iterdir()).read_text(), parse_constant=refuse)
+    assert row["logprobs"] == [None, None, None] and row["tokens"] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_batch_that_crosses_an_epoch_is_the_same_on_any_number_of_engines(updates):
+    source = [Prompt(id=f"p{i}", text=f"{i}", answer="1") for i in range(5)]
+    named = {}
+    for engines in (1, 2, 4):
+        prompts = distinct(PromptStream(source, 0).take(8))
+        parts = [share(prompts, updates, engine, engines) for engine in range(engines)]
+        block = 8 // (updates * engines)
+        named[engines] = [part[u * block : (u + 1) * block] for u in range(updates) for part in parts]
+        named[engines] = [prompt.id for block in named[engines] for prompt in block]
+    assert named[1] == named[2] == named[4] and len(set(named[1])) == 8
+    # Witness: named by each engine for itself, the same group would have been sampled twice.
+    halves = [distinct(PromptStream(source, 0, engine, 2).take(8)) for engine in range(2)]
+    assert len({prompt.id for half in halves for prompt in half}) < 8
 
 
 def test_nucleus_keeps_the_smallest_sufficient_set():

@@ -56,7 +56,7 @@ def content(name: str, new: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 
 
 def put(value: float) -> Callable[[dict], object]:
-    return lambda state: state[WEIGHT].view(-1)[3:5].fill_(value) and None
+    return lambda state: state[WEIGHT].view(-1)[3:5].fill_(value)
 
 
 def second_file(name: str) -> Callable[[Path], None]:
@@ -162,7 +162,8 @@ def test_a_duplicate_in_another_layout_is_not_read(folder: Path) -> None:
 def test_stored_buffers_are_left_out_by_name(folder: Path, tmp_path: Path) -> None:
     stored = [
         "model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.cos_cached",
-        "transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias", "gpt_neox.layers.0.attention.bias", "model.embeddings.position_ids",
+        "transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias", "gpt_neox.layers.0.attention.bias",
+        "model.embeddings.position_ids",
     ]  # fmt: skip
     tensors(lambda state: state.update({name: torch.ones(2, dtype=torch.int64) for name in stored}))(folder)
     read(folder)
@@ -174,7 +175,8 @@ def test_stored_buffers_are_left_out_by_name(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "kept", "said"),
     [
-        ({"temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}, "do_sample is set, as temperature"),
+        ({"temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}, "do_sample is True, as temperature"),
+        ({"temperature": 0.0}, {"do_sample": False}, "do_sample is False, as temperature"),
         ({"do_sample": False, "temperature": 1e-6, "top_k": 1}, {"do_sample": False}, "temperature, top_k dropped"),
         ({"do_sample": False, "temperature": 0.7, "min_p": 0.1}, {"do_sample": False}, "temperature, min_p dropped"),
         ({"num_beams": 1, "early_stopping": True, "length_penalty": 0.9}, {"num_beams": 1}, "early_stopping, length_penalty dropped"),

@@ -1,14 +1,102 @@
 """The weight sync against real vLLM: healthy syncs pass, each seeded fault is caught and named."""
 
+import math
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from soundrl.engine import sync_doctor, weight_sync
+from soundrl.engine.packing import pack_all
+from soundrl.engine.weight_sync import SyncError, WeightSync
+from soundrl.fapo.records import Rollout
 
 
 def gap(message: str) -> float:
-    found = re.search(r"log-prob\| is ([\d.]+) over 256 tokens", message)
+    found = re.search(r"log-prob\| is ([\d.]+) over 2048 tokens", message)
     assert found, message
     return float(found[1])
+
+
+class Sampler:
+    """Says −1 for every token, but for those of `odd`, by their place among all tokens of a gate."""
+
+    def __init__(self, odd: dict[int, float], engine: int = 0) -> None:
+        self.odd, self.engine, self.version, self.requests = odd, engine, 0, []
+
+    def generate(self, requests):
+        self.requests.append(requests)
+        place = 0
+        for r in requests:
+            values = tuple(self.odd.get(place + i, -1.0) for i in range(r.max_new_tokens))
+            place += r.max_new_tokens
+            yield Rollout(
+                prompt_id=r.prompt_id, sample=0, prompt_tokens=r.prompt_tokens, tokens=(1,) * r.max_new_tokens, logprobs=values, text="",
+                finish_reason="length", policy_version=0,
+            )  # fmt: skip
+
+    def load(self, tensors):
+        list(tensors)
+
+    def wake(self, part): ...
+
+    def reset_cache(self): ...
+
+
+def gated(sampler: Sampler, trainer_says: float = -1.0, others: float = 0.0) -> dict[str, float]:
+    """A sync with `sampler`; `others`: what the worst other engine has found."""
+    world = SimpleNamespace(device=torch.device("cpu"), max=lambda value: max(value, others))
+    policy = SimpleNamespace(
+        world=world,
+        settings=SimpleNamespace(max_length=64),
+        named_full_tensors=lambda: iter([("w", torch.zeros(2))]),
+        response_logprobs=lambda batch, temperature: (torch.full((len(batch.response_index),), trainer_says), None),
+    )
+    trainer = SimpleNamespace(pack=lambda samples: pack_all(samples, 1024, world.device))
+    return WeightSync(policy, trainer, sampler, [(1, 2, 3)] * 8, 1.2, 1.05)()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def doctor(monkeypatch):
+    monkeypatch.setattr(sync_doctor, "diagnose", lambda sync, result: f"diagnosed {result.exp_abs_dlogp:.3f} over {result.tokens}")
+
+
+def test_one_odd_token_is_measured_again_before_the_run_stops(doctor, monkeypatch):
+    odd = {17: -1.0 - math.log(20.0)}
+    metrics = gated(sampler := Sampler(odd))
+    assert [len(requests) for requests in sampler.requests] == [8, 64]  # 256 tokens, then 2,048
+    assert metrics["mismatch/gate_tokens"] == 2048 and metrics["mismatch/gate"] == pytest.approx(1 + 19 / 2048, rel=1e-5)
+    monkeypatch.setattr(weight_sync, "AGAIN", 256)  # witness: on the first tokens alone the run would stop
+    with pytest.raises(SyncError, match="diagnosed 1.074 over 256"):
+        gated(Sampler(odd))
+    healthy = gated(sampler := Sampler({}))
+    assert len(sampler.requests) == 1 and healthy["mismatch/gate"] == 1.0
+
+
+def test_a_gap_that_stays_stops_the_run(doctor):
+    with pytest.raises(SyncError, match="diagnosed 1.105 over 2048"):
+        gated(Sampler({}), trainer_says=-1.1)
+    with pytest.raises(SyncError, match="diagnosed inf over 2048"):
+        gated(Sampler({}), trainer_says=math.nan)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.5])
+def test_tokens_without_a_log_probability_are_left_out_unless_they_are_many(value, doctor):
+    assert gated(Sampler(dict.fromkeys(range(5), value)))["mismatch/gate"] == 1.0
+    for count, total in ((26, 256), (256, 2048), (2048, 2048)):
+        with pytest.raises(SyncError, match=f"no log-probability .* for {count} of {total} tokens"):
+            gated(Sampler(dict.fromkeys(range(count), value)))
+
+
+def test_each_engine_has_probes_of_its_own_and_the_worst_decides_for_all(doctor):
+    seeds = []
+    for engine in (0, 1):
+        gated(sampler := Sampler({}, engine))
+        seeds.append([request.seed for request in sampler.requests[0]])
+    assert not set(seeds[0]) & set(seeds[1]) and len(set(seeds[0])) == 8
+    with pytest.raises(SyncError, match="diagnosed 1.300"):
+        gated(Sampler({}), others=1.3)
 
 
 def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):

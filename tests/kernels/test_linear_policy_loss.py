@@ -1,6 +1,7 @@
 """The fused loss: equal to advantage, log-prob and loss one after the other; chunks, compaction; memory that does not grow with T·V."""
 
 import itertools
+import math
 import sys
 
 import pytest
@@ -96,6 +97,17 @@ def test_fused_equals_the_three_parts_in_every_variant(x):
         (expected, metrics), (ours, sums) = composed(x, rule, on_policy), fused(x, rule, on_policy)
         check(expected, ours)
         assert {k: v.item() for k, v in sums.items()} == pytest.approx({k: v.item() for k, v in metrics.items()}, rel=1e-4, abs=1e-5)
+
+
+def test_tokens_without_log_probability_are_the_same_in_both(x):
+    for name in ("sampler", "old"):
+        broken = x | {name: x[name].clone()}
+        broken[name][torch.tensor([0, 4])] = torch.tensor([math.nan, math.inf])
+        for variant, correction in (("dapo", "tis"), ("gspo", "sequence"), ("cispo", "icepop")):
+            expected, sums = composed(broken, rule := LossRule(variant=variant, correction=correction), False)
+            ours, own = fused(broken, rule, False)
+            check(expected, ours)
+            assert own["not_finite"].item() == sums["not_finite"].item() >= 2
 
 
 def test_plain_path_in_fp64_is_exact(x):

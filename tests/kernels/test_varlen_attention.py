@@ -150,10 +150,16 @@ def test_more_than_65535_tokens():
     assert (out[5:] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernel", "plain"])
 @pytest.mark.parametrize("tokens", [0, 4])
-def test_no_sequence_at_all(tokens):
-    out, *gradients = run(varlen_attention, *inputs(tokens, 2, 1, 16), torch.tensor([0]))
-    assert all((x == 0).all() and x.shape[0] == tokens for x in (out, *gradients))
+def test_no_sequence_at_all(tokens, dtype):
+    """Zeros that are part of the graph, whatever stands in the rows that belong to no sequence."""
+    given = inputs(tokens, 2, 1, 16, dtype)
+    if tokens:
+        given[0][1] = math.nan
+    for cu_seqlens, settings in (([0], {}), ([0, 0], {}), ([0, 0, 0], {"window": 2}), ([0, 0], {"softcap": 5.0})):
+        out, *gradients = run(varlen_attention, *given, torch.tensor(cu_seqlens), **settings)
+        assert all((x == 0).all() and x.shape[0] == tokens for x in (out, *gradients))
 
 
 def test_rows_more_than_two_thousand_million_elements_apart():

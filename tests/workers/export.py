@@ -18,12 +18,21 @@ from soundrl.engine.world import World
 
 be_quiet()
 
+SAID = {
+    "generation_config.json": {"eos_token_id": [18, 7], "do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05},
+    "config.json": {"use_cache": True, "house_rule": {"kept": [1, 2]}, "attention_dropout": 0.1},
+}
+
 
 def trained(target: Path, kind: str, world: World) -> list[float]:
-    """Two updates of a new model, exported to `target`; what it started from stands in `start` beside it."""
+    """Two updates of a new model, exported to `target`; what it started from stands in `start` beside it, and what a policy that started
+    from the export exports in `again`."""
     fresh = target.with_name("start")
     if world.main:
         write_tiny(fresh, kind)
+        for name, more in SAID.items():
+            (fresh / name).write_text(json.dumps(json.loads((fresh / name).read_text()) | more))
+        (fresh / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     world.barrier()
     policy, trainer = load(fresh, world)
     samples = fixed_samples()
@@ -31,7 +40,11 @@ def trained(target: Path, kind: str, world: World) -> list[float]:
         trainer.train([known(samples[world.rank :: world.size])])
     with torch.no_grad():
         logprob_R, _ = policy.response_logprobs(pack(samples, world.device), 1.0)
+    (target.with_name(target.name + ".part")).mkdir(exist_ok=True)  # as an export that was interrupted leaves it
+    (target.with_name(target.name + ".part") / "model-00001-of-00002.safetensors").touch()
+    world.barrier()
     policy.export(target)
+    load(target, world)[0].export(target.with_name("again"))
     return logprob_R.tolist()
 
 

@@ -44,6 +44,9 @@ def main(arguments: dict, out: Path) -> None:
     trainer.updates -= 1
     trainer.train([known(own)])
     said["finite_step_resets"], said["updates_after"] = trainer.skipped_in_a_row == 0, trainer.updates
+    nan = [replace(s, logprobs=(math.nan, *s.logprobs[1:])) if world.rank == 1 and s.advantage else s for s in own]
+    said["without_logprob"] = trainer.train([known(nan)])
+    said["expected_without"] = int(world.sum([float(sum(math.isnan(s.logprobs[0]) for s in nan))])[0])
     message = ""
     for _ in range(3):
         try:
