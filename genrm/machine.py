@@ -23,8 +23,9 @@ MARGIN = 1024
 
 
 def positions(folder: Path) -> int:
-    """Tokens of the longest text that the folder's model takes, by its config.json; 0 where that does not say."""
-    config = json.loads((folder / "config.json").read_text())
+    """Tokens of the longest text that the folder's model takes, by its config.json; 0 where that does not say, or is not there."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
     inner = config.get("text_config") or config
     return min((inner[key] for key in _LENGTHS if isinstance(inner.get(key), int)), default=0)
 

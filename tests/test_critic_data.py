@@ -11,6 +11,7 @@ from fake_judge import MODEL, Handler, Server, said
 from soundrl.fapo.data import load_prompts
 from soundrl.fapo.records import Prompt, Verdict
 from soundrl.fapo.verify.box import final_box
+from soundrl.genrm import judge, scorer
 from soundrl.genrm.critic_rows import select
 from soundrl.genrm.data import command
 from soundrl.genrm.gsm8k_flaws import KINDS, plant, sound
@@ -135,6 +136,70 @@ def test_sampled_rows_need_a_right_answer_and_a_unanimous_teacher_and_are_not_as
     finally:
         for server in servers:
             server.stop()
+
+
+def test_planted_rows_of_the_world_are_training_rows_of_the_seed(tmp_path):
+    rows = {}
+    for seed in ("0", "1"):
+        command(["planted", "--problems", "arith", "--max-problems", "200", "--out", str(tmp_path / f"{seed}.jsonl"), "--seed", seed])
+        rows[seed] = {(row.problem, row.steps) for row in load_labelled(str(tmp_path / f"{seed}.jsonl"))}
+        assert len(rows[seed]) > 100
+    evaluated = load_labelled("arith", max_rows=400)
+    assert not {row.problem for row in evaluated} & {problem for problem, _ in rows["0"] | rows["1"]}
+    assert len(rows["0"] & rows["1"]) < 20
+
+
+@pytest.fixture
+def sampled(tmp_path):
+    """Arguments of `sampled` for eight problems, their policy, and a teacher whose script can be changed."""
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps({"problem": f"{i}: 2+2?", "answer": "4"}) + "\n" for i in range(8)))
+    servers = [Server(policy), Server(teacher)]
+    words = ["sampled", "--problems", str(problems), "--out", str(tmp_path / "critic.jsonl"), "--samples", "6", "--votes", "1"]
+    words += ["--policy-urls", servers[0].url, "--policy-models", MODEL, "--teacher-urls", servers[1].url, "--teacher-model", MODEL]
+    yield words, servers, tmp_path / "critic.jsonl.work"
+    for server in servers:
+        server.stop()
+
+
+def labels(work) -> list[str]:
+    return [kind for key, (kind, *_) in map(json.loads, work.read_text().splitlines()[1:]) if key.startswith("label/")]
+
+
+def test_a_teacher_that_was_down_is_asked_again(sampled, monkeypatch):
+    monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.01)
+    words, (_, server), work = sampled
+    server.script = lambda handler, number: teacher(handler, number) if number == 0 else handler.send(503, {})
+    with pytest.raises(SystemExit):  # no row is left
+        command([*words, "--concurrency", "1"])
+    assert len(server.bodies) > 1 and labels(work) == []  # witness: it was asked
+    server.script = teacher
+    asked = len(server.bodies)
+    command(words)
+    assert len(labels(work)) == len(server.bodies) - asked - 1 > 8 and "unknown" not in labels(work)
+
+
+def test_labels_are_written_as_they_come(sampled, monkeypatch):
+    """While most questions still wait for a place to be put, what was answered stands on the disk."""
+    words, (_, server), work = sampled
+    monkeypatch.setattr(judge, "QUEUE_BYTES", 1)
+    written: list[int] = []
+
+    def watching(handler: Handler, number: int) -> None:
+        written.append(len(labels(work)))
+        teacher(handler, number)
+
+    server.script = watching
+    command([*words, "--concurrency", "1"])
+    assert len(written) > 10 and written[-1] >= len(written) - 4
+
+
+def test_policies_have_a_token_of_their_own(sampled, monkeypatch):
+    words, servers, _ = sampled
+    monkeypatch.setenv("SOUNDRL_GENRM_TOKEN", "canary-teacher")
+    monkeypatch.setenv("MY_POLICIES", "canary-policy")
+    command([*words, "--policy-token-env", "MY_POLICIES"])
+    assert [set(server.authorizations) for server in servers] == [{"Bearer canary-policy"}, {"Bearer canary-teacher"}]
 
 
 def test_mistakes_end_in_one_line(tmp_path, capsys):

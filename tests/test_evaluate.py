@@ -5,7 +5,9 @@ import json
 import pytest
 from fake_judge import MODEL, Server, find_flaw, said
 
+from soundrl.genrm import evaluate, scorer
 from soundrl.genrm.evaluate import Arguments, command, main
+from soundrl.genrm.judge import EndpointJudge
 
 
 def bench(path, count: int = 12) -> str:
@@ -49,6 +51,57 @@ def test_a_perfect_judge_and_what_is_written(judge, tmp_path, capsys):
     # Nothing is asked twice, and the table is the same.
     asked = len(server.bodies)
     assert main(arguments) == scores and len(server.bodies) == asked + 1  # the check before the evaluation
+
+
+DOWN = {
+    "503": lambda handler: handler.send(503, {}),
+    "429": lambda handler: handler.send(429, {}),
+    "401": lambda handler: handler.send(401, {}),
+    "no JSON": lambda handler: handler.send(200, b"<html>"),
+    "reset": lambda handler: handler.reset(),
+    "another model": lambda handler: handler.send(200, said("\\boxed{-1}", model="other")),
+}
+
+
+@pytest.mark.parametrize("name", DOWN)
+def test_a_fault_of_the_way_is_no_verdict_and_is_asked_for_again(judge, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(scorer, "GONE_SECONDS", 0.3)
+    server = judge(lambda handler, number: find_flaw(handler, number) if number < 5 else DOWN[name](handler))
+    arguments = Arguments(
+        data=(bench(tmp_path / "b.json"),), urls=(server.url,), model=MODEL, out=tmp_path / "out", concurrency=1, deadline=5.0
+    )
+    main(arguments)
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert sum(found["unfinished"].values()) == 8 and "no reply came for 8 rows" in capsys.readouterr().err
+    kept = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()[1:]]
+    assert len(kept) == 4 and all(record["verdict"][0] != "unknown" for record in kept)
+    server.script = find_flaw
+    asked = len(server.bodies)
+    assert main(arguments)["b"]["f1"]["value"] == 1.0 and len(server.bodies) == asked + 1 + 8
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["unfinished"] == {}
+
+
+def test_what_the_judge_said_is_final_even_where_it_is_no_verdict(judge, tmp_path):
+    server = judge(lambda handler, number: handler.send(200, said(None)))
+    arguments = Arguments(data=(bench(tmp_path / "b.json"),), urls=(server.url,), model=MODEL, out=tmp_path / "out")
+    assert main(arguments)["b"]["unknown"] == {"empty": 12}
+    asked = len(server.bodies)
+    main(arguments)
+    assert len(server.bodies) == asked + 1
+
+
+def test_http_to_another_machine_can_be_allowed(tmp_path, monkeypatch):
+    words = ["--data", bench(tmp_path / "b.json"), "--urls", "http://192.0.2.7:8000/v1", "--model", MODEL, "--out", str(tmp_path / "out")]
+    made: list[EndpointJudge] = []
+    monkeypatch.setattr(EndpointJudge, "check", lambda self: made.append(self))
+    monkeypatch.setattr(evaluate, "judge_all", lambda judge, subsets, *_: judge.endpoints[0].url)
+    monkeypatch.setattr(evaluate, "summary", lambda *_: exit(7))  # nobody is asked
+    for allowed, status in (([], 2), (["--allow-http"], 7)):
+        with pytest.raises(SystemExit) as ended:
+            command(main, Arguments, [*words, *allowed])
+        assert ended.value.code == status
+    assert [judge.endpoints[0].loopback for judge in made] == [False]
 
 
 def test_an_interrupted_evaluation_goes_on(judge, tmp_path):

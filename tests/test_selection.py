@@ -51,5 +51,9 @@ def test_a_run_that_is_evaluated_already_is_only_read(tmp_path, capsys):
     assert "chosen" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is no model folder"):  # other rows: served anew, were these real checkpoints
         main(Arguments(run=run, data=("arith",), out=out, rows=8))
+    for file in out.glob("*/scores.json"):  # and so is one that a server's fault left unfinished
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"unfinished": {"http_5xx": 3}}))
+    with pytest.raises(ValueError, match="is no model folder"):
+        main(Arguments(run=run, data=("arith",), out=out, rows=9))
     with pytest.raises(ValueError, match="holds no policy"):
         main(Arguments(run=tmp_path, data=("arith",), out=out))
