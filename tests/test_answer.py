@@ -208,7 +208,7 @@ def test_linear_time_and_any_text():
 
 DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer (without quotes) "
-    'where $Answer is the answer to the problem.\n\nHow many legs have 17 hens?\n\nRemember to put your answer on its own line after "Answer:".'
+    'where $Answer is the answer to the problem.\n\nLegs of 17 hens?\n\nRemember to put your answer on its own line after "Answer:".'
 )
 
 
@@ -300,7 +300,7 @@ def test_nested_and_mentioned_marks(text, thinks, part):
 
 
 def test_marks_that_are_special_tokens_are_read_from_the_tokens():
-    """Magistral's and gpt-oss's marks are special: the text without special tokens shows neither where thinking begins nor where it ends."""
+    """Magistral's and gpt-oss's marks are special: the text without special tokens shows neither where it begins nor where it ends."""
     words = ["[THINK]", "[/THINK]", "</s>", "Is it \\boxed{42}?", "So \\boxed{7}.", "<s>", "[INST] ? [/INST]"]
 
     def decode(tokens, skip_special_tokens):

@@ -173,7 +173,8 @@ AWKWARD = [
     "7", "-7", "0", "1/2", "x = 7", "m = n^2", r"\dim V = n", r"\sqrt{2} = y + 1", "8 = 7", "x=2,y=3", "(1,2)", "[1,2)", r"\{1,2\}",
     r"28\%", r"5 \text{ cm}", "101_2", r"\text{even}", "A", r"\pm 3",
     r"\infty", r"\frac{1}{x}", r"\ker f", r"x \in (0,1]", "1 < x < 2", "x^2+y^2=1",
-    r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\frac13 \approx 0.333", "1,000", "p=5,q=2;p=7,q=2", r"\mathcal{Q}", "5 million", "0/0", "{", "",
+    r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\frac13 \approx 0.333", "1,000", "p=5,q=2;p=7,q=2", r"\mathcal{Q}", "5 million",
+    "0/0", "{", "",
 ]  # fmt: skip
 ODD = [
     r"Y(t) = \pm \sin t", r"\ker(f) = V", r"m_{\max }=n^{2}-n-1", r"\langle m \rangle = j \cdot B_j (x)", r"3 \oplus x = 5", r"\otimes q",

@@ -9,8 +9,8 @@ r"""Finds the final answer of a response, in the form that its prompt asked for.
 | `phrase` | `The final answer is 34.` | Minerva's and few-shot prompts |
 
 What holds for boxes holds for all forms: the last answer counts; another one in its paragraph must be another spelling of it, or the
-answer is hedged, and wrong; answers in earlier paragraphs are intermediate results. A box within the form is unwrapped. A box beside it, in the
-same paragraph or later, must say the same; where the form is missing altogether a box counts, and one that is open is no answer.
+answer is hedged, and wrong; answers in earlier paragraphs are intermediate results. A box within the form is unwrapped. A box beside it,
+in the same paragraph or later, must say the same; where the form is missing altogether a box counts, and one that is open is no answer.
 """
 
 from __future__ import annotations

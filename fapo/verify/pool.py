@@ -1,7 +1,8 @@
 r"""A pool of worker processes that can be killed at any moment, with a limit of CPU time on each comparison.
 
 What a comparison may take is counted in CPU seconds of its worker, on the kernel's own clock of that process, which C loops and the
-parser's recursion cannot escape and which stands still while other processes run: a busy machine changes no result. (CPU seconds are not the same
+parser's recursion cannot escape and which stands still while other processes run: a busy machine changes no
+result. (CPU seconds are not the same
 on every processor; the limits are many times what any right answer was seen to need.) The wall clock ends only a worker that makes no
 progress at all: one that was stopped, or sleeps.
 

@@ -2,7 +2,8 @@ r"""Finds where a response's thinking ends. What is thought is not read, and a r
 
 Every usual pair of marks is known, in any case: `<think>` (DeepSeek, Qwen, GLM, …) and its spellings `<thinking>`, `<thought>`,
 `<reasoning>`, `<seed:think>`; `[THINK]` (Magistral), `◁think▷` (Kimi), `<|begin_of_thought|>` (Sky-T1), `<|START_THINKING|>` (Command A),
-`<|inner_prefix|>` (Apertus), `<unused94>thought` and `<|channel>thought` (Gemma); and the channels of gpt-oss, also as they read when special tokens are
+`<|inner_prefix|>` (Apertus), `<unused94>thought` and `<|channel>thought` (Gemma); and the channels of gpt-oss, also as
+they read when special tokens are
 left out: `analysis…assistantfinal…`.
 
 A mark closes the first open part of its kind and all that was opened within it, so that a mark that is only mentioned in thought does not

@@ -46,8 +46,8 @@ class Verifier:
 
     Args:
         workers: Number of processes for what the strict rule leaves undecided.
-        cpu_limit: CPU seconds of a process for one comparison; reading the reference is not counted. Right answers of five public sets need
-            0.6 at most (`bench/verifier_load.py`), so that a processor many times slower gives the same verdicts.
+        cpu_limit: CPU seconds of a process for one comparison; reading the reference is not counted. 500 right ones took
+            0.29 at most (`bench/verifier_load.py`), so that a processor many times slower gives the same verdicts.
         gold_cpu_limit: CPU seconds for reading a reference.
         memory_limit: Bytes of address space of each process. math-verify itself takes about 70 MiB.
         stall_limit: Seconds of wall-clock time after which a process that makes no progress at all is given up.
@@ -125,7 +125,7 @@ class Verifier:
     def check_golds(self, golds: Iterable[str]) -> list[str | None]:
         """Says of each reference why it cannot be compared with; None = it can. Each text is tried once, in all processes at a time.
 
-        Numbers and words cost no process. Whatever an answer may ever be compared with by math-verify is parsed here.
+        Numbers and words cost no process. Of all others what math-verify would read is parsed here.
 
         Raises:
             RuntimeError: the verifier's processes fail, so that nothing is known of the references.
