@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from soundrl.engine.build import Demonstrations
 from soundrl.engine.config import Config
 from soundrl.engine.console import Progress
 from soundrl.engine.policy import Policy
+from soundrl.engine.problems import Demonstrations
 from soundrl.engine.trainer import Trainer
 
 WARMUP_SHARE, FINAL_SHARE = 0.02, 0.1
