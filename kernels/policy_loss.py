@@ -16,7 +16,6 @@ request.
 `w_t` corrects for the sampler, whose log-probabilities differ from the trainer's (q_t = exp(old_logprob_t − sampler_logprob_t)):
 `none` 1; `tis` min(q_t, high) (truncated importance sampling); `icepop` q_t inside [low, high], else 0; `sequence` 1 where the
 geometric mean of q over the sequence lies in [low, high], else 0. Weights carry no gradient.
-
 A sampler's (or old) log-probability that is none (NaN, infinite, above 0: vLLM reports NaN for tokens of probability ~1) makes q_t
 (and r_t) exactly 1 and stands in no mean over its sequence; such tokens are counted (`not_finite`), and mismatch sums leave them out.
 """
@@ -35,8 +34,7 @@ LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in fp32 with room for the product; v
 LOGPROB_LIMIT = 1e-3  # rounding may lift a log-probability above 0, not further than this
 
 # Metrics come back as sums over tokens, so that micro-batches and ranks add up exactly; divide by `tokens`.
-METRIC_SUMS = ("tokens", "clip_low", "clip_high", "dual_clip", "kl", "exp_abs_dlogp", "sampler_kl", "corrected", "reference_kl")
-METRIC_SUMS += ("not_finite",)
+METRIC_SUMS = tuple("tokens clip_low clip_high dual_clip kl exp_abs_dlogp sampler_kl corrected reference_kl not_finite".split())
 
 
 def policy_loss(
@@ -101,18 +99,14 @@ def sequence_terms(
     if rule.sequence_mean:
         assert cu_seqlens is not None
         length_B = cu_seqlens.diff()
-        scale_B = length_B.clamp(min=1).to(logprob_T.dtype).reciprocal()
-        scale_T = torch.repeat_interleave(scale_B, length_B, output_size=len(logprob_T))
+        scale_T = length_B.clamp(min=1).to(logprob_T.dtype).reciprocal().repeat_interleave(length_B, output_size=len(logprob_T))
     if rule.surrogate == "gspo" and old_logprob_T is not None:
         assert cu_seqlens is not None
         log_ratio_T = mean_where(is_logprob(old_logprob_T), logprob_T - old_logprob_T, cu_seqlens)
     if rule.correction == "sequence":
         assert cu_seqlens is not None and sampler_logprob_T is not None
-        known_T = is_logprob(sampler_logprob_T)
-        if old_logprob_T is not None:
-            known_T = known_T & is_logprob(old_logprob_T)
         old_T = logprob_T if old_logprob_T is None else old_logprob_T
-        log_q_T = mean_where(known_T, old_T - sampler_logprob_T, cu_seqlens)
+        log_q_T = mean_where(is_logprob(sampler_logprob_T) & is_logprob(old_T), old_T - sampler_logprob_T, cu_seqlens)
     return scale_T, log_ratio_T, log_q_T
 
 
@@ -224,10 +218,9 @@ def token_terms(
         slope_T = torch.where(inside_T, -advantages_T * gate_T * (1 - gate_T) * 4 * ratio_T, 0.0)
 
     weight_T = torch.ones_like(loss_T)
-    gap_T = torch.zeros_like(loss_T)
     if sampler_T is not None:
         known_T = known_T & is_logprob(sampler_T)
-        gap_T = torch.where(known_T, old_T - sampler_T, 0.0)
+    gap_T = torch.zeros_like(loss_T) if sampler_T is None else torch.where(known_T, old_T - sampler_T, 0.0)
     if correction == "tis":
         weight_T = gap_T.exp().clamp(max=high)
     elif correction == "icepop":
