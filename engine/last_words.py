@@ -101,11 +101,19 @@ class Rank:
                 number = os.read(caught, 1)[0]
                 if number in SIGNALS:
                     self._signalled(signal.Signals(number))
-            elif self.launcher is not None and ready and self.launcher.recv(16):
+            elif ready and self._told():
                 self.end(1)  # another rank has failed, and says so
             elif ready or os.getppid() != self.parent:
                 say(f"error: {self.name} the launcher has gone; ended in {self.where}")
                 self.end(1)
+
+    def _told(self) -> bool:
+        """Whether the launcher says that we end; otherwise it has gone (a reset: with words of ours unread)."""
+        assert self.launcher is not None
+        try:
+            return bool(self.launcher.recv(16))
+        except OSError:
+            return False
 
     def _signalled(self, number: signal.Signals) -> None:
         # torchrun ends ranks by SIGTERM where another one has failed: that is no news.
