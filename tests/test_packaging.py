@@ -121,6 +121,7 @@ MACHINES = {
 def test_a_machine_that_cannot_take_it_is_told_in_one_line_before_anything_is_made(kind, tmp_path, monkeypatch):
     (owner, name, value), said = MACHINES[kind]
     venv = tmp_path / "venv"
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100 * 2**30))
     install.check(venv, "cpu", 0, False)  # witness: without the change it is taken
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, value)
