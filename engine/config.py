@@ -292,7 +292,7 @@ class Config:
         """ValueError where `rollout.memory` cannot be what it means on `device` (cuda or cpu)."""
         require(
             device == "cpu" or self.rollout.memory < 1,
-            f"rollout.memory {self.rollout.memory} is a share on a GPU, of which the trainer needs some as well; set e.g. --rollout.memory 0.4",
+            f"rollout.memory {self.rollout.memory} is a share on a GPU, which the trainer needs as well; set e.g. --rollout.memory 0.4",
         )
 
     @property

@@ -97,8 +97,7 @@ def test_torch_nowhere_is_one_line(known, environment, indexes, monkeypatch):
 def test_what_stands_in_the_environment_is_the_cpu_build(known, environment):
     known("public")
     install.install_torch(environment, TORCH)
-    listed = install.pip(environment, "list", "--format", "freeze", stdout=subprocess.PIPE).stdout
-    assert TORCH in listed.splitlines()
+    assert [path.name for path in environment.rglob("torch-*.dist-info")] == ["torch-2.13.0+cpu.dist-info"]
 
 
 MACHINES = {
@@ -122,6 +121,7 @@ MACHINES = {
 def test_a_machine_that_cannot_take_it_is_told_in_one_line_before_anything_is_made(kind, tmp_path, monkeypatch):
     (owner, name, value), said = MACHINES[kind]
     venv = tmp_path / "venv"
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100 * 2**30))
     install.check(venv, "cpu", 0, False)  # witness: without the change it is taken
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, value)
