@@ -23,7 +23,7 @@ from typing import Any
 from record import ROOT, machine
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.form import Opaque, read, split
+from soundrl.fapo.verify.value import Opaque, read, split
 from soundrl.fapo.verify.rule import check_gold, rule
 from soundrl.fapo.verify.verifier import Verifier
 

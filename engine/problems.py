@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path, PurePath
@@ -19,7 +18,7 @@ from soundrl.fapo.data import boxed_solution, load_prompts
 from soundrl.fapo.left_out import LeftOut
 from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.puzzles import PREFIX
-from soundrl.fapo.records import Outcome, Prompt
+from soundrl.fapo.records import Prompt
 from soundrl.fapo.rows import RowError, file_id
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.arith_critic import ArithCriticSource
@@ -88,22 +87,6 @@ def build_sources(config: Config, left_out: LeftOut | None = None) -> tuple[Sour
     return train, tests
 
 
-def check_golds(golds: Sequence[str], verifier: Verifier) -> list[str | None]:
-    """Why no response can equal a reference answer, or None where one can: each is compared with itself in a box."""
-
-    def fault(gold: str) -> str | None:
-        try:
-            verifier.check_gold(gold)
-            outcome = verifier.verify(f"\\boxed{{{gold}}}", gold)
-        except ValueError as error:
-            return str(error)
-        # Time is no property of the reference.
-        return None if outcome in (Outcome.CORRECT, Outcome.TIMEOUT) else f"{gold[:200]!r} does not equal itself ({outcome.value})"
-
-    with ThreadPoolExecutor(2) as pool:  # the verifier has two processes
-        return list(pool.map(fault, golds))
-
-
 class Problems:
     """Loads the problems that `config` names; `check` leaves those that the run can use.
 
@@ -117,9 +100,9 @@ class Problems:
     def check(self, encode: Encoder, verifier: Verifier | None, world: World, say: Callable[[str], None]) -> None:
         """Prompt lengths, references and worked solutions of all rows; a collective, each rank checks its share of what is distinct.
 
-        Where rows cannot be used every rank raises the same ValueError, which names the first; `<run>.left_out.jsonl` beside the run's folder holds
-        all. With `data.skip_unusable` the run goes on without them, and `say` counts them, file by file; a row of which the solution
-        alone is unusable remains, without it.
+        Where rows cannot be used every rank raises the same ValueError, which names the first; `<run>.left_out.jsonl` beside the run's
+        folder holds all. With `data.skip_unusable` the run goes on without them, and `say` counts them, file by file; a row of which the
+        solution alone is unusable remains, without it.
         """
         if self.config.warm_start.steps:
             encode.response("")  # a tokenizer without end token is no fault of a row
@@ -136,7 +119,7 @@ class Problems:
             except RowError as error:
                 mine["prompt", key] = error.reason
         own = golds[world.rank :: world.size]
-        checked = check_golds(own, verifier) if verifier is not None else []
+        checked = verifier.check_golds(own) if verifier is not None else []
         mine |= {("answer", gold): why for gold, why in zip(own, checked, strict=True) if why}
         mine |= {("solution", row.id): why for row in warm[world.rank :: world.size] if (why := self._solution_fault(row, encode))}
         faults: Faults = {}
@@ -145,6 +128,9 @@ class Problems:
         for name, part in keys.items():
             if (distinct := len(set(part))) < len(part):
                 say(f"{name}: {len(part):,} rows, {distinct:,} distinct problems")
+        for name, part in sets.items() if verifier is not None else ():
+            if formless := sum(row.form is None for row in part):
+                say(f"{name}: {formless:,} of {len(part):,} prompts ask for no known form of answer; a \\boxed{{…}} is looked for there")
         if self.left_out.rows or faults:
             self._leave_out(rows, faults, world, say)
         for name, part in {self.config.data.train: self.train, **self.tests}.items():

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_judge import MODEL, SERVED
@@ -19,6 +20,7 @@ from fake_judge import MODEL, SERVED
 from soundrl.engine.arith_critic_model import write_arith_critic
 from soundrl.fapo.records import Verdict
 from soundrl.genrm import machine, scorer, serve, server
+from soundrl.genrm.api_server import inspect_here
 from soundrl.genrm.bearer import RequireBearer
 from soundrl.genrm.judge import EndpointJudge
 from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, ServeError, Serving, Worker
@@ -325,6 +327,37 @@ def test_the_server_listens_on_loopback_and_its_token_is_on_no_command_line(tmp_
     command = worker.command()
     assert command[command.index("--host") + 1] == "127.0.0.1" and not any("canary" in part for part in command)
     assert worker.environment()["VLLM_API_KEY"] == "canary-72" and "--trust-remote-code" not in command
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_on_a_cpu_it_takes_the_memory_it_was_given_and_compiles_only_where_it_may(tmp_path, monkeypatch, eager):
+    monkeypatch.setattr(server, "visible_gpus", lambda: ())
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # of the user's own
+    (tmp_path / "config.json").write_text("{}")
+    worker = Worker(Serving(model=tmp_path, memory=0.25, eager=eager), 0, "token", tmp_path)
+    command = worker.command()
+    assert command[command.index("-m") + 1] == "soundrl.genrm.api_server" and ("--enforce-eager" in command) is eager
+    assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
+    assert worker.environment()["TORCHDYNAMO_DISABLE"] == str(int(eager)) and "VLLM_CPU_KVCACHE_SPACE" not in worker.environment()
+
+
+def test_on_a_gpu_it_is_vllms_own_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "visible_gpus", lambda: ("0", "1"))
+    (tmp_path / "config.json").write_text("{}")
+    worker = Worker(Serving(model=tmp_path, memory=0.25), 0, "token", tmp_path)
+    assert "vllm.entrypoints.openai.api_server" in worker.command() and "--kv-cache-memory-bytes" not in worker.command()
+
+
+@pytest.mark.parametrize("named", [["Known"], ["Known", "Unknown"], ["Unknown"], [], None])
+def test_the_models_class_is_looked_at_in_the_servers_own_process(tmp_path, monkeypatch, named):
+    """vLLM starts a process for a class that it knows by name only; one that is registered as a class needs none."""
+    registered: dict[str, object] = {}
+    lazy = SimpleNamespace(load_model_cls=lambda: dict)
+    registry = SimpleNamespace(models={"Known": lazy, "Other": lazy}, register_model=registered.__setitem__)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
+    (tmp_path / "config.json").write_text(json.dumps({} if named is None else {"architectures": named}))
+    inspect_here(tmp_path)
+    assert registered == ({"Known": dict} if "Known" in (named or []) else {})
 
 
 @pytest.mark.parametrize("sleeps", [True, False])

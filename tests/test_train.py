@@ -21,6 +21,7 @@ NAMES = {  # DESIGN §7
     "time/rank_wait",
     *("time/train", "time/sync", "memory/peak_rss_mib"),
 }
+START = ("--model.path", "starts/policy", "--warm-start.steps", 0)
 TINY = ("--warm-start.steps", 40, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-sampling", 1, 1.0, 1.0)
 
 
@@ -154,9 +155,8 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        # 32 prompts after 40 warm-start steps: enough right answers to judge.
         judge = ("--genrm.judge", "endpoint", "--genrm.urls", url, "--genrm.model", "judge")
-        arguments = (*judge, "--warm-start.steps", 40, "--run.steps", 1, "--rollout.prompts", 32)
+        arguments = (*judge, *START, "--run.steps", 1)
         (row,) = run_tiny(train, tmp_path, "judge", *arguments)
     finally:
         server.shutdown()
@@ -186,7 +186,7 @@ def test_a_run_whose_judges_die_for_good_ends_with_one_line(train, tmp_path):
 
     server = Server(script)
     judge = ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.deadline", 2, 4)
-    small = ("--rollout.engine", "torch", "--warm-start.steps", 40, "--rollout.prompts", 32, "--data.test", "--run.steps", 3)
+    small = (*START, "--rollout.engine", "torch", "--data.test", "--run.steps", 3)
     done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
     assert len(server.bodies) > 4  # witness: it was asked, and died
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-4000:]

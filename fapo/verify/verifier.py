@@ -125,7 +125,7 @@ class Verifier:
     def check_golds(self, golds: Iterable[str]) -> list[str | None]:
         """Says of each reference why it cannot be compared with; None = it can. Each text is tried once, in all processes at a time.
 
-        Numbers and words cost no process. Of all others what math-verify would read is parsed here.
+        Numbers and words cost no process. Of all others what math-verify would read is parsed here. Each must equal itself in a box.
 
         Raises:
             RuntimeError: the verifier's processes fail, so that nothing is known of the references.
@@ -152,6 +152,10 @@ class Verifier:
             if result not in ("equal", "different"):
                 why = _FAULTS.get(result, "math-verify cannot compare it with itself").format(limit=self.pool.gold_cpu_limit)
                 faults[gold] = f"the reference answer {gold[:200]!r} cannot be compared with: {why}"
+        same = {gold: self.submit(f"\\boxed{{{gold}}}", gold) for gold, why in faults.items() if why is None}
+        for gold, future in same.items():
+            if (outcome := future.result()) not in (Outcome.CORRECT, Outcome.UNKNOWN):  # the machine's faults are none of the reference
+                faults[gold] = f"no answer can equal the reference {gold[:200]!r}: it does not equal itself ({outcome.value})"
         return [faults[gold] for gold in golds]
 
     def close(self) -> None:
