@@ -23,8 +23,8 @@ from typing import Any
 from record import ROOT, machine
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.value import Opaque, read, split
 from soundrl.fapo.verify.rule import check_gold, rule
+from soundrl.fapo.verify.value import Opaque, read, split
 from soundrl.fapo.verify.verifier import Verifier
 
 HOSTILE = [
@@ -88,7 +88,7 @@ def measure(right: list[tuple[str, str]], busy: int, hostile_limit: float) -> di
                 cpu.append(worker.cpu() - used)
                 return result
 
-            verifier.pool._ask = timed
+            verifier.pool._ask = timed  # pyright: ignore[reportAttributeAccessIssue]
             futures = [verifier.submit_answer(answer, gold) for gold, answer in right]
             outcomes = Counter(future.result().value for future in futures)
         with Verifier(cpu_limit=hostile_limit) as verifier:

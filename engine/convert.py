@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 # Before transformers is imported, which reads it once: a conversion takes what lies on the disk and asks no server.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -112,8 +112,8 @@ def load_folder(path: Path, dtype: torch.dtype):
         tokenizer = load_tokenizer(path)
         generation = generation_config(path)
         with in_one_line(f"{path}: its weights are not those of config.json", "download both again"):
-            load = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained  # which the Auto class does for paths alone
-            model, info = load(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
+            kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # the Auto class loads from paths alone
+            model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
     except ValueError as error:
         raise ConvertError(str(error)) from error
     for kind in ("missing", "unexpected"):

@@ -136,18 +136,20 @@ class UnknownWatch:
         ),
     }
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, limit: float, verdicts: bool = True) -> None:
+        """`verdicts`: they change something (λ > 0); where they do not, a judge that fails ends no run."""
+        self.limit, self.verdicts = limit, verdicts
         self.bad_steps: Counter[str] = Counter()
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        if metrics.get("genrm/alive", 1.0) == 0.0 and metrics["genrm/unknown"] > 0.0:
+        if self.verdicts and metrics.get("genrm/alive", 1.0) == 0.0 and metrics["genrm/unknown"] > 0.0:
             raise JudgeGoneError(
                 f"step {step}: no judge answers, and {metrics['genrm/unknown']:.0%} of the judged rollouts have no verdict; start the "
                 "judges of genrm.urls again and look at their logs"
             )
         for name, (what, cure) in self.SHARES.items():
-            self.bad_steps[name] = self.bad_steps[name] + 1 if metrics[name] > self.limit else 0
+            counts = self.verdicts or name != "genrm/unknown"
+            self.bad_steps[name] = self.bad_steps[name] + 1 if counts and metrics.get(name, 0.0) > self.limit else 0
             if self.bad_steps[name] >= self.PATIENCE:
                 raise TooManyUnknownError(
                     f"step {step}: {what.format(metrics[name])}, more than genrm.max_unknown {self.limit:.0%} for "

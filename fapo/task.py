@@ -116,8 +116,7 @@ class ReasoningTask:
     ) -> None:
         self.deadline, self.judge_sleeps = deadline, judge_sleeps
         self.verify, self.judge, self.settings, self.ready, self._close = verify, judge, settings, ready, close
-        # Where verdicts change nothing, a judge that fails ends no run.
-        self.watch: Callable[[int, dict[str, float]], None] = UnknownWatch(max_unknown) if settings.lam > 0 else lambda step, metrics: None
+        self._watch = UnknownWatch(max_unknown, verdicts=settings.lam > 0)
         self.truth, self.probe = truth, probe
 
     def assign(self, groups: Sequence[Group]) -> None:
@@ -136,6 +135,9 @@ class ReasoningTask:
             out["flawed_ratio"] = sums["flawed"] / max(sums["correct"] - sums["unknown"], 1.0)
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
         return out
+
+    def watch(self, step: int, metrics: dict[str, float]) -> None:
+        self._watch(step, metrics)
 
     def judge_metrics(self, step: int) -> dict[str, float]:
         """The judge's own metrics, and those of a probe where one is due."""

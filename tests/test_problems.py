@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 from tiny import write_tiny
 
-from soundrl.engine import problems
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Model, Run, WarmStart
 from soundrl.engine.encode import Encoder, load_tokenizer
-from soundrl.engine.problems import Problems, build_demonstrations, build_sources, check_golds, set_names
+from soundrl.engine.problems import Problems, build_demonstrations, build_sources, set_names
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.verify.verifier import Verifier
 
@@ -232,14 +231,14 @@ def test_duplicates_are_counted_and_checked_once(tokenizer, verifier, tmp_path, 
     asked, golds = [], []
     call = Encoder.__call__
     monkeypatch.setattr(Encoder, "__call__", lambda self, prompt: asked.append(prompt.text) or call(self, prompt))
-    monkeypatch.setattr(problems, "check_golds", lambda part, verifier: golds.extend(part) or [None] * len(part))
+    monkeypatch.setattr(verifier, "check_golds", lambda part: golds.extend(part) or [None] * len(part))
     _, said, errors = checked(config(tmp_path, path), tokenizer, verifier, 2)
     assert (said, errors) == ([f"{path}: 1,700 rows, 17 distinct problems"], [])
     assert len(asked) == 17 == len(set(asked)) and sorted(golds, key=int) == [str(i + 1) for i in range(17)]
 
 
 def test_references_are_compared_with_themselves(verifier):
-    said = check_golds(["72", r"\frac{1}{2}", r"\frac{1}{", "x^2+1", r"\mathbb{Z}/2\mathbb{Z}"], verifier)
+    said = verifier.check_golds(["72", r"\frac{1}{2}", r"\frac{1}{", "x^2+1", r"\mathbb{Z}/2\mathbb{Z}"])
     assert [why is None for why in said] == [True, True, False, True, False]
 
 

