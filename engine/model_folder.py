@@ -114,7 +114,8 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     config = read_json(folder / "config.json")
     rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    if rows is not None and len(tokenizer) > rows:
+    special = set(tokenizer.all_special_ids)  # of these a library adds some by itself, which no text holds
+    if rows is not None and any(number >= rows and number not in special for number in tokenizer.get_vocab().values()):
         raise ValueError(
             f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the embedding has {rows} rows (vocab_size in config.json); copy the "
             "model's own tokenizer"

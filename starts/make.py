@@ -56,7 +56,7 @@ class Arguments:
 
 def sampled(folder: Path, config: Config, requests: list[Request]) -> list[Rollout]:
     """Rollouts of the torch sampler in float32, in the requests' order."""
-    sampler = TorchGenerator(folder, load_tokenizer(folder), config.model, cast(Any, SimpleNamespace(device=torch.device("cpu"))))
+    sampler = TorchGenerator(folder, load_tokenizer(folder), config.model, cast(Any, SimpleNamespace(rank=0, device=torch.device("cpu"))))
     found = {(r.prompt_id, r.sample): r for r in sampler.generate(requests)}
     return [found[r.prompt_id, r.sample] for r in requests]
 

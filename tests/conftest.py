@@ -38,7 +38,19 @@ QUIET = {
 
 
 # The longest files first, so that no single one is left for the end while the other process has nothing to do (--no-loadscope-reorder).
-LONGEST = ("train", "faults", "verifier", "varlen_attention", "packaging", "compile_gate", "serve", "export", "schedule", "weight_sync", "scorer")
+LONGEST = (
+    "train",
+    "faults",
+    "verifier",
+    "varlen_attention",
+    "packaging",
+    "compile_gate",
+    "serve",
+    "export",
+    "schedule",
+    "weight_sync",
+    "scorer",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -138,7 +138,6 @@ NOT_RIGHT = {
         "The answer is 34, so not 35? it is \\boxed{35}",
     ],
     "box": [
-        "\\boxed{34\\%} = \\boxed{34}",
         "Answer: 34",
         "#### 34",
         "<answer>34</answer>",

@@ -6,6 +6,7 @@ Each list is a kind with many of its spellings; the reference stands first. The 
 import pytest
 
 from soundrl.fapo.records import Outcome
+from soundrl.fapo.verify.answer import final_answer
 from soundrl.fapo.verify.box import final_box
 from soundrl.fapo.verify.rule import rule
 from soundrl.fapo.verify.worker import compare
@@ -183,10 +184,9 @@ def test_different(gold, answer):
     ],
 )  # fmt: skip
 def test_a_box_may_be_stated_again(response, answer):
-    box = final_box(response)
-    assert box is not None
-    assert not box.hedged
-    assert is_equal(answer, box.text)
+    said = final_answer(response)
+    assert said is not None and not said.hedged
+    assert is_equal(answer, said.text)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from soundrl.engine import judges
 from soundrl.engine.recipes import RECIPES
@@ -46,7 +47,7 @@ def test_served_judges_on_several_nodes_are_refused_on_every_rank(tmp_path, monk
 
 def test_a_judge_too_short_for_question_and_critique_is_not_started(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 143}))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="genrm.model takes 143 tokens, .* lower genrm.max_tokens to 63,"):
         judges.serve(served(tmp_path), sleeps=False)
 

@@ -404,7 +404,8 @@ def test_nothing_is_left_behind():
     before = resources()
     for _ in range(3):
         with Verifier(workers=2, cpu_limit=0.2) as verifier:
-            assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE
+            assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE  # which ends its worker
+            verdict(verifier, r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")
             server = verifier.pool._server._process.pid
             workers = children(server)
             assert workers

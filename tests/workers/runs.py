@@ -6,7 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import torch.distributed
+
 from soundrl.engine.launch import UserError, be_quiet, parse_arguments
+from soundrl.engine.world import World
 
 be_quiet()
 ENTRY = Path(__file__).resolve().parents[2] / "engine" / "train.py"
@@ -17,6 +20,8 @@ def main(arguments: dict, out: Path) -> None:
     train = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train)
     said: list[str | None] = []
+    # The group serves all runs: a second one over the same store may meet the first one's addresses, and wait for ever.
+    World.stop = lambda self: None
     for line in arguments["runs"]:
         try:
             train.main(parse_arguments(line))
@@ -24,6 +29,8 @@ def main(arguments: dict, out: Path) -> None:
         except UserError as error:
             said.append(str(error))
     out.write_text(json.dumps(said))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -54,7 +54,7 @@ def run(name: str, model: str, warm_start: int) -> dict:
         warm_start=replace(small.warm_start, steps=warm_start),
         rollout=replace(small.rollout, engine="torch", prompts=8),
         optim=replace(small.optim, minibatch_prompts=8, microbatch_tokens=256),
-        genrm=replace(small.genrm, judge="serve", model=arguments["judge"], probe=("arith", 1), deadline=(60.0, 60.0)),
+        genrm=replace(small.genrm, judge="serve", model=arguments["judge"], probe=("arith", 1), max_tokens=64, deadline=(60.0, 60.0)),
         run=replace(small.run, name=name, folder=arguments["folder"], steps=2),
     )
     said = io.StringIO()
@@ -69,8 +69,7 @@ def run(name: str, model: str, warm_start: int) -> dict:
     return {"witness": [*witness], "said": said.getvalue(), "parameters": parameters, "steps": steps, "evaluations": evaluations}
 
 
-first = run("overlapped", "arith", 40)
-start = str(Path(arguments["folder"]) / "overlapped" / "policy" / "step-000000")
-second = run("serial", start, 0)
+first = run("overlapped", "starts/policy", 0)
+second = run("serial", "starts/policy", 0)
 if first:
     out.write_text(json.dumps({"overlapped": first, "serial": second}))
