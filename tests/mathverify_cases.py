@@ -64,7 +64,7 @@ def fetch(cache: Path) -> Path:
             "--timeout",
             "10",
         ]
-        done = subprocess.run([*command, f"math-verify=={VERSION}", "-d", str(cache)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*command, f"math-verify=={VERSION}", "-d", str(cache)], capture_output=True, text=True, timeout=1200)
         if done.returncode:
             raise SdistUnavailable(f"pip could not fetch the source of math-verify {VERSION}: {done.stderr.strip()[-300:]}")
     with tarfile.open(archive) as tar:
@@ -75,7 +75,7 @@ def fetch(cache: Path) -> Path:
 def read(folder: Path) -> list[dict[str, Any]]:
     """All cases, in the order of the files: `test`, `index` and either gold/pred/expected (with `options`) or neither."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), str(folder)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, str(Path(__file__).resolve()), str(folder)], capture_output=True, text=True, timeout=1200, check=True
     )
     return json.loads(done.stdout)
 

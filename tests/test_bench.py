@@ -155,7 +155,7 @@ def written(tmp_path_factory):
         command = [sys.executable, f"bench/{script}.py", "--rounds", "1", "--per-round", "1", "--skip", "torch.compile"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         running[script] = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-    said = {script: process.communicate(timeout=120)[0] for script, process in running.items()}
+    said = {script: process.communicate(timeout=1200)[0] for script, process in running.items()}
     assert all(process.returncode == 0 for process in running.values()), said
     return {script: [json.loads(line) for line in (out / f"{script}.jsonl").read_text().splitlines()] for script in SCRIPTS}
 

@@ -149,8 +149,8 @@ def test_a_paragraph_of_its_own_is_not_a_hedge():
 )
 def test_linear_time(unit):
     """Ten times the text may not take a hundred times as long: quadratic code takes minutes at this size."""
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, whatever else runs
     text = unit * (1_000_000 // len(unit))
     final_box(text)
     final_box(text, parts=text.count("\\boxed{1}"))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 60

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import QUIET, ROOT, start
+from conftest import PATIENCE, QUIET, ROOT, start
 from transformers import AutoConfig
 
 from soundrl.engine import last_words
@@ -30,7 +30,7 @@ IN = " in step 3, train"
 def faulty(folder: Path, fault: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "arith" / "policy" / "step-000002").mkdir(parents=True)
     command = [sys.executable, "tests/workers/faulty.py", "--run.folder", str(folder)]
-    return start(command, timeout=200, FAULT=fault, NPROC="2", **environment)
+    return start(command, timeout=1200, FAULT=fault, NPROC="2", **environment)
 
 
 FAULTS = {  # fault: (status, begin of the last line, in it as well, last but one lines hold)
@@ -87,7 +87,7 @@ def test_a_signal_to_the_launcher_ends_all_in_one_line(number, status, tmp_path)
         pids = [int(process.stdout.readline().split()[2]) for _ in range(2)]
         process.send_signal(number)
         # Ends only when the ranks have closed it as well: a rank that stayed would hold the test here.
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=1200)
     assert process.returncode == status
     if number == signal.SIGKILL:
         lines = sorted(said.splitlines())
@@ -96,7 +96,10 @@ def test_a_signal_to_the_launcher_ends_all_in_one_line(number, status, tmp_path)
         key = " (Ctrl-C)" if number == signal.SIGINT else ""
         (line,) = said.splitlines()
         assert line.startswith(f"stopped by {number.name}{key}{IN}; kept: {tmp_path}/arith/policy/step-000002, start from it: python ")
-    assert not [pid for pid in pids if running(pid)]
+    end = time.monotonic() + PATIENCE  # it closes its files a moment before it has gone
+    while left := [pid for pid in pids if running(pid)]:
+        assert time.monotonic() < end, f"{left} run on"
+        time.sleep(0.05)
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -133,7 +136,7 @@ def test_a_rank_that_is_stopped_is_ended_all_the_same(tmp_path):
 def test_without_a_loopback_interface_one_line_says_so():
     if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no right to make a network namespace")
-    done = start(["unshare", "-n", sys.executable, "engine/train.py", "arith"], timeout=60)
+    done = start(["unshare", "-n", sys.executable, "engine/train.py", "arith"], timeout=1200)
     assert done.returncode == 1
     assert done.stderr == "error: this machine has no loopback interface (Network is unreachable); try `ip link set lo up`\n"
 

@@ -40,13 +40,13 @@ def servers(tmp_path, monkeypatch):
     monkeypatch.setattr(Worker, "command", lambda self: [sys.executable, "-c", SERVED, str(Path(__file__).parent), str(self.port)])
     monkeypatch.setenv(TOKEN_ENV, "canary-81")
     with JudgeServers(Serving(model=tmp_path, name=MODEL), logs=tmp_path, sleeps=True) as servers:
-        servers.wait(20)
+        servers.wait(120)
         yield servers
 
 
 def seen(servers: JudgeServers) -> list[str]:
     """What the server has seen since it was first asked, repetitions left out."""
-    with urllib.request.urlopen(f"{servers.workers[0].root}/witness", timeout=10) as reply:
+    with urllib.request.urlopen(f"{servers.workers[0].root}/witness", timeout=1200) as reply:
         return [kind for kind, _ in itertools.groupby(json.load(reply))]
 
 

@@ -141,7 +141,7 @@ def test_a_dead_judge_is_named_before_training(train, tmp_path):
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
     arguments = small(folder, rows(tmp_path / "data.jsonl", GOOD, GOOD), judge="endpoint", urls=url, model="judge")
-    done = train(*arguments, "--fapo.lam", "1", NPROC="1", timeout=120)
+    done = train(*arguments, "--fapo.lam", "1", NPROC="1", timeout=1200)
     assert done.returncode == 2, (done.returncode, done.stdout[-2000:], done.stderr[-3000:])
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "genrm.urls" in errors[0] and url in errors[0], done.stderr[-3000:]

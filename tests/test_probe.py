@@ -33,26 +33,26 @@ def test_a_steady_judge_raises_no_alarm(judge):
 def test_a_probe_asks_the_judge_and_not_its_memory(judge):
     server, asked = judge
     for row in ROWS:  # what the policy is judged on may be the very same
-        asked.critique(row.problem, row.steps, row.answer).result(20)
+        asked.critique(row.problem, row.steps, row.answer).result(120)
     probe = Probe(asked, ROWS, every=1)
     for step in (1, 2):
         before = len(server.bodies)
         probe(step)
         assert len(server.bodies) - before == 60  # 40 rows and 20 attacks
     before = len(server.bodies)
-    asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(20)
+    asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(120)
     assert len(server.bodies) == before  # inverse: other questions are remembered
     server.script = lambda handler, number: handler.send(200, said("\\boxed{0}"))
     harsh = probe(3)
     assert harsh["genrm/probe_over_critic"] == 1.0 and harsh["genrm/probe_alarm"] == 1.0
-    assert asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(20).verdict.kind == "sound"  # nor is it overwritten
+    assert asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(120).verdict.kind == "sound"  # nor is it overwritten
 
 
 def test_a_fresh_question_has_the_seed_of_its_words():
     server = Server(find_flaw)
     with EndpointJudge(server.url, MODEL, temperature=0.7) as judge:
         for _ in range(2):
-            judge.critique("2+2?", ("It is 4.",), "4", fresh=True).result(20)
+            judge.critique("2+2?", ("It is 4.",), "4", fresh=True).result(120)
     server.stop()
     assert len(server.bodies) == 2 and server.bodies[0] == server.bodies[1]
 

@@ -65,6 +65,9 @@ def config(folder, train: str, *tests: str, steps: int = 0, skip: bool = False, 
     )
 
 
+FORMLESS = "prompts ask for no known form of answer; a \\boxed{…} is looked for there"
+
+
 def checked(settings: Config, tokenizer, verifier, size: int = 1) -> tuple[list[Problems], list[str], list[str]]:
     """The problems of each rank, what rank 0 says, and the errors."""
     ranks, said, errors = Ranks(size), [], []
@@ -81,7 +84,17 @@ def checked(settings: Config, tokenizer, verifier, size: int = 1) -> tuple[list[
         thread.start()
     for thread in threads:
         thread.join()
-    return made, said, errors
+    return made, [line for line in said if not line.endswith(FORMLESS)], errors
+
+
+def test_prompts_that_ask_for_no_known_form_are_counted(tokenizer, verifier, tmp_path):
+    asks = ("1+1?", "2+1? Answer: $Answer", "3+1? in \\boxed{}", "4+1?")
+    rows = [{"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "2"}} for text in asks]
+    problems = Problems(config(tmp_path, path := write(tmp_path / "d.jsonl", *rows)))
+    said: list[str] = []
+    problems.check(Encoder(tokenizer, 60), verifier, Ranks(1).world(0), said.append)
+    assert said == [f"{path}: 2 of 4 {FORMLESS}"]
+    assert [prompt.form for prompt in problems.train] == [None, "answer_line", "box", None]
 
 
 # Names
@@ -178,9 +191,9 @@ def test_all_unusable_rows_are_named_at_once_on_every_rank(tokenizer, verifier, 
     assert errors[0].startswith(f"6 of 8 rows cannot be used: {path}:2: prompt: 42 tokens, but model.max_length")
     assert f" | {path}:3: answer: " in errors[0] and f" | {path}:4: answer: missing; every row needs it | and 3 more" in errors[0]
     assert errors[0].endswith(
-        f" | and 3 more; all are listed in {tmp_path}/x/left_out.jsonl: correct them, or go on without them by --data.skip-unusable"
+        f" | and 3 more; all are listed in {tmp_path}/x.left_out.jsonl: correct them, or go on without them by --data.skip-unusable"
     )
-    listed = [json.loads(line) for line in (tmp_path / "x" / "left_out.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "x.left_out.jsonl").read_text().splitlines()]
     assert [(row["row"], row["field"]) for row in listed] == FAULTS and {row["file"] for row in listed} == {path}
     reasons = {row["row"]: row["reason"] for row in listed}
     assert reasons[2].startswith("42 tokens, but model.max_length") and "cannot be used: unbalanced braces" in reasons[3]
@@ -272,7 +285,7 @@ def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tm
     arguments = ["smollm2-gsm8k", *settings.split(), "--data.instruction", ""]
     stopped = train(*arguments, NPROC="1")
     assert stopped.returncode == 2 and "3 of 6 rows cannot be used: " in stopped.stderr and "Traceback" not in stopped.stderr
-    assert len((tmp_path / "runs/x/left_out.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "runs/x.left_out.jsonl").read_text().splitlines()) == 3
     done = train(*arguments, "--data.skip-unusable", NPROC="1")
     assert done.returncode == 0, done.stderr
     assert f"{files[1]}: left out 1 of 2 rows (answer 1)" in done.stdout

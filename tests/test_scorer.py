@@ -464,7 +464,7 @@ def test_a_saturated_worker_is_asked_by_priority_then_age(pool, priorities):
     gate = threading.Event()
 
     def script(handler: Handler, number: int) -> None:
-        gate.wait(20)
+        gate.wait(120)
         find_flaw(handler, number)
 
     (server,), judge = pool(script, concurrency=1)

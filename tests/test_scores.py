@@ -128,7 +128,7 @@ def test_critic_rows_are_trained_on_as_the_judge_is_asked(shared_data, tmp_path)
             prompts, rows = load_critic(file, max_rows=100), load_labelled(file, max_rows=100)
             before = len(server.bodies)
             for row in rows:
-                judge.critique(row.problem, row.steps, row.answer, fresh=True).result(20)
+                judge.critique(row.problem, row.steps, row.answer, fresh=True).result(120)
             asked = [body["messages"] for body in server.bodies[before:]]
             assert asked == [list(prompt.messages or ()) for prompt in prompts] and len(asked) == 100
             assert [prompt.text for prompt in prompts] == [messages[0]["content"] for messages in asked]

@@ -23,7 +23,7 @@ def rows() -> list[Row]:
     }
     out = []
     for arch, process in running.items():
-        stdout, stderr = process.communicate(timeout=400)
+        stdout, stderr = process.communicate(timeout=1200)
         assert process.returncode == 0, f"sm_{arch}: {stderr[-4000:]}"
         out += [Row(**row) for row in json.loads(stdout)]
     print("\n" + table(out))

@@ -35,7 +35,7 @@ witness: list[str] = []
 
 
 def closing(servers: JudgeServers) -> None:
-    with urllib.request.urlopen(f"{servers.workers[0].root}/witness", timeout=10) as reply:
+    with urllib.request.urlopen(f"{servers.workers[0].root}/witness", timeout=1200) as reply:
         witness.extend(kind for kind, _ in itertools.groupby(json.load(reply)))
     close(servers)
 
