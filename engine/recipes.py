@@ -24,15 +24,16 @@ def arith() -> Config:
 
 
 def arith_genrm() -> Config:
-    """`make run`: the same in 60 steps from the committed warm start, judged by the world's own GenRM in a vLLM process."""
+    """`make run`: the same in 32 steps at twice the rate from the committed warm start, judged by the world's GenRM in a vLLM process."""
     judge = Genrm(judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
     base = arith()
     return replace(
         base,
+        optim=replace(base.optim, lr=4e-4, microbatch_tokens=4096),
         model=replace(base.model, path="starts/policy"),
         warm_start=replace(base.warm_start, steps=0),
         genrm=judge,
-        run=replace(base.run, name="arith-genrm", steps=60),
+        run=replace(base.run, name="arith-genrm", steps=32),
     )
 
 
