@@ -423,7 +423,7 @@ def test_servers_do_not_outlive_a_killed_trainer(folder):
 def test_a_run_serves_its_own_judge_through_vllm(train, tmp_path):
     """A critic with random weights: every verdict is unknown, counted by reason, and no rollout earns by it."""
     write_arith_critic(tmp_path / "critic", 0)
-    small = ("--warm-start.steps", 40, "--run.steps", 1, "--data.test", "--rollout.engine", "torch", "--rollout.prompts", 32)
+    small = ("--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", 1, "--data.test", "--rollout.engine", "torch")
     judge = ("--genrm.judge", "serve", "--genrm.model", tmp_path / "critic", "--genrm.max-tokens", 30, "--genrm.max-unknown", 1.0)
     done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
