@@ -21,7 +21,7 @@ BYTECODE = cd $(VENV)/lib/python3*/site-packages && $(abspath $(BIN))/python -m 
 # For the GPU where one is visible, else for CPU; DEVICE=gpu on a login node without one, DEVICE=cpu or CUDA_VISIBLE_DEVICES= for the other.
 $(STAMP): requirements/cpu.txt requirements/gpu.txt requirements/install.py setup.py pyproject.toml
 	$(PYTHON) requirements/install.py $(VENV) $(DEVICE)
-	$(BYTECODE)
+	-@$(BYTECODE)
 
 # The default run starts from the committed starts/policy and is judged by starts/judge; FROM_SCRATCH=1 warm-starts both first.
 run: $(STAMP)
