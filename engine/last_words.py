@@ -170,7 +170,8 @@ RANK = Rank()
 def say(text: str) -> None:
     """On standard error, to whoever still reads it: a terminal that was closed must not keep a rank from its end."""
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(text + "\n")  # in one piece: ranks end at the same moment
+        sys.stderr.flush()
 
 
 def catch(handler: Callable[..., None]) -> None:

@@ -70,7 +70,8 @@ def main(config) -> None:
         RANK.enter("step 3, train")
         os.write(1, f"ready {RANK.number} {os.getpid()}\n".encode())  # at once, so that two ranks' lines do not mix
         faults = dict(item.split(":", 1) for item in os.environ.get("FAULT", "").split(";") if item)
-        (folder / f"ready-{RANK.number}").write_text(str(os.getpid()))
+        (folder / f"being-{RANK.number}").write_text(str(os.getpid()))
+        (folder / f"being-{RANK.number}").rename(folder / f"ready-{RANK.number}")  # never seen empty
         wait_for(lambda: len(list(folder.glob("ready-*"))) == 2)
         fault = faults.pop(str(RANK.number), "")
         if fault:
