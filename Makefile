@@ -39,7 +39,7 @@ starts: $(STAMP)
 
 GENRM := runs/genrm-arith/policy/step-000000
 START := runs/arith-start/policy/step-000000
-# engine/train.py checks the settings, then starts torchrun with one process a GPU (NPROC on CPU).
+# engine/train.py checks the settings, then starts one process a GPU (NPROC on CPU).
 TRAIN := $(BIN)/python engine/train.py
 ALONE := NPROC=1 OMP_NUM_THREADS=1 $(TRAIN)
 $(GENRM)/config.json: | $(STAMP)

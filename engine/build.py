@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,12 +12,11 @@ from soundrl.engine.encode import Encoder
 from soundrl.engine.generator import Generator
 from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.judging_phase import JudgingPhase
-from soundrl.engine.model_folder import check_folder
+from soundrl.engine.model_folder import check_folder, read_json
 from soundrl.engine.model_folder import load_tokenizer as load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Source
 from soundrl.engine.problems import build_demonstrations as build_demonstrations
-from soundrl.engine.problems import build_sources as build_sources
 from soundrl.engine.weight_sync import PROBES
 from soundrl.engine.world import World
 from soundrl.fapo import arith
@@ -108,8 +106,8 @@ def model_folder(config: Config, world: World) -> Path:
 def cards(config: Config) -> list[str]:
     """What the folders of policy and judge say of how they were made, in `says` of their `card.json` (`starts/` has some)."""
     folders = [config.model.path] + [config.genrm.model] * (config.genrm.judge == "serve")
-    found = [Path(folder) / "card.json" for folder in folders]
-    return [f"{card.parent}: {json.loads(card.read_text())['says']}" for card in found if card.is_file()]
+    found = [read_json(card) | {"folder": folder} for folder in folders if (card := Path(folder) / "card.json").is_file()]
+    return [f"{card['folder']}: {card['says']}" for card in found if "says" in card]  # other cards are not ours
 
 
 def probe_prompts(source: Source, encode: Encoder) -> list[tuple[int, ...]]:

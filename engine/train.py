@@ -52,11 +52,12 @@ def main(config: Config) -> None:
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
         task, judging = build.build_task(config, verifier, world, progress.say, tokenizer)
         policy = Policy(start, tokenizer, config.model, world)
+        cards = build.cards(config)
     if world.main:
         problems.left_out.write(folder.path / "left_out.jsonl")
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail, config.rollout.max_new_tokens)
     progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
-    for line in build.cards(config):
+    for line in cards:
         progress.say(line)
     if demonstrations is not None:
         with phases("warm_start"):

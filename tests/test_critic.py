@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from soundrl.engine.arith_critic_model import critic_tokenizer
-from soundrl.engine.build import Encoder, build_demonstrations, build_sources
+from soundrl.engine.encode import Encoder
+from soundrl.engine.problems import build_demonstrations, build_sources
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict

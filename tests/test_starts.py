@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,15 @@ def test_the_default_run_starts_from_them_and_says_so(monkeypatch):
     assert [line.split(":")[0] for line in lines] == ["starts/policy", "starts/judge"]
     assert all("make starts" in line and "\n" not in line for line in lines)
     assert cards(RECIPES["arith"]()) == []
+
+
+def test_a_card_of_somebody_elses_stops_nothing_and_a_damaged_one_is_named(tmp_path):
+    config = replace(RECIPES["arith"](), model=replace(RECIPES["arith"]().model, path=str(tmp_path)))
+    (tmp_path / "card.json").write_text('{"license": "mit"}')
+    assert cards(config) == []
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(ValueError, match=r"card.json is no valid JSON"):
+        cards(config)
 
 
 def test_a_start_that_is_out_of_bounds_is_not_written(make, tmp_path):
