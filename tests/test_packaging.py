@@ -5,6 +5,7 @@ import http.server
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -173,6 +174,29 @@ def test_a_gpu_is_what_the_driver_shows(monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.setattr(ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError("no such file")))
     assert install.driver() == 0
+
+
+def test_beside_a_gpu_the_tests_have_an_environment_of_their_own():
+    """Theirs is for CPU, whatever the run's is for; without a GPU they share one."""
+
+    def commands(target: str, *settings: str) -> str:
+        command = ["make", "--dry-run", "--always-make", target, "VENV=.venv", "PYTHON=python3", *settings]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    beside = commands("test", "DEVICE=gpu", "TESTED=.venv-cpu")
+    assert "requirements/install.py .venv-cpu cpu\n" in beside and "\n.venv-cpu/bin/python -m pytest" in beside
+    assert "requirements/install.py .venv gpu\n" in commands("run", "DEVICE=gpu", "TESTED=.venv-cpu")
+    alone = commands("test", "DEVICE=cpu", "TESTED=.venv")
+    assert "requirements/install.py .venv cpu\n" in alone and "\n.venv/bin/python -m pytest" in alone
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_pins_are_exact(device):
+    pins = install.packages(device)
+    assert len({pin.partition("==")[0].lower().replace("_", "-") for pin in pins}) == len(pins) > 180
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z,-]+\])?==[A-Za-z0-9.+]+", pin) for pin in pins)
+    versions = dict(pin.split("==") for pin in pins)
+    assert versions["torch"] == {"cpu": "2.13.0+cpu", "gpu": "2.11.0"}[device] and versions["triton"] == "3.6.0"
 
 
 def test_what_did_not_end_is_begun_anew(tmp_path, monkeypatch):

@@ -540,16 +540,7 @@ def test_nothing_is_executed(verifier, tmp_path, monkeypatch):
 # math-verify's own cases
 
 
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory):
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "soundrl-tests"
-    try:
-        return mathverify_cases.fetch(cache)
-    except mathverify_cases.SdistUnavailable as error:
-        pytest.skip(str(error))
-
-
-def test_mathverify_cases(verifier, sdist):
+def test_mathverify_cases(verifier):
     """Agreement with the 291 cases of math-verify's own tests; `mathverify_cases.answer_span` says how they are put to the verifier.
 
     275 are pairs. The other 16 are tests of the library itself, some of them against the wall clock, and are not run.
@@ -560,7 +551,9 @@ def test_mathverify_cases(verifier, sdist):
             case, said, reason = line.split(" | ")
             assert reason
             listed[case] = said
-    cases = mathverify_cases.read(sdist)
+    if not mathverify_cases.FOLDER.exists():
+        pytest.skip(f"no {mathverify_cases.FOLDER}: python tests/mathverify_cases.py --fetch")
+    cases = mathverify_cases.read(mathverify_cases.FOLDER)
     assert len(cases) == 291
     differences = {}
     for case in cases:
