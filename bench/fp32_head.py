@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from record import ROOT, machine
 
-from soundrl.genrm.machine import reserve_port
+from soundrl.genrm.serve.machine import reserve_port
 
 PROMPTS = 8
 MAX_LENGTH = 512
@@ -37,19 +37,19 @@ def measure(model_path: Path, data: Path, tokens: int, sampler_head: str) -> lis
     """The rows of one engine; `sampler_head` float32 is how the trainer starts it, bfloat16 how vLLM would start by itself."""
     from soundrl.engine import policy as policies
     from soundrl.engine.config import Loss, Model, Optim, Rollout
-    from soundrl.engine.launch import be_quiet
+    from soundrl.engine.launch.launch import be_quiet
     from soundrl.engine.model_folder import load_tokenizer
     from soundrl.engine.policy import Policy
+    from soundrl.engine.ranks import Ranks
+    from soundrl.engine.samplers.vllm_sampler import VllmSampler
     from soundrl.engine.trainer import Trainer
-    from soundrl.engine.vllm_generator import VllmGenerator
     from soundrl.engine.weight_sync import WeightSync
-    from soundrl.engine.world import World
 
     be_quiet()
-    world = World.start()
+    ranks = Ranks.start()
     tokenizer = load_tokenizer(model_path)
     settings = Model(path=str(model_path), dtype="bfloat16", max_length=MAX_LENGTH)
-    policy = Policy(model_path, tokenizer, settings, world)
+    policy = Policy(model_path, tokenizer, settings, ranks)
     trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), 1.0)
 
     import vllm
@@ -61,8 +61,8 @@ def measure(model_path: Path, data: Path, tokens: int, sampler_head: str) -> lis
             return started(*arguments, hf_overrides={k: v for k, v in hf_overrides.items() if k != "head_dtype"}, **options)
 
         vllm.LLM = own_head  # type: ignore[assignment,misc]
-    memory = 1.0 if world.device.type == "cpu" else 0.4
-    generator = VllmGenerator(model_path, tokenizer, settings, Rollout(memory=memory, eager=True), world)
+    memory = 1.0 if ranks.device.type == "cpu" else 0.4
+    generator = VllmSampler(model_path, tokenizer, settings, Rollout(memory=memory, eager=True), ranks)
     with open(data, encoding="utf-8") as lines:
         texts = [json.loads(line)["problem"] for line in islice(lines, PROMPTS)]
     prompts = [

@@ -32,7 +32,7 @@ from typing import Any
 import tyro
 
 from soundrl.fapo.records import Prompt, Rollout, Verdict
-from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.pool.judge import EndpointJudge
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

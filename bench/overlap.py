@@ -34,13 +34,13 @@ from scripted_judge import ScriptedJudge  # type: ignore[import-not-found]  # no
 
 from soundrl.engine.arith_model import write_arith_model  # noqa: E402
 from soundrl.engine.build import Encoder, load_tokenizer, reward_settings  # noqa: E402
-from soundrl.engine.launch import be_quiet  # noqa: E402
+from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.policy import Policy  # noqa: E402
+from soundrl.engine.ranks import Ranks  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
 from soundrl.engine.schedule import schedules  # noqa: E402
 from soundrl.engine.timeline import Timeline  # noqa: E402
 from soundrl.engine.trainer import Trainer  # noqa: E402
-from soundrl.engine.world import World  # noqa: E402
 from soundrl.fapo.arith import ArithSource  # noqa: E402
 from soundrl.fapo.records import Outcome, Prompt, Rollout  # noqa: E402
 from soundrl.fapo.task import ReasoningTask, done  # noqa: E402
@@ -66,10 +66,10 @@ class Arguments:
 
 class Bench:
     def __init__(self, arguments: Arguments, folder: Path) -> None:
-        self.arguments, self.world, self.config = arguments, World.start(), arith()
+        self.arguments, self.ranks, self.config = arguments, Ranks.start(), arith()
         write_arith_model(folder, 0)
         tokenizer = load_tokenizer(folder)
-        self.trainer = Trainer(Policy(folder, tokenizer, self.config.model, self.world), self.config.optim, self.config.loss, 1.0)
+        self.trainer = Trainer(Policy(folder, tokenizer, self.config.model, self.ranks), self.config.optim, self.config.loss, 1.0)
         self.trainer.settings = self.settings = type(self.config.optim)(lr=2e-4, microbatch_tokens=arguments.microbatch_tokens)
         encode, source = Encoder(tokenizer, self.config.max_prompt_tokens), ArithSource(0)
         self.prompts: list[Prompt] = []
@@ -116,9 +116,9 @@ class Bench:
             if judging == 0.0:
                 start = time.perf_counter()
             waiting = partial(timeline, "judge_wait")
-            self.trainer.train(schedules(list(pending), 1, self.arguments.microbatch_tokens, self.world.device, waiting))
+            self.trainer.train(schedules(list(pending), 1, self.arguments.microbatch_tokens, self.ranks.device, waiting))
         seconds = time.perf_counter() - start
-        share = timeline.judged(pending.calls(), self.world).get("genrm/overlap", 0.0)
+        share = timeline.judged(pending.calls(), self.ranks).get("genrm/overlap", 0.0)
         task.close()
         return seconds, share
 
@@ -161,7 +161,7 @@ def main(arguments: Arguments) -> None:
     }
     with (ROOT / "bench" / "results" / "overlap.jsonl").open("a") as file:
         file.write(json.dumps(stamp | {"settings": vars(arguments)} | record) + "\n")
-    bench.world.stop()
+    bench.ranks.stop()
 
 
 if __name__ == "__main__":

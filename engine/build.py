@@ -9,7 +9,6 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
-from soundrl.engine.generator import Generator
 from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.model_folder import check_folder, read_json
@@ -17,8 +16,9 @@ from soundrl.engine.model_folder import load_tokenizer as load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Source
 from soundrl.engine.problems import build_demonstrations as build_demonstrations
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.samplers.sampler import Sampler
 from soundrl.engine.weight_sync import PROBES
-from soundrl.engine.world import World
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
@@ -34,7 +34,7 @@ def build_verifier(config: Config) -> Verifier | None:
 
 
 def build_task(
-    config: Config, verifier: Verifier | None, world: World, say: Callable[[str], None], tokenizer: Any
+    config: Config, verifier: Verifier | None, ranks: Ranks, say: Callable[[str], None], tokenizer: Any
 ) -> tuple[Task, JudgingPhase | None]:
     """Verification and judge, and the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer); a judge
     that loads beside the policy is waited for by `Task.ready`. `tokenizer`: the policy's, which tells where thinking begins and ends."""
@@ -56,7 +56,7 @@ def build_task(
             text = thoughts.text(rollout.text, rollout.tokens)
             return verifier.submit(text, prompt.answer, prompt.form, thoughts.opened_by(rollout.prompt_tokens))
 
-    built = build_judge(config, world, say)
+    built = build_judge(config, ranks, say)
 
     def close_all() -> None:
         close()
@@ -68,7 +68,7 @@ def build_task(
         settings,
         config.genrm.max_unknown,
         truth=arith.oracle if config.data.train == "arith" else None,
-        probe=build_probe(config, built.judge, world),
+        probe=build_probe(config, built.judge, ranks),
         ready=built.ready,
         close=close_all,
         deadline=config.genrm.deadline[1],
@@ -77,18 +77,18 @@ def build_task(
     return task, built.phase
 
 
-def engine_count(config: Config, world: World) -> int:
+def engine_count(config: Config, ranks: Ranks) -> int:
     """Sampling engines of the run (tensor-parallel groups); ValueError where ranks, batches and the GPU's share do not fit."""
-    config.check_memory(world.device.type)
+    config.check_memory(ranks.device.type)
     tensor_parallel, minibatch = config.rollout.tensor_parallel, config.optim.minibatch_prompts
-    if world.size % tensor_parallel:
-        raise ValueError(f"rollout.tensor_parallel {tensor_parallel} does not divide the {world.size} ranks; start a multiple of it")
-    if minibatch % world.size:
-        raise ValueError(f"optim.minibatch_prompts {minibatch} is no multiple of the {world.size} ranks; every rank trains on whole groups")
-    return world.size // tensor_parallel
+    if ranks.size % tensor_parallel:
+        raise ValueError(f"rollout.tensor_parallel {tensor_parallel} does not divide the {ranks.size} ranks; start a multiple of it")
+    if minibatch % ranks.size:
+        raise ValueError(f"optim.minibatch_prompts {minibatch} is no multiple of the {ranks.size} ranks; every rank trains on whole groups")
+    return ranks.size // tensor_parallel
 
 
-def model_folder(config: Config, world: World) -> Path:
+def model_folder(config: Config, ranks: Ranks) -> Path:
     """The folder the policy starts from; for `arith` rank 0 writes one with fresh weights."""
     if config.model.path != "arith":
         return check_folder(config.model.path)
@@ -97,9 +97,9 @@ def model_folder(config: Config, world: World) -> Path:
 
     critic = config.run.task != "reasoning"
     folder = Path(config.run.folder) / "fresh" / f"arith-{'critic-' if critic else ''}seed{config.run.seed}"
-    if world.main:
+    if ranks.main:
         (write_arith_critic if critic else write_arith_model)(folder, config.run.seed)
-    world.barrier()
+    ranks.barrier()
     return folder
 
 
@@ -127,11 +127,11 @@ def reward_settings(config: Config) -> RewardSettings:
     )
 
 
-def build_generator(config: Config, policy: Policy, world: World) -> Generator:
+def build_sampler(config: Config, policy: Policy, ranks: Ranks) -> Sampler:
     if config.rollout.engine == "torch":
-        from soundrl.engine.torch_generator import TorchGenerator
+        from soundrl.engine.samplers.torch_sampler import TorchSampler
 
-        return TorchGenerator(policy.folder, policy.tokenizer, config.model, world)
-    from soundrl.engine.vllm_generator import VllmGenerator
+        return TorchSampler(policy.folder, policy.tokenizer, config.model, ranks)
+    from soundrl.engine.samplers.vllm_sampler import VllmSampler
 
-    return VllmGenerator(policy.folder, policy.tokenizer, config.model, config.rollout, world)
+    return VllmSampler(policy.folder, policy.tokenizer, config.model, config.rollout, ranks)

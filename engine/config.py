@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from soundrl.fapo.data import INSTRUCTION
+from soundrl.fapo.data.files import INSTRUCTION
 from soundrl.kernels.loss_rule import LossRule
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from soundrl.fapo.data.rows import RowError, shown
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.rows import RowError, shown
 
 _MARK = "soundrl-continues-here"
 """Stands for the text of an assistant turn while the template writes what comes before it."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from soundrl.engine.build import Encoder
 from soundrl.engine.config import Config
-from soundrl.engine.generator import Generator, requests_for
 from soundrl.engine.judging_phase import JudgingPhase
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.samplers.sampler import Sampler, requests_for
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.weight_sync import WeightSync
-from soundrl.engine.world import World
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.task import PendingGroups, Task
 
@@ -18,10 +18,10 @@ from soundrl.fapo.task import PendingGroups, Task
 def evaluate(
     tests: dict[str, list[Prompt]],
     task: Task,
-    generator: Generator,
+    sampler: Sampler,
     encode: Encoder,
     config: Config,
-    world: World,
+    ranks: Ranks,
     phases: Timeline,
     judging: JudgingPhase | None,
     sync: WeightSync,
@@ -32,10 +32,10 @@ def evaluate(
     evaluations differ by the weights alone. A judge that sleeps gets its phase once all sets are sampled.
     """
     metrics: dict[str, float] = {}
-    engines, own = world.size // config.rollout.tensor_parallel, world.rank // config.rollout.tensor_parallel
-    sampled = {name: sample(prompts[own::engines], task, generator, encode, config) for name, prompts in tests.items()}
+    engines, own = ranks.size // config.rollout.tensor_parallel, ranks.rank // config.rollout.tensor_parallel
+    sampled = {name: sample(prompts[own::engines], task, sampler, encode, config) for name, prompts in tests.items()}
     if judging is not None and judging.needed(sampled.values()):
-        generator.sleep()
+        sampler.sleep()
         with judging.awake(phases.detail):
             for pending in [pending.ask() for pending in sampled.values()]:
                 pending.groups()
@@ -43,13 +43,13 @@ def evaluate(
     for name, pending in sampled.items():
         groups = pending.groups()
         # Ranks of one tensor-parallel group hold the same samples: count them once.
-        sums = task.count(groups if world.rank % config.rollout.tensor_parallel == 0 else [])
-        total = dict(zip(sums, world.sum(list(sums.values())), strict=True))
+        sums = task.count(groups if ranks.rank % config.rollout.tensor_parallel == 0 else [])
+        total = dict(zip(sums, ranks.sum(list(sums.values())), strict=True))
         metrics |= {f"eval/{name}/{measure}": value for measure, value in task.evaluation(total).items()}
     return metrics
 
 
-def sample(prompts: Sequence[Prompt], task: Task, generator: Generator, encode: Encoder, config: Config) -> PendingGroups:
+def sample(prompts: Sequence[Prompt], task: Task, sampler: Sampler, encode: Encoder, config: Config) -> PendingGroups:
     """This engine's problems; there may be none."""
     samples, temperature, top_p = config.run.eval_sampling
     requests = requests_for(
@@ -62,4 +62,4 @@ def sample(prompts: Sequence[Prompt], task: Task, generator: Generator, encode: 
         max_new_tokens=config.rollout.max_new_tokens,
         top_p=top_p,
     )
-    return task.collect(prompts, generator.generate(requests) if requests else (), measuring=True)
+    return task.collect(prompts, sampler.generate(requests) if requests else (), measuring=True)

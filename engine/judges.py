@@ -9,18 +9,18 @@ from pathlib import Path
 
 from soundrl.engine.config import Config
 from soundrl.engine.judging_phase import JudgingPhase
-from soundrl.engine.memory_plan import planned
 from soundrl.engine.model_folder import check_folder
-from soundrl.engine.world import World
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.tools.plan import planned
 from soundrl.fapo import arith
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.labelled import load_labelled
-from soundrl.genrm.machine import positions, served_length
+from soundrl.genrm.critic_data.labelled import load_labelled
+from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.prompts import split_paragraphs
-from soundrl.genrm.serve import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
+from soundrl.genrm.serve.machine import positions, served_length
+from soundrl.genrm.serve.servers import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
 
 SERVED_NAME = "genrm"
 
@@ -38,7 +38,7 @@ class BuiltJudge:
     """Ends the servers that were started for it."""
 
 
-def build_judge(config: Config, world: World, say: Callable[[str], None]) -> BuiltJudge:
+def build_judge(config: Config, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:
     """A collective where judges are served. ValueError for a judge that does not answer or is too short for question and critique, for
     judges served on several nodes, and where judges and the policy do not fit on the GPUs, not even in turns."""
     g = config.genrm
@@ -49,18 +49,18 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
     # While somebody may start a judge again, questions wait for it as long as they would for an answer.
     urls, model, servers, why, gone_after = g.urls, g.model, None, "", g.deadline[0]
     if g.judge == "serve":
-        if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) < world.size:
+        if int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)) < ranks.size:
             raise ValueError(
                 "genrm.judge serve starts judges on the first node's loopback, which ranks of other nodes do not reach; start them with "
                 "`python -m soundrl.genrm.serve --host 0.0.0.0` and set --genrm.judge endpoint, --genrm.urls and --genrm.allow-http"
             )
         own = None
-        if world.main:
-            why = serial_phase(config, world)
+        if ranks.main:
+            why = serial_phase(config, ranks)
             servers = serve(config, sleeps=bool(why))
             own = servers.urls, os.environ[TOKEN_ENV], why
         # The servers' addresses, their token and their manner, from rank 0 to all.
-        urls, os.environ[TOKEN_ENV], why = world.gather(own)[0]
+        urls, os.environ[TOKEN_ENV], why = ranks.gather(own)[0]
         model = SERVED_NAME
         gone_after = START_SECONDS  # a server that has died is started again, which takes as long as loading the model
     judge = EndpointJudge(
@@ -71,7 +71,7 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
         votes=g.sampling[1],
         deadline=g.deadline[0],
         step_deadline=g.deadline[1],
-        concurrency=places(g.concurrency, world),
+        concurrency=places(g.concurrency, ranks),
         longest_prompt=config.model.max_length,
         gone_after=gone_after,
         with_reference=g.reference,
@@ -86,11 +86,11 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
                 servers.wait()
             except ServeError as error:
                 raise ValueError(f"genrm.model is {g.model}, but {error}") from error
-        world.barrier()
+        ranks.barrier()
         judge.check()
 
     # On CPU servers load while the policy does. On a GPU vLLM measures, as it starts, what memory others leave: nobody else may move then.
-    beside = g.judge == "serve" and world.device.type == "cpu" and not why  # who is put to sleep has loaded
+    beside = g.judge == "serve" and ranks.device.type == "cpu" and not why  # who is put to sleep has loaded
     if not beside:
         ready()
     if why:
@@ -98,15 +98,15 @@ def build_judge(config: Config, world: World, say: Callable[[str], None]) -> Bui
     return BuiltJudge(
         judge,
         ready if beside else lambda: None,
-        JudgingPhase(judge, servers, world) if why else None,
+        JudgingPhase(judge, servers, ranks) if why else None,
         (lambda: None) if servers is None else servers.close,
     )
 
 
-def places(concurrency: int, world: World) -> int:
+def places(concurrency: int, ranks: Ranks) -> int:
     """This rank's part of `genrm.concurrency`, which is over all ranks; at least one."""
-    each, left = divmod(concurrency, world.size)
-    return max(1, each + (world.rank < left))
+    each, left = divmod(concurrency, ranks.size)
+    return max(1, each + (ranks.rank < left))
 
 
 def over_ranks(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -120,20 +120,20 @@ def over_ranks(parts: list[dict[str, float]]) -> dict[str, float]:
     return out
 
 
-def build_probe(config: Config, judge: Judge | None, world: World) -> Callable[[int], dict[str, float]]:
+def build_probe(config: Config, judge: Judge | None, ranks: Ranks) -> Callable[[int], dict[str, float]]:
     """The probe of `genrm.probe`, on rank 0; nothing where there is none."""
     name, every = config.genrm.probe
-    if not name or not world.main or not isinstance(judge, EndpointJudge):
+    if not name or not ranks.main or not isinstance(judge, EndpointJudge):
         return lambda step: {}
     return Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every)
 
 
-def serial_phase(config: Config, world: World) -> str:
+def serial_phase(config: Config, ranks: Ranks) -> str:
     """Why the served judge sleeps but for a phase of its own, by the memory plan; empty where it does not (on CPU nothing sleeps).
     ValueError, with the cure, where judge and policy do not fit even in turns."""
-    if world.device.type == "cpu":
+    if ranks.device.type == "cpu":
         return ""
-    plan = planned(config, world.size, None)
+    plan = planned(config, ranks.size, None)
     plan.check()
     return plan.judging if plan.serial else ""
 

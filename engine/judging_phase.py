@@ -13,18 +13,18 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import Timeline
-from soundrl.engine.world import World
 from soundrl.fapo.task import PendingGroups
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.serve import JudgeServers
+from soundrl.genrm.pool.judge import EndpointJudge
+from soundrl.genrm.serve.servers import JudgeServers
 
 
 class JudgingPhase:
     """`servers` on rank 0, None elsewhere; they are put to sleep at once. A collective, as every method is."""
 
-    def __init__(self, judge: EndpointJudge, servers: JudgeServers | None, world: World) -> None:
-        self.judge, self.servers, self.world = judge, servers, world
+    def __init__(self, judge: EndpointJudge, servers: JudgeServers | None, ranks: Ranks) -> None:
+        self.judge, self.servers, self.ranks = judge, servers, ranks
         self._sleep()
 
     def __call__(self, pending: PendingGroups, also: Callable[[], dict[str, float]], phases: Timeline) -> dict[str, float]:
@@ -36,7 +36,7 @@ class JudgingPhase:
 
     def needed(self, batches: Iterable[PendingGroups]) -> bool:
         """Whether any rank has a question."""
-        return self.world.sum([float(sum(pending.questions for pending in batches))])[0] > 0
+        return self.ranks.sum([float(sum(pending.questions for pending in batches))])[0] > 0
 
     @contextmanager
     def awake(self, timed: Callable[[str], AbstractContextManager]) -> Iterator[None]:
@@ -46,19 +46,19 @@ class JudgingPhase:
         unknown(unreachable), which are counted and stop the run by `genrm.max_unknown`. A run of days does not end by one slow start.
         """
         with timed("judge_wake"):
-            if self.world.device.type == "cuda":
+            if self.ranks.device.type == "cuda":
                 torch.cuda.empty_cache()  # of the trainer: the judges take what is not reserved
-            self.world.barrier()
+            self.ranks.barrier()
             if self.servers is not None:
                 self.servers.wake()
-            self.world.barrier()
+            self.ranks.barrier()
         yield
         with timed("judge_sleep"):
             self._sleep()
 
     def _sleep(self) -> None:
         self.judge.rest()
-        self.world.barrier()  # until no rank asks any more
+        self.ranks.barrier()  # until no rank asks any more
         if self.servers is not None:
             self.servers.sleep()
-        self.world.barrier()
+        self.ranks.barrier()

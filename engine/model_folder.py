@@ -33,7 +33,9 @@ def check_folder(path: str | Path, setting: str = "model.path", trains: bool = T
     trained here (a judge) may be quantized, and its architecture is its server's affair."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"{setting} {path} is no folder; name a Hugging Face folder, or convert one: python -m soundrl.engine.convert")
+        raise ValueError(
+            f"{setting} {path} is no folder; name a Hugging Face folder, or convert one: python -m soundrl.engine.tools.convert"
+        )
     try:
         config = read_config(folder, trains)
         for file in weight_files(folder):
@@ -141,7 +143,7 @@ def weight_files(folder: Path) -> list[Path]:
         found = f", only pickled weights ({', '.join(pickled[:3])}), which can run code when loaded" if pickled else ""
         raise ValueError(
             f"{folder} has no .safetensors file{found}; get the model's safetensors files, or convert its .gguf: "
-            "python -m soundrl.engine.convert"
+            "python -m soundrl.engine.tools.convert"
         )
     own = [file for file in files if not file.name.startswith("consolidated")]
     return own or files

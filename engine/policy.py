@@ -21,8 +21,8 @@ from soundrl.engine.config import Model
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.model_folder import companions, in_one_line, load_config, read_config, read_tensors
 from soundrl.engine.packing import PackedBatch
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.run_folder import whole
-from soundrl.engine.world import World
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.loss_rule import LossRule
@@ -33,11 +33,11 @@ KEEP_GATHERED = 500_000_000  # parameters
 class Policy:
     """Model and tokenizer. `model` holds float32 master weights, sharded over all ranks; it computes in `settings.dtype`."""
 
-    def __init__(self, folder: Path, tokenizer: Any, settings: Model, world: World) -> None:
-        self.folder, self.tokenizer, self.settings, self.world = folder, tokenizer, settings, world
+    def __init__(self, folder: Path, tokenizer: Any, settings: Model, ranks: Ranks) -> None:
+        self.folder, self.tokenizer, self.settings, self.ranks = folder, tokenizer, settings, ranks
         config = load_config(folder)
         # In memory: a run may end after its folder has moved, and its exports need them then.
-        self.raw, self.companions = (read_config(folder), companions(folder)) if world.main else ({}, {})
+        self.raw, self.companions = (read_config(folder), companions(folder)) if ranks.main else ({}, {})
         for name in ("dropout", "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "layerdrop"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)  # the gradient must be that of the distribution that was sampled
@@ -57,7 +57,7 @@ class Policy:
                 copy.deepcopy(config), dtype=torch.float32, attn_implementation=HOOK
             )
         self.architecture = type(self.model).__name__
-        check_attention(settings.attention, self.model, getattr(torch, settings.dtype), world.device)
+        check_attention(settings.attention, self.model, getattr(torch, settings.dtype), ranks.device)
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
         self.model.tie_weights()
         if settings.activation_checkpointing:
@@ -75,11 +75,11 @@ class Policy:
         # A small model stays gathered between forward and backward (ZeRO-2): its second gather costs more than its memory.
         large = sum(parameter.numel() for parameter in self.model.parameters()) > KEEP_GATHERED
         for layer in layers:
-            fully_shard(layer, mesh=self.world.mesh, mp_policy=inner, reshard_after_forward=large)
-        fully_shard(self.model, mesh=self.world.mesh, mp_policy=outer)
+            fully_shard(layer, mesh=self.ranks.mesh, mp_policy=inner, reshard_after_forward=large)
+        fully_shard(self.model, mesh=self.ranks.mesh, mp_policy=outer)
         assert isinstance(self.model, FSDPModule)
-        buffers = {name: buffer.to(self.world.device) for name, buffer in self.model.named_buffers()}
-        self.model.to_empty(device=self.world.device)
+        buffers = {name: buffer.to(self.ranks.device) for name, buffer in self.model.named_buffers()}
+        self.model.to_empty(device=self.ranks.device)
         for name, buffer in buffers.items():  # to_empty() forgets what buffers hold, and RoPE frequencies are in no checkpoint
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
@@ -97,9 +97,9 @@ class Policy:
             if full.shape != parameter.shape:
                 raise ValueError(f"{self.folder}: {name} has shape {tuple(full.shape)}, config.json says {tuple(parameter.shape)}")
             assert isinstance(parameter, DTensor)
-            full = full.to(self.world.device, torch.float32)
+            full = full.to(self.ranks.device, torch.float32)
             # src_data_rank=None: every rank has read the tensor, so each takes its own slice and nothing is sent.
-            shard = distribute_tensor(full, self.world.mesh, parameter.placements, src_data_rank=None)
+            shard = distribute_tensor(full, self.ranks.mesh, parameter.placements, src_data_rank=None)
             parameter.to_local().copy_(shard.to_local())
             seen.add(name)
         missing = sorted(set(parameters) - seen)
@@ -190,9 +190,9 @@ class Policy:
         state = {}
         for name, parameter in self.model.named_parameters():
             full = parameter.detach().full_tensor()  # type: ignore[union-attr]
-            if self.world.main:
+            if self.ranks.main:
                 state[name] = full.cpu()
-        if self.world.main:
+        if self.ranks.main:
             with whole(folder) as beside:
                 beside.mkdir(parents=True)
                 config = {name: value for name, value in self.raw.items() if name != "torch_dtype"} | {"dtype": "float32"}
@@ -204,7 +204,7 @@ class Policy:
                     (beside / name).parent.mkdir(exist_ok=True)
                     (beside / name).write_bytes(content)
                 save_file(state, beside / "model.safetensors", {"format": "pt"})
-        self.world.barrier()
+        self.ranks.barrier()
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())

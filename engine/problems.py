@@ -12,17 +12,17 @@ from pathlib import Path, PurePath
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.packing import Sample
-from soundrl.engine.world import World
+from soundrl.engine.ranks import Ranks
 from soundrl.fapo import arith
-from soundrl.fapo.data import boxed_solution, load_prompts
-from soundrl.fapo.left_out import LeftOut
-from soundrl.fapo.prompt_stream import PromptStream
-from soundrl.fapo.puzzles import PREFIX
+from soundrl.fapo.data.files import boxed_solution, load_prompts
+from soundrl.fapo.data.left_out import LeftOut
+from soundrl.fapo.data.prompt_stream import PromptStream
+from soundrl.fapo.data.puzzles import PREFIX
+from soundrl.fapo.data.rows import RowError, file_id
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.rows import RowError, file_id
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.arith_critic import ArithCriticSource
-from soundrl.genrm.labelled import load_critic
+from soundrl.genrm.critic_data.labelled import load_critic
 
 ENDLESS_TEST_ROWS = 400
 
@@ -97,7 +97,7 @@ class Problems:
         self.config, self.left_out = config, LeftOut()
         self.train, self.tests = build_sources(config, self.left_out)
 
-    def check(self, encode: Encoder, verifier: Verifier | None, world: World, say: Callable[[str], None]) -> None:
+    def check(self, encode: Encoder, verifier: Verifier | None, ranks: Ranks, say: Callable[[str], None]) -> None:
         """Prompt lengths, references and worked solutions of all rows; a collective, each rank checks its share of what is distinct.
 
         Where rows cannot be used every rank raises the same ValueError, which names the first; `<run>.left_out.jsonl` beside the run's
@@ -113,17 +113,17 @@ class Problems:
         golds = list(dict.fromkeys(row.answer for row in rows)) if verifier is not None else []
         warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
         mine: Faults = {}
-        for key, row in list(asked.items())[world.rank :: world.size]:
+        for key, row in list(asked.items())[ranks.rank :: ranks.size]:
             try:
                 encode(row)
             except RowError as error:
                 mine["prompt", key] = error.reason
-        own = golds[world.rank :: world.size]
+        own = golds[ranks.rank :: ranks.size]
         checked = verifier.check_golds(own) if verifier is not None else []
         mine |= {("answer", gold): why for gold, why in zip(own, checked, strict=True) if why}
-        mine |= {("solution", row.id): why for row in warm[world.rank :: world.size] if (why := self._solution_fault(row, encode))}
+        mine |= {("solution", row.id): why for row in warm[ranks.rank :: ranks.size] if (why := self._solution_fault(row, encode))}
         faults: Faults = {}
-        for part in world.gather(mine):
+        for part in ranks.gather(mine):
             faults |= part
         for name, part in keys.items():
             if (distinct := len(set(part))) < len(part):
@@ -132,12 +132,12 @@ class Problems:
             if formless := sum(row.form is None for row in part):
                 say(f"{name}: {formless:,} of {len(part):,} prompts ask for no known form of answer; a \\boxed{{…}} is looked for there")
         if self.left_out.rows or faults:
-            self._leave_out(rows, faults, world, say)
+            self._leave_out(rows, faults, ranks, say)
         for name, part in {self.config.data.train: self.train, **self.tests}.items():
             if isinstance(part, list) and not part:
                 raise ValueError(f"{name}: no row is left that can be used: {self.left_out}")
 
-    def _leave_out(self, rows: Sequence[Prompt], faults: Faults, world: World, say: Callable[[str], None]) -> None:
+    def _leave_out(self, rows: Sequence[Prompt], faults: Faults, ranks: Ranks, say: Callable[[str], None]) -> None:
         read = Counter(id.rpartition(":")[0] for id in {row.id for row in rows})
         found: dict[str, list[RowError]] = {file: [] for file in read}
         for row in rows:
@@ -149,7 +149,7 @@ class Problems:
         if not self.config.data.skip_unusable:
             # Beside the run's folder, which a run that does not start leaves as it was.
             path = Path(self.config.run.folder) / f"{self.config.run.name}.left_out.jsonl"
-            if world.main:
+            if ranks.main:
                 self.left_out.write(path)
             raise ValueError(f"{self.left_out}; all are listed in {path}: correct them, or go on without them by --data.skip-unusable")
         for line in self.left_out.counts():

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from soundrl.engine.build import Encoder
 from soundrl.engine.config import Config
-from soundrl.engine.generator import Generator, requests_for
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.samplers.sampler import Sampler, requests_for
 from soundrl.engine.timeline import Timeline
-from soundrl.engine.world import World
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.task import PendingGroups, Task
 
@@ -27,10 +27,10 @@ def share(prompts: Sequence[Prompt], updates: int, engine: int, engines: int) ->
 def rollout(
     prompts: Sequence[Prompt],
     task: Task,
-    generator: Generator,
+    sampler: Sampler,
     encode: Encoder,
     config: Config,
-    world: World,
+    ranks: Ranks,
     step: int,
     phases: Timeline,
 ) -> PendingGroups:
@@ -45,9 +45,9 @@ def rollout(
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
     )
-    own = {prompt.id: prompt for prompt in prompts[world.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]}
+    own = {prompt.id: prompt for prompt in prompts[ranks.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]}
     with phases("generate"):
-        pending = task.collect(list(own.values()), (rollout for rollout in generator.generate(requests) if rollout.prompt_id in own))
+        pending = task.collect(list(own.values()), (rollout for rollout in sampler.generate(requests) if rollout.prompt_id in own))
     with phases("verify"):
         pending.outcomes()
     return pending

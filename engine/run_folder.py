@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from soundrl.engine.config import Config
-from soundrl.engine.last_words import RANK, remove, undone
+from soundrl.engine.launch.last_words import RANK, remove, undone
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TraceFile
-from soundrl.engine.world import World
 from soundrl.fapo.records import Group
 
 
@@ -34,9 +34,9 @@ def whole(target: Path) -> Iterator[Path]:
 class RunFolder:
     """Written by rank 0 alone; every line is flushed, so that a killed run keeps what it has done."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, ranks: Ranks) -> None:
         self.path = RANK.home = Path(config.run.folder) / config.run.name
-        self.config, self.world, self.writes = config, world, world.main
+        self.config, self.ranks, self.writes = config, ranks, ranks.main
         self.metrics = self.board = self.trace = self.lock = None
 
     @contextlib.contextmanager
@@ -56,7 +56,7 @@ class RunFolder:
                     )
                 except ValueError as error:
                     failure = str(error)
-            aside, failure = self.world.gather((aside, failure))[0]
+            aside, failure = self.ranks.gather((aside, failure))[0]
             if failure:
                 raise ValueError(failure)
             config = self.config if aside is None else relocated(self.config, self.path, aside)

@@ -29,16 +29,16 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
     unsent = [name for name in names if name not in sent]
     if unsent:
         return found + f"{len(unsent)} of {len(names)} tensors were never sent; the first is {unsent[0]}"
-    sync.generator.reset_cache()
+    sync.sampler.reset_cache()
     if sync.gate().exp_abs_dlogp <= sync.limit:
         return found + "After a reset of the prefix cache the two agree: the sampler answered from prefixes cached under the old weights"
     for block, members in blocks(names):
-        sync.generator.load(sync.stream(lambda name, members=members: name in members))
-        sync.generator.reset_cache()
+        sync.sampler.load(sync.stream(lambda name, members=members: name in members))
+        sync.sampler.reset_cache()
         if sync.gate().exp_abs_dlogp <= healthy:
             return found + f"Sending {block} again closed the gap: the sampler had not taken it; its first tensor is {members[0]}"
-    sync.generator.load(sync.stream())
-    sync.generator.reset_cache()
+    sync.sampler.load(sync.stream())
+    sync.sampler.reset_cache()
     again = sync.gate().exp_abs_dlogp
     if again <= healthy:
         return found + "Sending all tensors again closed the gap, no single block did: the first transfer was incomplete"

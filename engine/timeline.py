@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from soundrl.engine.last_words import RANK
-from soundrl.engine.world import World
+from soundrl.engine.launch.last_words import RANK
+from soundrl.engine.ranks import Ranks
 
 Interval = tuple[float, float]
 WAITS = ("judge_wait", "rank_wait")
@@ -81,7 +81,7 @@ class Timeline:
         place = {"ts": round((start + self.offset) * 1e6), "dur": round((end - start) * 1e6), "pid": self.rank, "tid": 0}
         self.events.append({"name": name, "cat": category, "ph": "X", **place})
 
-    def judged(self, calls: Iterable[tuple[str, float, float]], world: World) -> dict[str, float]:
+    def judged(self, calls: Iterable[tuple[str, float, float]], ranks: Ranks) -> dict[str, float]:
         """Put the judge calls of the step that ends here (name, start, end by `time.perf_counter`) into the trace. A collective; returns
         `genrm/overlap`, see `hidden`, or nothing where nothing was judged."""
         spans = []
@@ -91,7 +91,7 @@ class Timeline:
                 place = {"ts": round((at + self.offset) * 1e6), "pid": self.rank, "tid": 0}
                 self.events.append({"name": name, "cat": "judge", "ph": mark, "id": f"{self.rank}/{name}/{round(start * 1e6)}", **place})
         waits, self.waits = self.waits, []
-        waited, judging = world.sum(list(hidden(waits, spans)))
+        waited, judging = ranks.sum(list(hidden(waits, spans)))
         return {"genrm/overlap": 1 - waited / judging} if judging else {}
 
     def take(self) -> dict[str, float]:

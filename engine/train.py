@@ -8,55 +8,55 @@ from __future__ import annotations
 
 from functools import partial
 
-from soundrl.engine import launch
+from soundrl.engine.launch import launch
 
 if __name__ == "__main__":
     launch.leave_to_ranks()
 
 from soundrl.engine import build
 from soundrl.engine.config import Config
-from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.judges import over_ranks
-from soundrl.engine.launch import users_mistakes
+from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import rollout, share
 from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import schedules
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.trainer import Trainer
+from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
-from soundrl.engine.world import World
+from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.measures import TooManyUnknownError
-from soundrl.fapo.prompt_stream import PromptStream
 from soundrl.fapo.task import distinct
 
 
 def main(config: Config) -> None:
     with users_mistakes():
-        world = World.start(config.longest_wait)
-    phases, progress = Timeline(world.rank), Progress(world.main, config.run.steps)
-    folder = RunFolder(config, world)
+        ranks = Ranks.start(config.longest_wait)
+    phases, progress = Timeline(ranks.rank), Progress(ranks.main, config.run.steps)
+    folder = RunFolder(config, ranks)
     with users_mistakes(), phases("prepare"), folder.claimed() as config:
-        engines = build.engine_count(config, world)
+        engines = build.engine_count(config, ranks)
         problems = Problems(config)
-        start = build.model_folder(config, world)
+        start = build.model_folder(config, ranks)
         tokenizer = build.load_tokenizer(start)
         encode = build.Encoder(tokenizer, config.max_prompt_tokens)
         verifier = build.build_verifier(config)
-        problems.check(encode, verifier, world, progress.say)
+        problems.check(encode, verifier, ranks, progress.say)
         source, tests = problems.train, problems.tests
         stream = PromptStream(source, config.run.seed)
         demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task, judging = build.build_task(config, verifier, world, progress.say, tokenizer)
-        policy = Policy(start, tokenizer, config.model, world)
+        task, judging = build.build_task(config, verifier, ranks, progress.say, tokenizer)
+        policy = Policy(start, tokenizer, config.model, ranks)
         cards = build.cards(config)
-    if world.main:
+    if ranks.main:
         problems.left_out.write(folder.path / "left_out.jsonl")
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail, config.rollout.max_new_tokens)
-    progress.say(f"{config.run.name}: {policy.describe()} on {world.describe()}")
+    progress.say(f"{config.run.name}: {policy.describe()} on {ranks.describe()}")
     for line in cards:
         progress.say(line)
     if demonstrations is not None:
@@ -68,17 +68,17 @@ def main(config: Config) -> None:
         progress.summary({}, {}, phases.spent(), str(folder.path))
         folder.close()
         task.close()
-        world.stop()
+        ranks.stop()
         return
     with users_mistakes(), phases("start_sampler"):
-        generator = build.build_generator(config, policy, world)
-        sync = WeightSync(policy, trainer, generator, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
+        sampler = build.build_sampler(config, policy, ranks)
+        sync = WeightSync(policy, trainer, sampler, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
     with users_mistakes(), phases("start_judge"):
         task.ready()
     with phases("sync"):
         sync()
     phases.take()
-    measure = partial(evaluate, tests, task, generator, encode, config, world, phases, judging, sync)
+    measure = partial(evaluate, tests, task, sampler, encode, config, ranks, phases, judging, sync)
     with phases("evaluate"):
         before = evaluation = measure()
     progress.evaluation(0, before)
@@ -90,31 +90,31 @@ def main(config: Config) -> None:
             updates = config.rollout.prompts // config.optim.minibatch_prompts
             # Which prompts share an optimizer step, and what they are called, does not depend on the number of ranks.
             prompts = distinct(stream.take(updates * config.optim.minibatch_prompts))
-            prompts = share(prompts, updates, world.rank // config.rollout.tensor_parallel, engines)
-            pending = rollout(prompts, task, generator, encode, config, world, step, phases)
-            generator.sleep()
+            prompts = share(prompts, updates, ranks.rank // config.rollout.tensor_parallel, engines)
+            pending = rollout(prompts, task, sampler, encode, config, ranks, step, phases)
+            sampler.sleep()
             with phases("rank_wait"):
-                world.barrier()
+                ranks.barrier()
             said = {} if judging is None else judging(pending, partial(task.judge_metrics, step), phases)
             if judging is None and not config.run.overlap:
                 with phases("judge_wait"):
                     pending.groups()
             with phases("train"):
                 waiting = lambda: phases("judge_wait")  # noqa: E731
-                trained = trainer.train(schedules(list(pending), updates, config.optim.microbatch_tokens, world.device, waiting))
+                trained = trainer.train(schedules(list(pending), updates, config.optim.microbatch_tokens, ranks.device, waiting))
             with phases("judge_wait"):  # verdicts that change no advantage: λ = 0
                 own = pending.groups()
             with phases("sync"):
                 gate = sync()
         sums = task.count(own)
-        measured = task.rates(dict(zip(sums, world.sum(list(sums.values())), strict=True)))
-        measured |= phases.judged(pending.calls(), world)
-        said = over_ranks(world.gather(said or task.judge_metrics(step)))  # every rank stops by what all see
+        measured = task.rates(dict(zip(sums, ranks.sum(list(sums.values())), strict=True)))
+        measured |= phases.judged(pending.calls(), ranks)
+        said = over_ranks(ranks.gather(said or task.judge_metrics(step)))  # every rank stops by what all see
         metrics = measured | trained | gate | said | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
-        folder.save_rollouts(step, [group for part in world.gather(own) for group in part])
-        folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
+        folder.save_rollouts(step, [group for part in ranks.gather(own) for group in part])
+        folder.save_trace(event for part in ranks.gather(phases.drain()) for event in part)
         progress.step(step, metrics)
         with users_mistakes(TooManyUnknownError):  # this step is on disk, and so is its policy
             try:
@@ -132,12 +132,12 @@ def main(config: Config) -> None:
             folder.log(step, evaluation)
 
     after = evaluation | {name: metrics[name] for name in SUMMARY if name in metrics}
-    folder.save_trace(event for part in world.gather(phases.drain()) for event in part)
+    folder.save_trace(event for part in ranks.gather(phases.drain()) for event in part)
     progress.summary(before, after, phases.spent(), str(folder.path))
     folder.close()
     task.close()
-    generator.close()
-    world.stop()
+    sampler.close()
+    ranks.stop()
 
 
 def due(step: int, every: int, last: int) -> bool:

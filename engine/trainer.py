@@ -51,7 +51,7 @@ class Trainer:
         """`detail(name)` is entered around each part of a step's work (`Timeline.detail`). `longest` response in tokens
         (`rollout.max_new_tokens`): what `dr_grpo` divides by."""
         self.detail, self.longest = detail, longest
-        self.policy, self.world = policy, policy.world
+        self.policy, self.ranks = policy, policy.ranks
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
@@ -61,12 +61,12 @@ class Trainer:
 
     def pack(self, samples: Sequence[Sample]) -> list[PackedBatch]:
         """This rank's micro-batches, `padded`."""
-        return self.padded(pack_all(samples, self.settings.microbatch_tokens, self.world.device))
+        return self.padded(pack_all(samples, self.settings.microbatch_tokens, self.ranks.device))
 
     def padded(self, batches: list[PackedBatch]) -> list[PackedBatch]:
         """With empty ones up to the largest number of any rank: FSDP2's collectives must match."""
-        most = int(self.world.max(max(1, len(batches))))  # at least one, so that a step without any signal is a step all the same
-        return batches + [pack((), self.world.device)] * (most - len(batches))
+        most = int(self.ranks.max(max(1, len(batches))))  # at least one, so that a step without any signal is a step all the same
+        return batches + [pack((), self.ranks.device)] * (most - len(batches))
 
     def backward(self, batches: Iterable[PackedBatch], count: float, loss_function: LossFunction) -> dict[str, float]:
         """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`SUMS`).
@@ -74,16 +74,16 @@ class Trainer:
         `count` is the mini-batch's over all ranks. FSDP2 averages gradients over ranks, so each rank's loss is scaled by
         the world size: the sum over ranks is the gradient of one rank that holds everything.
         """
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.ranks.device)
         for batch in batches:
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
             with self.detail("micro-batch"):
                 loss, metrics, _, entropy_R = loss_function(batch, count)
-                (self.world.size * loss).backward()
+                (self.ranks.size * loss).backward()
                 sums[2:] += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
             sums[0] += batch.tokens
             sums[1] += 1
-        return dict(zip(SUMS, self.world.sum(sums.tolist()), strict=True))
+        return dict(zip(SUMS, self.ranks.sum(sums.tolist()), strict=True))
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
@@ -147,7 +147,7 @@ class Trainer:
         mini-batch. Sequences without advantage have an exactly zero gradient: they count in the denominator and are not trained.
         Returns metrics over the whole batch.
         """
-        counts = self.world.sum([self.count(minibatch.samples) for minibatch in minibatches])
+        counts = self.ranks.sum([self.count(minibatch.samples) for minibatch in minibatches])
         packed = [self.padded(minibatch.batches) for minibatch in minibatches]
         with self.detail("old log-probs"):
             packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
@@ -179,6 +179,6 @@ class Trainer:
 
     def supervised_step(self, samples: Sequence[Sample], lr: float) -> dict[str, float]:
         """One supervised optimizer step (warm start) on this rank's share of the batch."""
-        (token_count,) = self.world.sum([float(sum(len(s.tokens) for s in samples))])
+        (token_count,) = self.ranks.sum([float(sum(len(s.tokens) for s in samples))])
         stats = self.backward(self.pack(samples), max(token_count, 1.0), self.supervised_loss)
         return stats | self.update(lr)

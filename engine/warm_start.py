@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from soundrl.engine.config import Config
-from soundrl.engine.console import Progress
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Demonstrations
 from soundrl.engine.trainer import Trainer
+from soundrl.engine.view.console import Progress
 
 WARMUP_SHARE, FINAL_SHARE = 0.02, 0.1
 
@@ -26,7 +26,7 @@ def warm_start(policy: Policy, config: Config, demonstrations: Demonstrations, p
     """Train `config.warm_start.steps` steps on response tokens, with moments of its own: RL begins with a fresh optimizer."""
     settings = config.warm_start
     trainer = Trainer(policy, replace(config.optim, lr=settings.lr), config.loss, temperature=1.0)
-    rank, size = policy.world.rank, policy.world.size
+    rank, size = policy.ranks.rank, policy.ranks.size
     for step in range(settings.steps):
         samples = demonstrations(step, settings.steps)[rank::size]
         stats = trainer.supervised_step(samples, learning_rate(step, settings.steps, settings.lr))

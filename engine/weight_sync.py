@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from soundrl.engine.generator import Generator, Request, derived_seed
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
+from soundrl.engine.samplers.sampler import Request, Sampler, derived_seed
 from soundrl.engine.trainer import Trainer
 from soundrl.kernels.policy_loss import is_logprob
 
@@ -54,9 +54,9 @@ class WeightSync:
     """
 
     def __init__(
-        self, policy: Policy, trainer: Trainer, generator: Generator, prompts: list[tuple[int, ...]], temperature: float, limit: float
+        self, policy: Policy, trainer: Trainer, sampler: Sampler, prompts: list[tuple[int, ...]], temperature: float, limit: float
     ) -> None:
-        self.policy, self.trainer, self.generator = policy, trainer, generator
+        self.policy, self.trainer, self.sampler = policy, trainer, sampler
         self.prompts, self.temperature, self.limit = prompts[:PROBES], temperature, limit
         self.room = policy.settings.max_length - max(len(p) for p in self.prompts)
         self.sent: list[str] = []
@@ -64,12 +64,12 @@ class WeightSync:
 
     def __call__(self) -> dict[str, float]:
         """Sync and gate. Returns metrics; SyncError with a diagnosis when the gate is not met."""
-        if self.policy.world.device.type == "cuda":
+        if self.policy.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.generator.wake("weights")
-        self.generator.load(self.stream())
-        self.generator.reset_cache()
-        self.generator.wake("kv_cache")
+        self.sampler.wake("weights")
+        self.sampler.load(self.stream())
+        self.sampler.reset_cache()
+        self.sampler.wake("kv_cache")
         result = self.gate()
         if result.exp_abs_dlogp > self.limit:  # all ranks hold the same numbers, and decide alike
             result = self.gate(AGAIN)
@@ -107,14 +107,14 @@ class WeightSync:
                 prompt_id=f"probe:{i}",
                 sample=0,
                 prompt_tokens=self.prompts[i % len(self.prompts)],
-                seed=derived_seed(self.generator.engine, "probe", self.generator.version, str(i), 0),
+                seed=derived_seed(self.sampler.engine, "probe", self.sampler.version, str(i), 0),
                 temperature=self.temperature,
                 max_new_tokens=length,
                 ignore_end=True,
             )
             for i in range(count)
         ]
-        rollouts = sorted(self.generator.generate(requests), key=lambda r: int(r.prompt_id.split(":")[1]))
+        rollouts = sorted(self.sampler.generate(requests), key=lambda r: int(r.prompt_id.split(":")[1]))
         samples = [Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs) for r in rollouts]
         gaps, tokens, left_out = {self.temperature: 0.0, 1.0: 0.0}, 0, 0
         for batch in self.trainer.pack(samples):
@@ -127,5 +127,5 @@ class WeightSync:
             left_out += int((~known_R).sum())
         # A NaN must not pass, and a maximum over ranks would lose it.
         means = {t: gap / tokens if tokens and math.isfinite(gap) else math.inf for t, gap in gaps.items()}
-        most = self.policy.world.max
+        most = self.policy.ranks.max
         return GateResult(most(means[self.temperature]), most(means[1.0]), tokens + left_out, int(most(left_out)))

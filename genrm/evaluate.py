@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.labelled import ARITH, Labelled, load_labelled, with_references
+from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled, with_references
+from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
 from soundrl.genrm.verdict import UNASKED

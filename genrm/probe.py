@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.labelled import Labelled
+from soundrl.genrm.critic_data.labelled import Labelled
+from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.scores import flags, measures
 
 PROBE_ROWS = 100

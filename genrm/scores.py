@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.labelled import Labelled
+from soundrl.genrm.critic_data.labelled import Labelled
 
 RESAMPLES = 2000
 # What is counted for one row; every score is a ratio of sums of these.

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from soundrl.genrm import evaluate
-from soundrl.genrm.machine import served_length
-from soundrl.genrm.serve import JudgeServers
-from soundrl.genrm.server import Serving
+from soundrl.genrm.serve.machine import served_length
+from soundrl.genrm.serve.server import Serving
+from soundrl.genrm.serve.servers import JudgeServers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ CUT_OFF = "cut_off"
 EMPTY = "empty"
 """Nothing was said."""
 
-# How the request went (`genrm/endpoint.py`, `genrm/judge.py`).
+# How the request went (`genrm/pool/endpoint.py`, `genrm/pool/judge.py`).
 TIMEOUT = "timeout"
 UNREACHABLE = "unreachable"
 HTTP_4XX = "http_4xx"

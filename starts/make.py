@@ -27,12 +27,12 @@ from safetensors.torch import load_file, save_file
 
 from soundrl.engine.build import Encoder, load_tokenizer
 from soundrl.engine.config import Config
-from soundrl.engine.generator import Request, requests_for
 from soundrl.engine.recipes import RECIPES
-from soundrl.engine.torch_generator import TorchGenerator
+from soundrl.engine.samplers.sampler import Request, requests_for
+from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
-from soundrl.genrm.labelled import Labelled, labelled_prompt, load_labelled
+from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt, load_labelled
 from soundrl.genrm.scores import flags, measures
 from soundrl.genrm.verdict import parse_verdict
 
@@ -56,7 +56,7 @@ class Arguments:
 
 def sampled(folder: Path, config: Config, requests: list[Request]) -> list[Rollout]:
     """Rollouts of the torch sampler in float32, in the requests' order."""
-    sampler = TorchGenerator(folder, load_tokenizer(folder), config.model, cast(Any, SimpleNamespace(rank=0, device=torch.device("cpu"))))
+    sampler = TorchSampler(folder, load_tokenizer(folder), config.model, cast(Any, SimpleNamespace(rank=0, device=torch.device("cpu"))))
     found = {(r.prompt_id, r.sample): r for r in sampler.generate(requests)}
     return [found[r.prompt_id, r.sample] for r in requests]
 

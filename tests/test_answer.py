@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from soundrl.fapo.data import load_prompts
+from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.answer import FORMS, Answer, asked_form, final_answer
 from soundrl.fapo.verify.rule import rule

@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
-from soundrl.engine import convert as module  # noqa: E402
-from soundrl.engine.convert import ConvertError, convert  # noqa: E402
+from soundrl.engine.tools import convert as module  # noqa: E402
+from soundrl.engine.tools.convert import ConvertError, convert  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -8,14 +8,14 @@ import pyarrow.json
 import pytest
 from fake_judge import MODEL, Handler, Server, said
 
-from soundrl.fapo.data import load_prompts
+from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.records import Prompt, Verdict
 from soundrl.fapo.verify.box import final_box
-from soundrl.genrm import judge, scorer
-from soundrl.genrm.critic_rows import select
-from soundrl.genrm.data import command
-from soundrl.genrm.gsm8k_flaws import KINDS, plant, sound
-from soundrl.genrm.labelled import Labelled, load_critic, load_labelled
+from soundrl.genrm.critic_data.critic_data import command
+from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
+from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled
+from soundrl.genrm.critic_data.rows import select
+from soundrl.genrm.pool import judge, scorer
 from soundrl.genrm.verdict import unanimous
 
 NATALIA = Prompt(

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundrl.fapo import data, rows
-from soundrl.fapo.data import INSTRUCTION, boxed_solution, load_prompts
-from soundrl.fapo.left_out import LeftOut
-from soundrl.fapo.reference import plain_reference
-from soundrl.fapo.rows import DataError, shown
+from soundrl.fapo.data import files as data
+from soundrl.fapo.data import rows
+from soundrl.fapo.data.files import INSTRUCTION, boxed_solution, load_prompts
+from soundrl.fapo.data.left_out import LeftOut
+from soundrl.fapo.data.reference import plain_reference
+from soundrl.fapo.data.rows import DataError, shown
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 PLAIN = {"problem": "1+1?", "answer": "2"}

@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from soundrl.engine.encode import Encoder
+from soundrl.fapo.data.rows import RowError
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.rows import RowError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -5,9 +5,10 @@ import json
 import pytest
 from fake_judge import MODEL, Server, find_flaw, said
 
-from soundrl.genrm import evaluate, scorer
+from soundrl.genrm import evaluate
 from soundrl.genrm.evaluate import Arguments, command, main
-from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.pool import scorer
+from soundrl.genrm.pool.judge import EndpointJudge
 
 
 def bench(path, count: int = 12) -> str:

@@ -15,11 +15,11 @@ import pytest
 from conftest import PATIENCE, QUIET, ROOT, start
 from transformers import AutoConfig
 
-from soundrl.engine import last_words
 from soundrl.engine.config import Config, Run
-from soundrl.engine.last_words import RANK, UserError, explained, kept, one_line, undone, without
-from soundrl.engine.launch import parse_arguments, users_mistakes
-from soundrl.engine.launcher import Child, report
+from soundrl.engine.launch import last_words
+from soundrl.engine.launch.last_words import RANK, UserError, explained, kept, one_line, undone, without
+from soundrl.engine.launch.launch import parse_arguments, users_mistakes
+from soundrl.engine.launch.launcher import Child, report
 from soundrl.engine.run_folder import RunFolder, locked, whole
 
 HOST = socket.gethostname()
@@ -342,7 +342,7 @@ def test_the_command_that_goes_on_names_each_setting_once(tmp_path, monkeypatch)
 
 def test_text_of_others_cannot_steer_the_terminal(capsys):
     assert one_line("a\n  b\x1b[2J\u202e\t[red]c") == "a b\\x1b[2J\\u202e [red]c"
-    from soundrl.engine.console import Progress
+    from soundrl.engine.view.console import Progress
 
     name = "eval/[red]set[/red]/accuracy"
     Progress(True, 1).summary({name: 0.5}, {name: 0.5}, {}, "runs/[bold]x")

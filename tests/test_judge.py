@@ -34,11 +34,11 @@ from fake_judge import (
 
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
-from soundrl.genrm import endpoint as endpoint_module
-from soundrl.genrm import judge as judge_module
-from soundrl.genrm import scorer as scorer_module
-from soundrl.genrm.endpoint import Endpoint, parsed, retry_after
-from soundrl.genrm.judge import EndpointJudge
+from soundrl.genrm.pool import endpoint as endpoint_module
+from soundrl.genrm.pool import judge as judge_module
+from soundrl.genrm.pool import scorer as scorer_module
+from soundrl.genrm.pool.endpoint import Endpoint, parsed, retry_after
+from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.verdict import (
     BAD_REPLY,

@@ -8,19 +8,19 @@ import torch
 from safetensors.torch import save_file
 
 from soundrl.engine import judges
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
-from soundrl.engine.world import World
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask
 
 
-def world(rank: int, size: int) -> World:
-    return World(rank, size, torch.device("cpu"), None)  # type: ignore[arg-type]
+def ranks(rank: int, size: int) -> Ranks:
+    return Ranks(rank, size, torch.device("cpu"), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("concurrency", "size"), [(64, 1), (64, 32), (128, 6), (3, 2), (2, 8), (1, 1)])
 def test_places_are_divided_over_ranks_and_none_is_lost(concurrency, size):
-    places = [judges.places(concurrency, world(rank, size)) for rank in range(size)]
+    places = [judges.places(concurrency, ranks(rank, size)) for rank in range(size)]
     assert sum(places) == max(concurrency, size) and max(places) - min(places) <= 1 and min(places) >= 1
 
 
@@ -42,7 +42,7 @@ def test_served_judges_on_several_nodes_are_refused_on_every_rank(tmp_path, monk
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     for rank in (0, 9):
         with pytest.raises(ValueError, match="genrm.judge serve .* set --genrm.judge endpoint, --genrm.urls"):
-            judges.build_judge(served(tmp_path), world(rank, 16), print)
+            judges.build_judge(served(tmp_path), ranks(rank, 16), print)
 
 
 def test_a_judge_too_short_for_question_and_critique_is_not_started(tmp_path):

@@ -17,8 +17,8 @@ from soundrl.engine.timeline import Timeline
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, done
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, Serving, Worker
+from soundrl.genrm.pool.judge import EndpointJudge
+from soundrl.genrm.serve.servers import TOKEN_ENV, JudgeServers, Serving, Worker
 
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=40, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 

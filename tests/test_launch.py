@@ -11,7 +11,7 @@ from conftest import start
 from tiny import write_tiny
 
 from soundrl.engine.config import Config, Data, Genrm, Model, Run, count_settings
-from soundrl.engine.launch import UserError, parse_arguments
+from soundrl.engine.launch.launch import UserError, parse_arguments
 from soundrl.engine.recipes import RECIPES
 
 
@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[object, tuple[str, ...]]] = {
         {"problem": "1+1?", "steps": ["2"], "final_answer_correct": True, "label": 1},
         ("data.jsonl:2", "label: 1 is no step of the 1"),
     ),
-    "no-safetensors": (GOOD, ("no .safetensors file", "soundrl.engine.convert")),
+    "no-safetensors": (GOOD, ("no .safetensors file", "soundrl.engine.tools.convert")),
 }
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from soundrl.engine.console import clock, plain_words, shown
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.train import due
+from soundrl.engine.view.console import clock, plain_words, shown
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.measures import TooManyUnknownError, UnknownWatch, count, rates
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict

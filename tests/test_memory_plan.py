@@ -12,9 +12,9 @@ from transformers import AutoConfig
 
 from soundrl.engine.build import engine_count
 from soundrl.engine.config import Config
-from soundrl.engine.launch import UserError, plan_arguments
-from soundrl.engine.memory_plan import CONTEXT, GIB, memory_plan, shapes, trainer_state, trainer_work
+from soundrl.engine.launch.launch import UserError, plan_arguments
 from soundrl.engine.recipes import RECIPES, fapo_7b
+from soundrl.engine.tools.plan import CONTEXT, GIB, memory_plan, shapes, trainer_state, trainer_work
 from soundrl.kernels.head_chunks import LinearHead, bytes_per_logit
 
 QWEN_7B = {
@@ -112,8 +112,8 @@ def test_the_share_of_a_gpu_is_below_one(of):
     for memory in (1.0, 1.5, 4.0):
         config = replace(fapo_7b(), rollout=replace(fapo_7b().rollout, memory=memory))
         config.check_memory("cpu")
-        world = SimpleNamespace(device=torch.device("cuda", 0), size=8)
-        for ask in (lambda: engine_count(config, world), lambda: memory_plan(config, of, 8, 80 * GIB, "cuda")):  # noqa: B023
+        ranks = SimpleNamespace(device=torch.device("cuda", 0), size=8)
+        for ask in (lambda: engine_count(config, ranks), lambda: memory_plan(config, of, 8, 80 * GIB, "cuda")):  # noqa: B023
             with pytest.raises(ValueError, match=f"rollout.memory {memory} is a share on a GPU, .* set e.g. --rollout.memory 0.4"):
                 ask()
 

@@ -3,8 +3,8 @@
 import pytest
 from fake_judge import MODEL, Handler, Server, find_flaw, said
 
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.labelled import Labelled
+from soundrl.genrm.critic_data.labelled import Labelled
+from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.probe import Probe
 
 ROWS = [

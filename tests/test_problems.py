@@ -26,25 +26,25 @@ def verifier():
         yield made
 
 
-class Ranks:
-    """`World`s of threads: what the checks use of them."""
+class Threads:
+    """`Ranks`s of threads: what the checks use of them."""
 
     def __init__(self, size: int) -> None:
         self.size, self.barrier, self.parts = size, threading.Barrier(size), [None] * size
 
-    def world(self, rank: int):
-        ranks = self
+    def ranks(self, rank: int):
+        threads = self
 
-        class World:
-            size, main = ranks.size, rank == 0
+        class Ranks:
+            size, main = threads.size, rank == 0
 
             def gather(self, value):
-                ranks.parts[rank] = value
-                ranks.barrier.wait()
-                return list(ranks.parts)
+                threads.parts[rank] = value
+                threads.barrier.wait()
+                return list(threads.parts)
 
-        World.rank = rank
-        return World()
+        Ranks.rank = rank
+        return Ranks()
 
 
 def write(path, *rows: dict) -> str:
@@ -70,19 +70,19 @@ FORMLESS = "prompts ask for no known form of answer; a \\boxed{…} is looked fo
 
 def checked(settings: Config, tokenizer, verifier, size: int = 1) -> tuple[list[Problems], list[str], list[str]]:
     """The problems of each rank, what rank 0 says, and the errors."""
-    ranks, said, errors = Ranks(size), [], []
+    threads, said, errors = Threads(size), [], []
     made = [Problems(settings) for _ in range(size)]
 
     def run(rank: int) -> None:
         try:
-            made[rank].check(Encoder(tokenizer, 20), verifier, ranks.world(rank), said.append if rank == 0 else lambda line: None)
+            made[rank].check(Encoder(tokenizer, 20), verifier, threads.ranks(rank), said.append if rank == 0 else lambda line: None)
         except ValueError as error:
             errors.append(str(error))
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
+    running = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
     return made, [line for line in said if not line.endswith(FORMLESS)], errors
 
@@ -92,7 +92,7 @@ def test_prompts_that_ask_for_no_known_form_are_counted(tokenizer, verifier, tmp
     rows = [{"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "2"}} for text in asks]
     problems = Problems(config(tmp_path, path := write(tmp_path / "d.jsonl", *rows)))
     said: list[str] = []
-    problems.check(Encoder(tokenizer, 60), verifier, Ranks(1).world(0), said.append)
+    problems.check(Encoder(tokenizer, 60), verifier, Threads(1).ranks(0), said.append)
     assert said == [f"{path}: 2 of 4 {FORMLESS}"]
     assert [prompt.form for prompt in problems.train] == [None, "answer_line", "box", None]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundrl.fapo.prompt_stream import PromptStream, shuffled
+from soundrl.fapo.data.prompt_stream import PromptStream, shuffled
 from soundrl.fapo.records import Prompt
 
 

@@ -23,11 +23,11 @@ from fake_judge import BAD_BODIES, MODEL, Handler, Script, Server, find_flaw, ha
 from soundrl.fapo.measures import JudgeGoneError, UnknownWatch
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.genrm import judge as judge_module
-from soundrl.genrm import scorer as scorer_module
-from soundrl.genrm.endpoint import Endpoint
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.scorer import ScorerPool
+from soundrl.genrm.pool import judge as judge_module
+from soundrl.genrm.pool import scorer as scorer_module
+from soundrl.genrm.pool.endpoint import Endpoint
+from soundrl.genrm.pool.judge import EndpointJudge
+from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.verdict import BAD_REPLY, CLOSED, HTTP_5XX, NO_BOX, SPLIT, TIMEOUT, UNREACHABLE, majority
 
 N = 512

@@ -7,11 +7,11 @@ import pytest
 import torch
 from fake_judge import MODEL, Server, find_flaw
 
+from soundrl.fapo.data.rows import DataError
 from soundrl.fapo.records import Verdict
-from soundrl.fapo.rows import DataError
-from soundrl.genrm.critic_rows import write_rows
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.labelled import Labelled, load_critic, load_labelled, with_references
+from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled, with_references
+from soundrl.genrm.critic_data.rows import write_rows
+from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.scores import difference, flags, measures, resampled, score
 
 

@@ -19,11 +19,13 @@ from fake_judge import MODEL, SERVED
 
 from soundrl.engine.arith_critic_model import write_arith_critic
 from soundrl.fapo.records import Verdict
-from soundrl.genrm import machine, scorer, serve, server
-from soundrl.genrm.api_server import inspect_here
-from soundrl.genrm.bearer import RequireBearer
-from soundrl.genrm.judge import EndpointJudge
-from soundrl.genrm.serve import TOKEN_ENV, JudgeServers, ServeError, Serving, Worker
+from soundrl.genrm.pool import scorer
+from soundrl.genrm.pool.judge import EndpointJudge
+from soundrl.genrm.serve import machine, server
+from soundrl.genrm.serve import servers as serve
+from soundrl.genrm.serve.api_server import inspect_here
+from soundrl.genrm.serve.bearer import RequireBearer
+from soundrl.genrm.serve.servers import TOKEN_ENV, JudgeServers, ServeError, Serving, Worker
 from soundrl.genrm.verdict import UNREACHABLE
 
 
@@ -336,7 +338,7 @@ def test_on_a_cpu_it_takes_the_memory_it_was_given_and_compiles_only_where_it_ma
     (tmp_path / "config.json").write_text("{}")
     worker = Worker(Serving(model=tmp_path, memory=0.25, eager=eager), 0, "token", tmp_path)
     command = worker.command()
-    assert command[command.index("-m") + 1] == "soundrl.genrm.api_server" and ("--enforce-eager" in command) is eager
+    assert command[command.index("-m") + 1] == "soundrl.genrm.serve.api_server" and ("--enforce-eager" in command) is eager
     assert command[command.index("--kv-cache-memory-bytes") + 1] == str(2**28)
     assert worker.environment()["TORCHDYNAMO_DISABLE"] == str(int(eager)) and "VLLM_CPU_KVCACHE_SPACE" not in worker.environment()
 
@@ -400,7 +402,7 @@ def test_servers_do_not_outlive_a_killed_trainer(folder):
     code = (
         "import sys, os\n"
         "from pathlib import Path\n"
-        "from soundrl.genrm.serve import JudgeServers, Serving, Worker\n"
+        "from soundrl.genrm.serve.servers import JudgeServers, Serving, Worker\n"
         "Worker.command = lambda self: [sys.executable, '-c', *sys.argv[2:], str(self.port)]\n"
         "servers = JudgeServers(Serving(model=Path(sys.argv[1]), name='judge-model'), logs=Path(sys.argv[1]))\n"
         "servers.wait(120)\n"

@@ -46,14 +46,14 @@ class Sampler:
 
 def gated(sampler: Sampler, trainer_says: float = -1.0, others: float = 0.0) -> dict[str, float]:
     """A sync with `sampler`; `others`: what the worst other engine has found."""
-    world = SimpleNamespace(device=torch.device("cpu"), max=lambda value: max(value, others))
+    ranks = SimpleNamespace(device=torch.device("cpu"), max=lambda value: max(value, others))
     policy = SimpleNamespace(
-        world=world,
+        ranks=ranks,
         settings=SimpleNamespace(max_length=64),
         named_full_tensors=lambda: iter([("w", torch.zeros(2))]),
         response_logprobs=lambda batch, temperature: (torch.full((len(batch.response_index),), trainer_says), None),
     )
-    trainer = SimpleNamespace(pack=lambda samples: pack_all(samples, 1024, world.device))
+    trainer = SimpleNamespace(pack=lambda samples: pack_all(samples, 1024, ranks.device))
     return WeightSync(policy, trainer, sampler, [(1, 2, 3)] * 8, 1.2, 1.05)()  # type: ignore[arg-type]
 
 

@@ -14,24 +14,24 @@ from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
 from soundrl.engine.packing import pack
 from soundrl.engine.policy import Policy
-from soundrl.engine.world import World
+from soundrl.engine.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
-def world():
+def ranks():
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    world = World.start()
-    yield world
-    world.stop()
+    ranks = Ranks.start()
+    yield ranks
+    ranks.stop()
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "opt"])
-def test_bf16_logprobs_stay_within_twice_the_error_of_transformers(world, tmp_path, kind):
+def test_bf16_logprobs_stay_within_twice_the_error_of_transformers(ranks, tmp_path, kind):
     folder = write_tiny(tmp_path / kind, kind)
-    policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="bfloat16", max_length=128), world)
+    policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="bfloat16", max_length=128), ranks)
     samples = fixed_samples()
     with torch.no_grad():
-        ours, _ = policy.response_logprobs(pack(samples, world.device), 1.0)
+        ours, _ = policy.response_logprobs(pack(samples, ranks.device), 1.0)
 
     def plain(dtype: torch.dtype, device: str) -> torch.Tensor:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").to(device)

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from soundrl.engine import launch
+from soundrl.engine.launch import launch
 
 if __name__ == "__main__":
     launch.leave_to_ranks()

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from soundrl.engine import launch
-from soundrl.engine.last_words import RANK, UserError, undone
+from soundrl.engine.launch import launch
+from soundrl.engine.launch.last_words import RANK, UserError, undone
 
 # Without tyro and the settings, which take a second of every process.
 launch.read_arguments = lambda: SimpleNamespace(run=SimpleNamespace(folder=sys.argv[2], name="arith"))  # type: ignore[assignment]

@@ -18,12 +18,12 @@ from transformers import AutoTokenizer
 
 from soundrl.engine.build import reward_settings
 from soundrl.engine.config import Loss, Model, Optim
-from soundrl.engine.launch import be_quiet
+from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.schedule import schedules
 from soundrl.engine.trainer import Trainer
-from soundrl.engine.world import World
 from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.task import OracleJudge, PendingGroups, ReasoningTask, done
@@ -37,11 +37,11 @@ def verify(prompt: Prompt, rollout: Rollout) -> "Future[Outcome]":
     return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
 
 
-def collected(folder: Path, world: World, lam: float) -> PendingGroups:
+def collected(folder: Path, ranks: Ranks, lam: float) -> PendingGroups:
     """This rank's groups, verified and judged as in a run."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
-    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))[world.rank :: world.size]
+    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))[ranks.rank :: ranks.size]
     prompts = {id_: arith.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids}
     rollouts = [
         Rollout(
@@ -63,26 +63,26 @@ def collected(folder: Path, world: World, lam: float) -> PendingGroups:
 
 
 def main(arguments: dict, out: Path) -> None:
-    world = World.start()
+    ranks = Ranks.start()
     said = []
     for case in arguments["cases"]:
         folder = Path(case["folder"])
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = Model(path=str(folder), dtype="float32", max_length=80, attention=case.get("attention", "triton"))
-        policy = Policy(folder, tokenizer, model, world)
+        policy = Policy(folder, tokenizer, model, ranks)
         settings = Optim(lr=2e-4, weight_decay=0.0, warmup_steps=1, microbatch_tokens=512)
         trainer = Trainer(policy, settings, Loss(**case.get("loss", {})), 1.0)
-        pending = collected(folder, world, case.get("lam", 1.0))
-        trained = trainer.train(schedules(list(pending), UPDATES, settings.microbatch_tokens, world.device, world_waits))
-        rewards = world.sum([sum(sum(g.rewards) for g in pending.groups()), sum(len(g.rewards) for g in pending.groups())])
+        pending = collected(folder, ranks, case.get("lam", 1.0))
+        trained = trainer.train(schedules(list(pending), UPDATES, settings.microbatch_tokens, ranks.device, world_waits))
+        rewards = ranks.sum([sum(sum(g.rewards) for g in pending.groups()), sum(len(g.rewards) for g in pending.groups())])
         full = [parameter.detach().full_tensor() for parameter in policy.model.parameters()]
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in full)).hexdigest()
         norm = sum(float(tensor.double().square().sum()) for tensor in full) ** 0.5
         said.append(trained | {"reward/mean": rewards[0] / rewards[1], "digest": digest, "norm": norm})
-    if world.main:
+    if ranks.main:
         out.write_text(json.dumps(said))
-    world.barrier()
-    world.stop()
+    ranks.barrier()
+    ranks.stop()
 
 
 def world_waits() -> None:

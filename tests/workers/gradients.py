@@ -10,34 +10,34 @@ from tiny import fixed_samples
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import Trainer
-from soundrl.engine.world import World
 
 
 def main(arguments: dict, out: Path) -> None:
-    world = World.start()
+    ranks = Ranks.start()
     results = []
     for number, case in enumerate(arguments["cases"]):
         folder = Path(case["folder"])
         model = Model(
             path=str(folder), dtype=case.get("dtype", "float32"), max_length=128, activation_checkpointing=case.get("checkpointing", False)
         )
-        policy = Policy(folder, load_tokenizer(folder), model, world)
+        policy = Policy(folder, load_tokenizer(folder), model, ranks)
         trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), Loss(correction=case.get("correction", "tis")), 0.9)
         everything = fixed_samples()
         token_count = float(sum(len(s.tokens) for s in everything))
-        batches = trainer.pack([s for s in everything[world.rank :: world.size] if s.advantage != 0.0])
+        batches = trainer.pack([s for s in everything[ranks.rank :: ranks.size] if s.advantage != 0.0])
         stats = trainer.backward(batches, token_count, trainer.policy_loss)
         gradients = {name: p.grad.full_tensor().double() for name, p in policy.model.named_parameters()}
         trainer.optimizer.zero_grad()
         file = out.with_name(f"{out.stem}-{number}.pt")
         results.append({"loss": stats["loss"], "tokens": stats["tokens"], "batches": len(batches), "file": str(file)})
-        if world.main:
+        if ranks.main:
             torch.save(gradients, file)
-    if world.main:
+    if ranks.main:
         out.write_text(json.dumps(results))
-    world.barrier()
-    world.stop()
+    ranks.barrier()
+    ranks.stop()
 
 
 main(json.loads(sys.argv[1]), Path(sys.argv[2]))

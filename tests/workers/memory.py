@@ -12,13 +12,13 @@ import torch
 from tiny import known
 
 from soundrl.engine.build import load_tokenizer
-from soundrl.engine.launch import be_quiet
-from soundrl.engine.memory_plan import shapes, trainer_state, trainer_work
+from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import arith
+from soundrl.engine.tools.plan import shapes, trainer_state, trainer_work
 from soundrl.engine.trainer import Trainer
-from soundrl.engine.world import World
 
 be_quiet()
 # glibc's heap keeps what is freed (a third of the whole here); tensors in mappings of their own make the peak that of what is alive.
@@ -43,12 +43,12 @@ def samples(tokens: int) -> list[Sample]:
 
 
 def main(arguments: dict, out: Path) -> None:
-    world, folder, config = World.start(), Path(arguments["folder"]), arith()
+    ranks, folder, config = Ranks.start(), Path(arguments["folder"]), arith()
     said = []
     for recomputed in (False, True):
         model = replace(config.model, activation_checkpointing=recomputed)
         before = status("VmRSS")
-        policy = Policy(folder, load_tokenizer(folder), model, world)
+        policy = Policy(folder, load_tokenizer(folder), model, ranks)
         optim = replace(config.optim, microbatch_tokens=arguments["tokens"])
         trainer = Trainer(policy, optim, config.loss, 1.0)
         trainer.train([known(samples(200), 4096)])  # moments, buffers, thread pools
@@ -60,9 +60,9 @@ def main(arguments: dict, out: Path) -> None:
         state = sum(trainer_state(of, 4, 1).values())
         said.append({"work": status("VmHWM") - held, "planned work": work, "state": held - before, "planned state": state})
         del trainer, policy
-    if world.main:
+    if ranks.main:
         out.write_text(json.dumps(said))
-    world.stop()
+    ranks.stop()
 
 
 main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -14,11 +14,11 @@ from scripted_judge import ScriptedJudge
 
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
-from soundrl.engine.launch import be_quiet
+from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.schedule import schedules
 from soundrl.engine.trainer import Trainer
-from soundrl.engine.world import World
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, done
@@ -58,9 +58,9 @@ def verify(prompt: Prompt, rollout: Rollout):
 class Runs:
     """Runs that begin with the same parameters."""
 
-    def __init__(self, world: World, folder: Path) -> None:
-        self.world = world
-        self.policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=64), world)
+    def __init__(self, ranks: Ranks, folder: Path) -> None:
+        self.ranks = ranks
+        self.policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=64), ranks)
         self.start = [parameter.detach().to_local().clone() for parameter in self.policy.model.parameters()]
 
     def trainer(self) -> Trainer:
@@ -74,14 +74,14 @@ class Runs:
         own = hashlib.sha256()
         for parameter in self.policy.model.parameters():
             own.update(parameter.to_local().detach().numpy().tobytes())
-        return " ".join(self.world.gather(own.hexdigest()))
+        return " ".join(self.ranks.gather(own.hexdigest()))
 
     def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False, sleeps: bool = False) -> tuple[str, int]:
         """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began. `sleeps`: nothing
         may be asked while rollouts arrive."""
         task, trainer, late = ReasoningTask(verify, judge, REWARDS, judge_sleeps=sleeps), self.trainer(), 0
         for step in range(STEPS):
-            prompts = [Prompt(id=f"{step}/{i}", text="", answer="") for i in range(PROMPTS)][self.world.rank :: self.world.size]
+            prompts = [Prompt(id=f"{step}/{i}", text="", answer="") for i in range(PROMPTS)][self.ranks.rank :: self.ranks.size]
             arriving = [rollout for prompt in prompts for rollout in rollouts(prompt)]
             Random(seed).shuffle(arriving)
             asked = len(judge.asked)
@@ -90,7 +90,7 @@ class Runs:
             if not overlap:
                 pending.ask().groups()
             late += sum(not group.ready for group in pending)
-            trainer.train(schedules(list(pending)[:: -1 if backwards else 1], 2, BUDGET, self.world.device, nullcontext))
+            trainer.train(schedules(list(pending)[:: -1 if backwards else 1], 2, BUDGET, self.ranks.device, nullcontext))
         task.close()
         return self.digest(), late
 
@@ -117,7 +117,7 @@ class Runs:
         pending = task.collect(prompts, [rollout for prompt in prompts for rollout in rollouts(prompt)])
         if not overlap:
             pending.groups()
-        trainer.train(schedules(list(pending), 1, BUDGET, self.world.device, nullcontext))
+        trainer.train(schedules(list(pending), 1, BUDGET, self.ranks.device, nullcontext))
         groups = pending.groups()
         spent = time.monotonic() - start
         trained.set()
@@ -127,9 +127,9 @@ class Runs:
 
 
 def main(arguments: dict, out: Path) -> None:
-    world = World.start()
+    ranks = Ranks.start()
     folder = Path(arguments["folder"])
-    runs = Runs(world, folder)
+    runs = Runs(ranks, folder)
     said: dict = {"on": [], "late": []}
 
     def judge(workers: int, seed: int) -> ScriptedJudge:
@@ -146,10 +146,10 @@ def main(arguments: dict, out: Path) -> None:
     if arguments["deadline"]:
         said["released"] = runs.released_by_training(overlap=True, deadline=arguments["deadline"])
         said["held"] = runs.released_by_training(overlap=False, deadline=arguments["deadline"])
-    if world.main:
+    if ranks.main:
         out.write_text(json.dumps(said))
-    world.barrier()
-    world.stop()
+    ranks.barrier()
+    ranks.stop()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch.distributed
 
-from soundrl.engine.launch import UserError, be_quiet, parse_arguments
-from soundrl.engine.world import World
+from soundrl.engine.launch.launch import UserError, be_quiet, parse_arguments
+from soundrl.engine.ranks import Ranks
 
 be_quiet()
 ENTRY = Path(__file__).resolve().parents[2] / "engine" / "train.py"
@@ -21,7 +21,7 @@ def main(arguments: dict, out: Path) -> None:
     spec.loader.exec_module(train)
     said: list[str | None] = []
     # The group serves all runs: a second one over the same store may meet the first one's addresses, and wait for ever.
-    World.stop = lambda self: None
+    Ranks.stop = lambda self: None
     for line in arguments["runs"]:
         try:
             train.main(parse_arguments(line))

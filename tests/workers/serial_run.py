@@ -17,18 +17,18 @@ sys.path.insert(0, arguments["tests"])
 from fake_judge import MODEL, SERVED  # noqa: E402
 
 from soundrl.engine import build, judges, train  # noqa: E402
-from soundrl.engine.launch import be_quiet  # noqa: E402
+from soundrl.engine.launch.launch import be_quiet  # noqa: E402
+from soundrl.engine.ranks import Ranks  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
-from soundrl.engine.world import World  # noqa: E402
 from soundrl.fapo.task import ReasoningTask  # noqa: E402
-from soundrl.genrm.serve import JudgeServers, Worker  # noqa: E402
+from soundrl.genrm.serve.servers import JudgeServers, Worker  # noqa: E402
 
 be_quiet()
 build.ReasoningTask = lambda *given, **named: ReasoningTask(*given, **named | {"truth": None})  # type: ignore[assignment,misc]
 judges.SERVED_NAME = MODEL
 # It calls a line with a 7 flawed.
 Worker.command = lambda self: [sys.executable, "-c", SERVED, arguments["tests"], str(self.port), "7"]  # type: ignore[method-assign]
-World.stop = lambda self: None  # type: ignore[method-assign]  # the second run is in the same process group
+Ranks.stop = lambda self: None  # type: ignore[method-assign]  # the second run is in the same process group
 
 close = JudgeServers.close
 witness: list[str] = []
@@ -45,7 +45,7 @@ JudgeServers.close = closing  # type: ignore[method-assign]
 
 def run(name: str, model: str, warm_start: int) -> dict:
     """What the run left, on rank 0, whose servers they are; nothing elsewhere."""
-    judges.serial_phase = lambda config, world: "serial phase (small GPU)" if name == "serial" else ""
+    judges.serial_phase = lambda config, ranks: "serial phase (small GPU)" if name == "serial" else ""
     small, folder = arith(), Path(arguments["folder"]) / name
     config = replace(
         small,

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from tiny import write_tiny
 
-from soundrl.engine import vllm_generator
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim, Rollout
-from soundrl.engine.generator import requests_for
-from soundrl.engine.launch import be_quiet
+from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.samplers import vllm_sampler
+from soundrl.engine.samplers.sampler import requests_for
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.weight_sync import SyncError, WeightSync
-from soundrl.engine.world import World
 
 TEMPERATURE = 0.7
 RANDOM = torch.Generator().manual_seed(0)  # the sampler draws from torch's own
@@ -42,13 +42,13 @@ def outcome(sync: WeightSync) -> str:
 
 
 def main(arguments: dict, out: Path) -> None:
-    world = World.start()
+    ranks = Ranks.start()
     folder = write_tiny(Path(arguments["folder"]), "qwen3", tied=True)
     tokenizer = load_tokenizer(folder)
     model = Model(path=str(folder), dtype="float32", max_length=224)
-    policy = Policy(folder, tokenizer, model, world)
+    policy = Policy(folder, tokenizer, model, ranks)
     trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), TEMPERATURE)
-    generator = vllm_generator.VllmGenerator(folder, tokenizer, model, Rollout(memory=1.0, eager=True), world)
+    generator = vllm_sampler.VllmSampler(folder, tokenizer, model, Rollout(memory=1.0, eager=True), ranks)
     # Longer than one KV block of 128 tokens: shorter prompts are never cached, and a stale cache would have nothing to show.
     prompts = [tuple((7 * i + j * j) % 18 for j in range(150)) for i in range(8)]
     sync = WeightSync(policy, trainer, generator, prompts, TEMPERATURE, limit=1.05)
@@ -79,10 +79,10 @@ def main(arguments: dict, out: Path) -> None:
     generator.load = load
 
     perturb(policy)
-    real = vllm_generator.pack_tied_head
-    vllm_generator.pack_tied_head = lambda module: None
+    real = vllm_sampler.pack_tied_head
+    vllm_sampler.pack_tied_head = lambda module: None
     said["old_tied_head"] = outcome(sync)
-    vllm_generator.pack_tied_head = real
+    vllm_sampler.pack_tied_head = real
 
     said["recovered"] = outcome(sync)
     said["rollouts"] = rollouts(generator, prompts)
@@ -96,7 +96,7 @@ def main(arguments: dict, out: Path) -> None:
 
     generator.reset_cache = lazy
     said["stale_prefix_cache"] = outcome(sync)
-    if world.main:
+    if ranks.main:
         out.write_text(json.dumps(said))
 
 

@@ -11,53 +11,53 @@ from tiny import fixed_samples, known
 
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
-from soundrl.engine.launch import be_quiet
+from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import NotFiniteError, Trainer
-from soundrl.engine.world import World
 
 be_quiet()
 
 
 def main(arguments: dict, out: Path) -> None:
-    world = World.start()
+    ranks = Ranks.start()
     folder = Path(arguments["folder"])
-    policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=128), world)
+    policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=128), ranks)
     trainer = Trainer(policy, Optim(lr=1e-3, microbatch_tokens=256, warmup_steps=1), Loss(), 1.0)
-    own = fixed_samples()[world.rank :: world.size]
+    own = fixed_samples()[ranks.rank :: ranks.size]
     said: dict = {
         "one_minibatch_kl": trainer.train([known(own)])["loss/kl"],
         "two_minibatches_kl": trainer.train([known(own[:6]), known(own[6:])])["loss/kl"],
     }
     said["updates"] = trainer.updates
 
-    broken = [replace(s, advantage=math.nan) if world.rank == 1 and i == 3 else s for i, s in enumerate(own)]
+    broken = [replace(s, advantage=math.nan) if ranks.rank == 1 and i == 3 else s for i, s in enumerate(own)]
     before = [p.to_local().clone() for p in policy.model.parameters()]
     moments = [v.to_local().clone() for state in trainer.optimizer.state.values() for k, v in state.items() if k.startswith("exp")]
     stats = trainer.train([known(broken)])
     unchanged = all(torch.equal(a, p.to_local()) for a, p in zip(before, policy.model.parameters(), strict=True))
     after = [v.to_local() for state in trainer.optimizer.state.values() for k, v in state.items() if k.startswith("exp")]
     unchanged = unchanged and all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
-    said["skipped"], said["unchanged"] = world.gather(stats["optim/skipped"]), world.gather(unchanged)
+    said["skipped"], said["unchanged"] = ranks.gather(stats["optim/skipped"]), ranks.gather(unchanged)
 
     said["no_signal_loss"] = trainer.train([known([replace(s, advantage=0.0) for s in own])])["loss/policy"]
     trainer.updates -= 1
     trainer.train([known(own)])
     said["finite_step_resets"], said["updates_after"] = trainer.skipped_in_a_row == 0, trainer.updates
-    nan = [replace(s, logprobs=(math.nan, *s.logprobs[1:])) if world.rank == 1 and s.advantage else s for s in own]
+    nan = [replace(s, logprobs=(math.nan, *s.logprobs[1:])) if ranks.rank == 1 and s.advantage else s for s in own]
     said["without_logprob"] = trainer.train([known(nan)])
-    said["expected_without"] = int(world.sum([float(sum(math.isnan(s.logprobs[0]) for s in nan))])[0])
+    said["expected_without"] = int(ranks.sum([float(sum(math.isnan(s.logprobs[0]) for s in nan))])[0])
     message = ""
     for _ in range(3):
         try:
             trainer.train([known(broken)])
         except NotFiniteError as error:
             message = str(error)
-    said["stopped"] = world.gather(message)
-    if world.main:
+    said["stopped"] = ranks.gather(message)
+    if ranks.main:
         out.write_text(json.dumps(said))
-    world.barrier()
-    world.stop()
+    ranks.barrier()
+    ranks.stop()
 
 
 main(json.loads(sys.argv[1]), Path(sys.argv[2]))

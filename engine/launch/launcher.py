@@ -1,0 +1,177 @@
+"""Starts the ranks of a run on this machine and says, once all have ended, which one failed first, of what and in which phase.
+
+What `torchrun --standalone` would do, without importing torch (seconds, and 300 MB), and with the ranks' own words last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from glob import glob
+from pathlib import Path
+
+from soundrl.engine.launch.last_words import LAUNCHER, catch, kept, remove, say, stopped
+
+LOOK = 0.2  # seconds between looks at processes; words wake us at once
+GRACE = 2.0  # seconds in which other ranks may say what they die of
+PATIENCE = 4.0  # seconds that a rank has to end when it is told to
+
+
+class Stopped(BaseException):
+    """A signal came."""
+
+    def __init__(self, number: int) -> None:
+        self.number = signal.Signals(number)
+
+
+def stop(number: int, _: object) -> None:
+    """Signal handler of the launcher, from its first moment on; a second signal changes nothing."""
+    catch(lambda *_: None)
+    raise Stopped(number)
+
+
+class Child:
+    """A rank: its process, what it said last, and how it ended."""
+
+    def __init__(self, rank: int, size: int, port: int, arguments: Sequence[str]) -> None:
+        self.rank, self.where, self.words, self.ended_at = rank, "start", ("", "", ""), 0.0
+        self.folder: Path | None = None
+        self.done = self.told = False
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        own = {key: str(value) for key, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1", LAUNCHER: str(theirs.fileno())}
+        self.socket.setblocking(False)
+        with theirs:
+            # A session of its own: Ctrl-C is the launcher's to hand on.
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", *arguments], env=os.environ | own, pass_fds=[theirs.fileno()], start_new_session=True
+            )
+
+    def hear(self) -> bool:
+        """Take what it has sent; False when it has ended."""
+        ended = self.process.poll() is not None  # asked first, so that its last words are not missed
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while data := self.socket.recv(1 << 20):
+                message = json.loads(data)
+                kind, text, self.where = message["kind"], message["text"], message["where"]
+                if kind == "folder":
+                    self.folder = Path(text)
+                elif kind == "done":
+                    self.done = True
+                elif kind != "phase":
+                    self.words = (kind, *(json.loads(text) if kind != "signal" else (text, "")))
+        return not ended
+
+    @property
+    def failed(self) -> bool:
+        """Ended by itself, and not at the end of the job."""
+        return self.process.returncode is not None and not self.told and (self.process.returncode != 0 or not self.done)
+
+    def said(self) -> str:
+        """Its own words, or what its exit status says."""
+        kind, words, _ = self.words
+        status = self.process.returncode
+        if kind == "signal" or (not kind and status < 0):
+            name = words or signal.Signals(-status).name
+            hint = " (out of memory? `dmesg` says so)" if name == "SIGKILL" else ""
+            return f"died of {name}{hint} in {self.where}"
+        return words or f"ended with status {status} in {self.where}"
+
+
+def processes() -> int:
+    """One a GPU; on a CPU two, each with half of the cores: half of a step is Python, and two ranks of one thread beat one of two."""
+    if "NPROC" in os.environ:
+        return int(os.environ["NPROC"])
+    if glob("/dev/nvidia[0-9]*") or any(map(os.path.exists, ("/dev/kfd", "/dev/dxg"))):
+        from torch.cuda import device_count
+
+        if device_count():
+            return device_count()
+    return min(2, os.cpu_count() or 1)
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Run this script again, one process a rank; returns the exit status: that of the rank that failed first, or 128 + a signal."""
+    size = processes()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))  # bound, not listened on: the kernel gives it to nobody but rank 0, who asks for it by number
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(held.getsockname())  # sends nothing, but needs a route
+    except OSError as error:
+        say(f"error: this machine has no loopback interface ({error.strerror}); try `ip link set lo up`")
+        return 1
+    children: list[Child] = []
+    try:
+        for rank in range(size):
+            children.append(Child(rank, size, held.getsockname()[1], arguments))
+        watch(children)
+    except Stopped as stopped_by:
+        end(children)
+        place = children[0] if children else None
+        say(stopped(stopped_by.number, place.where if place else "start", place.folder if place else None))
+        return 128 + stopped_by.number
+    return report(children)
+
+
+def watch(children: Sequence[Child]) -> None:
+    """Until all have ended, or one has failed; then the others have a moment to say what of, and are ended."""
+    alive, deadline = list(children), None
+    while alive and (deadline is None or time.monotonic() < deadline):
+        select.select([child.socket for child in alive], [], [], LOOK)
+        for child in [child for child in alive if not child.hear()]:
+            alive.remove(child)
+            child.ended_at = time.monotonic()
+            if child.failed and deadline is None:
+                deadline = child.ended_at + GRACE
+    end(children)
+
+
+def end(children: Sequence[Child]) -> None:
+    """Nobody runs afterwards."""
+    for child in children:
+        if child.hear():
+            child.told = True
+            with contextlib.suppress(OSError):
+                child.socket.send(b"end")
+    limit = time.monotonic() + PATIENCE
+    for child in children:
+        try:
+            child.process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:  # it has stopped, or stands in code that no thread can leave
+            child.process.kill()
+            child.process.wait()
+    for folder in {child.folder for child in children if child.folder is not None}:
+        for part in folder.glob("*/*.part"):  # of a rank that had no time to take it back
+            remove(part)
+
+
+def report(children: Sequence[Child]) -> int:
+    """Say what went wrong, the first fault last; ranks that only lost their neighbours are silent unless nobody says more."""
+    failed = sorted((child for child in children if child.failed), key=lambda child: child.ended_at)
+    failed = [child for child in failed if child.words[0] != "lost"] or failed
+    if not failed:
+        return 0
+    host = socket.gethostname()
+    lines: dict[str, list[Child]] = {}
+    for child in failed:
+        lines.setdefault(child.said(), []).append(child)
+    for words, ranks in reversed(lines.items()):
+        first = ranks[0]
+        numbers = ", ".join(str(rank) for rank in sorted(child.rank for child in ranks))
+        who = "" if len(ranks) == len(children) and first.words[0] == "user" else f"[rank {numbers}, {host}] "
+        rest = "" if first.words[0] == "user" else kept(first.folder)
+        say(f"{first.words[2]}error: {who}{words}{rest}")
+    status = failed[0].process.returncode
+    return 128 - status if status < 0 else status or 1

@@ -1,0 +1,86 @@
+"""What every sampler offers the engine: requests in, rollouts out as they finish, weights by their Hugging Face names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from soundrl.fapo.records import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One completion to sample."""
+
+    prompt_id: str
+    sample: int
+    prompt_tokens: tuple[int, ...]
+    seed: int
+    temperature: float
+    max_new_tokens: int
+    top_p: float = 1.0
+    ignore_end: bool = False
+    """Sample exactly `max_new_tokens` tokens (probes of the weight sync)."""
+
+
+def derived_seed(run_seed: int, phase: str, step: int, prompt_id: str, sample: int) -> int:
+    """Seed of one rollout, from what it is and not from when or where it is sampled: no engine state, no batch order.
+
+    53 bits, so that it survives JSON and any sampler's integer type.
+    """
+    key = f"{run_seed}/{phase}/{step}/{prompt_id}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11
+
+
+class Sampler(Protocol):
+    """A sampling engine in this process. `version` counts weight loads and is written into every rollout; `engine` is its number among
+    the engines of the run."""
+
+    version: int
+    engine: int
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+        """Yield each rollout as it finishes, in any order; log-probabilities are the processed ones (after temperature)."""
+        ...
+
+    def sleep(self) -> None:
+        """Give weights and KV cache back to the trainer (no-op where memory is not shared)."""
+        ...
+
+    def wake(self, part: str) -> None:
+        """Take memory again: `weights`, then after loading `kv_cache`."""
+        ...
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the weights by `tensors`, (Hugging Face name, full tensor); consumes the iterable once."""
+        ...
+
+    def reset_cache(self) -> None:
+        """Forget cached prefixes: they belong to the old weights."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def requests_for(
+    prompts: Sequence[tuple[str, tuple[int, ...]]],
+    samples: int,
+    *,
+    run_seed: int,
+    phase: str,
+    step: int,
+    temperature: float,
+    max_new_tokens: int,
+    top_p: float = 1.0,
+) -> list[Request]:
+    """`samples` requests for each (prompt id, prompt tokens), group after group."""
+    base = Request(prompt_id="", sample=0, prompt_tokens=(), seed=0, temperature=temperature, max_new_tokens=max_new_tokens, top_p=top_p)
+    return [
+        replace(base, prompt_id=id_, sample=i, prompt_tokens=tokens, seed=derived_seed(run_seed, phase, step, id_, i))
+        for id_, tokens in prompts
+        for i in range(samples)
+    ]

@@ -1,0 +1,165 @@
+"""vLLM inside the trainer's process: one engine per tensor-parallel group of torchrun's ranks (vLLM 0.26 – 0.32, CPU and GPU)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soundrl.engine.config import Model
+from soundrl.engine.config import Rollout as RolloutSettings
+from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.samplers.sampler import Request
+from soundrl.fapo.records import Rollout
+from soundrl.genrm.serve.api_server import inspect_here
+
+MAX_SEQUENCES = 256  # rollouts decoded at once; the rest queue inside vLLM
+MAX_BATCHED_TOKENS = 8192
+
+
+def reload_layerwise(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Runs in vLLM's worker: stream `tensors` through its layerwise reload, the one path for CPU, GPU and fused layers."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    runner = worker.model_runner
+    with torch.device(worker.device), set_current_vllm_config(worker.vllm_config):
+        runner.reload_weights(weights_iterator=tensors, is_checkpoint_format=True)
+        for module in runner.get_model().modules():
+            if isinstance(module, ParallelLMHead) and module.weight.device.type == "cpu":
+                pack_tied_head(module)
+
+
+def pack_tied_head(head: Any) -> None:
+    """A tied head is in no tensor list. On CPU vLLM packs its weight at start-up and would keep that packed copy of the old weights
+    without a word; packing again reads the embedding that has just been loaded."""
+    head.quant_method.process_weights_after_loading(head)
+
+
+class VllmSampler:
+    """See `Sampler`. All ranks of a tensor-parallel group must pass the same requests in the same order."""
+
+    def __init__(self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, ranks: Ranks) -> None:
+        on_cpu = ranks.device.type == "cpu"
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding would pin the trainer's threads as well
+            if settings.eager:  # read as vLLM is imported: a C++ compiler would run for one comparison in its sampler
+                os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ValueError(
+                f"rollout.engine is vllm, but it cannot be imported ({error}); install requirements/cpu.txt or requirements/gpu.txt, "
+                "or use the slow --rollout.engine torch"
+            ) from error
+        if ranks.size % settings.tensor_parallel:
+            raise ValueError(
+                f"rollout.tensor_parallel {settings.tensor_parallel} does not divide the {ranks.size} ranks; start a multiple of it"
+            )
+        if on_cpu:
+            inspect_here(folder)
+        overrides: dict[str, Any] = {"head_dtype": "float32"}  # logits as the trainer's head makes them
+        if model.rope_base_length:
+            overrides["max_position_embeddings"] = model.rope_base_length
+        threads = torch.get_num_threads()
+        self.llm = LLM(
+            str(folder),
+            dtype=model.dtype,
+            max_model_len=model.max_length,
+            hf_overrides=overrides,
+            distributed_executor_backend="external_launcher",
+            tensor_parallel_size=settings.tensor_parallel,
+            seed=ranks.rank // settings.tensor_parallel,
+            logprobs_mode="processed_logprobs",
+            gpu_memory_utilization=0.3 if on_cpu else settings.memory,
+            kv_cache_memory_bytes=int(settings.memory * 2**30) if on_cpu else None,
+            max_num_seqs=MAX_SEQUENCES,
+            max_num_batched_tokens=max(MAX_BATCHED_TOKENS, model.max_length),
+            # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
+            enable_chunked_prefill=not on_cpu,
+            enforce_eager=settings.eager,
+            enable_sleep_mode=not on_cpu,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            trust_remote_code=False,
+        )
+        torch.set_num_threads(threads)
+        self.tokenizer = tokenizer
+        self.stop_tokens = end_tokens(folder, tokenizer)
+        self.on_cpu = on_cpu
+        self.version, self.engine = 0, ranks.rank // settings.tensor_parallel
+        self.requested = 0
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        pending: dict[str, Request] = {}
+        for request in requests:
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_tokens=request.max_new_tokens,
+                ignore_eos=request.ignore_end,
+                stop_token_ids=None if request.ignore_end else self.stop_tokens,
+                seed=request.seed,
+                logprobs=0,  # of the sampled token alone
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.add_request(str(self.requested), {"prompt_token_ids": list(request.prompt_tokens)}, params)
+            pending[str(self.requested)] = request
+            self.requested += 1
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    yield self._rollout(pending.pop(output.request_id), output.outputs[0])  # type: ignore[index]
+        if pending:
+            lost = next(iter(pending.values()))
+            raise RuntimeError(f"vLLM finished with {len(pending)} requests unanswered; the first is {lost.prompt_id} sample {lost.sample}")
+
+    def _rollout(self, request: Request, completion: Any) -> Rollout:
+        tokens = tuple(completion.token_ids)
+        logprobs = tuple(math.nan if value is None else value for value in completion.logprobs.logprobs)
+        if len(logprobs) != len(tokens):
+            raise RuntimeError(f"vLLM returned {len(logprobs)} log-probabilities for {len(tokens)} tokens of {request.prompt_id}")
+        return Rollout(
+            prompt_id=request.prompt_id,
+            sample=request.sample,
+            prompt_tokens=request.prompt_tokens,
+            tokens=tokens,
+            logprobs=logprobs,
+            text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+            finish_reason=completion.finish_reason,
+            policy_version=self.version,
+        )
+
+    def sleep(self) -> None:
+        if not self.on_cpu:
+            self.llm.sleep(level=2)  # drops weights too: every step loads new ones anyway
+
+    def wake(self, part: str) -> None:
+        if not self.on_cpu:
+            self.llm.wake_up(tags=[part])
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.llm.collective_rpc(reload_layerwise, args=(tensors,))
+        self.version += 1
+
+    def reset_cache(self) -> None:
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM refused to reset its prefix cache: requests are still running")
+
+    def close(self) -> None:
+        del self.llm

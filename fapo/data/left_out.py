@@ -1,0 +1,106 @@
+"""The rows of a run's files that cannot be used: each with its file, row, field and reason, all of them at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from soundrl.fapo.data.rows import DataError, Fields, RowError, file_id, read_rows
+
+SHOWN = 3
+"""Rows that an error line names; the others are counted, and listed in a file."""
+HOPELESS = 1000
+"""So many unusable rows at the beginning of a file, and none that can be used: another kind of file, whose rest is not read."""
+
+Row = TypeVar("Row")
+
+
+class LeftOut:
+    """Unusable rows by prompt id (`file:row`), a reason each, and how many rows each file was read for."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, RowError] = {}
+        self.read: Counter[str] = Counter()
+
+    def add(self, file: str, read: int, faults: Sequence[RowError]) -> None:
+        """`faults` of the first `read` rows of `file`. A file that is read twice counts once."""
+        self.read[file] = max(read, self.read[file])
+        for fault in faults:
+            self.rows.setdefault(fault.place, fault)
+
+    def __str__(self) -> str:
+        """One line: the one fault, or how many there are and the first of them."""
+        return summary(self.ordered(), self.read.total())
+
+    def ordered(self) -> list[RowError]:
+        """By file, in the order of reading, and row."""
+        files = {file: place for place, file in enumerate(self.read)}
+        split = {fault.place: fault.place.rpartition(":") for fault in self.rows.values()}
+        return sorted(self.rows.values(), key=lambda fault: (files[split[fault.place][0]], int(split[fault.place][2])))
+
+    def counts(self) -> list[str]:
+        """`college.jsonl: left out 7 of 2,818 rows (answer 6, prompt 1)`, a line a file that has some."""
+        fields: dict[str, Counter[str]] = {}
+        for fault in self.ordered():
+            fields.setdefault(fault.place.rpartition(":")[0], Counter())[fault.field or "row"] += 1
+        return [
+            f"{file}: left out {found.total():,} of {self.read[file]:,} rows ({', '.join(f'{name} {n:,}' for name, n in found.items())})"
+            for file, found in fields.items()
+        ]
+
+    def write(self, path: Path) -> None:
+        """An object a line: file, row, field, reason. Where nothing is left out there is no file."""
+        if not self.rows:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        with beside.open("w", encoding="utf-8") as out:
+            for fault in self.ordered():
+                file, _, row = fault.place.rpartition(":")
+                out.write(json.dumps({"file": file, "row": int(row), "field": fault.field, "reason": fault.reason}) + "\n")
+        os.replace(beside, path)
+
+
+def summary(faults: Sequence[RowError], read: int) -> str:
+    """`faults` in one line, of `read` rows."""
+    if len(faults) == 1:
+        return str(faults[0])
+    more = f" | and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+    return f"{len(faults):,} of {read:,} rows cannot be used: {' | '.join(map(str, faults[:SHOWN]))}{more}"
+
+
+def load_rows(
+    path: str | os.PathLike[str],
+    columns: tuple[str, ...],
+    make: Callable[[str, Fields], Row],
+    max_rows: int | None = None,
+    left_out: LeftOut | None = None,
+) -> list[Row]:
+    """`make(id, fields)` of each of the first `max_rows` rows; `id` is `<path as given, normalised>:<row>`.
+
+    A row that `make` or the file's form refuses by a `RowError` is told to `left_out`; without one the rows are read to the end, and then
+    one `DataError` says how many there are and shows the first. A damaged file is a `DataError` always.
+    """
+    found: list[Row] = []
+    faults: list[RowError] = []
+    file, row = file_id(path), 0
+    for row, fields in read_rows(path, columns):
+        try:
+            if isinstance(fields, RowError):
+                raise fields
+            found.append(make(f"{file}:{row}", fields))
+        except RowError as error:
+            error.place = f"{file}:{row}"
+            faults.append(error)
+        if row == max_rows or (len(faults) == HOPELESS and not found):
+            break
+    if left_out is not None:
+        left_out.add(file, row, faults)
+    elif faults:
+        raise DataError(summary(faults, row))
+    return found

@@ -1,0 +1,257 @@
+"""Critic data: labelled solutions with right final answers, in FAPO-Critic's schema (arXiv 2510.22543 §4.1).
+
+    python -m soundrl.genrm.critic_data planted --problems gsm8k-train.jsonl --out data/critic.jsonl          exact labels, no model needed
+    python -m soundrl.genrm.critic_data sampled --problems dapo.parquet --policy-urls … --policy-models … \\
+        --teacher-urls … --teacher-model Qwen3-32B --out data/critic.jsonl
+
+`planted` puts flaws at known steps of GSM8K's reference solutions (`--problems arith`: the embedded world's own). `sampled` has policies
+solve the problems, keeps the right ones, and asks a teacher for the first error several times; rows on which all replies agree are kept.
+What was asked for is written to `<out>.work` as it comes, and a run that was interrupted goes on from there; what failed on the way (a
+server that was down) is asked for again by the same command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from soundrl.fapo.data.files import load_prompts
+from soundrl.fapo.records import Outcome, Prompt, Verdict
+from soundrl.fapo.verify.verifier import Verifier
+from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
+from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled
+from soundrl.genrm.critic_data.rows import select, write_rows
+from soundrl.genrm.pool.endpoint import Endpoint, Failure
+from soundrl.genrm.pool.judge import EndpointJudge
+from soundrl.genrm.pool.scorer import ScorerPool
+from soundrl.genrm.prompts import split_paragraphs
+from soundrl.genrm.verdict import UNASKED, unanimous
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    problems: str
+    """Problem file (see `soundrl.fapo.data.files`), `arith` or `arith-unseen`."""
+    out: Path
+    """The file to write, `.jsonl`."""
+    max_problems: int = 0
+    """Problems used, the first ones; 0 = all."""
+    per_question: int = 5
+    """Flawed and sound rows kept of one problem, at most so many of each."""
+    seed: int = 0
+    """Of planting, sampling and selection."""
+    split: str = "train"
+    """Written into `extra_info.split`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted(Common):
+    """Exact rows from reference solutions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Common):
+    """Rows from policies' solutions and a teacher's unanimous replies."""
+
+    policy_urls: tuple[str, ...]
+    """Base URLs of the policies, one each."""
+    policy_models: tuple[str, ...]
+    """Their names, in the same order."""
+    teacher_urls: tuple[str, ...]
+    """Base URLs of the teacher's endpoints."""
+    teacher_model: str
+    """The teacher's name."""
+    policy_token_env: str = "SOUNDRL_GENRM_TOKEN"
+    """Environment variable with the policies' token; the teacher's is $SOUNDRL_GENRM_TOKEN."""
+    allow_http: bool = False
+    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
+    samples: int = 4
+    """Solutions of a problem from each policy."""
+    votes: int = 3
+    """Replies of the teacher that must all agree."""
+    temperature: float = 1.0
+    """Of policies and teacher."""
+    max_tokens: int = 8192
+    """Longest solution or critique, in tokens."""
+    concurrency: int = 64
+    """Requests under way at once on each endpoint."""
+    deadline: float = 1800.0
+    """Seconds until a solution or a critique is given up."""
+
+    def __post_init__(self) -> None:
+        if not self.policy_urls or len(self.policy_urls) != len(self.policy_models):
+            raise ValueError(
+                f"{len(self.policy_urls)} --policy-urls for {len(self.policy_models)} --policy-models; give one of each a policy"
+            )
+        if self.votes > 1 and self.temperature <= 0:
+            raise ValueError(f"--votes {self.votes} at temperature 0 are one reply {self.votes} times; set --temperature above 0")
+
+
+def planted_rows(arguments: Planted) -> list[Labelled]:
+    """The sound solution and one flaw of each kind that fits, of every problem."""
+    if arguments.problems in ARITH:
+        return load_labelled(arguments.problems, max_rows=arguments.max_problems or None, seed=arguments.seed, split="train")
+    rows = []
+    for prompt in load_prompts(arguments.problems, max_rows=arguments.max_problems or None):
+        rng = random.Random(f"{arguments.seed}/{prompt.id}")
+        flawed = [plant(prompt, kind, rng) for kind in KINDS]
+        rows += [sound(prompt), *(row for row in flawed if row is not None)]
+    return rows
+
+
+class WorkFile:
+    """Results by key, appended as they come and read again after an interruption; belongs to one set of arguments."""
+
+    def __init__(self, path: Path, made_from: dict[str, Any]) -> None:
+        self.known: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        if lines and json.loads(lines[0]) != made_from:
+            raise ValueError(f"{path} was begun with other arguments; remove it or name another --out")
+        for line in lines[1:]:
+            if line.endswith("\n"):  # a killed run leaves half a line
+                key, value = json.loads(line)
+                self.known[key] = value
+        beside = path.with_name(path.name + ".part")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in [made_from, *self.known.items()]))
+        beside.replace(path)
+        self.sink = path.open("a")
+
+    def add(self, key: str, value: Any) -> None:
+        self.known[key] = value
+        self.sink.write(json.dumps([key, value]) + "\n")
+        self.sink.flush()
+
+
+def said(done: int, of: int, what: str) -> None:
+    """Progress, twenty lines in all."""
+    if done % max(1, of // 20) == 0 or done == of:
+        print(f"{done}/{of} {what}", file=sys.stderr, flush=True)
+
+
+async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: WorkFile) -> None:
+    """`work["solution/<problem>/<policy>/<sample>"]` = [text, why there is none]."""
+    pools = [
+        Endpoint(url, model, token_env=arguments.policy_token_env, allow_http=arguments.allow_http)
+        for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
+    ]
+    wanted = [
+        (f"solution/{prompt.id}/{number}/{sample}", prompt, number)
+        for prompt in prompts
+        for number in range(len(pools))
+        for sample in range(arguments.samples)
+    ]
+    wanted = [entry for entry in wanted if entry[0] not in work.known]
+    clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for endpoint in pools]
+    done = 0
+
+    async def one(key: str, prompt: Prompt, number: int) -> None:
+        nonlocal done
+        seed = int.from_bytes(hashlib.blake2b(f"{arguments.seed}/{key}".encode(), digest_size=4).digest(), "big") >> 1
+        messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
+        body = pools[number].body(messages, temperature=arguments.temperature, max_tokens=arguments.max_tokens, seed=seed)
+        try:
+            reply, _ = await clients[number].complete(lambda: body, arguments.deadline)
+            work.add(key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"])
+        except (Failure, TimeoutError) as fault:
+            # Not written: the next run asks again.
+            print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
+        done += 1
+        said(done, len(wanted), "solutions sampled")
+
+    try:
+        for client in clients:
+            await client.check()
+        room = asyncio.Semaphore(4 * arguments.concurrency * len(clients))
+
+        async def bounded(entry: tuple[str, Prompt, int]) -> None:
+            async with room:
+                await one(*entry)
+
+        await asyncio.gather(*map(bounded, wanted))
+    finally:
+        for client in clients:
+            await client.forgive()
+
+
+def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
+    """Solutions of the policies with a right final answer and the teacher's unanimous verdict; `counts` says what became of the others."""
+    prompts = load_prompts(arguments.problems, max_rows=arguments.max_problems or None)
+    made_from = {
+        key: str(getattr(arguments, key))
+        for key in ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "seed")
+    }
+    work = WorkFile(arguments.out.with_name(arguments.out.name + ".work"), made_from)
+    asyncio.run(sample_solutions(arguments, prompts, work))
+    by_id = {prompt.id: prompt for prompt in prompts}
+    right: dict[str, tuple[Prompt, list[str]]] = {}
+    with Verifier() as verifier:
+        for key, (text, cut) in [item for item in work.known.items() if item[0].startswith("solution/")]:
+            prompt = by_id.get(key.removeprefix("solution/").rsplit("/", 2)[0])
+            if prompt is None:
+                continue
+            outcome = Outcome.NO_ANSWER if cut else verifier.verify(text, prompt.answer)
+            counts[f"solutions {outcome.value}"] += 1
+            if outcome is Outcome.CORRECT:
+                right[key] = (prompt, split_paragraphs(text))
+    with EndpointJudge(
+        arguments.teacher_urls,
+        arguments.teacher_model,
+        votes=arguments.votes,
+        temperature=arguments.temperature,
+        decide=unanimous,
+        max_tokens=arguments.max_tokens,
+        concurrency=arguments.concurrency,
+        deadline=arguments.deadline,
+        step_deadline=float("inf"),
+        allow_http=arguments.allow_http,
+    ) as teacher:
+        teacher.check()
+        labels = {key: Verdict(*work.known[f"label/{key}"]) for key in right if f"label/{key}" in work.known}
+        labels = {key: verdict for key, verdict in labels.items() if verdict.reason not in UNASKED}
+        asked = {key: (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items() if key not in labels}
+        for number, (key, critique) in enumerate(teacher.each(asked), 1):
+            verdict = labels[key] = critique.verdict
+            if verdict.reason not in UNASKED:
+                work.add(f"label/{key}", [verdict.kind, verdict.step, verdict.reason])
+            said(number, len(asked), "solutions labelled")
+    rows = []
+    for key, (prompt, paragraphs) in right.items():
+        verdict = labels[key]
+        counts[f"labels {verdict.reason or verdict.kind}"] += 1
+        if verdict.kind != "unknown":
+            label = -1 if verdict.step is None else verdict.step
+            rows.append(Labelled(id=key, problem=prompt.text, steps=tuple(paragraphs), label=label, answer=prompt.answer))
+    return rows
+
+
+def main(arguments: Planted | Sampled) -> list[Labelled]:
+    """Write the file, and say what was kept and what was left out, and why."""
+    counts: Counter[str] = Counter()
+    rows = sampled_rows(arguments, counts) if isinstance(arguments, Sampled) else planted_rows(arguments)
+    kept, left = select(rows, arguments.per_question, arguments.seed)
+    if not kept:
+        raise ValueError(f"{arguments.problems}: no row is left of {len(rows)}; both flawed and sound solutions are needed")
+    write_rows(arguments.out, kept, arguments.split)
+    parts = [*counts.items(), *((f"left out, {reason}", count) for reason, count in left.items())]
+    print(f"{len(kept)} rows in {arguments.out}, half of them flawed; " + ", ".join(f"{name}: {count}" for name, count in parts))
+    return kept
+
+
+def command(argv: Sequence[str] | None = None, run: Callable[[Any], object] = main) -> None:
+    """A user's mistake ends it with one line and status 2."""
+    try:
+        run(tyro.extras.subcommand_cli_from_dict({"planted": Planted, "sampled": Sampled}, args=argv))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,103 @@
+"""Flaws at a known step, planted into GSM8K's reference solutions, whose calculation marks (`<<48/2=24>>24`) say what is worked out where.
+
+The final answer stays right in every kind:
+
+* `ignored`: the shown result of a step is wrong, and later steps go on with the right one;
+* `repaired`: the same, and the next step says that it takes the right value;
+* `skipped`: a step whose result a later one needs is left out; the flaw is the step that uses what nobody worked out;
+* `guess`: the solution stops half-way and names the answer.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from soundrl.fapo.data.rows import shown
+from soundrl.fapo.records import Prompt
+from soundrl.genrm.critic_data.labelled import Labelled
+
+KINDS = ("ignored", "repaired", "skipped", "guess")
+_MARK = re.compile(r"<<([^<>=\n]*)=([^<>=\n]*)>>")
+# The result stands right behind its mark; not followed by more digits.
+_SHOWN = re.compile(r"<<[^<>=\n]*=([0-9]+)>>\1(?![\d,]|\.\d)")
+
+
+def marked_steps(solution: str) -> list[str]:
+    """The lines of a reference solution without the last one, `#### 72`."""
+    return [line.strip() for line in solution.split("\n") if line.strip() and not line.startswith("####")]
+
+
+def plain(step: str) -> str:
+    """`"Half is 48/2 = <<48/2=24>>24."` → `"Half is 48/2 = 24."`"""
+    return _MARK.sub("", step)
+
+
+def finished(steps: list[str], answer: str) -> tuple[str, ...]:
+    return (*map(plain, steps), f"The answer is \\boxed{{{answer}}}.")
+
+
+def sound(prompt: Prompt) -> Labelled:
+    """The reference solution itself. Raises `ValueError` where the row has none."""
+    return _labelled(prompt, finished(_steps(prompt), prompt.answer), -1, "sound")
+
+
+def plant(prompt: Prompt, kind: str, rng: random.Random) -> Labelled | None:
+    """One flaw of `kind` at a random step where it fits; None where it fits nowhere in this solution."""
+    steps = _steps(prompt)
+    if kind in ("ignored", "repaired"):
+        places = [i for i, step in enumerate(steps) if _SHOWN.search(step) and (kind == "ignored" or i + 1 < len(steps))]
+        if not places:
+            return None
+        at = rng.choice(places)
+        match = _SHOWN.search(steps[at])
+        assert match is not None
+        right = match[1]
+        bent = list(steps)
+        bent[at] = steps[at][: match.end() - len(right)] + wrong_value(right, rng) + steps[at][match.end() :]
+        if kind == "repaired":
+            bent[at + 1] = f"Taking {right} for that, {bent[at + 1][0].lower()}{bent[at + 1][1:]}"
+        return _labelled(prompt, finished(bent, prompt.answer), at, kind)
+    if kind == "skipped":
+        places = [i for i in range(len(steps) - 1) if _needed(steps[i], steps[i + 1])]
+        if not places:
+            return None
+        at = rng.choice(places)
+        return _labelled(prompt, finished(steps[:at] + steps[at + 1 :], prompt.answer), at, kind)
+    if kind == "guess":
+        if len(steps) < 2:
+            return None
+        at = rng.randrange(1, len(steps))
+        guessed = (*map(plain, steps[:at]), f"From this one sees that the answer is \\boxed{{{prompt.answer}}}.")
+        return _labelled(prompt, guessed, at, kind)
+    raise ValueError(f"unknown kind of flaw {kind!r}; use one of {', '.join(KINDS)}")
+
+
+def wrong_value(right: str, rng: random.Random) -> str:
+    """A number that a slip would give: off by one to nine, by ten, or with two digits swapped; never `right` itself, never negative.
+
+    Example: "24" → "34", "42", "21" …
+    """
+    value = int(right)
+    choices = {value + delta for delta in (-10, -9, -5, -3, -2, -1, 1, 2, 3, 5, 9, 10)}
+    if len(right) > 1:
+        choices.add(int(right[:-2] + right[-1] + right[-2]))
+    return str(rng.choice(sorted(choice for choice in choices if choice >= 0 and choice != value)))
+
+
+def _needed(step: str, following: str) -> bool:
+    """Whether the next step calculates with a result that this one works out and the next does not state on its own."""
+    results = {match[2].strip() for match in _MARK.finditer(step)}
+    used = {number for match in _MARK.finditer(following) for number in re.findall(r"[0-9.]+", match[1])}
+    return bool(results & used - {"1", "2", "100"})  # numbers that come from anywhere
+
+
+def _steps(prompt: Prompt) -> list[str]:
+    steps = marked_steps(prompt.solution or "")
+    if not steps:
+        raise ValueError(f"{prompt.id}: solution: {shown(prompt.solution)}; flaws are planted into GSM8K's worked solutions")
+    return steps
+
+
+def _labelled(prompt: Prompt, steps: tuple[str, ...], label: int, kind: str) -> Labelled:
+    return Labelled(id=f"{prompt.id}/{kind}", problem=prompt.text, steps=steps, label=label, answer=prompt.answer)

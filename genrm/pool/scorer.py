@@ -1,0 +1,340 @@
+"""Chat requests over one worker or many: balanced by outstanding work, retried on another worker, hedged, with ejection and return.
+
+One request's way: *place* (the free worker with the least outstanding requests; by priority, then age) → *send* → reply. What can go
+wrong, and what is done (the thresholds are the constants below):
+
+* An attempt fails (408, 429, 5xx, a connection fault, an unusable reply): the question goes to a worker that has not failed it, at once;
+  where there is none, after a pause that doubles and is jittered. `Retry-After` closes that worker for as long as it says.
+* A request takes far longer than others do: a copy goes to another free worker (a *hedge*), and where that fails one to the next; the
+  first answer counts.
+* A worker refuses connections: it is *ejected*, gets nothing more, and is tried by a real generation of one token, with growing pauses,
+  until it answers. One that fails three times in a row, or loses three hedges, is ejected as well, but never more than half of the pool.
+* No worker is left for a while: what waits fails, and new requests fail at once, until one returns.
+
+Runs in one event loop; deadlines are the caller's (`asyncio.timeout`), and cancelling closes the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import random
+import statistics
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from soundrl.genrm.pool.endpoint import Endpoint, Failure, Reply
+from soundrl.genrm.verdict import BAD_REPLY, HTTP_5XX, UNREACHABLE
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+"""Seconds before the same worker is asked again, or an ejected one probed."""
+FAILURES_IN_A_ROW = 3
+STEADY_SECONDS = 60.0
+"""A worker that has served this long since its return starts again with the first pause."""
+PROBE_SECONDS = 20.0
+GONE_SECONDS = 30.0
+"""How long questions wait for any worker at all, where nobody is expected to start one again."""
+HEDGE_AFTER = 4.0
+"""In medians of the last latencies; critiques differ in length, and a hedge is work done twice."""
+LEAST_PATIENCE = 0.05
+_LATENCIES = 100
+_EJECTING = (UNREACHABLE, HTTP_5XX, BAD_REPLY)
+Order = tuple[int, int]  # a question's priority and arrival, smallest first
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One endpoint and what is known of it."""
+
+    def __init__(self, endpoint: Endpoint, slots: int):
+        self.endpoint, self.slots = endpoint, slots
+        self.outstanding = 0
+        self.requests = 0
+        self.failures = 0
+        """In a row; a success ends it, and so it does for hedges lost."""
+        self.hedges_lost = 0
+        self.reason = UNREACHABLE
+        """Of its last failure."""
+        self.closed_until = 0.0
+        """Loop time; `Retry-After`."""
+        self.probe: asyncio.Task[None] | None = None
+        """Runs while the worker is ejected."""
+        self.ejections = 0
+        """Since it was last steady."""
+        self.returned = 0.0
+
+    @property
+    def ejected(self) -> bool:
+        return self.probe is not None
+
+
+class ScorerPool:
+    """`await pool.complete(make_body, deadline)` on any of `endpoints` (all serve the same model), `concurrency` at once on each. With no
+    worker left for `gone_after` seconds (default `GONE_SECONDS`) requests fail at once. `ValueError` for no endpoint or one given twice."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], *, concurrency: int, attempts: int, gone_after: float | None = None):
+        if not endpoints or len({endpoint.url for endpoint in endpoints}) < len(endpoints):
+            raise ValueError("genrm.urls must name at least one endpoint, and each only once")
+        self.workers = [Worker(endpoint, concurrency) for endpoint in endpoints]
+        self.attempts = attempts
+        self.gone_after = GONE_SECONDS if gone_after is None else gone_after
+        self.counts: Counter[str] = Counter()
+        """`requests`, `hedges`, `ejections`, `returns`."""
+        self.retries: Counter[str] = Counter()
+        """By the reason of the failure before."""
+        self._lock = threading.Lock()
+        # Its own generator: the jitter of retries must not move the run's random numbers.
+        self._jitter = random.Random()
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self._arrivals = itertools.count()
+        self._waiting: list[tuple[Order, int, asyncio.Future[Worker], Collection[Worker], bool]] = []
+        self._hopeless = False
+        self._despair: asyncio.TimerHandle | None = None
+
+    async def check(self, context: int = 0) -> None:
+        """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
+        await asyncio.gather(*(worker.endpoint.check(context) for worker in self.workers))
+
+    async def complete(self, make_body: Callable[[], bytes], deadline: float, priority: int = 0) -> tuple[Reply, float]:
+        """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.
+        The body is made when there is a worker to send it to: questions that wait do not hold it. The smallest `priority` waits least."""
+        loop, order = asyncio.get_running_loop(), (priority, next(self._arrivals))
+        worker = await self._place(order, until=loop.time() + deadline)
+        async with asyncio.timeout(deadline) as clock:
+            body, end, failed, attempts, rounds = make_body(), clock.when() or 0.0, set[Worker](), 0, 0
+            while True:
+                try:
+                    return await self._attempt(worker, body, order), loop.time() - end + deadline
+                except Failure as failure:
+                    failed.add(worker)
+                    attempts += not failure.refused  # else nobody was asked, and that worker is ejected
+                    if all(other in failed or other.ejected for other in self.workers):
+                        failed, rounds = {worker}, rounds + 1
+                        pause = self._pause(rounds)
+                    else:
+                        pause = 0.0
+                    # A pause that ends past the deadline would only hold the caller.
+                    if not failure.retry or attempts == self.attempts or loop.time() + pause >= end:
+                        raise
+                    self._count(self.retries, failure.reason)
+                    await asyncio.sleep(pause)
+                    worker = await self._place(order, until=end, avoid=failed)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, and by worker (in the order of the endpoints) requests so far and under way."""
+        with self._lock:
+            counts, retries = {name: self.counts[name] for name in ("requests", "hedges", "ejections", "returns")}, dict(self.retries)
+        alive, workers = sum(not w.ejected for w in self.workers), [(w.requests, w.outstanding) for w in self.workers]
+        return counts | {"retries": retries, "alive": alive, "workers": workers}
+
+    async def forgive(self) -> None:
+        """End probes and take every worker in again; no request may be under way."""
+        probes = [worker.probe for worker in self.workers if worker.probe is not None]
+        for probe in probes:
+            probe.cancel()
+        if self._despair is not None:
+            self._despair.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+        for worker in self.workers:
+            worker.probe, worker.failures, worker.hedges_lost, worker.closed_until = None, 0, 0, 0.0
+        self._hopeless = False
+
+    # Places
+
+    async def _place(self, order: Order, until: float, avoid: Collection[Worker] = (), strict: bool = False) -> Worker:
+        """A place on a worker, taken; `avoid` those while others live (`strict`: in any case). Raises `Failure` where none can come."""
+        if self._hopeless:
+            raise Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False)
+        if all(not worker.ejected and worker.closed_until > until for worker in self.workers):
+            raise Failure(self.workers[0].reason, "every worker asks to be left alone past the deadline", retry=False)
+        place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (order, next(self._arrivals), place, avoid, strict))
+        self._dispatch()
+        try:
+            return await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._release(place.result())
+            raise
+
+    def _dispatch(self) -> None:
+        """Give free places to those who wait, in the order of their questions."""
+        aside = []
+        while self._waiting:
+            entry = heapq.heappop(self._waiting)
+            place, avoid, strict = entry[2:]
+            if place.done():
+                continue
+            worker = self._best(avoid, strict)
+            if worker is not None:
+                worker.outstanding += 1
+                place.set_result(worker)
+            else:
+                aside.append(entry)
+                if not avoid:
+                    break  # no place at all; who avoids a worker may be the only one without
+        for entry in aside:
+            heapq.heappush(self._waiting, entry)
+
+    def _best(self, avoid: Collection[Worker], strict: bool) -> Worker | None:
+        now = asyncio.get_running_loop().time()
+        if strict or any(not worker.ejected and worker not in avoid for worker in self.workers):
+            candidates = [worker for worker in self.workers if worker not in avoid]
+        else:
+            candidates = self.workers
+        free = [w for w in candidates if not w.ejected and w.closed_until <= now and w.outstanding < w.slots]
+        return min(free, key=lambda w: (w.outstanding, w.requests), default=None)
+
+    def _release(self, worker: Worker) -> None:
+        worker.outstanding -= 1
+        self._dispatch()
+
+    # Requests
+
+    async def _attempt(self, worker: Worker, body: bytes, order: Order) -> Reply:
+        """One request at `worker`, whose place is taken; where it takes too long a hedge, and another where that one fails. Raises
+        `Failure`, the last of them."""
+        first, asked = self._send(worker, body), [worker]
+        running = {first}
+        try:
+            await self._wait_patiently(first)
+            while True:
+                if running == {first} and not first.done() and len(asked) < len(self.workers):
+                    running |= await self._hedge(first, body, order, asked)
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                good = next((task for task in done if task.exception() is None), None)
+                if good is not None:
+                    if good is not first and not first.done():
+                        worker.hedges_lost += 1
+                        if worker.hedges_lost >= FAILURES_IN_A_ROW:
+                            self._eject(worker, "loses every hedge", hard=False)
+                    return good.result()
+                if not running:
+                    return done.pop().result()  # raises
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _hedge(self, first: asyncio.Task[Reply], body: bytes, order: Order, asked: list[Worker]) -> set[asyncio.Task[Reply]]:
+        """The request again, at a worker that joins `asked`, as soon as one is free; empty where `first` ends before."""
+        place, hedge = asyncio.ensure_future(self._place(order, until=float("inf"), avoid=tuple(asked), strict=True)), set()
+        try:
+            await asyncio.wait({first, place}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done() and place.exception() is None:
+                asked.append(place.result())
+                hedge = {self._send(place.result(), body)}
+                self._count(self.counts, "hedges")
+        finally:
+            if not hedge:
+                place.cancel()
+                (late,) = await asyncio.gather(place, return_exceptions=True)
+                if isinstance(late, Worker):  # a place that came with the end of `first`, or as we were cancelled
+                    self._release(late)
+        return hedge
+
+    def _send(self, worker: Worker, body: bytes) -> asyncio.Task[Reply]:
+        async def exchange() -> Reply:
+            self._count(self.counts, "requests")
+            worker.requests += 1
+            started = time.monotonic()
+            try:
+                reply = await worker.endpoint.complete(body)
+            except Failure as failure:
+                self._failed(worker, failure)
+                raise
+            self._latencies.append(time.monotonic() - started)
+            worker.failures = worker.hedges_lost = 0
+            return reply
+
+        task = asyncio.get_running_loop().create_task(exchange())
+        # A callback, not a `finally`: a task cancelled before its first step runs none of its own code.
+        task.add_done_callback(lambda _: self._release(worker))
+        return task
+
+    def _failed(self, worker: Worker, failure: Failure) -> None:
+        worker.reason = failure.reason
+        if failure.retry_after:
+            loop = asyncio.get_running_loop()
+            worker.closed_until = max(worker.closed_until, loop.time() + failure.retry_after)
+            loop.call_at(worker.closed_until, self._dispatch)
+        if failure.reason in _EJECTING:
+            worker.failures += 1
+            if failure.refused or worker.failures >= FAILURES_IN_A_ROW:
+                self._eject(worker, failure.detail, hard=failure.refused)
+
+    async def _wait_patiently(self, task: asyncio.Task[Reply]) -> None:
+        """Until `task` ends or has taken too long; what is too long may not be known yet when it begins."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while not task.done():
+            patience, waited = self._patience(), loop.time() - started
+            if patience is not None and waited >= patience:
+                return
+            await asyncio.wait({task}, timeout=FIRST_PAUSE if patience is None else patience - waited)
+
+    def _patience(self) -> float | None:
+        """Seconds after which a request is hedged; None (never) until there is something to compare with."""
+        if len(self._latencies) < 20:
+            return None
+        return max(LEAST_PATIENCE, HEDGE_AFTER * statistics.median(self._latencies))
+
+    def _pause(self, attempt: int) -> float:
+        """`FIRST_PAUSE` doubled each time, of which a random half is waited for certain."""
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempt - 1, 16)) * self._jitter.uniform(0.5, 1.0)
+
+    def _count(self, counter: Counter[str], name: str) -> None:
+        with self._lock:
+            counter[name] += 1
+
+    # Ejection and return
+
+    def _eject(self, worker: Worker, why: str, hard: bool) -> None:
+        """Take `worker` out until a probe succeeds; unless `hard`, at most half of the pool may be out."""
+        out = sum(other.ejected for other in self.workers)
+        if worker.ejected or (not hard and 2 * (out + 1) > len(self.workers)):
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - worker.returned > STEADY_SECONDS:
+            worker.ejections = 0
+        worker.ejections += 1
+        self._count(self.counts, "ejections")
+        log.warning("judge %s is left out (%s)", worker.endpoint.url, why)
+        worker.probe = loop.create_task(self._until_it_answers(worker))
+        if out + 1 == len(self.workers):
+            self._despair = loop.call_later(self.gone_after, self._give_up)
+
+    async def _until_it_answers(self, worker: Worker) -> None:
+        attempt = worker.ejections
+        while True:
+            await asyncio.sleep(self._pause(attempt))
+            attempt += 1
+            try:
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await worker.endpoint.probe()
+                break
+            except (Failure, TimeoutError) as error:
+                log.info("judge %s is still out (%s)", worker.endpoint.url, error)
+        worker.failures = worker.hedges_lost = 0
+        worker.probe, worker.returned = None, asyncio.get_running_loop().time()
+        self._count(self.counts, "returns")
+        log.warning("judge %s is back", worker.endpoint.url)
+        self._hopeless = False
+        if self._despair is not None:
+            self._despair.cancel()
+        self._dispatch()
+
+    def _give_up(self) -> None:
+        self._hopeless = True
+        log.error("no judge has answered for %.0f s: rollouts stay without verdict until one does", self.gone_after)
+        for *_, place, _, _ in self._waiting:
+            if not place.done():
+                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False))
+        self._waiting.clear()

@@ -1,0 +1,31 @@
+"""Runs inside the judge's server: no route without the token. vLLM's own key guards `/v1` and little else (0.32): `/invocations` generates
+without it, and the routes by which a server is put to sleep lie outside as well.
+
+Pure ASGI: Starlette's middleware of functions would hide a client that has hung up, and an abandoned critique would be written to its end.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+class RequireBearer:
+    """`--middleware soundrl.genrm.serve.bearer.RequireBearer`; the token is `VLLM_API_KEY`'s, and KeyError ends a server without one."""
+
+    def __init__(self, app: App) -> None:
+        self.app, self.expected = app, f"Bearer {os.environ['VLLM_API_KEY']}".encode()
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+        if scope["type"] == "lifespan" or hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), self.expected):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+        else:
+            await send({"type": "websocket.close", "code": 1008})

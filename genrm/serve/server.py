@@ -1,0 +1,202 @@
+"""One judge server: how it is served, and its process, on a port that it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from soundrl.genrm.pool.address import own_host
+from soundrl.genrm.pool.endpoint import Endpoint, Failure
+from soundrl.genrm.serve.machine import group_runs, positions, reserve_port, visible_gpus
+
+PROBE_SECONDS = 20.0
+ORDER_SECONDS = 120.0
+"""To fall asleep or wake up: weights cross the bus in seconds, 64 GB of them in half a minute where host memory is slow."""
+LEAST_BATCHED_TOKENS = 8192
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_CAUSE = re.compile(r"\b\w*(?:Error|Exception): ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a judge is served."""
+
+    model: Path
+    """Model folder (safetensors; no code of its own is run)."""
+    name: str = "genrm"
+    """Its name on the wire; replies under another name are refused, so that a version in it is checked with every reply."""
+    workers: int = 1
+    """Processes; on a machine with GPUs each takes one, worker i the i-th of `CUDA_VISIBLE_DEVICES`."""
+    max_length: int = 0
+    """Longest prompt + critique, in tokens; 0 = the model's own."""
+    dtype: str = "auto"
+    """Type of the weights: auto, bfloat16 or float32."""
+    memory: float = 0.3
+    """Share of a GPU's memory; on CPU the KV cache in GiB."""
+    threads: int = 1
+    """CPU threads of a worker."""
+    eager: bool = False
+    """No compilation and no CUDA graphs: starts in seconds."""
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs a token in $SOUNDRL_GENRM_TOKEN."""
+    port: int = 0
+    """Port of the first worker, the others follow; 0 = free ones."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.threads < 1 or self.memory <= 0 or self.max_length < 0:
+            raise ValueError("workers and threads must be at least 1, memory above 0, max_length at least 0 (0 = the model's own)")
+        if not (self.model / "config.json").is_file():
+            raise ValueError(f"{self.model} is no model folder (it has no config.json); name one that a run has exported")
+
+
+class Worker:
+    """One server process on a port that it keeps."""
+
+    def __init__(self, settings: Serving, number: int, token: str, folder: Path, sleeps: bool = False) -> None:
+        self.settings, self.number, self.sleeps, self.gpus = settings, number, sleeps, visible_gpus()
+        if self.gpus and number >= len(self.gpus):
+            raise ValueError(
+                f"genrm.workers {settings.workers}, but there are {len(self.gpus)} GPUs ({', '.join(self.gpus)}): each worker takes one; "
+                "start fewer, or name more in CUDA_VISIBLE_DEVICES"
+            )
+        self.held = reserve_port(settings.host, settings.port and settings.port + number)
+        self.port: int = self.held.getsockname()[1]
+        host = own_host(settings.host) or settings.host
+        self.root = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.url = f"{self.root}/v1"
+        self.log = folder / f"genrm-{number}.log"
+        self.endpoint = Endpoint(self.url, settings.name, allow_http=True)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.restarts = 0
+        self.loading = False
+        """Started, and has not generated yet."""
+        self.healthy = 0.0
+        """When it last generated a token (`time.monotonic`)."""
+        self.made: float | None = None
+        """Tokens generated, as it last said."""
+        self._token = token
+
+    def command(self) -> list[str]:
+        """vLLM's API server; `--generation-config vllm`: the folder's sampling defaults would be added to what the judge asks for."""
+        s = self.settings
+        server = "vllm.entrypoints.openai.api_server" if self.gpus else "soundrl.genrm.serve.api_server"
+        command = [sys.executable, "-m", server, "--model", str(s.model), "--served-model-name", s.name]
+        command += ["--host", s.host, "--port", str(self.port), "--dtype", s.dtype, "--generation-config", "vllm"]
+        command += ["--middleware", "soundrl.genrm.serve.bearer.RequireBearer", *(["--enable-sleep-mode"] if self.sleeps else [])]
+        command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if self.gpus else 0.3)]
+        command += ["--max-model-len", str(s.max_length)] if s.max_length else []
+        if not self.gpus:
+            # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
+            longest = max(s.max_length or positions(s.model), LEAST_BATCHED_TOKENS)
+            command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(longest)]
+            command += ["--kv-cache-memory-bytes", str(int(s.memory * 2**30))]  # filled with zeros as the server starts
+        return [*command, "--enforce-eager"] if s.eager else command
+
+    def environment(self) -> dict[str, str]:
+        """The caller's, without torchrun's (vLLM would take part in its process group), and with the token."""
+        drop = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
+        kept = {key: value for key, value in os.environ.items() if key not in drop and not key.startswith("TORCHELASTIC_")}
+        own = {
+            "VLLM_API_KEY": self._token,
+            "VLLM_SERVER_DEV_MODE": str(int(self.sleeps)),  # the routes of sleep, and others that nobody needs
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(self.settings.threads),
+        }
+        if self.gpus:
+            own["CUDA_VISIBLE_DEVICES"] = self.gpus[self.number]
+        else:
+            own |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": str(int(self.settings.eager))}
+            # The model in the engine's own process: one apart is polled without rest for a second after every message, from both ends,
+            # on cores that the trainer wants.
+            own["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        return kept | {"VLLM_LOGGING_LEVEL": "WARNING"} | own
+
+    def start(self) -> None:
+        with self.log.open("ab") as sink:
+            # A session of its own: the server's children end with it, and an interrupt from the keyboard is ours to handle. The pipe
+            # to its guard ends when this process does, in whatever way.
+            guarded = [sys.executable, "-P", str(Path(__file__).with_name("guard.py")), *self.command()]
+            self.process = subprocess.Popen(
+                guarded, env=self.environment(), stdin=subprocess.PIPE, stdout=sink, stderr=sink, start_new_session=True
+            )
+
+    def stop(self) -> None:
+        """Ask the whole session to end, then kill it; nobody of it runs afterwards: whoever comes next needs its port and its memory."""
+        if self.process is None:
+            return
+        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                break
+            end = time.monotonic() + patience
+            while (left := group_runs(self.process.pid)) and time.monotonic() < end:
+                time.sleep(0.02)
+            if not left:
+                break
+        self.process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def fault(self) -> Failure | TimeoutError | None:
+        """None = healthy, by a real generation of one token."""
+
+        async def probe() -> None:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self.endpoint.probe()
+
+        try:
+            asyncio.run(probe())
+        except (Failure, TimeoutError) as error:
+            return error
+        self._well()
+        return None
+
+    def works(self) -> bool:
+        """Whether it generates: a token for us, or, where our question waits behind a full queue, more for others than when last asked."""
+        if self.fault() is None:
+            return True
+        before, self.made = self.made, asyncio.run(self._made())
+        moved = before is not None and self.made is not None and self.made > before
+        if moved:
+            self._well()
+        return moved
+
+    def _well(self) -> None:
+        self.healthy, self.restarts, self.loading = time.monotonic(), 0, False
+
+    async def _made(self) -> float | None:
+        """Tokens generated since its start, by vLLM's counter; None where it does not say."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                status, _, content = await self.endpoint.exchange("GET", f"{self.root}/metrics", None)
+        except (Failure, TimeoutError):
+            return None
+        lines = content.decode(errors="replace").splitlines() if status == 200 else []
+        counts = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:generation_tokens_total")]
+        return sum(counts) if counts else None
+
+    async def obeys(self, order: str) -> bool:
+        """Whether it has done what is asked of it (`sleep?level=1`, `wake_up`) within `ORDER_SECONDS`."""
+        try:
+            async with asyncio.timeout(ORDER_SECONDS):
+                status, _, _ = await self.endpoint.exchange("POST", f"{self.root}/{order}", None)
+                return status == 200
+        except (Failure, TimeoutError):
+            return False
+
+    def last_words(self) -> str:
+        """The last line of its log that says something; of errors the last that is a cause."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        causes = [line for line in lines if _CAUSE.search(line) and "root cause" not in line]
+        return ascii((causes or lines)[-1])[:300] if lines else "it said nothing"

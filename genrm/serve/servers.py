@@ -1,0 +1,188 @@
+"""Judges that we serve ourselves: N vLLM API servers in processes of their own, watched by real generations and started again.
+
+    python -m soundrl.genrm.serve --model models/FAPO-GenRM-4B --workers 2
+
+Each listens on loopback alone (the command's `--host` widens it) and asks for a token on every route, which is drawn where the environment
+holds none and reaches the server through its environment (a command line can be read by every user of the machine). A server that has
+died, or has not generated a token for anybody for `SICK_SECONDS`, is killed and started again on the same port, so that a pool that knows
+its URL finds it again by itself.
+
+Servers that share their GPUs with a policy that needs all of the memory *sleep* (vLLM's level 1: weights in host memory, no KV cache) but
+for the phase in which they judge. In their sleep nobody asks them, and none is started: its memory belongs to others then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from soundrl.genrm.pool.endpoint import Failure
+from soundrl.genrm.serve.server import LOOPBACK, Serving, Worker
+
+TOKEN_ENV = "SOUNDRL_GENRM_TOKEN"
+START_SECONDS = 600.0
+"""A large model loads for minutes."""
+LOOK_SECONDS = 5.0
+SICK_SECONDS = 120.0
+"""Without a token for us or anybody: behind a full queue our own question may wait for longer."""
+MAX_RESTARTS = 5
+"""In a row, without a generation between them."""
+
+log = logging.getLogger(__name__)
+
+
+class ServeError(RuntimeError):
+    """A judge could not be started, or dies whenever it is."""
+
+
+class JudgeServers:
+    """Starts workers at once and watches them from a thread; `urls` are ready after `wait()`. `sleeps`: they can `sleep()` and `wake()`,
+    on GPUs alone.
+
+    >>> with JudgeServers(Serving(model=Path("models/genrm"), workers=2), logs=Path("runs/x")) as servers:
+    ...     servers.wait()
+    ...     EndpointJudge(servers.urls, "genrm")
+    """
+
+    def __init__(self, settings: Serving, logs: Path | None = None, sleeps: bool = False) -> None:
+        token = os.environ.get(TOKEN_ENV, "").strip()
+        if not token and settings.host not in LOOPBACK:
+            raise ValueError(
+                f"--host {settings.host} can be reached by others: put a token into ${TOKEN_ENV}, here and where judges are asked"
+            )
+        # The judge's connections read it from the environment of this process.
+        token = os.environ[TOKEN_ENV] = token or secrets.token_urlsafe(24)
+        self.settings = settings
+        self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
+        self.started = 0
+        """Processes started so far, restarts included."""
+        self.asleep = False
+        self._looking = threading.Lock()
+        """Held while workers are looked after, so that nobody is asked or started while they fall asleep."""
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="genrm-watch", daemon=True)
+        for worker in self.workers:
+            self._start(worker)
+
+    def __enter__(self) -> JudgeServers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def urls(self) -> Sequence[str]:
+        return [worker.url for worker in self.workers]
+
+    def wait(self, seconds: float = START_SECONDS) -> None:
+        """Until every worker has generated a token; then they are watched. Raises `ServeError` with the last line of the log of one that
+        has ended or is not ready in time, and `ValueError` where one refuses the very question (no chat template)."""
+        end = time.monotonic() + seconds
+        for worker in self.workers:
+            while (fault := worker.fault()) is not None:
+                if isinstance(fault, Failure) and not fault.retry:  # no patience helps
+                    asyncio.run(worker.endpoint.check())  # raises, and says why
+                if not worker.alive:
+                    raise ServeError(f"the judge's server ended with status {self._status(worker)}: {worker.last_words()} ({worker.log})")
+                if time.monotonic() > end:
+                    raise ServeError(f"the judge's server is not ready after {seconds:.0f} s: {worker.last_words()} ({worker.log})")
+                time.sleep(0.25)
+        if not self._watcher.is_alive():
+            self._watcher.start()
+
+    def sleep(self) -> None:
+        """Every worker gives its GPU memory back, or is killed: afterwards others may take it. Nothing may be under way."""
+        with self._looking:
+            for worker, obeyed in zip(self.workers, self._order("sleep?level=1"), strict=True):
+                if not obeyed:
+                    log.warning("judge %s does not fall asleep: killed until it is needed again (%s)", worker.url, worker.log)
+                    worker.stop()
+            self.asleep = True
+
+    def wake(self, seconds: float = START_SECONDS) -> None:
+        """Until every worker has generated a token. One that does not wake is started again; one that does not come back in `seconds` is
+        named in a warning and left to the watch, as any that dies: the pool goes on without it."""
+        with self._looking:
+            for worker, obeyed in zip(self.workers, self._order("wake_up"), strict=True):
+                worker.healthy = time.monotonic()
+                if not obeyed:
+                    self._start_again(worker)
+            self.asleep = False
+        end = time.monotonic() + seconds
+        for worker in self.workers:
+            while worker.fault() is not None:
+                if time.monotonic() > end or (not worker.alive and worker.restarts == MAX_RESTARTS):
+                    log.warning("judge %s has not woken up: %s (%s)", worker.url, worker.last_words(), worker.log)
+                    break
+                time.sleep(0.25)
+
+    def close(self) -> None:
+        """End all processes. May be called twice."""
+        self._ended.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for worker in self.workers:
+            worker.stop()
+            worker.held.close()
+
+    def _start(self, worker: Worker) -> None:
+        worker.start()
+        worker.healthy, worker.loading = time.monotonic(), True
+        self.started += 1
+
+    def _start_again(self, worker: Worker) -> None:
+        if worker.restarts == MAX_RESTARTS:
+            return  # the pool has ejected it, and the run stops where no judge is left
+        worker.restarts += 1
+        log.warning("judge %s %s: started again (%s)", worker.url, "is stuck" if worker.alive else "has died", worker.log)
+        worker.stop()
+        self._start(worker)
+
+    def _order(self, order: str) -> list[bool]:
+        async def all_at_once() -> list[bool]:
+            return await asyncio.gather(*(worker.obeys(order) for worker in self.workers))
+
+        return asyncio.run(all_at_once())
+
+    @staticmethod
+    def _status(worker: Worker) -> int | None:
+        return worker.process.returncode if worker.process is not None else None
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            with self._looking:
+                if self.asleep:
+                    continue
+                with ThreadPoolExecutor(len(self.workers)) as eyes:  # at once: one that lets us wait makes nobody else look sick
+                    working = list(eyes.map(lambda worker: worker.alive and worker.works(), self.workers))
+                for worker, works in zip(self.workers, working, strict=True):
+                    patience = START_SECONDS if worker.loading else SICK_SECONDS
+                    if not (works or (worker.alive and time.monotonic() - worker.healthy < patience)):
+                        self._start_again(worker)
+
+
+def main(settings: Serving) -> None:
+    """Serve until a signal comes; says how to ask, and where a drawn token is kept."""
+    drawn = not os.environ.get(TOKEN_ENV, "").strip()
+    with JudgeServers(settings) as servers:
+        servers.wait()
+        if drawn:
+            with open(os.open(servers.folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(os.environ[TOKEN_ENV])
+            print(f"export {TOKEN_ENV}=$(cat {servers.folder / 'token'})")
+        here = socket.gethostname() if settings.host in ("0.0.0.0", "::") else ""
+        urls = [f"http://{here}:{worker.port}/v1" if here else worker.url for worker in servers.workers]
+        print(f"--genrm.urls {' '.join(urls)} --genrm.model {settings.name}", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
