@@ -34,16 +34,18 @@ from scripted_judge import ScriptedJudge  # type: ignore[import-not-found]  # no
 
 from soundrl.engine.arith_model import write_arith_model  # noqa: E402
 from soundrl.engine.build import Encoder, load_tokenizer, reward_settings  # noqa: E402
+from soundrl.engine.exchange import exchange  # noqa: E402
 from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.policy import Policy  # noqa: E402
 from soundrl.engine.ranks import Ranks  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
-from soundrl.engine.schedule import schedules  # noqa: E402
+from soundrl.engine.schedule import minibatches  # noqa: E402
 from soundrl.engine.timeline import Timeline  # noqa: E402
 from soundrl.engine.trainer import Trainer  # noqa: E402
 from soundrl.fapo.arith import ArithSource  # noqa: E402
+from soundrl.fapo.pending import done  # noqa: E402
 from soundrl.fapo.records import Outcome, Prompt, Rollout  # noqa: E402
-from soundrl.fapo.task import ReasoningTask, done  # noqa: E402
+from soundrl.fapo.task import ReasoningTask  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ class Bench:
                     pending.groups()
             if judging == 0.0:
                 start = time.perf_counter()
-            waiting = partial(timeline, "judge_wait")
-            self.trainer.train(schedules(list(pending), 1, self.arguments.microbatch_tokens, self.ranks.device, waiting))
+            batch = exchange(self.prompts, pending, self.ranks)
+            parts = minibatches(batch, len(self.prompts), self.arguments.microbatch_tokens)
+            self.trainer.train(parts, partial(timeline, "judge_wait"))
         seconds = time.perf_counter() - start
         share = timeline.judged(pending.calls(), self.ranks).get("genrm/overlap", 0.0)
         task.close()

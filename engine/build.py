@@ -20,9 +20,10 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Sampler
 from soundrl.engine.weight_sync import PROBES
 from soundrl.fapo import arith
+from soundrl.fapo.pending import done
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
-from soundrl.fapo.task import ReasoningTask, Task, done
+from soundrl.fapo.task import ReasoningTask, Task
 from soundrl.fapo.verify.thinking import Thoughts
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.task import CriticTask
@@ -77,15 +78,13 @@ def build_task(
     return task, built.phase
 
 
-def engine_count(config: Config, ranks: Ranks) -> int:
-    """Sampling engines of the run (tensor-parallel groups); ValueError where ranks, batches and the GPU's share do not fit."""
+def check_sizes(config: Config, ranks: Ranks) -> None:
+    """ValueError where ranks, sampling engines and the GPU's share do not fit."""
     config.check_memory(ranks.device.type)
-    tensor_parallel, minibatch = config.rollout.tensor_parallel, config.optim.minibatch_prompts
-    if ranks.size % tensor_parallel:
-        raise ValueError(f"rollout.tensor_parallel {tensor_parallel} does not divide the {ranks.size} ranks; start a multiple of it")
-    if minibatch % ranks.size:
-        raise ValueError(f"optim.minibatch_prompts {minibatch} is no multiple of the {ranks.size} ranks; every rank trains on whole groups")
-    return ranks.size // tensor_parallel
+    if ranks.size % config.rollout.tensor_parallel:
+        raise ValueError(
+            f"rollout.tensor_parallel {config.rollout.tensor_parallel} does not divide the {ranks.size} ranks; start a multiple of it"
+        )
 
 
 def model_folder(config: Config, ranks: Ranks) -> Path:

@@ -11,8 +11,9 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Sampler, requests_for
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.weight_sync import WeightSync
+from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.task import PendingGroups, Task
+from soundrl.fapo.task import Task
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import torch
 
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import Timeline
-from soundrl.fapo.task import PendingGroups
+from soundrl.fapo.pending import PendingGroups
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.serve.servers import JudgeServers
 

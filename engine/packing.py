@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Numbers = Sequence[int] | Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One sequence to train on."""
 
-    prompt_tokens: Sequence[int]
-    tokens: Sequence[int]
-    logprobs: Sequence[float] = ()
+    prompt_tokens: Numbers
+    tokens: Numbers
+    logprobs: Numbers = ()
     """Sampler's log-probability of each of `tokens`; empty for supervised rows."""
     advantage: float = 1.0
+    old_logprobs: Numbers | None = None
+    """Under the weights that sampled; None = they have not changed since. All samples of a micro-batch have them, or none."""
 
     @property
     def length(self) -> int:
@@ -28,11 +33,12 @@ class Sample:
 class PackedBatch:
     """One micro-batch. Worked example: two samples, prompt [5, 6] → response [7], prompt [8] → response [9, 4]:
 
-    input_ids         5 6 7 8 9 4
-    position_ids      0 1 2 0 1 2
-    cu_seqlens        0 3 6
-    loss_mask         0 0 1 0 1 1
-    response_index    2 4 5          (the row of logits that predicts token t is t − 1)
+    input_ids             5 6 7 8 9 4
+    position_ids          0 1 2 0 1 2
+    cu_seqlens            0 3 6
+    loss_mask             0 0 1 0 1 1
+    response_index        2 4 5          (the row of logits that predicts token t is t − 1)
+    response_cu_seqlens   0 1 3
     """
 
     input_ids: Tensor
@@ -43,6 +49,10 @@ class PackedBatch:
     """[B+1] int64 bounds of the sequences"""
     loss_mask: Tensor
     """[T] bool, True on response tokens"""
+    response_index: Tensor
+    """[R] int64 where `loss_mask` is True; made on the host, as a GPU would have to be waited for to learn R"""
+    response_cu_seqlens: Tensor
+    """[B+1] int64 bounds of each sequence's part of `response_index`"""
     sampler_logprobs: Tensor
     """[T] float32 as the sampler reported them, 0 elsewhere"""
     advantages: Tensor
@@ -51,61 +61,40 @@ class PackedBatch:
     """[T] float32 log-probabilities under the weights that sampled; None = the weights have not changed since"""
 
     @property
-    def response_index(self) -> Tensor:
-        return self.loss_mask.nonzero().squeeze(-1)
-
-    @property
-    def response_cu_seqlens(self) -> Tensor:
-        """[B+1] int64 bounds of each sequence's part of `response_index`."""
-        return torch.cat([self.loss_mask.new_zeros(1, dtype=torch.int64), self.loss_mask.cumsum(0)])[self.cu_seqlens]
-
-    @property
     def tokens(self) -> int:
         return len(self.input_ids)
 
-    def with_advantages(self, advantages: Sequence[float]) -> PackedBatch:
-        """The same row with an advantage for each of its B sequences; those whose advantage is 0 leave it, as they have no gradient.
-
-        Worked example: lengths 3, 2 with advantages 0, 1.5 → the second sequence alone, at positions 0, 1.
-        """
-        if len(advantages) != len(self.cu_seqlens) - 1:
-            raise ValueError(f"{len(advantages)} advantages for {len(self.cu_seqlens) - 1} sequences; give one for each")
-        if not any(advantage != 0.0 for advantage in advantages):
-            return pack((), self.input_ids.device)
-        values_B = torch.tensor(advantages, dtype=torch.float32, device=self.input_ids.device)
-        lengths_B, live_B = self.cu_seqlens.diff(), values_B != 0
-        live_T = live_B.repeat_interleave(lengths_B)
-        mask_T = self.loss_mask[live_T]
-        return PackedBatch(
-            input_ids=self.input_ids[live_T],
-            position_ids=self.position_ids[live_T],
-            cu_seqlens=torch.cat([self.cu_seqlens[:1], lengths_B[live_B].cumsum(0)]),
-            loss_mask=mask_T,
-            sampler_logprobs=self.sampler_logprobs[live_T],
-            advantages=values_B.repeat_interleave(lengths_B)[live_T] * mask_T,
-            old_logprobs=None if self.old_logprobs is None else self.old_logprobs[live_T],
-        )
-
 
 def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
-    """One row of the given samples, in order. With no sample: one token that trains nothing, so that every rank can take part."""
+    """One row of the given samples, in order. With no sample: one sequence that trains nothing, so that every rank can take part."""
     rows = samples or [Sample(prompt_tokens=(0, 0), tokens=())]
-    ids, positions, mask, logprobs, advantages, bounds = [], [], [], [], [], [0]
-    for row in rows:
-        p, r = len(row.prompt_tokens), len(row.tokens)
-        ids += [*row.prompt_tokens, *row.tokens]
-        positions += range(p + r)
-        mask += [False] * p + [True] * r
-        logprobs += [0.0] * p + list(row.logprobs or [0.0] * r)
-        advantages += [0.0] * p + [row.advantage] * r
-        bounds.append(len(ids))
+    prompt_B, response_B = (np.array(sizes) for sizes in zip(*((len(row.prompt_tokens), len(row.tokens)) for row in rows), strict=True))
+    length_B = prompt_B + response_B
+    start_B = length_B.cumsum() - length_B
+    position_T = np.arange(length_B.sum()) - start_B.repeat(length_B)
+    index_R = np.flatnonzero(position_T >= prompt_B.repeat(length_B))
+
+    def scattered(values_R: np.ndarray) -> Tensor:
+        values_T = np.zeros(len(position_T), dtype=np.float32)
+        values_T[index_R] = values_R
+        return torch.from_numpy(values_T).to(device)
+
+    def joined(parts: Iterable[Numbers | None]) -> np.ndarray:
+        return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+
+    ids_T = np.concatenate([np.asarray(part, dtype=np.int64) for row in rows for part in (row.prompt_tokens, row.tokens)])
+    bounds = ((0, *sizes.cumsum()) for sizes in (length_B, response_B))
+    cu_seqlens, response_cu_seqlens = (torch.tensor(each, device=device) for each in bounds)
     return PackedBatch(
-        input_ids=torch.tensor(ids, device=device),
-        position_ids=torch.tensor(positions, device=device),
-        cu_seqlens=torch.tensor(bounds, device=device),
-        loss_mask=torch.tensor(mask, device=device),
-        sampler_logprobs=torch.tensor(logprobs, device=device),
-        advantages=torch.tensor(advantages, device=device),
+        input_ids=torch.from_numpy(ids_T).to(device),
+        position_ids=torch.from_numpy(position_T).to(device),
+        cu_seqlens=cu_seqlens,
+        loss_mask=torch.from_numpy(position_T >= prompt_B.repeat(length_B)).to(device),
+        response_index=torch.from_numpy(index_R).to(device),
+        response_cu_seqlens=response_cu_seqlens,
+        sampler_logprobs=scattered(joined(row.logprobs if len(row.logprobs) else np.zeros(len(row.tokens)) for row in rows)),
+        advantages=scattered(np.array([row.advantage for row in rows]).repeat(response_B)),
+        old_logprobs=None if rows[0].old_logprobs is None else scattered(joined(row.old_logprobs for row in rows)),
     )
 
 

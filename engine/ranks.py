@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -65,6 +66,17 @@ class Ranks:
         out: list[Any] = [None] * self.size
         dist.all_gather_object(out, value)
         return out
+
+    def gather_array(self, own: np.ndarray) -> list[np.ndarray]:
+        """The one-dimensional array of every rank, in rank order, on every rank; lengths may differ, the type may not. Over the host."""
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(own)]))
+        most = int(max(lengths))
+        padded = torch.zeros(most, dtype=torch.from_numpy(own[:0]).dtype)
+        padded[: len(own)] = torch.from_numpy(own)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [part[: int(length)].numpy() for part, length in zip(parts, lengths, strict=True)]
 
     def barrier(self) -> None:
         """Wait for every rank (on the host: a value is summed, no GPU is touched)."""

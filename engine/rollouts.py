@@ -9,19 +9,9 @@ from soundrl.engine.config import Config
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Sampler, requests_for
 from soundrl.engine.timeline import Timeline
+from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.task import PendingGroups, Task
-
-
-def share(prompts: Sequence[Prompt], updates: int, engine: int, engines: int) -> list[Prompt]:
-    """One engine's block of each of the step's `updates` mini-batches: which prompts share an optimizer step, and what they are called,
-    does not depend on the number of ranks.
-
-    >>> share("abcdefgh", 2, 1, 2)
-    ['c', 'd', 'g', 'h']
-    """
-    block = len(prompts) // (updates * engines)
-    return [prompt for part in range(engine, updates * engines, engines) for prompt in prompts[part * block : (part + 1) * block]]
+from soundrl.fapo.task import Task
 
 
 def rollout(
@@ -34,8 +24,14 @@ def rollout(
     step: int,
     phases: Timeline,
 ) -> PendingGroups:
-    """Sample and verify; each correct rollout goes to the judge as it finishes, while the others are still sampled. Of an engine that
-    several ranks share, each rank keeps, verifies and judges its own groups."""
+    """Sample and verify this rank's part of `prompts`, the step's in their global order; each correct rollout goes to the judge as it
+    finishes, while the others are still sampled.
+
+    Engines take turns at the prompts, and so do the ranks that share an engine, which all pass it the same requests: each keeps, verifies
+    and judges groups of its own. Where a rollout is sampled changes nothing in it.
+    """
+    shared = config.rollout.tensor_parallel
+    prompts = prompts[ranks.rank // shared :: ranks.size // shared]
     requests = requests_for(
         [(prompt.id, encode(prompt)) for prompt in prompts],
         config.rollout.samples,
@@ -45,9 +41,9 @@ def rollout(
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
     )
-    own = {prompt.id: prompt for prompt in prompts[ranks.rank % config.rollout.tensor_parallel :: config.rollout.tensor_parallel]}
+    own = {prompt.id: prompt for prompt in prompts[ranks.rank % shared :: shared]}
     with phases("generate"):
-        pending = task.collect(list(own.values()), (rollout for rollout in sampler.generate(requests) if rollout.prompt_id in own))
+        pending = task.collect(list(own.values()), (r for r in (sampler.generate(requests) if requests else ()) if r.prompt_id in own))
     with phases("verify"):
         pending.outcomes()
     return pending

@@ -16,22 +16,22 @@ if __name__ == "__main__":
 from soundrl.engine import build
 from soundrl.engine.config import Config
 from soundrl.engine.evaluate import evaluate
+from soundrl.engine.exchange import exchange
 from soundrl.engine.judges import over_ranks
 from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.rollouts import rollout, share
+from soundrl.engine.rollouts import rollout
 from soundrl.engine.run_folder import RunFolder
-from soundrl.engine.schedule import schedules
+from soundrl.engine.schedule import minibatches
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
-from soundrl.fapo.data.prompt_stream import PromptStream
+from soundrl.fapo.data.prompt_stream import PromptStream, distinct
 from soundrl.fapo.measures import TooManyUnknownError
-from soundrl.fapo.task import distinct
 
 
 def main(config: Config) -> None:
@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     phases, progress = Timeline(ranks.rank), Progress(ranks.main, config.run.steps)
     folder = RunFolder(config, ranks)
     with users_mistakes(), phases("prepare"), folder.claimed() as config:
-        engines = build.engine_count(config, ranks)
+        build.check_sizes(config, ranks)
         problems = Problems(config)
         start = build.model_folder(config, ranks)
         tokenizer = build.load_tokenizer(start)
@@ -88,20 +88,18 @@ def main(config: Config) -> None:
     for step in range(1, config.run.steps + 1):
         with phases("step"):
             updates = config.rollout.prompts // config.optim.minibatch_prompts
-            # Which prompts share an optimizer step, and what they are called, does not depend on the number of ranks.
             prompts = distinct(stream.take(updates * config.optim.minibatch_prompts))
-            prompts = share(prompts, updates, ranks.rank // config.rollout.tensor_parallel, engines)
             pending = rollout(prompts, task, sampler, encode, config, ranks, step, phases)
             sampler.sleep()
             with phases("rank_wait"):
-                ranks.barrier()
+                batch = exchange(prompts, pending, ranks)
             said = {} if judging is None else judging(pending, partial(task.judge_metrics, step), phases)
             if judging is None and not config.run.overlap:
                 with phases("judge_wait"):
                     pending.groups()
             with phases("train"):
-                waiting = lambda: phases("judge_wait")  # noqa: E731
-                trained = trainer.train(schedules(list(pending), updates, config.optim.microbatch_tokens, ranks.device, waiting))
+                parts = minibatches(batch, config.optim.minibatch_prompts, config.optim.microbatch_tokens)
+                trained = trainer.train(parts, partial(phases, "judge_wait"))
             with phases("judge_wait"):  # verdicts that change no advantage: λ = 0
                 own = pending.groups()
             with phases("sync"):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from soundrl.engine.config import Loss, Optim
-from soundrl.engine.packing import PackedBatch, Sample, pack, pack_all
+from soundrl.engine.exchange import StepBatch
+from soundrl.engine.packing import PackedBatch, Sample, pack
 from soundrl.engine.policy import Policy
-from soundrl.engine.schedule import Minibatch
+from soundrl.engine.schedule import Minibatch, micro_batches
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS
 
@@ -59,14 +61,10 @@ class Trainer:
         self.updates = 0
         self.skipped_in_a_row = 0
 
-    def pack(self, samples: Sequence[Sample]) -> list[PackedBatch]:
-        """This rank's micro-batches, `padded`."""
-        return self.padded(pack_all(samples, self.settings.microbatch_tokens, self.ranks.device))
-
-    def padded(self, batches: list[PackedBatch]) -> list[PackedBatch]:
-        """With empty ones up to the largest number of any rank: FSDP2's collectives must match."""
-        most = int(self.ranks.max(max(1, len(batches))))  # at least one, so that a step without any signal is a step all the same
-        return batches + [pack((), self.ranks.device)] * (most - len(batches))
+    def packed(self, samples: Sequence[Sample]) -> Iterator[PackedBatch]:
+        """This rank's micro-batches of `samples`, which every rank knows: as many as any other has, empty ones among them."""
+        for own in micro_batches([s.length for s in samples], self.ranks.size, self.settings.microbatch_tokens)[self.ranks.rank]:
+            yield pack([samples[i] for i in own], self.ranks.device)
 
     def backward(self, batches: Iterable[PackedBatch], count: float, loss_function: LossFunction) -> dict[str, float]:
         """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`SUMS`).
@@ -75,7 +73,9 @@ class Trainer:
         the world size: the sum over ranks is the gradient of one rank that holds everything.
         """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.ranks.device)
-        for batch in batches:
+        batches = iter(batches)
+        # One at least, so that a step without any signal is a step all the same.
+        for batch in chain([next(batches, pack((), self.ranks.device))], batches):
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
             with self.detail("micro-batch"):
                 loss, metrics, _, entropy_R = loss_function(batch, count)
@@ -118,7 +118,7 @@ class Trainer:
         return self.policy.response_loss(batch, self.temperature, SUPERVISED, count, supervised=True)
 
     def count(self, samples: Sequence[Sample]) -> float:
-        """What these samples add to the loss's denominator (table in `kernels/loss_rule.py`); those without advantage count as well."""
+        """The loss's denominator of these samples (table in `kernels/loss_rule.py`); those without advantage count as well."""
         sequences = float(sum(len(s.tokens) > 0 for s in samples))
         if self.rule.sequence_mean:
             return sequences
@@ -129,31 +129,33 @@ class Trainer:
         return float(sum(len(s.tokens) for s in samples))
 
     @torch.no_grad()
-    def with_old_logprobs(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
-        """The same micro-batches with `old_logprobs` under the present weights."""
-        out = []
-        for batch in batches:
-            logprob_R, _ = self.policy.response_logprobs(batch, self.temperature)
-            old_T = torch.zeros_like(batch.sampler_logprobs)
-            old_T[batch.response_index] = logprob_R
-            out.append(replace(batch, old_logprobs=old_T))
-        return out
+    def take_old_logprobs(self, batch: StepBatch, indices: Sequence[int]) -> None:
+        """Log-probabilities of these samples under the present weights, computed where they are dealt to, then on every rank."""
+        lengths, budget = [batch.samples[i].length for i in indices], self.settings.microbatch_tokens
+        dealt = micro_batches(lengths, self.ranks.size, budget)
+        own = [np.empty(0, dtype=np.float32)]
+        for members in dealt[self.ranks.rank]:
+            packed = pack([batch.samples[indices[i]] for i in members], self.ranks.device)
+            own.append(self.policy.response_logprobs(packed, self.temperature)[0].float().cpu().numpy())
+        for bins, values in zip(dealt, self.ranks.gather_array(np.concatenate(own)), strict=True):
+            order = [indices[i] for members in bins for i in members]
+            bounds = np.cumsum([len(batch.samples[i].tokens) for i in order])
+            batch.old_logprobs.update(zip(order, np.split(values, bounds[:-1]), strict=True))
 
-    def train(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
-        """One optimizer step per mini-batch of the rollout batch; `minibatches` holds this rank's part of each.
+    def train(self, minibatches: Sequence[Minibatch], waiting: Callable[[], AbstractContextManager] = nullcontext) -> dict[str, float]:
+        """One optimizer step per mini-batch of the rollout batch. A collective; every rank has the same mini-batches.
 
         The first mini-batch trains on the weights that sampled (ratio exactly 1); for the others log-probabilities are taken before it,
-        which needs no verdict. Each micro-batch waits for the verdicts of its own window, and an optimizer step for those of its own
-        mini-batch. Sequences without advantage have an exactly zero gradient: they count in the denominator and are not trained.
-        Returns metrics over the whole batch.
+        which needs no verdict. Each window waits for its own verdicts (`waiting()` is entered then). Sequences without advantage have an
+        exactly zero gradient: they count in the denominator and are not trained. Returns metrics over the whole batch.
         """
-        counts = self.ranks.sum([self.count(minibatch.samples) for minibatch in minibatches])
-        packed = [self.padded(minibatch.batches) for minibatch in minibatches]
         with self.detail("old log-probs"):
-            packed = [packed[0], *(self.with_old_logprobs(batches) for batches in packed[1:])]
+            if late := [i for minibatch in minibatches[1:] for i in minibatch.candidates()]:
+                self.take_old_logprobs(minibatches[0].batch, late)
         totals: dict[str, float] = dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
-        for minibatch, batches, count in zip(minibatches, packed, counts, strict=True):
-            stats = self.backward(minibatch.trained(batches), max(count, 1.0), self.policy_loss)
+        for minibatch in minibatches:
+            batches = (packed for window in minibatch.trained(waiting) for packed in self.packed(window))
+            stats = self.backward(batches, max(self.count(minibatch.samples), 1.0), self.policy_loss)
             with self.detail("optimizer"):
                 stats |= self.update(self.learning_rate())
             totals = {name: totals[name] + stats[name] for name in totals}
@@ -178,7 +180,6 @@ class Trainer:
         }
 
     def supervised_step(self, samples: Sequence[Sample], lr: float) -> dict[str, float]:
-        """One supervised optimizer step (warm start) on this rank's share of the batch."""
-        (token_count,) = self.ranks.sum([float(sum(len(s.tokens) for s in samples))])
-        stats = self.backward(self.pack(samples), max(token_count, 1.0), self.supervised_loss)
-        return stats | self.update(lr)
+        """One supervised optimizer step (warm start) on samples that every rank knows."""
+        count = float(sum(len(s.tokens) for s in samples))
+        return self.backward(self.packed(samples), max(count, 1.0), self.supervised_loss) | self.update(lr)

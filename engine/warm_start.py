@@ -26,8 +26,6 @@ def warm_start(policy: Policy, config: Config, demonstrations: Demonstrations, p
     """Train `config.warm_start.steps` steps on response tokens, with moments of its own: RL begins with a fresh optimizer."""
     settings = config.warm_start
     trainer = Trainer(policy, replace(config.optim, lr=settings.lr), config.loss, temperature=1.0)
-    rank, size = policy.ranks.rank, policy.ranks.size
     for step in range(settings.steps):
-        samples = demonstrations(step, settings.steps)[rank::size]
-        stats = trainer.supervised_step(samples, learning_rate(step, settings.steps, settings.lr))
+        stats = trainer.supervised_step(demonstrations(step, settings.steps), learning_rate(step, settings.steps, settings.lr))
         progress.warm_start(step + 1, settings.steps, stats["loss"])

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.fapo.task import PendingGroups, done
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.rewards import critic_reward
 from soundrl.genrm.scores import FLAGS, flags, measures

@@ -14,9 +14,10 @@ from tiny import write_tiny
 
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.timeline import Timeline
+from soundrl.fapo.pending import done
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings
-from soundrl.fapo.task import ReasoningTask, done
+from soundrl.fapo.task import ReasoningTask
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.serve.servers import TOKEN_ENV, JudgeServers, Serving, Worker
 

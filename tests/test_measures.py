@@ -6,10 +6,10 @@ from soundrl.engine.timeline import Timeline
 from soundrl.engine.train import due
 from soundrl.engine.view.console import clock, plain_words, shown
 from soundrl.engine.warm_start import learning_rate
+from soundrl.fapo.data.prompt_stream import distinct
 from soundrl.fapo.measures import TooManyUnknownError, UnknownWatch, count, rates
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.fapo.task import distinct
 
 STATES = {"s": (Outcome.CORRECT, Verdict.sound()), "f": (Outcome.CORRECT, Verdict.flawed(1)), "w": (Outcome.WRONG, None)} | {
     "u": (Outcome.CORRECT, Verdict.unknown("timeout")),

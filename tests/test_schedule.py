@@ -10,9 +10,10 @@ from tiny import write_tiny
 
 from soundrl.engine.packing import Sample, pack
 from soundrl.engine.schedule import MOST_BATCHES, cut, schedules
+from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.fapo.task import OracleJudge, PendingGroups, ReasoningTask, done
+from soundrl.fapo.task import OracleJudge, ReasoningTask
 
 CPU = torch.device("cpu")
 

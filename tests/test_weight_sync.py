@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from soundrl.engine import sync_doctor, weight_sync
-from soundrl.engine.packing import pack_all
 from soundrl.engine.weight_sync import SyncError, WeightSync
 from soundrl.fapo.records import Rollout
 
@@ -53,7 +52,7 @@ def gated(sampler: Sampler, trainer_says: float = -1.0, others: float = 0.0) -> 
         named_full_tensors=lambda: iter([("w", torch.zeros(2))]),
         response_logprobs=lambda batch, temperature: (torch.full((len(batch.response_index),), trainer_says), None),
     )
-    trainer = SimpleNamespace(pack=lambda samples: pack_all(samples, 1024, ranks.device))
+    trainer = SimpleNamespace(settings=SimpleNamespace(microbatch_tokens=1024))
     return WeightSync(policy, trainer, sampler, [(1, 2, 3)] * 8, 1.2, 1.05)()  # type: ignore[arg-type]
 
 

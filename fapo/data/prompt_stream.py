@@ -1,8 +1,9 @@
-"""The order in which prompts are trained: seeded, reshuffled each epoch, split over ranks, resumable from one number."""
+"""The order in which prompts are trained: seeded, reshuffled each epoch, the same on every rank, resumable from one number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol, cast
 
@@ -23,20 +24,16 @@ class PromptSource(Protocol):
 class PromptStream:
     """Takes prompts of a list or a source in an order that follows from `seed` and the prompts' ids alone.
 
-    The stream is one sequence for all ranks; a rank takes its block of it, so that the blocks in rank order are the same list whatever the
-    world size. A finite source is shuffled anew each epoch and every prompt comes once per epoch, also where a batch crosses its end; such
-    a batch can hold a prompt twice, from the end of one epoch and the beginning of the next. An endless source comes in order of its index.
+    Every rank takes the same. A finite source is shuffled anew each epoch and every prompt comes once per epoch, also where a batch crosses
+    its end; such a batch can hold a prompt twice (see `distinct`). An endless source comes in order of its index.
 
-    Example: of four prompts a, b, c, d in the order c, a, d, b, `take(2)` on two ranks gives `[c]` and `[a]`, then `[d]` and `[b]`.
+    Example: of four prompts a, b, c, d in the order c, a, d, b, `take(3)` gives `[c, a, d]`.
 
-    Raises `ValueError` where there are no prompts, two have the same id, or rank and world do not fit.
+    Raises `ValueError` where there are no prompts, or two have the same id.
     """
 
-    def __init__(self, prompts: Sequence[Prompt] | PromptSource, seed: int, rank: int = 0, world: int = 1) -> None:
-        if world < 1 or not 0 <= rank < world:
-            raise ValueError(f"rank={rank} with world={world}: a rank is one of 0 … world − 1")
-        self._seed, self._rank, self._world = seed, rank, world
-        self._cursor = 0
+    def __init__(self, prompts: Sequence[Prompt] | PromptSource, seed: int) -> None:
+        self._seed, self._cursor = seed, 0
         self._source: PromptSource = cast(PromptSource, prompts) if hasattr(prompts, "prompt") else _Listed(cast(Sequence[Prompt], prompts))
         self._size = self._source.size
         if self._size is not None and self._size < 1:
@@ -52,7 +49,7 @@ class PromptStream:
 
     @property
     def cursor(self) -> int:
-        """Number of prompts taken so far by all ranks together."""
+        """Number of prompts taken so far."""
         return self._cursor
 
     @property
@@ -60,20 +57,15 @@ class PromptStream:
         """Number of whole epochs taken; 0 for ever where the source is endless."""
         return 0 if self._size is None else self._cursor // self._size
 
-    def take(self, n_global: int) -> list[Prompt]:
-        """This rank's `n_global / world` of the next `n_global` prompts; every rank must take the same number.
-
-        Raises `ValueError` where `n_global` is not a positive multiple of the world size.
-        """
-        if n_global < 1 or n_global % self._world:
-            raise ValueError(f"{n_global} prompts for {self._world} ranks: use a positive multiple of the number of ranks")
-        share = n_global // self._world
-        begin = self._cursor + self._rank * share
-        self._cursor += n_global
-        return [self._source.prompt(self._index(position)) for position in range(begin, begin + share)]
+    def take(self, number: int) -> list[Prompt]:
+        """The next `number` prompts; ValueError below one."""
+        if number < 1:
+            raise ValueError(f"{number} prompts: take at least one")
+        begin, self._cursor = self._cursor, self._cursor + number
+        return [self._source.prompt(self._index(position)) for position in range(begin, begin + number)]
 
     def state_dict(self) -> dict[str, int | str]:
-        """Plain JSON: the cursor, and the seed and data it belongs to. The same on every rank and for every world size."""
+        """Plain JSON: the cursor, and the seed and data it belongs to. The same on every rank, and for every number of them."""
         return {"cursor": self._cursor, "seed": self._seed, "digest": self._digest}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
@@ -99,6 +91,19 @@ class PromptStream:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, shuffled(self._ids, self._seed, epoch)
         return self._order[place]
+
+
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Ids made unique where a batch reaches into the next epoch and holds a problem twice: `a, b, a` → `a, b, a#2`.
+
+    Seeds are derived from ids, so the second group is sampled anew.
+    """
+    seen: dict[str, int] = {}
+    out = []
+    for prompt in prompts:
+        seen[prompt.id] = seen.get(prompt.id, 0) + 1
+        out.append(prompt if seen[prompt.id] == 1 else replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}"))
+    return out
 
 
 def shuffled(ids: Sequence[str], seed: int, epoch: int) -> list[int]:

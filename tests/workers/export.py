@@ -37,7 +37,7 @@ def trained(target: Path, kind: str, ranks: Ranks) -> list[float]:
     policy, trainer = load(fresh, ranks)
     samples = fixed_samples()
     for _ in range(2):
-        trainer.train([known(samples[ranks.rank :: ranks.size])])
+        trainer.train(known(ranks, samples))
     with torch.no_grad():
         logprob_R, _ = policy.response_logprobs(pack(samples, ranks.device), 1.0)
     (target.with_name(target.name + ".part")).mkdir(exist_ok=True)  # as an export that was interrupted leaves it

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +19,17 @@ from transformers import AutoTokenizer
 
 from soundrl.engine.build import reward_settings
 from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.exchange import exchange
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
-from soundrl.engine.schedule import schedules
+from soundrl.engine.schedule import minibatches
 from soundrl.engine.trainer import Trainer
 from soundrl.fapo import arith
+from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout
-from soundrl.fapo.task import OracleJudge, PendingGroups, ReasoningTask, done
+from soundrl.fapo.task import OracleJudge, ReasoningTask
 
 be_quiet()
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "rollouts.jsonl"
@@ -37,12 +40,13 @@ def verify(prompt: Prompt, rollout: Rollout) -> "Future[Outcome]":
     return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
 
 
-def collected(folder: Path, ranks: Ranks, lam: float) -> PendingGroups:
-    """This rank's groups, verified and judged as in a run."""
+def collected(folder: Path, ranks: Ranks, lam: float) -> tuple[list[Prompt], PendingGroups]:
+    """All prompts, and this rank's groups, verified and judged as in a run."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
-    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))[ranks.rank :: ranks.size]
-    prompts = {id_: arith.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids}
+    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))
+    everyone = [arith.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids]
+    prompts = {prompt.id: prompt for prompt in everyone[ranks.rank :: ranks.size]}
     rollouts = [
         Rollout(
             prompt_id=row["prompt_id"],
@@ -59,7 +63,7 @@ def collected(folder: Path, ranks: Ranks, lam: float) -> PendingGroups:
     ]
     config = RECIPES["arith"]()
     task = ReasoningTask(verify, OracleJudge(arith.oracle), reward_settings(replace(config, fapo=replace(config.fapo, lam=lam))))
-    return task.collect(list(prompts.values()), rollouts)
+    return everyone, task.collect(list(prompts.values()), rollouts)
 
 
 def main(arguments: dict, out: Path) -> None:
@@ -72,8 +76,10 @@ def main(arguments: dict, out: Path) -> None:
         policy = Policy(folder, tokenizer, model, ranks)
         settings = Optim(lr=2e-4, weight_decay=0.0, warmup_steps=1, microbatch_tokens=512)
         trainer = Trainer(policy, settings, Loss(**case.get("loss", {})), 1.0)
-        pending = collected(folder, ranks, case.get("lam", 1.0))
-        trained = trainer.train(schedules(list(pending), UPDATES, settings.microbatch_tokens, ranks.device, world_waits))
+        prompts, pending = collected(folder, ranks, case.get("lam", 1.0))
+        batch = exchange(prompts, pending, ranks)
+        parts = minibatches(batch, len(prompts) // UPDATES, settings.microbatch_tokens)
+        trained = trainer.train(parts, nobody_waits if ranks.size == 1 else nullcontext)
         rewards = ranks.sum([sum(sum(g.rewards) for g in pending.groups()), sum(len(g.rewards) for g in pending.groups())])
         full = [parameter.detach().full_tensor() for parameter in policy.model.parameters()]
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in full)).hexdigest()
@@ -85,7 +91,7 @@ def main(arguments: dict, out: Path) -> None:
     ranks.stop()
 
 
-def world_waits() -> None:
+def nobody_waits() -> AbstractContextManager:
     raise AssertionError("every verdict is there already")
 
 

@@ -26,7 +26,7 @@ def main(arguments: dict, out: Path) -> None:
         trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), Loss(correction=case.get("correction", "tis")), 0.9)
         everything = fixed_samples()
         token_count = float(sum(len(s.tokens) for s in everything))
-        batches = trainer.pack([s for s in everything[ranks.rank :: ranks.size] if s.advantage != 0.0])
+        batches = list(trainer.packed([s for s in everything if s.advantage != 0.0]))
         stats = trainer.backward(batches, token_count, trainer.policy_loss)
         gradients = {name: p.grad.full_tensor().double() for name, p in policy.model.named_parameters()}
         trainer.optimizer.zero_grad()

@@ -51,10 +51,10 @@ def main(arguments: dict, out: Path) -> None:
         policy = Policy(folder, load_tokenizer(folder), model, ranks)
         optim = replace(config.optim, microbatch_tokens=arguments["tokens"])
         trainer = Trainer(policy, optim, config.loss, 1.0)
-        trainer.train([known(samples(200), 4096)])  # moments, buffers, thread pools
+        trainer.train(known(ranks, samples(200)))  # moments, buffers, thread pools
         held = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-        trainer.train([known(samples(arguments["tokens"]), arguments["tokens"])])
+        trainer.train(known(ranks, samples(arguments["tokens"])))
         of = shapes(folder, torch.float32, "cpu")
         work = sum(trainer_work(of, 4, arguments["tokens"], recomputed, on_gpu=False).values())
         state = sum(trainer_state(of, 4, 1).values())

@@ -5,7 +5,6 @@ import json
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 
@@ -14,14 +13,16 @@ from scripted_judge import ScriptedJudge
 
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.exchange import exchange
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.schedule import schedules
+from soundrl.engine.schedule import minibatches
 from soundrl.engine.trainer import Trainer
+from soundrl.fapo.pending import done
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
-from soundrl.fapo.task import ReasoningTask, done
+from soundrl.fapo.task import ReasoningTask
 
 be_quiet()
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=40, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
@@ -81,16 +82,17 @@ class Runs:
         may be asked while rollouts arrive."""
         task, trainer, late = ReasoningTask(verify, judge, REWARDS, judge_sleeps=sleeps), self.trainer(), 0
         for step in range(STEPS):
-            prompts = [Prompt(id=f"{step}/{i}", text="", answer="") for i in range(PROMPTS)][self.ranks.rank :: self.ranks.size]
-            arriving = [rollout for prompt in prompts for rollout in rollouts(prompt)]
+            prompts = [Prompt(id=f"{step}/{i}", text="", answer="") for i in range(PROMPTS)][:: -1 if backwards else 1]
+            own = prompts[self.ranks.rank :: self.ranks.size]
+            arriving = [rollout for prompt in own for rollout in rollouts(prompt)]
             Random(seed).shuffle(arriving)
             asked = len(judge.asked)
-            pending = task.collect(prompts, arriving)
+            pending = task.collect(own, arriving)
             assert (len(judge.asked) == asked) is sleeps, "who sleeps is not asked, who does not is"
             if not overlap:
                 pending.ask().groups()
             late += sum(not group.ready for group in pending)
-            trainer.train(schedules(list(pending)[:: -1 if backwards else 1], 2, BUDGET, self.ranks.device, nullcontext))
+            trainer.train(minibatches(exchange(prompts, pending, self.ranks), PROMPTS // 2, BUDGET))
         task.close()
         return self.digest(), late
 
@@ -117,7 +119,7 @@ class Runs:
         pending = task.collect(prompts, [rollout for prompt in prompts for rollout in rollouts(prompt)])
         if not overlap:
             pending.groups()
-        trainer.train(schedules(list(pending), 1, BUDGET, self.ranks.device, nullcontext))
+        trainer.train(minibatches(exchange(prompts, pending, self.ranks), len(prompts), BUDGET))
         groups = pending.groups()
         spent = time.monotonic() - start
         trained.set()

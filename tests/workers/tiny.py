@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from soundrl.engine.arith_model import arith_tokenizer, write_arith_model
+from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import Sample
-from soundrl.engine.schedule import Minibatch, Window
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.schedule import Minibatch
 
 SHAPE = {
     "hidden_size": 64,
@@ -52,7 +55,9 @@ def fixed_samples(count: int = 24) -> list[Sample]:
     return out
 
 
-def known(samples: list[Sample], budget: int = 256) -> Minibatch:
-    """A mini-batch of one window whose advantages are known already."""
-    window = Window.pack(samples, lambda: [sample.advantage for sample in samples], budget, torch.device("cpu"))
-    return Minibatch(samples, [window])
+def known(ranks: Ranks, *parts: list[Sample]) -> list[Minibatch]:
+    """A mini-batch of each part, of one window, whose advantages are known already; the same on every rank."""
+    samples = [sample for part in parts for sample in part]
+    groups = [range(sum(map(len, parts[:i])), sum(map(len, parts[: i + 1]))) for i in range(len(parts))]
+    batch = StepBatch(samples, groups, [False] * len(parts), np.array([s.advantage for s in samples]), {}, ranks)
+    return [Minibatch(batch, [g], [[g]]) for g in range(len(parts))]

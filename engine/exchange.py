@@ -1,0 +1,128 @@
+"""What every rank knows of a step before it trains: the tokens and log-probabilities of all rollouts, whoever sampled them.
+
+    exchange → `StepBatch` → mini-batches of whole prompts in the global order → windows → sequences dealt over ranks
+
+One all-gather of arrays over the host (50 MB for 4,096 rollouts of 1,500 tokens). A group's advantages stay with the rank that has its
+verdicts, until a window needs them. Shapes: P prompts, N rollouts in the order of prompts and samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from soundrl.engine.packing import Sample
+from soundrl.engine.ranks import Ranks
+from soundrl.fapo.pending import PendingGroup, PendingGroups
+from soundrl.fapo.records import Prompt
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The rollouts of a step, the same on every rank but for `owned`."""
+
+    samples: list[Sample]
+    """[N]; advantages are 0 until `advantages` says otherwise"""
+    groups: list[range]
+    """[P] which of the samples are a prompt's"""
+    undecided: list[bool]
+    """[P] whether the advantages hang on a verdict"""
+    advantages: np.ndarray
+    """[N] float64; of undecided groups 0 until `settle`"""
+    owned: dict[int, PendingGroup]
+    """The groups whose verdicts this rank waits for, by their index"""
+    ranks: Ranks
+    old_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
+    """[tokens] float32 of samples that train after a first update, under the weights that sampled"""
+
+    def settle(self, window: Sequence[int], waiting: Callable[[], AbstractContextManager]) -> None:
+        """Wait for the verdicts of these groups, on every rank: `advantages` holds theirs then. A collective where any is `undecided`."""
+        late = [g for g in window if self.undecided[g]]
+        if not late:
+            return
+        own = {g: self.owned[g] for g in late if g in self.owned}
+        with nullcontext() if all(group.ready for group in own.values()) else waiting():
+            for g, group in own.items():
+                self.advantages[self.groups[g].start : self.groups[g].stop] = group.advantages()
+        if self.ranks.size > 1:
+            where = np.concatenate([np.arange(self.groups[g].start, self.groups[g].stop) for g in late])
+            with waiting():  # for the verdicts of others: each value is some rank's, and 0 on all others
+                self.advantages[where] = self.ranks.sum(self.advantages[where].tolist())
+        for g in late:
+            self.undecided[g] = False
+
+    def live(self, window: Sequence[int]) -> list[int]:
+        """The window's samples with a gradient."""
+        return [i for g in window for i in self.groups[g] if self.advantages[i] != 0.0 and len(self.samples[i].tokens)]
+
+    def trained(self, index: int) -> Sample:
+        """A sample as it is trained."""
+        sample = self.samples[index]
+        return Sample(
+            prompt_tokens=sample.prompt_tokens,
+            tokens=sample.tokens,
+            logprobs=sample.logprobs,
+            advantage=float(self.advantages[index]),
+            old_logprobs=self.old_logprobs.get(index),
+        )
+
+
+def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) -> StepBatch:
+    """All rollouts of `prompts`, the step's in their global order, of which each rank has `pending` ones. A collective.
+
+    Every rollout must be verified. Worked example, two ranks: the first has prompt b with responses of 3 and 2 tokens, the second a with
+    one of 4 → samples [4, 3, 2], groups [0..1), [1..3).
+    """
+    places = {prompt.id: place for place, prompt in enumerate(prompts)}
+    owned = {places[group.prompt.id]: group for group in pending}
+    heads, lengths, advantages, tokens, logprobs = [], [], [], [], []
+    for place, group in sorted(owned.items()):
+        rollouts = group.rollouts
+        asked = rollouts[0].prompt_tokens if rollouts else ()
+        heads += [place, len(rollouts), len(asked), group.undecided]
+        tokens.append(np.asarray(asked, dtype=np.int32))
+        advantages += [0.0] * len(rollouts) if group.undecided else group.advantages()
+        for rollout in rollouts:
+            lengths.append(len(rollout.tokens))
+            tokens.append(np.asarray(rollout.tokens, dtype=np.int32))
+            logprobs.append(np.asarray(rollout.logprobs, dtype=np.float32))
+    nothing = np.empty(0)
+    parts = zip(
+        ranks.gather_array(np.array(heads, dtype=np.int64)),
+        ranks.gather_array(np.array(lengths, dtype=np.int64)),
+        ranks.gather_array(np.array(advantages, dtype=np.float64)),
+        ranks.gather_array(np.concatenate([nothing.astype(np.int32), *tokens])),
+        ranks.gather_array(np.concatenate([nothing.astype(np.float32), *logprobs])),
+        strict=True,
+    )
+    found = sorted((row for part in parts for row in unpacked(*part)), key=lambda row: row[0])
+    assert [place for place, *_ in found] == list(range(len(prompts))), "each prompt of a step has one owner"
+    samples, groups, undecided, values = list[Sample](), list[range](), list[bool](), list[float]()
+    for _, own, late, known in found:
+        groups.append(range(len(samples), len(samples) + len(own)))
+        samples += own
+        undecided.append(late)
+        values += known
+    return StepBatch(samples, groups, undecided, np.array(values), owned, ranks)
+
+
+def unpacked(
+    heads: np.ndarray, lengths: np.ndarray, advantages: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray
+) -> list[tuple[int, list[Sample], bool, list[float]]]:
+    """A rank's groups out of its arrays: place, samples, whether it is undecided, advantages."""
+    out = []
+    row = token = logprob = 0
+    for place, count, prompt, late in heads.reshape(-1, 4).tolist():
+        asked, token = tokens[token : token + prompt], token + prompt
+        samples = []
+        for length in lengths[row : row + count].tolist():
+            samples.append(
+                Sample(prompt_tokens=asked, tokens=tokens[token : token + length], logprobs=logprobs[logprob : logprob + length])
+            )
+            token, logprob = token + length, logprob + length
+        out.append((place, samples, bool(late), advantages[row : row + count].tolist()))
+        row += count
+    return out
