@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from record import ROOT, machine
 
-from soundrl.genrm.serve.machine import reserve_port
+from soundrl.genrm.serve.machine import positions, reserve_port
 
 PROMPTS = 8
-MAX_LENGTH = 512
+MOST_TOKENS = 512  # of prompt and response, or the model's own context
 
 
 def head_type(worker: Any) -> str:
@@ -48,7 +48,7 @@ def measure(model_path: Path, data: Path, tokens: int, sampler_head: str) -> lis
     be_quiet()
     ranks = Ranks.start()
     tokenizer = load_tokenizer(model_path)
-    settings = Model(path=str(model_path), dtype="bfloat16", max_length=MAX_LENGTH)
+    settings = Model(path=str(model_path), dtype="bfloat16", max_length=min(MOST_TOKENS, positions(model_path) or MOST_TOKENS))
     policy = Policy(model_path, tokenizer, settings, ranks)
     trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), 1.0)
 
@@ -65,10 +65,11 @@ def measure(model_path: Path, data: Path, tokens: int, sampler_head: str) -> lis
     generator = VllmSampler(model_path, tokenizer, settings, Rollout(memory=memory, eager=True), ranks)
     with open(data, encoding="utf-8") as lines:
         texts = [json.loads(line)["problem"] for line in islice(lines, PROMPTS)]
-    prompts = [
-        tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False))
-        for text in texts
-    ]
+    if tokenizer.chat_template:
+        texts = [
+            tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False) for text in texts
+        ]
+    prompts = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     head, sample = policies.linear_logprob, generator.generate
     rows = []
     for temperature in (1.0, 1.2):

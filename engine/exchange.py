@@ -25,7 +25,7 @@ class StepBatch:
     """The rollouts of a step, the same on every rank but for `owned`."""
 
     samples: list[Sample]
-    """[N]; advantages are 0 until `advantages` says otherwise"""
+    """[N]; what stands in `advantages` and `old_logprobs` is not in them"""
     groups: list[range]
     """[P] which of the samples are a prompt's"""
     undecided: list[bool]

@@ -3,8 +3,8 @@ the ranks.
 
 Order is decided by content, never by arrival. Groups that need no verdict come first; the others stand in prompt order and are cut into
 windows of consecutive groups by their token counts: all of this is known when sampling ends. When a window's verdicts are there, the
-sequences that have an advantage are dealt, longest first to the least loaded rank, and packed by first fit, longest first. Every rank knows
-all of them, so it knows as well how many micro-batches the others have, and FSDP2's collectives match. A run that waits for every verdict
+sequences that have an advantage are dealt over micro-batches and ranks, longest first to the least loaded. Every rank knows all of them, so
+all have as many micro-batches, and FSDP2's collectives match. A run that waits for every verdict
 first computes the same, bit for bit. The loss's denominator counts every rollout, those included that leave their group later: it is needed
 before the first verdict.
 """
@@ -17,40 +17,58 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.packing import Sample, first_fit
+from soundrl.engine.packing import Sample
 
 FILL = 0.8
 """A window ends with the first group after which its micro-batches are this full. At 0.9 the micro-batches are 4 % fuller, but windows
 half again as large; what is not filled costs no arithmetic, only one more gather of the weights."""
+LEAST_ROUNDS = 4
+"""… but where several ranks share it, not before so many rounds: which sequences of a window train is known only with its verdicts, and the
+fewer are dealt at a time, the more the ranks wait for the longest (bench/deal.py: without this .90 of 32 ranks' time is useful)."""
 MOST_BATCHES = 8
 """… or with this many micro-batches a rank: long sequences may never fill theirs."""
 
 
-def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices of `lengths` for each rank: longest first to the least loaded, ties by index and by rank, so the result is a function of
-    content.
+def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
+    """Indices of `lengths` for each of so many hands: longest first to the one that holds least, ties by index and by hand, so the result
+    is a function of content. Hands come in the order of what they hold, the fullest first.
 
-    >>> deal([5, 3, 4, 2], 2)
-    [[0, 3], [2, 1]]
+    >>> deal([5, 3, 4, 2, 1], 2)
+    [[0, 3, 4], [2, 1]]
     """
-    dealt: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0, rank) for rank in range(ranks)]
+    dealt = [(0, hand, list[int]()) for hand in range(hands)]
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        load, rank = loads[0]
-        heapq.heapreplace(loads, (load + lengths[index], rank))
-        dealt[rank].append(index)
-    return dealt
+        held, hand, members = dealt[0]
+        heapq.heapreplace(dealt, (held + lengths[index], hand, [*members, index]))
+    return [members for _, _, members in sorted(dealt, key=lambda each: (-each[0], each[1]))]
 
 
 def micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Of each rank, its micro-batches of at most `budget` tokens, as indices of `lengths`; empty ones follow up to the most of any rank.
+    """Rounds of a micro-batch of at most `budget` tokens for each rank, as indices of `lengths`; all ranks wait for the longest of a round.
+
+    As few rounds as fit, all of them dealt at once; then the fullest micro-batches make up the first round, and so on, so that those that
+    run side by side are alike. Some may be empty: every rank takes part, as FSDP2's collectives must match.
 
     >>> micro_batches([5, 3, 4, 2], 2, 5)
-    [[[0], [3]], [[2], [1]]]
+    [[[0], [2]], [[1], [3]]]
     """
-    dealt = [[[part[i] for i in bin_] for bin_ in first_fit([lengths[i] for i in part], budget)] for part in deal(lengths, ranks)]
-    most = max(map(len, dealt))
-    return [own + [[]] * (most - len(own)) for own in dealt]
+    longest, rounds = max(lengths, default=0), -(-sum(lengths) // (ranks * budget))
+    if longest > budget:
+        raise ValueError(f"a sequence of {longest} tokens exceeds optim.microbatch_tokens {budget}; raise it to model.max_length")
+    hands = deal(lengths, ranks * rounds)
+    while rounds and sum(lengths[i] for i in hands[0]) > budget:
+        rounds += 1
+        hands = deal(lengths, ranks * rounds)
+    return [hands[ranks * j : ranks * (j + 1)] for j in range(rounds)]
+
+
+def useful(lengths: Sequence[int], rounds: Sequence[Sequence[Sequence[int]]]) -> float:
+    """Share of the ranks' time in which they compute: tokens over ranks × the longest micro-batch of each round.
+
+    Worked example: rounds [5, 4] and [3, 2] → 14 of 2 × (5 + 3).
+    """
+    waited = sum(len(each) * max(sum(lengths[i] for i in members) for members in each) for each in rounds)
+    return sum(lengths) / waited if waited else 1.0
 
 
 def cut(lengths: Sequence[Sequence[int]], ranks: int, budget: int) -> list[range]:
@@ -64,11 +82,15 @@ def cut(lengths: Sequence[Sequence[int]], ranks: int, budget: int) -> list[range
         held += own
         if sum(held) < FILL * ranks * budget and len(held) < MOST_BATCHES:
             continue  # neither full nor long, however it is packed
-        batches = len(micro_batches(held, ranks, budget)[0])
-        if batches and (sum(held) >= FILL * batches * ranks * budget or batches >= MOST_BATCHES):
+        rounds = micro_batches(held, ranks, budget)
+        full = sum(held) >= FILL * len(rounds) * ranks * budget and (ranks == 1 or len(rounds) >= LEAST_ROUNDS)
+        if rounds and (full or len(rounds) >= MOST_BATCHES):
             windows.append(range(start, group + 1))
             start, held = group + 1, []
-    return [*windows, range(start, len(lengths))] if held else windows
+    if not held:
+        return windows
+    first = windows.pop().start if ranks > 1 and windows else start  # what is left over would be dealt alone
+    return [*windows, range(first, len(lengths))]
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class Trainer:
 
     def packed(self, samples: Sequence[Sample]) -> Iterator[PackedBatch]:
         """This rank's micro-batches of `samples`, which every rank knows: as many as any other has, empty ones among them."""
-        for own in micro_batches([s.length for s in samples], self.ranks.size, self.settings.microbatch_tokens)[self.ranks.rank]:
-            yield pack([samples[i] for i in own], self.ranks.device)
+        for each in micro_batches([s.length for s in samples], self.ranks.size, self.settings.microbatch_tokens):
+            yield pack([samples[i] for i in each[self.ranks.rank]], self.ranks.device)
 
     def backward(self, batches: Iterable[PackedBatch], count: float, loss_function: LossFunction) -> dict[str, float]:
         """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`SUMS`).
@@ -131,14 +131,13 @@ class Trainer:
     @torch.no_grad()
     def take_old_logprobs(self, batch: StepBatch, indices: Sequence[int]) -> None:
         """Log-probabilities of these samples under the present weights, computed where they are dealt to, then on every rank."""
-        lengths, budget = [batch.samples[i].length for i in indices], self.settings.microbatch_tokens
-        dealt = micro_batches(lengths, self.ranks.size, budget)
+        lengths = [batch.samples[i].length for i in indices]
+        rounds = micro_batches(lengths, self.ranks.size, self.settings.microbatch_tokens)
         own = [np.empty(0, dtype=np.float32)]
-        for members in dealt[self.ranks.rank]:
-            packed = pack([batch.samples[indices[i]] for i in members], self.ranks.device)
+        for packed in self.packed([batch.samples[i] for i in indices]):
             own.append(self.policy.response_logprobs(packed, self.temperature)[0].float().cpu().numpy())
-        for bins, values in zip(dealt, self.ranks.gather_array(np.concatenate(own)), strict=True):
-            order = [indices[i] for members in bins for i in members]
+        for rank, values in enumerate(self.ranks.gather_array(np.concatenate(own))):
+            order = [indices[i] for each in rounds for i in each[rank]]
             bounds = np.cumsum([len(batch.samples[i].tokens) for i in order])
             batch.old_logprobs.update(zip(order, np.split(values, bounds[:-1]), strict=True))
 

@@ -117,7 +117,8 @@ class WeightSync:
         rollouts = sorted(self.sampler.generate(requests), key=lambda r: int(r.prompt_id.split(":")[1]))
         samples = [Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs) for r in rollouts]
         gaps, tokens, left_out = {self.temperature: 0.0, 1.0: 0.0}, 0, 0
-        for batch in pack_all(samples, self.trainer.settings.microbatch_tokens, self.policy.ranks.device)  # as many on every rank: equal lengths:
+        # As many micro-batches on every rank: the lengths are the same.
+        for batch in pack_all(samples, self.trainer.settings.microbatch_tokens, self.policy.ranks.device):
             sampler_R = batch.sampler_logprobs[batch.response_index]
             known_R = is_logprob(sampler_R)
             for temperature in gaps:

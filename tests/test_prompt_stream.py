@@ -61,34 +61,21 @@ def test_every_prompt_once_per_epoch(count: int, seed: int, takes: list[int]) ->
 
 
 @settings(max_examples=100, deadline=None)
-@given(count=st.integers(1, 20), seed=st.integers(0, 99), takes=TAKES, world=st.integers(1, 5), endless=st.booleans())
-def test_ranks_together_are_one_stream(count: int, seed: int, takes: list[int], world: int, endless: bool) -> None:
-    source = Endless(seed) if endless else listed(count)
-    alone = PromptStream(source, seed)
-    ranks = [PromptStream(source, seed, rank, world) for rank in range(world)]
-    for n in takes:
-        assert ids(alone.take(n * world)) == [id for rank in ranks for id in ids(rank.take(n * world))]
-    assert all(rank.state_dict() == alone.state_dict() for rank in ranks)
-
-
-@settings(max_examples=100, deadline=None)
-@given(count=st.integers(1, 20), seed=st.integers(0, 99), before=TAKES, after=TAKES, world=st.integers(1, 3), endless=st.booleans())
-def test_resumed_equals_uninterrupted(count: int, seed: int, before: list[int], after: list[int], world: int, endless: bool) -> None:
+@given(count=st.integers(1, 20), seed=st.integers(0, 99), before=TAKES, after=TAKES, endless=st.booleans())
+def test_resumed_equals_uninterrupted(count: int, seed: int, before: list[int], after: list[int], endless: bool) -> None:
     source = Endless(seed) if endless else listed(count)
     straight = PromptStream(source, seed)
     for n in before:
         straight.take(n)
-    # The rest is read by another number of ranks than the first part.
-    resumed = [PromptStream(source, seed, rank, world) for rank in range(world)]
-    for stream in resumed:
-        stream.load_state_dict(json.loads(json.dumps(straight.state_dict())))
+    resumed = PromptStream(source, seed)
+    resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())))
     for n in after:
-        assert ids(straight.take(n * world)) == [id for stream in resumed for id in ids(stream.take(n * world))]
+        assert ids(straight.take(n)) == ids(resumed.take(n))
 
 
 def test_endless_source_comes_in_order() -> None:
-    stream = PromptStream(Endless(3), seed=0, rank=1, world=2)
-    assert ids(stream.take(4)) == ["endless-3:2", "endless-3:3"] and ids(stream.take(2)) == ["endless-3:5"]
+    stream = PromptStream(Endless(3), seed=0)
+    assert ids(stream.take(4)) == [f"endless-3:{i}" for i in range(4)] and ids(stream.take(2)) == ["endless-3:4", "endless-3:5"]
     assert stream.epoch == 0 and stream.cursor == 6
 
 
@@ -127,9 +114,6 @@ def test_arguments_that_are_refused() -> None:
         PromptStream([], seed=0)
     with pytest.raises(ValueError, match="two prompts have the id 'set:0'"):
         PromptStream([*listed(2), *listed(1)], seed=0)
-    for rank, world in ((1, 1), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match="a rank is one of"):
-            PromptStream(listed(2), 0, rank, world)
-    for n in (0, -2, 3):
-        with pytest.raises(ValueError, match="use a positive multiple of the number of ranks"):
-            PromptStream(listed(2), 0, 0, 2).take(n)
+    for n in (0, -2):
+        with pytest.raises(ValueError, match="take at least one"):
+            PromptStream(listed(2), 0).take(n)

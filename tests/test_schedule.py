@@ -4,44 +4,66 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import write_tiny
 
-from soundrl.engine.packing import Sample, pack
-from soundrl.engine.schedule import MOST_BATCHES, cut, schedules
+from soundrl.engine.exchange import exchange
+from soundrl.engine.schedule import MOST_BATCHES, Minibatch, cut, deal, micro_batches, minibatches, useful
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 from soundrl.fapo.task import OracleJudge, ReasoningTask
 
-CPU = torch.device("cpu")
+
+class Alone:
+    """One rank's `Ranks`."""
+
+    rank, size, device = 0, 1, torch.device("cpu")
+
+    def gather_array(self, own: np.ndarray) -> list[np.ndarray]:
+        return [own]
+
+
+def planned(pending: PendingGroups, size: int, budget: int) -> list[Minibatch]:
+    return minibatches(exchange([group.prompt for group in pending], pending, Alone()), size, budget)  # type: ignore[arg-type]
 
 
 def test_windows_are_whole_groups_as_full_as_they_must_be():
-    assert cut([[5, 4], [6], [3], [2], [1]], 10) == [range(0, 1), range(1, 3), range(3, 5)]
-    assert cut([], 10) == [] and cut([[], []], 10) == [] and cut([[], [9], []], 10) == [range(0, 2)]
-    long = cut([[6]] * 20, 10)  # never full enough
+    assert cut([[5, 4], [6], [3], [2], [1]], 1, 10) == [range(0, 1), range(1, 3), range(3, 5)]
+    assert cut([], 1, 10) == [] and cut([[], []], 1, 10) == [] and cut([[], [9], []], 1, 10) == [range(0, 2)]
+    long = cut([[6]] * 20, 1, 10)  # never full enough
     assert long == [range(0, MOST_BATCHES), range(MOST_BATCHES, 2 * MOST_BATCHES), range(2 * MOST_BATCHES, 20)]
+    # Ranks that wait for each other share windows of four rounds at least, and no rest is dealt alone.
+    assert cut([[5, 4], [6], [3], [2], [1]], 2, 10) == [range(0, 5)]
+    assert cut([[5, 5]] * 17, 2, 10) == [range(0, 7), range(7, 17)] and cut([[5, 5]] * 17, 1, 10) == [range(i, i + 1) for i in range(17)]
 
 
-def test_with_advantages_leaves_out_what_has_none():
-    samples = [
-        Sample(prompt_tokens=[1], tokens=[2, 3], logprobs=[-1.0, -2.0]),
-        Sample(prompt_tokens=[4, 5], tokens=[6], logprobs=[-3.0]),
-        Sample(prompt_tokens=[7], tokens=[8], logprobs=[-4.0]),
-    ]
-    batch = pack(samples, CPU).with_advantages([1.5, 0.0, -0.5])
-    assert batch.input_ids.tolist() == [1, 2, 3, 7, 8] and batch.cu_seqlens.tolist() == [0, 3, 5]
-    assert batch.position_ids.tolist() == [0, 1, 2, 0, 1]
-    assert batch.advantages.tolist() == [0.0, 1.5, 1.5, 0.0, -0.5] and batch.sampler_logprobs.tolist() == [0.0, -1.0, -2.0, 0.0, -4.0]
-    whole = pack([Sample(prompt_tokens=s.prompt_tokens, tokens=s.tokens, logprobs=s.logprobs, advantage=2.0) for s in samples], CPU)
-    ours = pack(samples, CPU).with_advantages([2.0] * 3)
-    assert all(torch.equal(getattr(ours, name), getattr(whole, name)) for name in ("input_ids", "cu_seqlens", "loss_mask", "advantages"))
-    empty = pack(samples, CPU).with_advantages([0.0] * 3)
-    assert not empty.loss_mask.any() and empty.tokens == pack((), CPU).tokens
-    with pytest.raises(ValueError, match="2 advantages for 3 sequences"):
-        pack(samples, CPU).with_advantages([1.0, 2.0])
+def test_dealt_to_who_holds_least_longest_first():
+    assert deal([5, 3, 4, 2], 2) == [[0, 3], [2, 1]] and deal([], 2) == [[], []] and deal([7], 3) == [[0], [], []]
+    assert deal([4, 4, 4, 4], 2) == [[0, 2], [1, 3]]  # ties: by index, then by hand
+    assert micro_batches([5, 3, 4, 2], 2, 5) == [[[0], [2]], [[1], [3]]]  # the longest side by side
+    assert micro_batches([5, 3, 4, 2], 1, 7) == [[[0, 3]], [[2, 1]]]
+    assert micro_batches([6], 2, 6) == [[[0], []]]  # an empty one, for the collectives
+    assert micro_batches([], 2, 6) == []
+    assert micro_batches([6, 6, 6, 4, 4, 4], 1, 10) == [[[0, 3]], [[1, 4]], [[2, 5]]]
+    assert useful([5, 3, 4, 2], [[[0], [2]], [[1], [3]]]) == 14 / (2 * (5 + 3)) and useful([], []) == 1.0
+    with pytest.raises(ValueError, match=r"a sequence of 12 tokens exceeds optim.microbatch_tokens 10; raise it to model.max_length"):
+        micro_batches([3, 12], 2, 10)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 70), st.integers(60, 200))
+def test_every_sequence_is_dealt_once_in_as_few_rounds_as_fit(lengths, ranks, budget):
+    rounds = micro_batches(lengths, ranks, budget)
+    assert sorted(i for each in rounds for own in each for i in own) == list(range(len(lengths)))
+    loads = [[sum(lengths[i] for i in own) for own in each] for each in rounds]
+    assert all(len(each) == ranks and max(each) <= budget and max(each) > 0 for each in loads)
+    assert [load for each in loads for load in each] == sorted((load for each in loads for load in each), reverse=True)
+    assert len(rounds) <= -(-2 * sum(lengths) // (ranks * budget)) + 1
 
 
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=40, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
@@ -103,40 +125,43 @@ def collected(outcomes: dict[str, str], lam: float = 1.0, deadline: float | None
 def test_what_is_packed_is_decided_before_verdicts_and_trained_after():
     judge, pending = collected({"a": "ccww", "b": "www", "c": "cccc"})
     waits = Waits()
-    (minibatch,) = schedules(list(pending), 1, 12, CPU, waits)
-    # Prompt and response: a and c have 2, 3, 4, 5 tokens; b can have no advantage and is not packed, but counts.
-    assert sum(batch.tokens for batch in minibatch.batches) == 14 + 14
-    assert len(minibatch.samples) == 4 + 3 + 4 and all(sample.advantage == 0.0 for sample in minibatch.samples)
+    (minibatch,) = planned(pending, 3, 12)
+    # Prompt and response: a and c have 2, 3, 4, 5 tokens; b can have no advantage and is not trained, but counts.
+    assert sum(minibatch.batch.samples[i].length for i in minibatch.candidates()) == 14 + 14
+    assert len(minibatch.samples) == 4 + 3 + 4 and minibatch.windows == [[0, 2]]
     assert waits.count == 0 and not any(future.done() for future in judge.asked.values())
     judge.answer("sf" + "sssu")
-    trained = list(minibatch.trained(minibatch.batches))
+    trained = [sample for window in minibatch.trained(waits) for sample in window]
     assert waits.count == 0  # all verdicts are there
     groups = pending.groups()
     assert groups[2].kept == [True, True, True, False] and groups[2].advantages == [0.0] * 4
-    # All of a is trained; c, all sound and one unknown, has left its micro-batches.
-    assert sorted(t for batch in trained for t in batch.input_ids[batch.loss_mask].tolist()) == [ord("a")] * (1 + 2 + 3 + 4)
-    assert sorted({a for batch in trained for a in batch.advantages.tolist()} - {0.0}) == pytest.approx(sorted(set(groups[0].advantages)))
+    # All of a is trained; c, all sound and one unknown, is not.
+    assert [sample.tokens.tolist() for sample in trained] == [[ord("a")] * n for n in (1, 2, 3, 4)]
+    assert [sample.advantage for sample in trained] == groups[0].advantages
+    assert [sample.logprobs.tolist() for sample in trained] == [[-1.0] * n for n in (1, 2, 3, 4)] and trained[0].prompt_tokens.tolist() == [
+        9
+    ]
 
 
 def test_minibatches_are_whole_groups_in_prompt_order():
     judge, pending = collected({"a": "cw", "b": "ww", "c": "cw", "d": "cw"})
-    cut_ = schedules(list(pending), 2, 100, CPU, Waits())
-    assert [[sample.tokens[0] for sample in minibatch.samples] for minibatch in cut_] == [[97, 97, 98, 98], [99, 99, 100, 100]]
+    parts = planned(pending, 2, 100)
+    assert [[sample.tokens[0] for sample in minibatch.samples] for minibatch in parts] == [[97, 97, 98, 98], [99, 99, 100, 100]]
 
 
 def test_lambda_zero_waits_for_no_verdict_and_gives_the_advantages_it_will_have():
     judge, pending = collected({"a": "ccw", "b": "cww"}, lam=0.0)
-    (minibatch,) = schedules(list(pending), 1, 100, CPU, Waits())
-    (trained,) = minibatch.trained(minibatch.batches)
+    (minibatch,) = planned(pending, 2, 100)
+    (trained,) = minibatch.trained(Waits())
     early = [group.advantages() for group in pending]
     judge.answer("fus")
     assert [group.advantages for group in pending.groups()] == early
-    assert len(minibatch.windows) == 1 and trained.tokens == 18
+    assert len(minibatch.windows) == 1 and sum(sample.length for sample in trained) == 18
     # Inverse: with λ = 1 the same batch does wait.
     judge, pending = collected({"a": "ccw", "b": "cww"}, deadline=0.05)
     waits = Waits()
-    (minibatch,) = schedules(list(pending), 1, 100, CPU, waits)
-    list(minibatch.trained(minibatch.batches))
+    (minibatch,) = planned(pending, 2, 100)
+    list(minibatch.trained(waits))
     assert waits.count == 1 and [v and v.reason for v in pending.groups()[0].verdicts] == ["timeout", "timeout", None]
 
 

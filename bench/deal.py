@@ -1,0 +1,154 @@
+"""How much of training is useful when ranks move in lockstep: sequences dealt over ranks against groups trained where they were sampled.
+
+    python bench/deal.py                  # 8 to 64 ranks at two length distributions; a minute, no model
+
+Simulated with the trainer's own windows and dealing; nothing is timed. FSDP2's ranks run their micro-batches side by side, and each waits
+for the longest: *useful* is the tokens with a gradient over ranks × the sum of those longest ones. Responses are log-normal, those to one
+problem alike, cut at the limit; a problem's rollouts are right with a chance of its own (Beta), a right one is flawed in three of ten, so
+that the groups with a signal follow from outcomes and verdicts as in a run. Undealt is what was done before: a rank's groups stay with it,
+are packed before their verdicts and shrink by them; it needs a multiple of the ranks, so 64 ranks get 64 prompts there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from record import ROOT, machine
+
+from soundrl.engine.exchange import StepBatch
+from soundrl.engine.packing import Sample, first_fit
+from soundrl.engine.schedule import cut, micro_batches, minibatches, possible
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.rewards import RewardSettings, assign_advantages
+
+SAMPLES, PROMPT_TOKENS = 16, 150
+REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=1, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Response lengths in tokens, and the budget of a micro-batch."""
+
+    name: str
+    median: float
+    limit: int
+    budget: int
+
+
+LENGTHS = (Lengths("7B", 1150, 8192, 10240), Lengths("32B", 4600, 20480, 22528))
+
+
+class Known:
+    """A group whose verdicts are there: what `StepBatch` asks of a pending one."""
+
+    ready = True
+
+    def __init__(self, advantages: list[float]) -> None:
+        self._advantages = advantages
+
+    def advantages(self) -> list[float]:
+        return self._advantages
+
+
+def made(prompts: int, of: Lengths, ranks: int, rng: np.random.Generator) -> StepBatch:
+    """A step's rollouts with lengths, outcomes and verdicts."""
+    samples, groups, undecided, advantages, owned = list[Sample](), list[range](), list[bool](), list[float](), dict[int, Any]()
+    for g in range(prompts):
+        middle = of.median * rng.lognormal(0.0, 0.5)
+        lengths = np.clip(middle * rng.lognormal(0.0, 0.45, SAMPLES), 16, of.limit).astype(int)
+        right = rng.random(SAMPLES) < rng.beta(0.7, 0.7)
+        flawed = rng.random(SAMPLES) < 0.3
+        tokens = [np.zeros(n, dtype=np.int32) for n in lengths]
+        group = Group(
+            prompt=Prompt(id=str(g), text="", answer=""),
+            rollouts=[
+                Rollout(
+                    prompt_id=str(g), sample=i, prompt_tokens=(), tokens=(), logprobs=(), text="", finish_reason="stop", policy_version=0
+                )
+                for i in range(SAMPLES)
+            ],
+            outcomes=[Outcome.CORRECT if r else Outcome.WRONG for r in right],
+            verdicts=[(Verdict.flawed(0) if f else Verdict.sound()) if r else None for r, f in zip(right, flawed, strict=True)],
+        )
+        assign_advantages([group], REWARDS)
+        undecided.append(bool(right.any()))
+        groups.append(range(len(samples), len(samples) + SAMPLES))
+        samples += [Sample(prompt_tokens=np.zeros(PROMPT_TOKENS, dtype=np.int32), tokens=t) for t in tokens]
+        advantages += [0.0] * SAMPLES if undecided[-1] else group.advantages
+        owned[g] = Known(group.advantages)
+    # Every verdict is on this rank: `settle` then needs no other.
+    return StepBatch(samples, groups, undecided, np.array(advantages), owned, SimpleNamespace(size=1, rank=0))  # type: ignore[arg-type]
+
+
+def lockstep(rounds: list[list[int]]) -> tuple[int, int]:
+    """(tokens with a gradient, tokens that all ranks wait for) of micro-batches side by side, a list of ranks each."""
+    return sum(map(sum, rounds)), sum(len(each) * max(each) for each in rounds)
+
+
+def dealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[int]]:
+    rounds = []
+    batch = StepBatch(batch.samples, batch.groups, list(batch.undecided), batch.advantages.copy(), batch.owned, SimpleNamespace(size=ranks))  # type: ignore[arg-type]
+    for minibatch in minibatches(batch, size, budget):
+        object.__setattr__(batch, "ranks", SimpleNamespace(size=1))  # `settle`: all verdicts are here
+        for samples in minibatch.trained(nullcontext):
+            lengths = [sample.length for sample in samples]
+            rounds += [[sum(lengths[i] for i in own) for own in each] for each in micro_batches(lengths, ranks, budget)]
+    return rounds
+
+
+def undealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[int]]:
+    """Each rank packs its own block of the mini-batch's groups before their verdicts, window by window."""
+    rounds = []
+    final = np.concatenate([batch.owned[g].advantages() for g in range(len(batch.groups))])
+    for start in range(0, len(batch.groups), size):
+        of_ranks = []
+        for rank in range(ranks):
+            own = range(start + rank * size // ranks, start + (rank + 1) * size // ranks)
+            decided = [g for g in own if not batch.undecided[g] and batch.live([g])]
+            judged = [g for g in own if batch.undecided[g]]
+            lengths = [[batch.samples[i].length for i in possible(batch, g)] for g in judged]
+            windows = [[judged[i] for i in part] for part in cut(lengths, 1, budget)]
+            bins = []
+            for window in [decided, *windows] if decided else windows:
+                held = [i for g in window for i in possible(batch, g)]
+                packed = first_fit([batch.samples[i].length for i in held], budget)
+                bins += [sum(batch.samples[held[i]].length for i in members if final[held[i]] != 0.0) for members in packed]
+            of_ranks.append(bins)
+        rounds += [[bins[j] if j < len(bins) else 0 for bins in of_ranks] for j in range(max(map(len, of_ranks)))]
+    return [each for each in rounds if any(each)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minibatches", type=int, default=32, help="mini-batches of a setting")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "deal.jsonl")
+    a = parser.parse_args()
+    print(f"{a.minibatches} mini-batches of 32 prompts × {SAMPLES}: useful share, and rounds of micro-batches a mini-batch")
+    print(f"{'lengths':8}{'ranks':>6}{'undealt':>10}{'rounds':>8}{'dealt':>10}{'rounds':>8}")
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    for of in LENGTHS:
+        for ranks in (8, 16, 32, 64):
+            row: dict[str, Any] = {"lengths": asdict(of), "ranks": ranks, "samples": SAMPLES, "minibatches": a.minibatches}
+            for name, way, size in (("undealt", undealt, max(32, ranks)), ("dealt", dealt, 32)):
+                batch = made(a.minibatches * size, of, ranks, np.random.default_rng(0))
+                rounds = way(batch, size, ranks, of.budget)
+                useful, waited = lockstep(rounds)
+                row[name] = {"prompts": size, "useful": round(useful / waited, 4), "rounds": round(len(rounds) / a.minibatches, 2)}
+            print(
+                f"{of.name:8}{ranks:6}{row['undealt']['useful']:10.3f}{row['undealt']['rounds']:8.2f}"
+                f"{row['dealt']['useful']:10.3f}{row['dealt']['rounds']:8.2f}",
+                flush=True,
+            )
+            with open(a.out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row | {"machine": machine("cpu")}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
