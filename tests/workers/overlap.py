@@ -62,6 +62,7 @@ class Runs:
     def __init__(self, ranks: Ranks, folder: Path) -> None:
         self.ranks = ranks
         self.policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=64), ranks)
+        self.start_whole = self.whole()
         self.start = [parameter.detach().to_local().clone() for parameter in self.policy.model.parameters()]
 
     def trainer(self) -> Trainer:
@@ -76,6 +77,10 @@ class Runs:
         for parameter in self.policy.model.parameters():
             own.update(parameter.to_local().detach().numpy().tobytes())
         return " ".join(self.ranks.gather(own.hexdigest()))
+
+    def whole(self) -> list[torch.Tensor]:
+        """All parameters, on every rank."""
+        return [parameter.detach().full_tensor() for parameter in self.policy.model.parameters()]
 
     def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False, sleeps: bool = False) -> tuple[str, int]:
         """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began. `sleeps`: nothing
@@ -138,6 +143,11 @@ def main(arguments: dict, out: Path) -> None:
         return ScriptedJudge(workers, lambda r: 0.004 * Random(f"{seed}/{r.prompt_id}/{r.sample}").random())
 
     said["off"] = runs.run(judge(4, 0), 0, overlap=False)
+    before, after = runs.start_whole, runs.whole()
+    said["moved"] = float(sum((a - b).square().sum() for a, b in zip(after, before, strict=True)) ** 0.5)
+    if ranks.main:
+        torch.save(after, out.with_suffix(".pt"))
+    said["parameters"] = str(out.with_suffix(".pt"))
     for seed in range(arguments["seeds"]):
         for workers in (4,) if seed >= 5 else (1, 4):
             digest, late = runs.run(judge(workers, seed), seed, overlap=True)
