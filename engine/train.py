@@ -16,13 +16,13 @@ if __name__ == "__main__":
 from soundrl.engine import build
 from soundrl.engine.config import Config
 from soundrl.engine.evaluate import evaluate
+from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.judges import over_ranks
 from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import rollout, share
-from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import schedules
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.trainer import Trainer

@@ -16,11 +16,11 @@ from conftest import PATIENCE, QUIET, ROOT, start
 from transformers import AutoConfig
 
 from soundrl.engine.config import Config, Run
+from soundrl.engine.files.run_folder import RunFolder, locked, whole
 from soundrl.engine.launch import last_words
 from soundrl.engine.launch.last_words import RANK, UserError, explained, kept, one_line, undone, without
 from soundrl.engine.launch.launch import parse_arguments, users_mistakes
 from soundrl.engine.launch.launcher import Child, report
-from soundrl.engine.run_folder import RunFolder, locked, whole
 
 HOST = socket.gethostname()
 ONE, ZERO = f"error: [rank 1, {HOST}] ", f"error: [rank 0, {HOST}] "
@@ -238,9 +238,8 @@ def test_two_runs_never_write_to_one_folder(tmp_path):
 
 
 def test_a_lock_of_a_process_that_died_is_taken_over(tmp_path):
-    script = (
-        "import os, sys, pathlib; from soundrl.engine.run_folder import locked; locked(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
-    )
+    script = "import os, sys, pathlib; from soundrl.engine.files.run_folder import locked; "
+    script += "locked(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     done = start([sys.executable, "-c", script, str(tmp_path)])
     assert done.returncode == -9 and "process" in (tmp_path / ".lock").read_text()  # witness: it held the lock
     locked(tmp_path).close()

@@ -9,7 +9,7 @@ from tiny import write_tiny
 
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Model, Run, WarmStart
 from soundrl.engine.encode import Encoder
-from soundrl.engine.model_folder import load_tokenizer
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.problems import Problems, build_demonstrations, build_sources, set_names
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.verify.verifier import Verifier

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
-from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.files.model_folder import end_tokens
+from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import share
-from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.samplers.sampler import derived_seed, requests_for
 from soundrl.engine.samplers.torch_sampler import TorchSampler, nucleus
 from soundrl.engine.samplers.vllm_sampler import VllmSampler
