@@ -113,7 +113,7 @@ def main(config: Config) -> None:
         metrics = measured | trained | gate | said | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
-        folder.save_rollouts(step, [group for part in ranks.gather(own) for group in part])
+        folder.save_rollouts(step, own)
         folder.save_trace(event for part in ranks.gather(phases.drain()) for event in part)
         progress.step(step, metrics)
         with users_mistakes(TooManyUnknownError):  # this step is on disk, and so is its policy
