@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         "policy_version": pa.int32(),
     }
 )
+KNOWN = frozenset(SCHEMA)
 NAME = re.compile(r"rank-(\d+)((?:\.\w+-.*)?)\.arrows(?:\.part)?", re.DOTALL)
 """Rank and part of a file's name; all files of one part are one sampling."""
 
@@ -127,12 +128,13 @@ class RolloutWriter:
 
 def read_file(path: Path) -> tuple[pa.Table, list[int] | None, str]:
     """Rows up to the last whole batch; rollouts by rank, where rank 0 has ended the file; and, where reading stopped early, of what.
-
-    Columns are those of `SCHEMA`, null where an older file has none, and whatever a newer one has beside them."""
+    Columns are those of `SCHEMA`, null where an older file has none."""
     tables, rows, fault = [SCHEMA.empty_table()], None, ""
     try:
         with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
-            pa.unify_schemas([SCHEMA, stream.schema])
+            for column in stream.schema:
+                if column not in KNOWN:
+                    raise ValueError(f"unknown column {column.name!r}")
             while True:
                 batch, said = stream.read_next_batch_with_custom_metadata()
                 batch.validate(full=True)
