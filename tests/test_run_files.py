@@ -129,8 +129,12 @@ def test_evaluations_stand_beside_by_set(tmp_path):
 
 
 def test_a_cut_file_reads_up_to_its_last_whole_batch_and_is_no_whole_step(tmp_path, caplog):
-    save(tmp_path, 1, [[group(name) for name in "abc"]])
+    save(tmp_path, 1, [[]])
     file = tmp_path / "rollouts" / "step-000001" / "rank-0.arrows"
+    with RolloutWriter(file) as writer:
+        for name in "abc":
+            writer.add([group(name)])
+        writer.end([9])
     whole, part = file.read_bytes(), file.with_name("rank-0.arrows.part")
     assert read_file(file)[1:] == ([9], "")
     file.unlink()
@@ -167,7 +171,7 @@ def test_a_step_that_not_all_ranks_have_ended_is_not_whole(tmp_path, caplog):
     with pytest.raises(ValueError, match=rf"^{folder}: the file with rank 2's 6 rollouts is missing; where nodes share no"):
         run.rollouts(1)
     with RolloutWriter(folder / "rank-2.arrows") as file:
-        file.add(group("c"))
+        file.add([group("c")])
     with pytest.raises(ValueError, match=r"rank-2.arrows: damaged after 3 rollouts \(there should be 6\)"):
         run.rollouts(1)
     (folder / "rank-2.arrows").rename(folder / "rank-2.arrows.part")  # as the message advises
@@ -198,7 +202,7 @@ def test_a_full_disk_is_one_line_that_names_the_file():
     for groups in (1, 200):  # at the end, and before it
         with pytest.raises(OSError) as caught, RolloutWriter(Path("/dev/full")) as file:
             for _ in range(groups):
-                file.add(group("a"))
+                file.add([group("a")])
         kind, _, text = explained(caught.value, RANK)
         assert kind == "user" and text.startswith("no space left on device, or no inodes (/dev/full); what was whole stays whole")
 

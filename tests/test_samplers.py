@@ -86,7 +86,7 @@ def test_a_token_without_log_probability_is_kept_and_written_as_nan(tmp_path):
     rollout = engine._rollout(requests(1)[0], said)
     assert len(rollout.logprobs) == 3 and not any(map(math.isfinite, rollout.logprobs))
     with RolloutWriter(tmp_path / "rank-0.arrows") as file:
-        file.add(Group(prompt=Prompt(id="p", text="p", answer="a"), rollouts=[rollout], outcomes=[Outcome.CORRECT], verdicts=[None]))
+        file.add([Group(prompt=Prompt(id="p", text="p", answer="a"), rollouts=[rollout], outcomes=[Outcome.CORRECT], verdicts=[None])])
     (row,) = read_file(tmp_path / "rank-0.arrows")[0].to_pylist()
     assert math.isnan(row["logprobs"][0]) and math.isnan(row["logprobs"][1]) and row["logprobs"][2] == -math.inf
     assert row["tokens"] == [5, 6, 7]

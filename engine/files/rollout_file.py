@@ -1,4 +1,4 @@
-"""A rank's rollouts of one step on disk: an Arrow stream of zstd record batches, one a group, appended as groups come.
+"""A rank's rollouts of one step on disk: an Arrow stream of zstd record batches, appended as groups come.
 
     rollouts/step-000012/rank-0.arrows                         training
     rollouts/step-000012/rank-0.eval-aime24%2Ftest.arrows      an evaluation of the set aime24/test
@@ -70,29 +70,33 @@ def ragged(rows: Sequence[Any], dtype: str) -> pa.ListArray:
     """
     arrays = [np.asarray(row, dtype) for row in rows]
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([np.empty(0, dtype), *arrays])))
 
 
-def group_batch(group: Group, kind: str, set: str) -> pa.RecordBatch:
-    """The group's rollouts, a row each. What an evaluation's groups have none of (rewards, advantages) is null; `set` empty = the prompt's
+def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
+    """The groups' rollouts, a row each. What an evaluation's groups have none of (rewards, advantages) is null; `set` empty = the prompt's
     source."""
-    rollouts, verdicts, prompt = group.rollouts, group.verdicts, group.prompt
+
+    def each(name: str) -> list[Any]:
+        return [value for group in groups for value in getattr(group, name) or [None] * len(group.rollouts)]
+
+    rollouts, outcomes, verdicts = each("rollouts"), each("outcomes"), each("verdicts")
+    prompts = [group.prompt for group in groups for _ in group.rollouts]
     columns: dict[str, Any] = {
         **{name: [getattr(r, name) for r in rollouts] for name in ("prompt_id", "sample", "text", "finish_reason", "policy_version")},
-        **{"kind": kind, "set": set or prompt.source, "prompt": prompt.text, "answer": prompt.answer},
+        **{"kind": [kind] * len(rollouts), "set": [set or prompt.source for prompt in prompts]},
+        **{"prompt": [prompt.text for prompt in prompts], "answer": [prompt.answer for prompt in prompts]},
         "tokens": ragged([r.tokens for r in rollouts], "int32"),
         "logprobs": ragged([r.logprobs for r in rollouts], "float32"),
         "prompt_length": [len(r.prompt_tokens) for r in rollouts],
-        "outcome": [outcome.value for outcome in group.outcomes],
-        "extracted": [getattr(outcome, "extracted", None) for outcome in group.outcomes],
+        "outcome": [outcome.value for outcome in outcomes],
+        "extracted": [getattr(outcome, "extracted", None) for outcome in outcomes],
         "verdict": [None if v is None else {"kind": v.kind, "step": v.step, "reason": v.reason} for v in verdicts],
         "critique": [getattr(v, "critique", None) for v in verdicts],
         **{f"judge_{name}": [getattr(v, name, None) for v in verdicts] for name in ("tokens", "seconds", "worker")},
-        **{"reward": group.rewards, "advantage": group.advantages, "kept": group.kept},
+        **{"reward": each("rewards"), "advantage": each("advantages"), "kept": each("kept")},
     }
-    one_for_all = {name: [value] * len(rollouts) for name, value in columns.items() if isinstance(value, str)}
-    absent = {name: [None] * len(rollouts) for name, value in columns.items() if len(value) == 0}
-    return pa.RecordBatch.from_pydict(columns | absent | one_for_all, schema=SCHEMA)
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
 class RolloutWriter:
@@ -107,9 +111,9 @@ class RolloutWriter:
         self.stream = pa.ipc.new_stream(self.file, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False))
         return self
 
-    def add(self, group: Group) -> None:
-        if group.rollouts:
-            self.stream.write_batch(group_batch(group, self.kind, self.set))
+    def add(self, groups: Sequence[Group]) -> None:
+        """One batch: what is whole in a file that was cut. A batch costs 1 ms, so a step is written in tens of groups."""
+        self.stream.write_batch(batch_of(groups, self.kind, self.set))
 
     def end(self, rows: Sequence[int]) -> None:
         """Rank 0, once all others have written: how many rollouts each rank has."""

@@ -121,8 +121,8 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
             target = folder / file_name(self.ranks.rank, kind, set)
             with whole(target) as beside, RolloutWriter(beside, kind, set) as file:
-                for group in groups:
-                    file.add(group)
+                for start in range(0, len(groups), 32):
+                    file.add(groups[start : start + 32])
                 if self.writes:
                     file.end(self.ranks.gather(rows))
         if not self.writes:

@@ -73,7 +73,7 @@ class RunReader:
                 there = ", ".join(map(str, self.steps(kind))) or "none"
                 raise ValueError(f"{self.path} has no rollouts of step {step} ({kind}); steps that it has: {there}")
             table = pa.concat_tables([_whole(parts[name]) for name in sorted(parts)], promote_options="default")
-        return table if set is None else table.filter(pc.equal(table["set"], set))
+        return table if set is None else table.filter(pc.field("set") == set)
 
 
 def _kind(file: Path) -> str:
