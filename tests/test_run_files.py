@@ -252,7 +252,7 @@ def test_an_older_run_still_opens(tmp_path):
     first, second = run.rollouts(12)
     assert first == dict.fromkeys(SCHEMA.names) | row | {"kind": "train"} and (second["sample"], second["verdict"]) == (1, None)
     file.write_text(json.dumps(row) + "\n{]\n")
-    with pytest.raises(ValueError, match=rf"^{file}:2: no JSON object \(.*\); restore it, or remove this line$"):
+    with pytest.raises(ValueError, match=rf"^{file}:2: no JSON object \(.*\); restore it, or remove that line$"):
         run.rollouts(12)
     file.write_text(json.dumps(row | {"sample": "first"}) + "\n")
     with pytest.raises(ValueError, match=rf"^{file} holds no rollouts \(.*\); restore it$"):
@@ -280,10 +280,11 @@ def test_what_is_no_run_is_one_line(tmp_path):
 
 def test_the_command_prints_a_rollout_a_line(tmp_path):
     save(tmp_path, 2, [[group("a")]])
-    done = subprocess.run(
-        [sys.executable, "-m", "soundrl.engine.files.run_reader", str(tmp_path), "2"], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "soundrl.engine.files.run_reader", str(tmp_path)]
+    done = subprocess.run([*command, "2"], capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
+    refused = subprocess.run([*command, "3"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and refused.stderr == f"error: {tmp_path} has no rollouts of step 3 (train); steps that it has: 2\n"
     assert [row["text"] for row in rows] == [f"a says ∑ {i}" for i in range(3)] and "tokens" not in rows[0]
 
 

@@ -49,8 +49,8 @@ SCHEMA = pa.schema(
     }
 )
 KNOWN = frozenset(SCHEMA)
-NAME = re.compile(r"rank-(\d+)((?:\.\w+-.*)?)\.arrows(?:\.part)?", re.DOTALL)
-"""Rank and part of a file's name; all files of one part are one sampling."""
+NAME = re.compile(r"rank-(\d+)(?:\.(\w+)-(.*))?\.arrows(?:\.part)?", re.DOTALL)
+"""Rank, kind (none = train) and set of a file's name."""
 
 
 def file_name(rank: int, kind: str, set: str = "") -> str:

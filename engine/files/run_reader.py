@@ -1,7 +1,7 @@
 """A run as its folder tells it: configuration, metrics and rollouts, under way, finished or killed, of this version or an earlier one.
 
-    python -m soundrl.engine.files.run_reader runs/arith 12          # the rollouts of step 12, a JSON object a line, without tokens
-    python -m soundrl.engine.files.run_reader runs/arith 12 eval     # those of the evaluation after it
+    python -m soundrl.engine.files.run_reader runs/arith 12                 # the rollouts of step 12, a JSON object a line, without tokens
+    python -m soundrl.engine.files.run_reader runs/arith 12 --kind eval     # those of the evaluation after it
 
 Format 2 (`format` in config.json) writes `rollouts/step-000012/rank-0.arrows` (see `rollout_file`), format 1 wrote
 `rollouts/step-000012.jsonl`; both read alike. What is damaged is a ValueError in one line with its place; what was half written when the
@@ -15,10 +15,11 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import tyro
 
 from soundrl.engine.files.rollout_file import NAME, SCHEMA, read_file
 
@@ -50,8 +51,9 @@ class RunReader:
     def steps(self, kind: str = "train") -> list[int]:
         """Those with whole rollouts of this kind, in order; step 0 is the evaluation before training. One that was cut off is none of
         them, and its rollouts can be read all the same."""
-        found = [f.parent.name for f in self.path.glob("rollouts/step-*/rank-0*.arrows") if _kind(f) == kind]
-        found += [f.stem for f in self.path.glob("rollouts/step-*.jsonl") if kind == "train"]
+        pattern = "rank-0.arrows" if kind == "train" else f"rank-0.{kind}-*.arrows"
+        found = [file.parent.name for file in self.path.glob(f"rollouts/step-*/{pattern}")]
+        found += [file.stem for file in self.path.glob("rollouts/step-*.jsonl") if kind == "train"]
         return sorted({int(name[5:]) for name in found if name[5:].isdecimal()})
 
     def rollouts(self, step: int, kind: str = "train", set: str | None = None) -> list[dict[str, Any]]:
@@ -67,18 +69,13 @@ class RunReader:
         else:
             parts: dict[str, dict[int, Path]] = {}
             for file in sorted(folder.glob("rank-*"), reverse=True):  # a whole file hides the half of an earlier attempt
-                if (match := NAME.fullmatch(file.name)) and _kind(file) == kind:
-                    parts.setdefault(match[2], {})[int(match[1])] = file
+                if (match := NAME.fullmatch(file.name)) and (match[2] or "train") == kind:
+                    parts.setdefault(match[3] or "", {})[int(match[1])] = file
             if not parts:
                 there = ", ".join(map(str, self.steps(kind))) or "none"
                 raise ValueError(f"{self.path} has no rollouts of step {step} ({kind}); steps that it has: {there}")
             table = pa.concat_tables([_whole(parts[name]) for name in sorted(parts)], promote_options="default")
         return table if set is None else table.filter(pc.field("set") == set)
-
-
-def _kind(file: Path) -> str:
-    match = NAME.fullmatch(file.name)
-    return match[2][1:].split("-")[0] or "train" if match else ""
 
 
 def _whole(files: dict[int, Path]) -> pa.Table:
@@ -128,15 +125,20 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         try:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{file}:{number}: no JSON object ({error}); restore it, or remove this line") from None
+            raise ValueError(f"{file}:{number}: no JSON object ({error}); restore it, or remove that line") from None
     return rows
 
 
-def main(path: str, step: str, kind: str = "train") -> None:
+def main(run: Annotated[Path, tyro.conf.Positional], step: Annotated[int, tyro.conf.Positional], /, kind: str = "train") -> None:
+    """Print the rollouts of a step, without their tokens; `kind`: train, eval or probe."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
-    for row in RunReader(path).table(int(step), kind).drop_columns(["tokens", "logprobs"]).to_pylist():
+    try:
+        table = RunReader(run).table(step, kind)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for row in table.drop_columns(["tokens", "logprobs"]).to_pylist():
         print(json.dumps(row, ensure_ascii=False))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main)
