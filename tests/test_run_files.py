@@ -39,8 +39,10 @@ def group(name: str, size: int = 3, arrays: bool = False) -> Group:
     outcomes = [Outcome.CORRECT, Outcome.CORRECT, *[Outcome.WRONG] * size][:size]
     verdicts = [Verdict.flawed(2, "gap"), Verdict.unknown("timeout"), *[None] * size][:size]
     numbers = {"rewards": [0.1 * i for i in range(size)], "advantages": [-1.5] * size, "kept": [i != 1 for i in range(size)]}
+    if arrays:
+        numbers = {name: np.array(values) for name, values in numbers.items()}
     prompt = Prompt(id=name, text="1 + 1?", answer="2", source="sums")
-    return Group(prompt=prompt, rollouts=rollouts, outcomes=outcomes, verdicts=verdicts, **numbers)
+    return Group(prompt=prompt, rollouts=rollouts, outcomes=outcomes, verdicts=verdicts, **numbers)  # type: ignore[arg-type]
 
 
 class Ranks:
@@ -85,7 +87,7 @@ def test_a_rollout_reads_back_as_it_was(tmp_path):
     }
     assert rows[0]["verdict"] == {"kind": "flawed", "step": 2, "reason": "gap"}
     assert rows[2]["verdict"] is None and rows[2]["tokens"] == [] == rows[2]["logprobs"]
-    same = ("tokens", "logprobs", "outcome", "verdict", "reward")
+    same = ("tokens", "logprobs", "outcome", "verdict", "reward", "advantage", "kept")
     assert [[row[name] for name in same] for row in rows[:3]] == [[row[name] for name in same] for row in rows[3:]]  # arrays or tuples
 
 

@@ -78,7 +78,8 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
     source."""
 
     def each(name: str) -> list[Any]:
-        return [value for group in groups for value in getattr(group, name) or [None] * len(group.rollouts)]
+        lists = [(getattr(group, name), len(group.rollouts)) for group in groups]
+        return [value for values, size in lists for value in (values if len(values) else [None] * size)]
 
     rollouts, outcomes, verdicts = each("rollouts"), each("outcomes"), each("verdicts")
     prompts = [group.prompt for group in groups for _ in group.rollouts]
