@@ -21,6 +21,8 @@ from pathlib import Path
 
 import tyro
 
+from soundrl.engine.files.run_reader import RunReader
+
 ROOT = Path(__file__).resolve().parent.parent
 MEASURES = {
     "flawed ÷ correct": "eval/arith-test/flawed_ratio",
@@ -57,7 +59,7 @@ def train(arguments: Arguments, name: str, *settings: object) -> dict[str, float
         if done.returncode:
             raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
         (folder / "done").touch()
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = RunReader(folder).metrics()
     return [row for row in rows if MEASURES["accuracy"] in row][-1]
 
 

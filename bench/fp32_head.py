@@ -37,8 +37,8 @@ def measure(model_path: Path, data: Path, tokens: int, sampler_head: str) -> lis
     """The rows of one engine; `sampler_head` float32 is how the trainer starts it, bfloat16 how vLLM would start by itself."""
     from soundrl.engine import policy as policies
     from soundrl.engine.config import Loss, Model, Optim, Rollout
+    from soundrl.engine.files.model_folder import load_tokenizer
     from soundrl.engine.launch.launch import be_quiet
-    from soundrl.engine.model_folder import load_tokenizer
     from soundrl.engine.policy import Policy
     from soundrl.engine.ranks import Ranks
     from soundrl.engine.samplers.vllm_sampler import VllmSampler

@@ -29,6 +29,7 @@ import psutil
 import tyro
 from record import machine
 
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.timeline import read_trace
 from soundrl.genrm.serve.servers import TOKEN_ENV
 
@@ -97,8 +98,9 @@ def in_work(server: psutil.Process) -> int | None:
     return int(running) if running >= 2 else None
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def first_step(folder: Path) -> dict[str, Any] | None:
+    rows = RunReader(folder).metrics() if (folder / "metrics.jsonl").exists() else []
+    return next((row for row in rows if "loss/policy" in row), None)
 
 
 def main(arguments: Arguments) -> None:
@@ -114,7 +116,7 @@ def main(arguments: Arguments) -> None:
     with said.open("wb") as sink:
         run = subprocess.Popen(command, cwd=ROOT, env={"NPROC": "1", TOKEN_ENV: TOKEN} | os.environ, stdout=sink, stderr=sink)
     try:
-        wait_for("first step", lambda: next((row for row in rows_of(folder / "metrics.jsonl") if "loss/policy" in row), None), run)
+        wait_for("first step", lambda: first_step(folder), run)
         server = wait_for("server", lambda: server_of(run), run)
         questions = wait_for("question of step 2", lambda: in_work(server), run)
         server.kill()
@@ -125,10 +127,11 @@ def main(arguments: Arguments) -> None:
         if run.poll() is None:
             for process in [*psutil.Process(run.pid).children(recursive=True), run]:
                 process.kill()
-    rollouts = [row for path in sorted(folder.glob("rollouts/*.jsonl")) for row in rows_of(path)]
+    seen = RunReader(folder)
+    rollouts = [row for step in seen.steps() for row in seen.rollouts(step)]
     submitted = [row for row in rollouts if row["outcome"] == "correct"]
     kinds = Counter(row["verdict"]["kind"] for row in submitted if row["verdict"] is not None)
-    last = [row for row in rows_of(folder / "metrics.jsonl") if "loss/policy" in row][-1]
+    last = [row for row in seen.metrics() if "loss/policy" in row][-1]
     record = {
         "killed_with_in_work": questions,
         "restarts": said.read_text().count("started again"),

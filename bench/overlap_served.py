@@ -21,6 +21,8 @@ from pathlib import Path
 
 import tyro
 
+from soundrl.engine.files.run_reader import RunReader
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"overlapped": "--run.overlap", "serial": "--run.no-overlap"}
 
@@ -46,7 +48,7 @@ def steps_of_run(arguments: Arguments, name: str, setting: str) -> list[dict[str
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    rows = [json.loads(line) for line in (arguments.folder / name / "metrics.jsonl").read_text().splitlines()]
+    rows = RunReader(arguments.folder / name).metrics()
     return [row for row in rows if "time/step" in row][1:]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
+from soundrl.engine.files.model_folder import check_folder, read_json
+from soundrl.engine.files.model_folder import load_tokenizer as load_tokenizer
 from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.judging_phase import JudgingPhase
-from soundrl.engine.model_folder import check_folder, read_json
-from soundrl.engine.model_folder import load_tokenizer as load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Source
 from soundrl.engine.problems import build_demonstrations as build_demonstrations

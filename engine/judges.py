@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soundrl.engine.config import Config
+from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judging_phase import JudgingPhase
-from soundrl.engine.model_folder import check_folder
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.tools.plan import planned
 from soundrl.fapo import arith

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
+from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
+from soundrl.engine.files.run_folder import whole
 from soundrl.engine.head import Compute, Head
-from soundrl.engine.model_folder import companions, in_one_line, load_config, read_config, read_tensors
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.run_folder import whole
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.loss_rule import LossRule

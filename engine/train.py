@@ -17,13 +17,13 @@ from soundrl.engine import build
 from soundrl.engine.config import Config
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.exchange import exchange
+from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.judges import over_ranks
 from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import rollout
-from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.schedule import minibatches
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.trainer import Trainer
@@ -111,7 +111,7 @@ def main(config: Config) -> None:
         metrics = measured | trained | gate | said | phases.take() | peak_memory()
         before = measured | before
         folder.log(step, metrics)
-        folder.save_rollouts(step, [group for part in ranks.gather(own) for group in part])
+        folder.save_rollouts(step, own)
         folder.save_trace(event for part in ranks.gather(phases.drain()) for event in part)
         progress.step(step, metrics)
         with users_mistakes(TooManyUnknownError):  # this step is on disk, and so is its policy

@@ -129,7 +129,7 @@ class UnknownWatch:
 
     PATIENCE = 3
     SHARES = {
-        "genrm/unknown": ("the judge gave no verdict for {:.0%} of its rollouts", "look at the reasons in rollouts/step-{:06d}.jsonl"),
+        "genrm/unknown": ("the judge gave no verdict for {:.0%} of its rollouts", "look at the reasons in rollouts/step-{:06d}"),
         "verify/unknown": (
             "the verifier's processes were killed or stood still for {:.0%} of the rollouts",
             "look for the system's out-of-memory killer in its log (this is the machine's fault, not that of the answers of step {})",

@@ -186,6 +186,16 @@ def test_plots_are_drawn_from_the_rows_alone(written, tmp_path):
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
 
 
+def test_the_host_work_of_a_step_runs_at_small_shapes(tmp_path):
+    """Each stage checks what it has made; the figures themselves are the machine's."""
+    command = ["bench/step_host.py", "--rollouts", "64", "--tokens", "40", "--rounds", "1", "--out", str(tmp_path / "rows.jsonl")]
+    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
+    rows = {row["stage"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
+    assert rows.keys() == {"write, JSON", "write, Arrow from tuples", "write, Arrow"}
+    assert all(row["seconds"] > 0 and row["stamp"]["device"] and row["rollouts"] == 64 for row in rows.values())
+    assert 0 < rows["write, Arrow"]["disk_mb"] < 0.6 * rows["write, JSON"]["disk_mb"]
+
+
 README = (ROOT / "kernels" / "README.md").read_text()
 PROGRAMS = re.findall(r"^## (\w+).*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 

@@ -1,12 +1,12 @@
 """The critic task: rewards as the paper's table has them, advantages, rows of the world, and a run end to end."""
 
-import json
 from collections import Counter
 
 import pytest
 
 from soundrl.engine.arith_critic_model import critic_tokenizer
 from soundrl.engine.encode import Encoder
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.problems import build_demonstrations, build_sources
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo import arith
@@ -149,10 +149,11 @@ def test_a_run_end_to_end(train, tmp_path):
     arguments = ("genrm-arith", *small, "--optim.minibatch-prompts", 8, "--rollout.engine", "torch", "--run.folder", tmp_path)
     done = train(*arguments, NPROC="1")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    rows = [json.loads(line) for line in (tmp_path / "genrm-arith" / "metrics.jsonl").read_text().splitlines()]
+    run = RunReader(tmp_path / "genrm-arith")
+    rows = run.metrics()
     steps = [row for row in rows if "loss/policy" in row]
     assert len(steps) == 2 and {"critic/f1", "critic/error_accuracy", "critic/coverage", "reward/mean"} <= steps[0].keys()
     assert {"eval/arith-critic-test/f1", "eval/arith-critic-test-unseen/exact"} <= rows[-1].keys()
-    rollouts = [json.loads(line) for line in (tmp_path / "genrm-arith" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    rollouts = run.rollouts(1)
     assert len(rollouts) == 32 and all("<paragraph_0>" in r["prompt"] and r["verdict"] is not None for r in rollouts)
     assert "evaluation after step 2" in done.stdout

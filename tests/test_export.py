@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import fixed_samples
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.files.model_folder import end_tokens
 
 KINDS = ("opt", "qwen3")
 

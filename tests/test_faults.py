@@ -16,11 +16,12 @@ from conftest import PATIENCE, QUIET, ROOT, start
 from transformers import AutoConfig
 
 from soundrl.engine.config import Config, Run
+from soundrl.engine.files.run_folder import RunFolder, locked, whole
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.launch import last_words
 from soundrl.engine.launch.last_words import RANK, UserError, explained, kept, one_line, undone, without
 from soundrl.engine.launch.launch import parse_arguments, users_mistakes
 from soundrl.engine.launch.launcher import Child, report
-from soundrl.engine.run_folder import RunFolder, locked, whole
 
 HOST = socket.gethostname()
 ONE, ZERO = f"error: [rank 1, {HOST}] ", f"error: [rank 0, {HOST}] "
@@ -45,7 +46,7 @@ FAULTS = {  # fault: (status, begin of the last line, in it as well, last but on
     "0:kill SIGTERM": (143, ZERO + "died of SIGTERM" + IN, "kept: ", ""),
     "1:fork": (137, ONE + "died of SIGKILL", "kept: ", ""),
     "1:user data.train: no such file": (2, ONE + "data.train: no such file\n", "", ""),
-    "0:full": (1, ZERO + "no space left on device, or no inodes (rollouts/step-000003.jsonl.part); ", "kept: ", ""),
+    "0:full": (1, ZERO + "no space left on device, or no inodes (rollouts/step-000003/rank-0.arrows.part); ", "kept: ", ""),
     "0:full-safetensors": (1, ZERO + "no space left on device, or no inodes; ", "kept: ", ""),
 }
 
@@ -161,7 +162,8 @@ def test_the_main_job_names_the_rank_the_step_and_the_phase(tmp_path):
     assert f"kept: {tmp_path}/arith/policy/step-000000, start from it: " in last
     assert "GLHF" not in done.stderr and done.stderr.count("Traceback") == 1
     assert "in broken" in (tmp_path / "arith" / "error-rank1.txt").read_text()
-    assert [p.name for p in (tmp_path / "arith" / "rollouts").iterdir()] == ["step-000001.jsonl"]  # what was done is whole
+    run = RunReader(tmp_path / "arith")
+    assert run.steps() == [1] and len(run.rollouts(1)) == 8  # what was done is whole
 
 
 def test_a_run_goes_on_from_its_own_export_under_the_same_name(torchrun, tmp_path):
@@ -238,9 +240,8 @@ def test_two_runs_never_write_to_one_folder(tmp_path):
 
 
 def test_a_lock_of_a_process_that_died_is_taken_over(tmp_path):
-    script = (
-        "import os, sys, pathlib; from soundrl.engine.run_folder import locked; locked(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
-    )
+    script = "import os, sys, pathlib; from soundrl.engine.files.run_folder import locked; "
+    script += "locked(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     done = start([sys.executable, "-c", script, str(tmp_path)])
     assert done.returncode == -9 and "process" in (tmp_path / ".lock").read_text()  # witness: it held the lock
     locked(tmp_path).close()
@@ -285,7 +286,7 @@ def test_what_is_half_written_does_not_stay_nor_fill_up(tmp_path):
 def test_errors_of_the_machine_are_one_line_each(tmp_path, monkeypatch):
     monkeypatch.setattr(RANK, "home", tmp_path / "x")
     monkeypatch.setattr(RANK, "folder", tmp_path / "x")
-    gone = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "x" / "rollouts" / "step-000002.jsonl.part"))
+    gone = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "x" / "rollouts" / "step-000002" / "rank-0.arrows.part"))
     assert explained(gone, RANK)[2].startswith(f"{tmp_path}/x was deleted or moved while the run wrote to it")
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text("{}")

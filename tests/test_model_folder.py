@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import write_tiny
 from transformers import AutoModelForCausalLM
 
-from soundrl.engine.model_folder import BUFFERS, check_folder, companions, end_tokens, load_tokenizer, read_tensors, weight_files
+from soundrl.engine.files.model_folder import BUFFERS, check_folder, companions, end_tokens, load_tokenizer, read_tensors, weight_files
 from soundrl.engine.tools.convert import ConvertError, convert
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

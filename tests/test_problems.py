@@ -9,7 +9,8 @@ from tiny import write_tiny
 
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Model, Run, WarmStart
 from soundrl.engine.encode import Encoder
-from soundrl.engine.model_folder import load_tokenizer
+from soundrl.engine.files.model_folder import load_tokenizer
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.problems import Problems, build_demonstrations, build_sources, set_names
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.verify.verifier import Verifier
@@ -289,7 +290,7 @@ def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tm
     done = train(*arguments, "--data.skip-unusable", NPROC="1")
     assert done.returncode == 0, done.stderr
     assert f"{files[1]}: left out 1 of 2 rows (answer 1)" in done.stdout
-    logged = json.loads((tmp_path / "runs/x/metrics.jsonl").read_text().splitlines()[0])
+    logged = RunReader(tmp_path / "runs/x").metrics()[0]
     assert {"eval/aime24/test/accuracy", "eval/math500/test/accuracy"} <= set(logged)
     listed = [json.loads(line)["file"] for line in (tmp_path / "runs/x/left_out.jsonl").read_text().splitlines()]
     assert listed == files

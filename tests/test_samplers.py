@@ -1,7 +1,6 @@
 """Seeds, the plain-torch sampler, and nucleus sampling."""
 
 import dataclasses
-import json
 import math
 from types import SimpleNamespace
 
@@ -13,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from soundrl.engine import rollouts
 from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
-from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.files.model_folder import end_tokens
+from soundrl.engine.files.rollout_file import RolloutWriter, read_file
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
-from soundrl.engine.run_folder import RunFolder
 from soundrl.engine.samplers.sampler import derived_seed, requests_for
 from soundrl.engine.samplers.torch_sampler import TorchSampler, nucleus
 from soundrl.engine.samplers.vllm_sampler import VllmSampler
@@ -81,28 +80,18 @@ def test_loaded_weights_sample_something_else_and_count(sampler):
     assert [r.tokens for r in after] != before and {r.policy_version for r in after} == {version + 1}
 
 
-def test_a_token_without_log_probability_is_kept_and_written_as_null(tmp_path):
-    """vLLM says NaN, or None, for a token of probability ~1; JSON knows neither NaN nor infinity."""
+def test_a_token_without_log_probability_is_kept_and_written_as_nan(tmp_path):
+    """vLLM says NaN, or None, for a token of probability ~1."""
     engine = VllmSampler.__new__(VllmSampler)
     engine.version, engine.tokenizer = 3, SimpleNamespace(decode=lambda tokens, **_: "t")
     said = SimpleNamespace(token_ids=[5, 6, 7], logprobs=SimpleNamespace(logprobs=[None, math.nan, -math.inf]), finish_reason="stop")
     rollout = engine._rollout(requests(1)[0], said)
     assert len(rollout.logprobs) == 3 and not any(map(math.isfinite, rollout.logprobs))
-    folder = RunFolder.__new__(RunFolder)
-    folder.path, folder.writes = tmp_path, True
-    (tmp_path / "rollouts").mkdir()
-    outcome = SimpleNamespace(value="correct")
-    group = SimpleNamespace(
-        prompt=SimpleNamespace(text="p", answer="a"), rollouts=[rollout], verdicts=[None], outcomes=[outcome], rewards=[1.0],
-        advantages=[0.0], kept=[True],
-    )  # fmt: skip
-    folder.save_rollouts(1, [group])  # type: ignore[list-item]
-
-    def refuse(constant: str):
-        raise AssertionError(constant)
-
-    row = json.loads(next((tmp_path / "rollouts").iterdir()).read_text(), parse_constant=refuse)
-    assert row["logprobs"] == [None, None, None] and row["tokens"] == [5, 6, 7]
+    with RolloutWriter(tmp_path / "rank-0.arrows") as file:
+        file.add([Group(prompt=Prompt(id="p", text="p", answer="a"), rollouts=[rollout], outcomes=[Outcome.CORRECT], verdicts=[None])])
+    (row,) = read_file(tmp_path / "rank-0.arrows")[0].to_pylist()
+    assert math.isnan(row["logprobs"][0]) and math.isnan(row["logprobs"][1]) and row["logprobs"][2] == -math.inf
+    assert row["tokens"] == [5, 6, 7]
 
 
 @pytest.mark.parametrize(("ranks", "shared"), [(1, 1), (2, 1), (3, 1), (4, 2)])

@@ -18,6 +18,7 @@ import pytest
 from fake_judge import MODEL, SERVED
 
 from soundrl.engine.arith_critic_model import write_arith_critic
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.pool import scorer
 from soundrl.genrm.pool.judge import EndpointJudge
@@ -429,11 +430,12 @@ def test_a_run_serves_its_own_judge_through_vllm(train, tmp_path):
     judge = ("--genrm.judge", "serve", "--genrm.model", tmp_path / "critic", "--genrm.max-tokens", 30, "--genrm.max-unknown", 1.0)
     done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    rows = [json.loads(line) for line in (tmp_path / "arith" / "metrics.jsonl").read_text().splitlines()]
+    run = RunReader(tmp_path / "arith")
+    rows = run.metrics()
     row = next(row for row in rows if "loss/policy" in row)
     assert row["genrm/unknown"] == 1.0 and row["genrm/alive"] == 1.0 and row["genrm/requests"] > 0
     assert row["genrm/precision"] == row["genrm/recall"] == 0.0 and "fapo/true_flawed_ratio" in row
     assert sum(value for name, value in row.items() if name.startswith("genrm/unknown_")) > 0
-    rollouts = [json.loads(line) for line in (tmp_path / "arith" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    rollouts = run.rollouts(1)
     judged = [r for r in rollouts if r["outcome"] == "correct"]
     assert judged and all(r["verdict"]["kind"] == "unknown" and not r["kept"] and r["advantage"] == 0.0 for r in judged)

@@ -11,6 +11,7 @@ import torch
 from fake_judge import MODEL, Handler, Server, find_flaw
 from transformers import AutoModelForCausalLM
 
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.timeline import read_trace, steps_of
 
 NAMES = {  # DESIGN §7
@@ -25,14 +26,14 @@ TINY = (*START, "--run.steps", 3, "--data.test-rows", 24, "--run.eval-sampling",
 
 
 def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return RunReader(folder).metrics()
 
 
 def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     done = train("arith", *TINY, "--run.folder", tmp_path, "--run.export-every", 2, NPROC="2")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     folder = tmp_path / "arith"
-    assert json.loads((folder / "config.json").read_text())["fapo"]["lam"] == 1.0
+    assert RunReader(folder).config["fapo"]["lam"] == 1.0
     steps = [row for row in metrics(folder) if "loss/policy" in row]
     assert [row["step"] for row in steps] == [1, 2, 3]
     assert steps[0].keys() >= NAMES, NAMES - steps[0].keys()
@@ -40,7 +41,7 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     trace = steps_of(read_trace(folder / "trace.json"))
     assert [row["seconds"] for row in trace] == pytest.approx([row["time/step"] for row in steps], rel=0.2)
     assert {event["pid"] for event in read_trace(folder / "trace.json")} == {0, 1}
-    rollouts = [json.loads(line) for line in (folder / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    rollouts = RunReader(folder).rollouts(1)
     assert len(rollouts) == 32 * 8 and len({(r["prompt_id"], r["sample"]) for r in rollouts}) == 256
     assert {r["policy_version"] for r in rollouts} == {1}
     assert all((r["verdict"] is not None) == (r["outcome"] == "correct") for r in rollouts)
@@ -139,7 +140,7 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
         (row,) = run_tiny(train, tmp_path, "judge", *arguments)
     finally:
         server.shutdown()
-    rollouts = [json.loads(line) for line in (tmp_path / "judge" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    rollouts = RunReader(tmp_path / "judge").rollouts(1)
     verdicts = [r["verdict"] for r in rollouts if r["outcome"] == "correct"]
     assert len(verdicts) >= 8 and ScriptedJudge.seen  # witness: there was something to judge, and it went over the wire
     assert "<paragraph_0>" in ScriptedJudge.seen[-1]  # the first one is the check before training
@@ -174,6 +175,6 @@ def test_a_run_whose_judges_die_for_good_ends_with_one_line(train, tmp_path):
     assert "Traceback" not in done.stdout + done.stderr
     # What was done until then is kept: the policy too, though no export was due.
     assert (tmp_path / "arith" / "policy" / "step-000001" / "model.safetensors").exists()
-    rollouts = [json.loads(line) for line in (tmp_path / "arith" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    rollouts = RunReader(tmp_path / "arith").rollouts(1)
     assert {r["verdict"]["kind"] for r in rollouts if r["outcome"] == "correct"} >= {"unknown"}
     assert [row["step"] for row in metrics(tmp_path / "arith") if "loss/policy" in row] == [1]

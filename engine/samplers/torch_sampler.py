@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.config import Model
-from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.files.model_folder import end_tokens
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Request
 from soundrl.fapo.records import Rollout

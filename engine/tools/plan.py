@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from soundrl.engine.arith_critic_model import write_arith_critic
 from soundrl.engine.arith_model import write_arith_model
 from soundrl.engine.config import Config
-from soundrl.engine.model_folder import load_config
+from soundrl.engine.files.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
 from soundrl.kernels.head_chunks import bytes_per_logit, chunk_rows

@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+from soundrl.engine.files.run_reader import RunReader
+
 KEPT = ("prompt_id", "sample", "text", "finish_reason", "tokens", "logprobs")
 
-rows = [json.loads(line) for line in (Path(sys.argv[1]) / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+rows = RunReader(sys.argv[1]).rollouts(1)
 lines = [json.dumps({name: row[name] for name in KEPT}) + "\n" for row in rows]
 Path(__file__).with_name("rollouts.jsonl").write_text("".join(lines))

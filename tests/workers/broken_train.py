@@ -9,7 +9,7 @@ from soundrl.engine.launch import launch
 if __name__ == "__main__":
     launch.leave_to_ranks()
 
-from soundrl.engine.run_folder import RunFolder
+from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.trainer import Trainer
 
 rank, method, call = os.environ["FAULT"].split()

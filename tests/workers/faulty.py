@@ -30,7 +30,7 @@ def meet(fault: str) -> None:
     if what == "user":
         raise UserError(how)
     if what == "full":
-        raise OSError(28, "No space left on device", "rollouts/step-000003.jsonl.part")
+        raise OSError(28, "No space left on device", "rollouts/step-000003/rank-0.arrows.part")
     if what == "full-safetensors":
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     if what == "leave":

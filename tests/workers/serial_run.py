@@ -17,6 +17,7 @@ sys.path.insert(0, arguments["tests"])
 from fake_judge import MODEL, SERVED  # noqa: E402
 
 from soundrl.engine import build, judges, train  # noqa: E402
+from soundrl.engine.files.run_reader import RunReader  # noqa: E402
 from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.ranks import Ranks  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
@@ -63,7 +64,7 @@ def run(name: str, model: str, warm_start: int) -> dict:
         train.main(config)
     if not witness:
         return {}
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = RunReader(folder).metrics()
     steps, evaluations = ([row for row in rows if key in row] for key in ("loss/policy", "eval/arith-test/accuracy"))
     parameters = hashlib.sha256((folder / "policy" / "step-000002" / "model.safetensors").read_bytes()).hexdigest()
     return {"witness": [*witness], "said": said.getvalue(), "parameters": parameters, "steps": steps, "evaluations": evaluations}

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from soundrl.engine.config import Config
+from soundrl.engine.files.rollout_file import RolloutWriter, file_name
+from soundrl.engine.files.run_reader import FORMAT
 from soundrl.engine.launch.last_words import RANK, remove, undone
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TraceFile
@@ -32,7 +34,8 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 class RunFolder:
-    """Written by rank 0 alone; every line is flushed, so that a killed run keeps what it has done."""
+    """Written by rank 0 alone, but for the rollouts, of which each rank writes its own; every line is flushed, so that a killed run keeps
+    what it has done. `soundrl.engine.files.run_reader` reads it."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.path = RANK.home = Path(config.run.folder) / config.run.name
@@ -59,6 +62,7 @@ class RunFolder:
             aside, failure = self.ranks.gather((aside, failure))[0]
             if failure:
                 raise ValueError(failure)
+            (self.path / "rollouts").mkdir(parents=True, exist_ok=True)  # another one, where nodes share no disk
             config = self.config if aside is None else relocated(self.config, self.path, aside)
             yield config
             if self.writes:
@@ -88,7 +92,7 @@ class RunFolder:
         return aside
 
     def _open(self, config: Config) -> None:
-        (self.path / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+        (self.path / "config.json").write_text(json.dumps({"format": FORMAT, **config.as_dict()}, indent=2) + "\n")
         self.metrics = (self.path / "metrics.jsonl").open("a")
         self.trace = TraceFile(self.path / "trace.json")
         try:
@@ -108,31 +112,21 @@ class RunFolder:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
 
-    def save_rollouts(self, step: int, groups: Sequence[Group]) -> None:
-        """Every rollout of a step with outcome, verdict, reward and advantage, an object a line."""
+    def save_rollouts(self, step: int, groups: Sequence[Group], kind: str = "train", set: str = "") -> None:
+        """This rank's groups of one sampling with outcomes, verdicts, rewards and advantages; `kind` and `set` as `rollout_file` has them.
+        A collective, of numbers alone: rank 0 ends its file when all others have theirs. A rank without rollouts writes nothing."""
+        rows = sum(len(group.rollouts) for group in groups)
+        folder = self.path / "rollouts" / f"step-{step:06d}"
+        if rows or self.writes:
+            folder.mkdir(exist_ok=True)
+            target = folder / file_name(self.ranks.rank, kind, set)
+            with whole(target) as beside, RolloutWriter(beside, kind, set) as file:
+                for start in range(0, len(groups), 32):
+                    file.add(groups[start : start + 32])
+                if self.writes:
+                    file.end(self.ranks.gather(rows))
         if not self.writes:
-            return
-        with whole(self.path / "rollouts" / f"step-{step:06d}.jsonl") as beside, beside.open("w") as file:
-            for group in groups:
-                for i, rollout in enumerate(group.rollouts):
-                    verdict = group.verdicts[i]
-                    row = {
-                        "prompt_id": rollout.prompt_id,
-                        "sample": rollout.sample,
-                        "prompt": group.prompt.text,
-                        "answer": group.prompt.answer,
-                        "text": rollout.text,
-                        "outcome": group.outcomes[i].value,
-                        "verdict": None if verdict is None else {"kind": verdict.kind, "step": verdict.step, "reason": verdict.reason},
-                        "reward": group.rewards[i],
-                        "advantage": group.advantages[i],
-                        "kept": group.kept[i],
-                        "finish_reason": rollout.finish_reason,
-                        "policy_version": rollout.policy_version,
-                        "tokens": rollout.tokens,
-                        "logprobs": [round(value, 6) if math.isfinite(value) else None for value in rollout.logprobs],
-                    }
-                    file.write(json.dumps(row) + "\n")
+            self.ranks.gather(rows)
 
     def save_trace(self, events: Iterable[dict[str, Any]]) -> None:
         """Events of any rank, see `soundrl.engine.timeline`."""
