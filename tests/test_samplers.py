@@ -21,7 +21,7 @@ from soundrl.engine.samplers.torch_sampler import TorchSampler, nucleus
 from soundrl.engine.samplers.vllm_sampler import VllmSampler
 from soundrl.engine.timeline import Timeline
 from soundrl.fapo.data.prompt_stream import PromptStream, distinct
-from soundrl.fapo.records import Prompt
+from soundrl.fapo.records import Group, Outcome, Prompt
 
 PROMPTS = [("a", (7, 1, 10, 2, 14)), ("b", (3,)), ("c", tuple(range(17)))]
 
