@@ -8,7 +8,6 @@ rule made explicit. Every exported checkpoint is served in turn and judged by `g
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -80,25 +79,19 @@ def choose(checkpoints: Sequence[Checkpoint], distance: float) -> Checkpoint:
 
 def plot(checkpoints: Sequence[Checkpoint], chosen: Checkpoint) -> str:
     """F1 against mean tokens as an SVG; a dot a checkpoint with its step, the chosen one filled."""
-    width, height, pad = 640, 400, 60
-    low, high = min(c.tokens for c in checkpoints), max(c.tokens for c in checkpoints)
-    bottom, top = min(c.f1 for c in checkpoints), max(c.f1 for c in checkpoints)
+    tokens, f1 = [c.tokens for c in checkpoints], [c.f1 for c in checkpoints]
 
-    def place(c: Checkpoint) -> tuple[float, float]:
-        x = pad + (width - 2 * pad) * ((c.tokens - low) / (high - low) if high > low else 0.5)
-        return x, height - pad - (height - 2 * pad) * ((c.f1 - bottom) / (top - bottom) if top > bottom else 0.5)
+    def text(x: float, y: float, words: str) -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{words}</text>'
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">']
-    parts.append(f'<path d="M{pad},{pad} V{height - pad} H{width - pad}" fill="none" stroke="black"/>')
-    labels: list[tuple[float, float, str]] = [
-        (width / 2, height - 15, f"mean tokens of a critique ({low:.0f} … {high:.0f})"),
-        (width / 2, 25, f"F1 {100 * bottom:.1f} … {100 * top:.1f}; chosen: step {chosen.step}"),
-    ]
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" width="640" height="400" font-family="sans-serif" font-size="12">']
+    parts += [text(320, 385, f"mean tokens of a critique ({min(tokens):.0f} … {max(tokens):.0f})")]
+    parts += [text(320, 25, f"F1 {100 * min(f1):.1f} … {100 * max(f1):.1f}; chosen: step {chosen.step}")]
     for c in checkpoints:
-        x, y = place(c)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" stroke="black" fill="{"black" if c == chosen else "white"}"/>')
-        labels.append((x, y - 9, str(c.step)))
-    parts += [f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{html.escape(text)}</text>' for x, y, text in labels]
+        x = 60 + 520 * (c.tokens - min(tokens)) / (max(tokens) - min(tokens) or 1)
+        y = 340 - 280 * (c.f1 - min(f1)) / (max(f1) - min(f1) or 1)
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" stroke="black" fill="{"black" if c == chosen else "white"}"/>']
+        parts += [text(x, y - 9, str(c.step))]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
