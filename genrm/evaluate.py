@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,11 +30,33 @@ from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
-from soundrl.genrm.verdict import UNASKED
+from soundrl.genrm.verdict import UNASKED, majority
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Asking:
+    """How a command asks a judge."""
+
+    votes: int = 1
+    """Replies a solution, of which the majority counts."""
+    temperature: float = 0.0
+    """Sampling temperature; above 0 for more than one vote."""
+    max_tokens: int = 8192
+    """Longest reply, in tokens."""
+    concurrency: int = 64
+    """Requests under way at once on each endpoint."""
+    deadline: float = 1800.0
+    """Seconds until a reply is given up."""
+    allow_http: bool = False
+    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
+
+    def judge(self, urls: Sequence[str], model: str, decide: Callable[[Sequence[Verdict]], Verdict] = majority) -> EndpointJudge:
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Asking)}
+        return EndpointJudge(urls, model, decide=decide, step_deadline=float("inf"), **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Asking):
     """Command line of `python -m soundrl.genrm.evaluate`."""
 
     data: tuple[str, ...]
@@ -49,18 +71,6 @@ class Arguments:
     """Problem file with answers, shown to the judge where the problem is found there (reference-assisted); empty = the standard prompt."""
     rows: int = 0
     """Rows used of each file, the first ones; 0 = all."""
-    votes: int = 1
-    """Replies a solution, of which the majority counts."""
-    temperature: float = 0.0
-    """Sampling temperature; above 0 for more than one vote."""
-    max_tokens: int = 8192
-    """Longest critique, in tokens."""
-    concurrency: int = 64
-    """Requests under way at once on each endpoint."""
-    deadline: float = 1800.0
-    """Seconds until a verdict is given up as unknown(timeout)."""
-    allow_http: bool = False
-    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
 
 
 def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
@@ -175,17 +185,7 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     subsets = read_data(arguments)
     made_from = stamp(arguments, subsets)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with EndpointJudge(
-        arguments.urls,
-        arguments.model,
-        temperature=arguments.temperature,
-        votes=arguments.votes,
-        max_tokens=arguments.max_tokens,
-        concurrency=arguments.concurrency,
-        deadline=arguments.deadline,
-        allow_http=arguments.allow_http,
-        step_deadline=float("inf"),
-    ) as judge:
+    with arguments.judge(arguments.urls, arguments.model) as judge:
         judge.check()
         records = judge_all(judge, subsets, arguments.out / "verdicts.jsonl", made_from)
     scores = summary(subsets, records)

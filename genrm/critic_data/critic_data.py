@@ -30,7 +30,6 @@ from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled
 from soundrl.genrm.critic_data.rows import select, write_rows
 from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
-from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.verdict import UNASKED, unanimous
@@ -58,7 +57,7 @@ class Planted(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled(Common):
+class Sampled(Common, evaluate.Asking):
     """Rows from policies' solutions and a teacher's unanimous replies."""
 
     policy_urls: tuple[str, ...]
@@ -71,20 +70,12 @@ class Sampled(Common):
     """The teacher's name."""
     policy_token_env: str = "SOUNDRL_GENRM_TOKEN"
     """Environment variable with the policies' token; the teacher's is $SOUNDRL_GENRM_TOKEN."""
-    allow_http: bool = False
-    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     samples: int = 4
     """Solutions of a problem from each policy."""
     votes: int = 3
     """Replies of the teacher that must all agree."""
     temperature: float = 1.0
     """Of policies and teacher."""
-    max_tokens: int = 8192
-    """Longest solution or critique, in tokens."""
-    concurrency: int = 64
-    """Requests under way at once on each endpoint."""
-    deadline: float = 1800.0
-    """Seconds until a solution or a critique is given up."""
 
     def __post_init__(self) -> None:
         if not self.policy_urls or len(self.policy_urls) != len(self.policy_models):
@@ -170,18 +161,7 @@ def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
     work = Journal(file, made_from, lambda record: record[0], "was begun with other arguments; remove it or name another --out")
     asyncio.run(sample_solutions(arguments, prompts, work))
     right = right_solutions(prompts, work, counts)
-    with EndpointJudge(
-        arguments.teacher_urls,
-        arguments.teacher_model,
-        votes=arguments.votes,
-        temperature=arguments.temperature,
-        decide=unanimous,
-        max_tokens=arguments.max_tokens,
-        concurrency=arguments.concurrency,
-        deadline=arguments.deadline,
-        step_deadline=float("inf"),
-        allow_http=arguments.allow_http,
-    ) as teacher:
+    with arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher:
         teacher.check()
         labels = {key: Verdict(*work.known[f"label/{key}"][1]) for key in right if f"label/{key}" in work.known}
         asked = {key: (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items() if key not in labels}
