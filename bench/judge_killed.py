@@ -29,7 +29,7 @@ import psutil
 import tyro
 from record import machine
 
-from soundrl.engine.timeline import read_trace
+from soundrl.engine.tools.trace import read_trace
 from soundrl.genrm.serve.servers import TOKEN_ENV
 
 ROOT = Path(__file__).resolve().parent.parent
