@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from single_turn import assert_single_user_turn
 
 from soundrl.engine.arith_critic_model import critic_tokenizer
 from soundrl.engine.encode import Encoder
@@ -13,7 +14,6 @@ from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.genrm.arith_critic import STUDENT, UNSEEN, ArithCriticSource, critique
-from soundrl.genrm.prompts import assert_single_user_turn
 from soundrl.genrm.task import CriticTask, critic_reward
 from soundrl.genrm.verdict import parse_verdict
 

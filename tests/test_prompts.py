@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from single_turn import assert_single_user_turn, control_tokens, count_turns
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from soundrl.genrm import prompts
 from soundrl.genrm.prompts import (
-    assert_single_user_turn,
-    control_tokens,
-    count_turns,
     critique_messages,
     neutralise,
     split_paragraphs,

@@ -94,7 +94,7 @@ class EndpointJudge:
         * `concurrency`: requests under way at once, on each endpoint.
         * `votes`: replies a question, of which `decide` makes one verdict (`verdict.majority` or `verdict.unanimous`).
         * `longest_prompt`: tokens that an endpoint must have room for beside `max_tokens`; `check` asks those that tell.
-        * `special_tokens`: those of the served tokenizer where it is known (`prompts.control_tokens`).
+        * `special_tokens`: those of the served tokenizer where it is known.
         * `split` cuts a solution into the paragraphs that verdicts count.
         """
         if min(deadline, step_deadline) <= 0 or min(concurrency, attempts, max_tokens, votes) < 1 or temperature < 0:
