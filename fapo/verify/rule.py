@@ -88,22 +88,32 @@ _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\text\{\s*degrees?\s*\}|(?<=\d)\s*degrees?\b")
 
 
-def check_gold(gold: str) -> None:
-    """Checks a reference answer as far as that needs no parser; `Verifier.check_gold` checks the rest.
+@lru_cache(maxsize=4096)
+def plain_gold(gold: str) -> str:
+    """A reference in plain form (`normalise`), its boxes taken off; whether the parser can read it, `Verifier.check_golds` says.
 
     Raises:
         ValueError: it is empty, too long, or holds characters or commands that are never read; the message shows it.
     """
-    _plain_gold(gold)
+    if not gold.strip():
+        raise ValueError("the reference answer is empty")
+    try:
+        plain = normalise(reference_part(gold) if len(gold) <= MAX_LENGTH else gold)
+        read(plain)
+    except Refused as error:
+        raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
+    if not plain:
+        raise ValueError(f"the reference answer {gold[:200]!r} holds nothing but layout")
+    return plain
 
 
 def parsed_part(gold: str) -> str | None:
     """What the parser reads of a reference where it has to compare it; None where it never has to: numbers, words, forms.
 
     Raises:
-        ValueError: the reference cannot be used, see `check_gold`.
+        ValueError: the reference cannot be used, see `plain_gold`.
     """
-    plain = _plain_gold(gold)
+    plain = plain_gold(gold)
     if _FORM_ONLY.search(plain) or _words(plain) is not None:
         return None
     plain = plain.replace(r"\%", " ").strip()
@@ -122,9 +132,9 @@ def list_length(gold: str) -> int:
     """Number of elements of a reference that is a bare list: 2 for `1, 2`, and 1 for `7`, `1,000`, `(1, 2)`.
 
     Raises:
-        ValueError: the reference cannot be used, see `check_gold`.
+        ValueError: the reference cannot be used, see `plain_gold`.
     """
-    node = read(_plain_gold(gold))
+    node = read(plain_gold(gold))
     return len(node.items) if isinstance(node, Group) and node.kind == "list" else 1
 
 
@@ -136,32 +146,18 @@ def rule(gold: str, answer: str) -> Ruling:
         answer: Content of the answer's box.
 
     Raises:
-        ValueError: the reference cannot be used, see `check_gold`.
+        ValueError: the reference cannot be used, see `plain_gold`.
     """
-    plain_gold = _plain_gold(gold)
+    reference = plain_gold(gold)
     if answer.strip() == gold.strip():
         return Ruling(Outcome.CORRECT, "same text")
     try:
         plain_answer = normalise(answer)
         if not plain_answer:
             return Ruling(Outcome.UNPARSEABLE, "nothing but layout")
-        return _compare(plain_gold, plain_answer)
+        return _compare(reference, plain_answer)
     except Refused as error:
         return Ruling(Outcome.UNPARSEABLE, str(error))
-
-
-@lru_cache(maxsize=4096)
-def _plain_gold(gold: str) -> str:
-    if not gold.strip():
-        raise ValueError("the reference answer is empty")
-    try:
-        plain = normalise(reference_part(gold) if len(gold) <= MAX_LENGTH else gold)
-        read(plain)
-    except Refused as error:
-        raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
-    if not plain:
-        raise ValueError(f"the reference answer {gold[:200]!r} holds nothing but layout")
-    return plain
 
 
 def _compare(gold: str, answer: str) -> Ruling:

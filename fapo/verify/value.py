@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from soundrl.fapo.verify.plain import Refused, closing
+from soundrl.fapo.verify.plain import Refused, closing, marks
 
 PRINTED_DIGITS = 12
 """So many significant digits make a decimal what a program prints for an exact value; fewer are a rounded answer, which is wrong."""
@@ -150,21 +150,11 @@ def read(text: str, *, inside: bool = False) -> Node:
 def split(text: str, separators: str) -> list[str]:
     """Cuts at separators that stand outside all delimiters."""
     parts, depth, start = [], 0, 0
-    index = 0
-    while index < len(text):
-        char = text[index]
-        if char == "\\":
-            depth += {"{": 1, "}": -1}.get(text[index + 1 : index + 2], 0)
-            index += 2
-            continue
-        if char in "{([":
-            depth += 1
-        elif char in "})]":
-            depth -= 1
-        elif char in separators and depth <= 0:
-            parts.append(text[start:index].strip())
-            start = index + 1
-        index += 1
+    for place, sign in marks(text):
+        if sign in separators and depth <= 0:
+            parts.append(text[start:place].strip())
+            start = place + 1
+        depth += (sign[-1] in "{([") - (sign[-1] in "})]")
     parts.append(text[start:].strip())
     return [part for part in parts if part] or [""]
 

@@ -28,7 +28,7 @@ from types import TracebackType
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.answer import final_answer
 from soundrl.fapo.verify.pool import WorkerPool
-from soundrl.fapo.verify.rule import check_gold, list_length, parsed_part, rule
+from soundrl.fapo.verify.rule import list_length, parsed_part, rule
 
 _OUTCOMES = {"equal": Outcome.CORRECT, "different": Outcome.WRONG, "killed": Outcome.UNKNOWN, "stuck": Outcome.UNKNOWN}
 """Of the pool's results; all others are properties of the answer or its reference, and unparseable."""
@@ -112,16 +112,6 @@ class Verifier:
         self.pool.submit(ruling.gold, ruling.answer).add_done_callback(lambda done: self._finish(done, outcome))
         return outcome
 
-    def check_gold(self, gold: str) -> None:
-        """Checks that a reference can be compared with: by the strict rule alone, or by math-verify.
-
-        Raises:
-            ValueError: it cannot; the message shows it.
-        """
-        (fault,) = self.check_golds([gold])
-        if fault:
-            raise ValueError(fault)
-
     def check_golds(self, golds: Iterable[str]) -> list[str | None]:
         """Says of each reference why it cannot be compared with; None = it can. Each text is tried once, in all processes at a time.
 
@@ -136,7 +126,6 @@ class Verifier:
         for gold in dict.fromkeys(golds):
             faults[gold] = None
             try:
-                check_gold(gold)
                 part = parsed_part(gold)
             except ValueError as error:
                 faults[gold] = str(error)

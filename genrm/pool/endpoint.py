@@ -38,32 +38,24 @@ _VERSION = re.compile(r"[-@:](?:\d{3,8}|\d{4}-\d\d-\d\d|\d\d-\d{4}|\d\d-\d\d|lat
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Failure(Exception):
     """An exchange without a usable reply. Its text never holds what the server said (that might quote the token)."""
 
-    def __init__(
-        self,
-        reason: str,
-        detail: str,
-        *,
-        retry: bool,
-        status: int | None = None,
-        retry_after: float | None = None,
-        refused: bool = False,
-        name: str | None = None,
-    ):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.retry = retry
-        """Whether the same request may succeed later."""
-        self.status = status
-        self.retry_after = retry_after
-        """Seconds that the server asks us to wait."""
-        self.refused = refused
-        """Nobody listens there, or the machine does not answer: no other request will fare better."""
-        self.name = name
-        """Under which other model's name a reply came."""
+    reason: str
+    detail: str
+    retry: bool = True
+    """Whether the same request may succeed later."""
+    status: int | None = None
+    retry_after: float | None = None
+    """Seconds that the server asks us to wait."""
+    refused: bool = False
+    """Nobody listens there, or the machine does not answer: no other request will fare better."""
+    name: str | None = None
+    """Under which other model's name a reply came."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -135,7 +127,7 @@ class Endpoint:
         if name and name not in (self.model, self.other_name):
             if self.other_name is not None or not _same(self.model, name):
                 detail = f"from model {ascii(name)[:80]}, not {self.model!r}"
-                raise Failure(BAD_REPLY, detail, retry=True, name=name)
+                raise Failure(BAD_REPLY, detail, name=name)
             self.other_name = name
         return reply
 
@@ -232,12 +224,12 @@ class Endpoint:
                 if response.status != 200:
                     return response.status, response.headers, b""
                 if response.headers.get("content-encoding", "identity") != "identity":
-                    raise Failure(BAD_REPLY, "compressed, though it was asked not to be", retry=True)
+                    raise Failure(BAD_REPLY, "compressed, though it was asked not to be")
                 content = bytearray()
                 async for chunk in response.content.iter_any():
                     content += chunk
                     if len(content) > MAX_BODY:
-                        raise Failure(BAD_REPLY, f"longer than {MAX_BODY} bytes", retry=True)
+                        raise Failure(BAD_REPLY, f"longer than {MAX_BODY} bytes")
                 return response.status, response.headers, bytes(content)
         except aiohttp.ClientError as error:
             # From None: aiohttp's error holds the request, and the request its Authorization header.
@@ -245,7 +237,7 @@ class Endpoint:
             reason = BAD_REPLY if answered or isinstance(error, aiohttp.ClientResponseError) else UNREACHABLE
             detail = f"{type(error).__name__}{' in mid reply' if answered else ''}"
             refused = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
-            raise Failure(reason, detail, retry=True, refused=refused) from None
+            raise Failure(reason, detail, refused=refused) from None
 
 
 def parsed(content: bytes) -> tuple[Reply, str | None]:
@@ -255,21 +247,21 @@ def parsed(content: bytes) -> tuple[Reply, str | None]:
     """
     reply = _json(content)
     if not isinstance(reply, dict):
-        raise Failure(BAD_REPLY, "not a JSON object", retry=True)
+        raise Failure(BAD_REPLY, "not a JSON object")
     name = reply.get("model")
     if name is not None and not isinstance(name, str):
-        raise Failure(BAD_REPLY, "the model's name is no text", retry=True)
+        raise Failure(BAD_REPLY, "the model's name is no text")
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message", choice) if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or message is choice or not isinstance(message, dict | None):
-        raise Failure(BAD_REPLY, "no choices[0].message", retry=True)
+        raise Failure(BAD_REPLY, "no choices[0].message")
     finish_reason = choice.get("finish_reason")
     if not isinstance(finish_reason, str):
-        raise Failure(BAD_REPLY, "finish_reason is no text", retry=True)
+        raise Failure(BAD_REPLY, "finish_reason is no text")
     text = _text((message or {}).get("content"))
     if text is None:
-        raise Failure(BAD_REPLY, "message.content is no text", retry=True)
+        raise Failure(BAD_REPLY, "message.content is no text")
     usage = reply.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     tokens = tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None
@@ -307,7 +299,7 @@ def _json(content: bytes) -> Any:
     try:
         return json.loads(content.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise Failure(BAD_REPLY, f"not JSON ({type(error).__name__})", retry=True) from None
+        raise Failure(BAD_REPLY, f"not JSON ({type(error).__name__})") from None
 
 
 def retry_after(value: str | None) -> float | None:

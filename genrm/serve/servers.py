@@ -94,10 +94,10 @@ class JudgeServers:
             while (fault := worker.fault()) is not None:
                 if isinstance(fault, Failure) and not fault.retry:  # no patience helps
                     asyncio.run(worker.endpoint.check())  # raises, and says why
-                if not worker.alive:
-                    raise ServeError(f"the judge's server ended with status {self._status(worker)}: {worker.last_words()} ({worker.log})")
-                if time.monotonic() > end:
-                    raise ServeError(f"the judge's server is not ready after {seconds:.0f} s: {worker.last_words()} ({worker.log})")
+                if not worker.alive or time.monotonic() > end:
+                    status = worker.process and worker.process.returncode
+                    what = f"is not ready after {seconds:.0f} s" if worker.alive else f"ended with status {status}"
+                    raise ServeError(f"the judge's server {what}: {worker.last_words()} ({worker.log})")
                 time.sleep(0.25)
         if not self._watcher.is_alive():
             self._watcher.start()
@@ -155,10 +155,6 @@ class JudgeServers:
             return await asyncio.gather(*(worker.obeys(order) for worker in self.workers))
 
         return asyncio.run(all_at_once())
-
-    @staticmethod
-    def _status(worker: Worker) -> int | None:
-        return worker.process.returncode if worker.process is not None else None
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
