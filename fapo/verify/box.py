@@ -60,16 +60,8 @@ class Box:
 
 
 def final_box(text: str, *, parts: int = 1) -> Box | None:
-    """Finds the final answer by the rules of this module.
-
-    Args:
-        text: A response without its thinking part; any characters are allowed, NUL and lone surrogates included.
-        parts: Length of the reference where that is a list. Exactly so many boxes in the last paragraph form a list, whatever words stand
-            between them, if these take nothing back: nothing is gained by boxing several things when each of them has to be right.
-
-    Returns:
-        The answer, or None where there is none.
-    """
+    """The final answer of a response without its thinking part, of any characters; None where there is none. `parts`: length of the
+    reference where that is a list (rule 5)."""
     boxes = _top_level_boxes(text)
     if not boxes:
         return None

@@ -87,11 +87,8 @@ _SINGLE = re.compile(r"([_^])\s*\{([A-Za-z0-9])\}")
 
 
 def normalise(text: str) -> str:
-    """Returns the plain form.
-
-    Raises:
-        Refused: too long, too deep, unbalanced, characters of other alphabets, or commands that define or read something.
-    """
+    """The plain form. Raises `Refused` for a text too long, too deep or unbalanced, for characters of other alphabets, and for commands
+    that define or read something."""
     if len(text) > MAX_LENGTH:
         raise Refused(f"longer than {MAX_LENGTH} characters")
     # A string literal in which `\frac` was not escaped holds a form feed.

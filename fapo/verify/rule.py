@@ -91,10 +91,7 @@ _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\text\{\s*degrees?\s
 @lru_cache(maxsize=4096)
 def plain_gold(gold: str) -> str:
     """A reference in plain form (`normalise`), its boxes taken off; whether the parser can read it, `Verifier.check_golds` says.
-
-    Raises:
-        ValueError: it is empty, too long, or holds characters or commands that are never read; the message shows it.
-    """
+    `ValueError` where it is empty, too long, or holds characters or commands that are never read; the message shows it."""
     if not gold.strip():
         raise ValueError("the reference answer is empty")
     try:
@@ -108,11 +105,8 @@ def plain_gold(gold: str) -> str:
 
 
 def parsed_part(gold: str) -> str | None:
-    """What the parser reads of a reference where it has to compare it; None where it never has to: numbers, words, forms.
-
-    Raises:
-        ValueError: the reference cannot be used, see `plain_gold`.
-    """
+    """What the parser reads of a reference where it has to compare it; None where it never has to: numbers, words, forms. `ValueError` as
+    `plain_gold`."""
     plain = plain_gold(gold)
     if _FORM_ONLY.search(plain) or _words(plain) is not None:
         return None
@@ -129,25 +123,13 @@ def _holds_opaque(node: Node) -> bool:
 
 @lru_cache(maxsize=4096)
 def list_length(gold: str) -> int:
-    """Number of elements of a reference that is a bare list: 2 for `1, 2`, and 1 for `7`, `1,000`, `(1, 2)`.
-
-    Raises:
-        ValueError: the reference cannot be used, see `plain_gold`.
-    """
+    """Elements of a reference that is a bare list: 2 for `1, 2`, and 1 for `7`, `1,000`, `(1, 2)`. `ValueError` as `plain_gold`."""
     node = read(plain_gold(gold))
     return len(node.items) if isinstance(node, Group) and node.kind == "list" else 1
 
 
 def rule(gold: str, answer: str) -> Ruling:
-    """Compares an answer with the reference.
-
-    Args:
-        gold: Reference answer, with or without a box or dollars around it.
-        answer: Content of the answer's box.
-
-    Raises:
-        ValueError: the reference cannot be used, see `plain_gold`.
-    """
+    """Compares the content of a box with the reference, with or without a box or dollars around it; `ValueError` as `plain_gold`."""
     reference = plain_gold(gold)
     if answer.strip() == gold.strip():
         return Ruling(Outcome.CORRECT, "same text")

@@ -61,11 +61,8 @@ _DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
 
 
 def read_number(text: str) -> Scalar | None:
-    """Reads a number: integer, decimal, fraction, mixed number, scientific notation or repeating decimal; None where it is not one.
-
-    Raises:
-        Refused: the denominator is 0.
-    """
+    """Reads a number: integer, decimal, fraction, mixed number, scientific notation or repeating decimal; None where it is not one. Raises
+    `Refused` for a denominator of 0."""
     match = _PLAIN.fullmatch(text)
     if match:
         digits = re.sub("[,' ]", "", match[2])
@@ -118,11 +115,7 @@ def prints(text: str, exact: Fraction, digits: int = PRINTED_DIGITS) -> bool:
 
 
 def read(text: str, *, inside: bool = False) -> Node:
-    """Reads a plain form as number, group or text. Within a group (`inside`) a comma always separates.
-
-    Raises:
-        Refused: a denominator is 0.
-    """
+    """Reads a plain form as number, group or text. Within a group (`inside`) a comma always separates. `Refused` as `read_number`."""
     text = text.strip()
     parts = split(text, ",;")
     if not inside or len(parts) == 1:
