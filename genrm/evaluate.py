@@ -56,21 +56,27 @@ class Asking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Asking):
-    """Command line of `python -m soundrl.genrm.evaluate`."""
+class Judged:
+    """What a command judges, and where it writes."""
 
     data: tuple[str, ...]
     """ProcessBench or FAPO-Critic files, `arith` or `arith-unseen`; each is a subset."""
-    urls: tuple[str, ...]
-    """Base URLs of the judge."""
-    model: str
-    """Its name, as the endpoints list it under /models."""
     out: Path
-    """Folder of the verdicts and scores; an evaluation that was begun there goes on."""
+    """Folder of the verdicts and scores; what was begun there goes on."""
     references: str = ""
     """Problem file with answers, shown to the judge where the problem is found there (reference-assisted); empty = the standard prompt."""
     rows: int = 0
     """Rows used of each file, the first ones; 0 = all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Judged, Asking):
+    """Command line of `python -m soundrl.genrm.evaluate`."""
+
+    urls: tuple[str, ...]
+    """Base URLs of the judge."""
+    model: str
+    """Its name, as the endpoints list it under /models."""
 
 
 def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:

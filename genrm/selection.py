@@ -39,21 +39,13 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(evaluate.Judged):
     """Command line of `python -m soundrl.genrm.selection`."""
 
     run: Path
     """Run folder with `policy/step-NNNNNN/`."""
-    data: tuple[str, ...]
-    """As for `soundrl.genrm.evaluate`."""
-    out: Path
-    """Folder of verdicts, table and plot."""
     distance: float = 0.01
     """F1 that may be given up for an earlier checkpoint."""
-    references: str = ""
-    """Problem file with answers (reference-assisted prompt); empty = the standard prompt."""
-    rows: int = 0
-    """Rows used of each file; 0 = all."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     workers: int = 1
@@ -98,15 +90,8 @@ def plot(checkpoints: Sequence[Checkpoint], chosen: Checkpoint) -> str:
 def measure(arguments: Arguments, folder: Path) -> Checkpoint:
     """Serve one checkpoint and judge it; an evaluation that is complete, of the same data and prompt, is only read."""
     out, name = arguments.out / folder.name, f"{arguments.run.name}-{folder.name}"
-    asked = evaluate.Arguments(
-        data=arguments.data,
-        urls=(),
-        model=name,
-        out=out,
-        references=arguments.references,
-        rows=arguments.rows,
-        max_tokens=arguments.max_tokens,
-    )
+    what = {field: getattr(arguments, field) for field in ("data", "references", "rows", "max_tokens")}
+    asked = evaluate.Arguments(urls=(), model=name, out=out, **what)
     scores = out / "scores.json"
     subsets = evaluate.read_data(asked)
     known = json.loads(scores.read_text()) if scores.exists() else {}

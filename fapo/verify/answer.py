@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.box import PARAGRAPH, Box, final_box, plain
+from soundrl.fapo.verify.box import Box, final_box, paragraph_of, plain
 from soundrl.fapo.verify.rule import rule
 from soundrl.fapo.verify.thinking import answer_part
 
@@ -76,7 +76,7 @@ def final_answer(response: str, *, form: str | None = "box", parts: int = 1, thi
     start, last = said[-1]
     if box is None and re.search(r"\\[bf]box(?:ed)?\s*\{", text[start:]):
         return None
-    paragraph = max((match.end() for match in PARAGRAPH.finditer(text, 0, start)), default=0)
+    paragraph = paragraph_of(text, start)
     answer = _content(last, parts)
     if answer is None:
         return None

@@ -28,7 +28,7 @@ from soundrl.fapo.verify.thinking import answer_part
 # The alternatives are exclusive in their first characters, so scanning is linear.
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
+_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _CONNECTIVE = re.compile(
     r"(?:[\s,;&~$]|\\[,;:!\[\]() \\]|\\q?quad(?![a-zA-Z])|\\(?:text|mathrm|textrm|mbox)\s*\{[\s,]*(?:and|or)?[\s,]*\}|\b(?:and|or)\b)*+"
 )
@@ -65,9 +65,7 @@ def final_box(text: str, *, parts: int = 1) -> Box | None:
     boxes = _top_level_boxes(text)
     if not boxes:
         return None
-    paragraph = 0
-    for match in PARAGRAPH.finditer(text, 0, boxes[-1][0]):
-        paragraph = match.end()
+    paragraph = paragraph_of(text, boxes[-1][0])
     boxes = [box for box in boxes if box[0] >= paragraph]
 
     runs: list[list[str]] = []
@@ -88,6 +86,11 @@ def final_box(text: str, *, parts: int = 1) -> Box | None:
     if not answer:
         return None
     return Box(answer, tuple(other for other in answers if other and plain(other) != plain(answer)), paragraph)
+
+
+def paragraph_of(text: str, place: int) -> int:
+    """Where the paragraph begins that holds `place`."""
+    return max((match.end() for match in _PARAGRAPH.finditer(text, 0, place)), default=0)
 
 
 def boxed_answer(text: str) -> str | None:

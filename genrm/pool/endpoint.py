@@ -140,7 +140,7 @@ class Endpoint:
                     await self.probe()
                 except Failure as failure:
                     if not (failure.name and self._alias(failure.name, await self._served())):
-                        await self._explain(failure)
+                        raise ValueError(await self._explained(failure)) from failure
                 held = (await self._served() if context else {}).get(self.model, {}).get("max_model_len")
         except TimeoutError:
             raise ValueError(
@@ -165,37 +165,32 @@ class Endpoint:
         """Health by a real generation, of one token: a server that lists its models may still be unable to run one. Raises `Failure`."""
         await self.complete(self.body([{"role": "user", "content": "1+1="}], max_tokens=1, temperature=0))
 
-    async def _explain(self, failure: Failure) -> NoReturn:
+    async def _explained(self, failure: Failure) -> str:
+        """What is at fault, and what to do."""
         where = f"{self.url}/chat/completions"
         if failure.status in (401, 403):
             state = "was refused" if os.environ.get(self.token_env) else "is missing"
-            raise ValueError(
-                f"{where} answers HTTP {failure.status}: the token {state}; put the right one into ${self.token_env}"
-            ) from failure
+            return f"{where} answers HTTP {failure.status}: the token {state}; put the right one into ${self.token_env}"
         if failure.reason == UNREACHABLE:
-            raise ValueError(f"no answer from {where} ({failure.detail}): start the judge there or correct genrm.urls") from failure
+            return f"no answer from {where} ({failure.detail}): start the judge there or correct genrm.urls"
         if failure.status in (400, 404, 422):
             served = await self._served()
             if served and self.model not in served:
                 names = ", ".join(ascii(name)[:80] for name in list(served)[:8])
-                raise ValueError(f"{self.url} has no model {self.model!r}: set genrm.model to one that it serves ({names})") from failure
+                return f"{self.url} has no model {self.model!r}: set genrm.model to one that it serves ({names})"
             if failure.status == 404:
-                raise ValueError(
-                    f"{where} does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"
-                ) from failure
+                return f"{where} does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"
         if failure.name:
-            raise ValueError(
-                f"{where} answers {failure.detail}: set genrm.model to the name it answers with, or, if that is the same model, to "
-                f"'{self.model}={ascii(failure.name)[1:-1][:80]}'"
-            ) from failure
+            both = f"'{self.model}={ascii(failure.name)[1:-1][:80]}'"
+            return (
+                f"{where} answers {failure.detail}: set genrm.model to the name it answers with, or, if that is the same model, to {both}"
+            )
         if failure.reason == BAD_REPLY:
             hint = "genrm.urls must name an OpenAI-compatible chat endpoint, and genrm.model the name it answers with"
-            raise ValueError(f"{where} gives no usable reply ({failure.detail}): {hint}") from failure
+            return f"{where} gives no usable reply ({failure.detail}): {hint}"
         # The question was one short sum: hardly anything in it can be refused but its form.
         cure = "give the model's tokenizer a chat template (vllm serve --chat-template); " if failure.status == 400 else ""
-        raise ValueError(
-            f"{where} refuses a trial request ({failure.detail}): {cure}see the server's log, or correct genrm.urls"
-        ) from failure
+        return f"{where} refuses a trial request ({failure.detail}): {cure}see the server's log, or correct genrm.urls"
 
     async def _served(self) -> dict[str, dict[str, Any]]:
         """What `/models` lists, by name; empty where the endpoint has no such list, or it does not come in time."""

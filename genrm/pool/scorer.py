@@ -185,10 +185,8 @@ class ScorerPool:
 
     def _best(self, avoid: Collection[Worker], strict: bool) -> Worker | None:
         now = asyncio.get_running_loop().time()
-        if strict or any(not worker.ejected and worker not in avoid for worker in self.workers):
-            candidates = [worker for worker in self.workers if worker not in avoid]
-        else:
-            candidates = self.workers
+        others = [worker for worker in self.workers if worker not in avoid]
+        candidates = others if strict or any(not worker.ejected for worker in others) else self.workers
         free = [w for w in candidates if not w.ejected and w.closed_until <= now and w.outstanding < w.slots]
         return min(free, key=lambda w: (w.outstanding, w.requests), default=None)
 
