@@ -14,10 +14,8 @@ from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.scores import flags_of, measures
 
-PROBE_ROWS = 100
-"""Solutions used of the file, the first ones."""
-CANARIES = 20
-"""Flawed solutions that are sent once more with an attack in them."""
+PROBE_ROWS = 100  # solutions used of the file, the first ones
+CANARIES = 20  # flawed solutions that are sent once more with an attack in them
 DRIFT = 0.05
 """Alarm where recall falls, or the share of sound solutions called flawed or of attacks accepted rises, by more since the start."""
 # What policies try (arXiv 2507.08794, 2505.22203), in a paragraph of its own after the flaw.

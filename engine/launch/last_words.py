@@ -24,8 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-LAUNCHER = "SOUNDRL_LAUNCHER"
-"""Descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's."""
+LAUNCHER = "SOUNDRL_LAUNCHER"  # descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_TRACEBACK = 20_000  # characters of a message; the whole stands in a file
 PATIENCE = 5.0  # seconds that torchrun has to end a rank whose neighbour failed
@@ -45,12 +44,9 @@ class Rank:
 
     def __init__(self) -> None:
         self.number = int(os.environ.get("RANK", "0"))
-        self.where = "start"
-        """The phase, as `Timeline` names it."""
-        self.home: Path | None = None
-        """The run folder that is asked for; errors are written there."""
-        self.folder: Path | None = None
-        """The same from the moment on that this run writes to it."""
+        self.where = "start"  # the phase, as `Timeline` names it
+        self.home: Path | None = None  # the run folder that is asked for; errors are written there
+        self.folder: Path | None = None  # the same from the moment on that this run writes to it
         self.unfinished: list[Callable[[], None]] = []
         self.launcher: socket.socket | None = None
         self.parent = os.getppid()

@@ -17,8 +17,7 @@ from soundrl.fapo.verify.answer import asked_form
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The sentence that most open math models were tuned on."""
 
-MAX_TOTAL_CHARS = 1 << 31
-"""All texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory."""
+MAX_TOTAL_CHARS = 1 << 31  # all texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory
 
 COLUMNS = ("id", "problem", "question", "answer", "solution", "data_source", "prompt", "reward_model.ground_truth", "extra_info.question")
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -48,8 +48,7 @@ _HEADING = re.compile(
 )
 _TAG = re.compile(r"<(/?)\s*answer\s*>", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"[\s\W_]*(?:(?:your|the|final|numerical)\s+)*(?:answer|result)?[\s\W_]*", re.IGNORECASE)
-_SPELLINGS = 8
-"""Who writes an answer in more ways than these is hedging, and would make the comparison slow."""
+_SPELLINGS = 8  # who writes an answer in more ways than these is hedging, and would make the comparison slow
 _NO_VALUE = re.compile(r"[ \t*_]*(?:(?:final[ \t]+)?answer[ \t*_:]*)?", re.IGNORECASE)
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:：]?[\s*_]*(?=\S)", re.IGNORECASE

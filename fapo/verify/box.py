@@ -47,8 +47,7 @@ _FILLER = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[,;:! ]|\s+")
 class Box:
     """The final answer of a response."""
 
-    text: str
-    """Content of the box, or the contents of joined boxes with `, ` between them."""
+    text: str  # content of the box, or the contents of joined boxes with `, ` between them
     others: tuple[str, ...] = ()
     """What else the same paragraph boxes, in other words than `text`."""
     start: int = field(default=0, compare=False)

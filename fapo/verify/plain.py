@@ -12,8 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-MAX_LENGTH = 1024
-"""Longer answers are refused. The longest reference of MATH-500, AIME, GSM8K and DeepMath has under 200 characters."""
+MAX_LENGTH = 1024  # longer answers are refused. The longest reference of MATH-500, AIME, GSM8K and DeepMath has under 200 characters.
 MAX_DEPTH = 32
 
 

@@ -49,10 +49,8 @@ from soundrl.fapo.verify.value import Group, Node, Opaque, Scalar, exact_decimal
 class Ruling:
     """What the rule says of one pair."""
 
-    outcome: Outcome | None
-    """None = undecided: `gold` and `answer` are to be compared by math-verify."""
-    reason: str
-    """A few words, for counting."""
+    outcome: Outcome | None  # None = undecided: `gold` and `answer` are to be compared by math-verify
+    reason: str  # a few words, for counting
     gold: str = ""
     answer: str = ""
 

@@ -20,8 +20,7 @@ class Scalar:
     """A number, exactly."""
 
     value: Fraction
-    grouped: bool = False
-    """True = written with thousands separators, so `100,200` may also have been meant as a list."""
+    grouped: bool = False  # True = written with thousands separators, so `100,200` may also have been meant as a list
     whole_division: bool = False
     r"""True = a division that comes out whole but is not carried out, as `84/12` and `\frac{6}{2}`; `3/3` and `7/1` need none."""
     decimal: str = field(default="", compare=False)

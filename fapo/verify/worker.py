@@ -31,8 +31,7 @@ from typing import Any
 
 from soundrl.fapo.verify.value import prints
 
-ANSWERS_PER_WORKER = 500
-"""A worker is replaced after so many answers: sympy's caches only grow."""
+ANSWERS_PER_WORKER = 500  # a worker is replaced after so many answers: sympy's caches only grow
 WARM_UP = (
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
     (r"\{1, \pi\}", r"\{\pi, 1\}"),

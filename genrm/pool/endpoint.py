@@ -19,10 +19,8 @@ from yarl import URL
 from soundrl.genrm.pool.address import checked_url
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_4XX, HTTP_5XX, UNREACHABLE
 
-MAX_BODY = 4 * 2**20
-"""Bytes of a reply that are read at most; 16,384 tokens make about 0.1 MB of JSON."""
-CHECK_SECONDS = 30.0
-"""Wall clock of `Endpoint.check`."""
+MAX_BODY = 4 * 2**20  # bytes of a reply that are read at most; 16,384 tokens make about 0.1 MB of JSON
+CHECK_SECONDS = 30.0  # wall clock of `Endpoint.check`
 _MODELS_SECONDS = 5.0
 _CONNECT_SECONDS = 10.0
 _RETRIED_4XX = (408, 429)
@@ -44,15 +42,11 @@ class Failure(Exception):
 
     reason: str
     detail: str
-    retry: bool = True
-    """Whether the same request may succeed later."""
+    retry: bool = True  # whether the same request may succeed later
     status: int | None = None
-    retry_after: float | None = None
-    """Seconds that the server asks us to wait."""
-    refused: bool = False
-    """Nobody listens there, or the machine does not answer: no other request will fare better."""
-    name: str | None = None
-    """Under which other model's name a reply came."""
+    retry_after: float | None = None  # seconds that the server asks us to wait
+    refused: bool = False  # nobody listens there, or the machine does not answer: no other request will fare better
+    name: str | None = None  # under which other model's name a reply came
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
@@ -63,10 +57,8 @@ class Reply:
     """What the model said."""
 
     text: str
-    finish_reason: str
-    """`stop` or `length`, however the server spells them; else in its own words."""
-    tokens: int | None = None
-    """Completion tokens, as the server counts them (`usage`)."""
+    finish_reason: str  # `stop` or `length`, however the server spells them; else in its own words
+    tokens: int | None = None  # completion tokens, as the server counts them (`usage`)
 
 
 class Endpoint:
@@ -87,8 +79,7 @@ class Endpoint:
         if not model:
             raise ValueError("genrm.model is empty: name the model as the endpoint lists it under /models")
         self.model, _, answered = model.partition("=")
-        self.other_name = answered or None
-        """Under which replies come as well; None until one has."""
+        self.other_name = answered or None  # under which replies come as well; None until one has
         self.token_env = token_env
         # Never stored as an attribute: a dump of this object or of a traceback's `self` then cannot show it.
         _token(token_env)

@@ -40,12 +40,9 @@ class Critique:
     """A verdict and what it cost."""
 
     verdict: Verdict
-    tokens: int = 0
-    """Completion tokens of all votes, as the servers count them; 0 where they do not."""
-    seconds: float = 0.0
-    """From the first request to the reply, of the slowest vote; 0 for a remembered answer."""
-    text: str = ""
-    """What the judge wrote (of the first vote); empty for a remembered answer."""
+    tokens: int = 0  # completion tokens of all votes, as the servers count them; 0 where they do not
+    seconds: float = 0.0  # from the first request to the reply, of the slowest vote; 0 for a remembered answer
+    text: str = ""  # what the judge wrote (of the first vote); empty for a remembered answer
 
 
 class EndpointJudge:

@@ -75,12 +75,9 @@ class Worker:
         self.endpoint = Endpoint(self.url, settings.name, allow_http=True)
         self.process: subprocess.Popen[bytes] | None = None
         self.restarts = 0
-        self.loading = False
-        """Started, and has not generated yet."""
-        self.healthy = 0.0
-        """When it last generated a token (`time.monotonic`)."""
-        self.made: float | None = None
-        """Tokens generated, as it last said."""
+        self.loading = False  # started, and has not generated yet
+        self.healthy = 0.0  # when it last generated a token (`time.monotonic`)
+        self.made: float | None = None  # tokens generated, as it last said
         self._token = token
 
     def command(self) -> list[str]:
