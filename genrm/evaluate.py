@@ -132,14 +132,8 @@ def judge_all(
     asked = {key: (row.problem, row.steps, row.answer) for key, row in rows.items() if key not in journal.known}
     for (name, id), critique in counted(judge.each(asked), len(asked), "judged"):
         verdict = critique.verdict
-        record = {
-            "subset": name,
-            "id": id,
-            "verdict": [verdict.kind, verdict.step, verdict.reason],
-            "tokens": critique.tokens,
-            "seconds": round(critique.seconds, 3),
-            "critique": critique.text,
-        }
+        record = {"subset": name, "id": id, "verdict": [verdict.kind, verdict.step, verdict.reason], "tokens": critique.tokens}
+        record |= {"seconds": round(critique.seconds, 3), "critique": critique.text}
         if verdict.reason in UNASKED:
             journal.known[name, id] = record
         else:
@@ -168,15 +162,8 @@ def summary(subsets: dict[str, list[Labelled]], records: dict[str, list[dict[str
 def print_table(scores: dict[str, dict[str, Any]]) -> None:
     """ProcessBench on the left, FlawedPositiveBench on the right; per cent with 95 % intervals, coverage beside each."""
     table = Table(title="Judge")
-    columns = {
-        "error acc.": "error_accuracy",
-        "correct acc.": "correct_accuracy",
-        "F1": "f1",
-        "flawed: precision": "precision",
-        "recall": "recall",
-        "F1 (flawed)": "flawed_f1",
-        "coverage": "coverage",
-    }
+    columns = {"error acc.": "error_accuracy", "correct acc.": "correct_accuracy", "F1": "f1"}
+    columns |= {"flawed: precision": "precision", "recall": "recall", "F1 (flawed)": "flawed_f1", "coverage": "coverage"}
     for heading in ("subset", "rows", *columns, "tokens"):
         table.add_column(heading)
     for name, part in scores.items():

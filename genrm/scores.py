@@ -72,16 +72,9 @@ def measures(sums_BF: Tensor) -> dict[str, Tensor]:
 
     error, correct = ratio(c["located"], c["wrong"]), ratio(c["accepted"], c["right"])
     precision, recall = ratio(c["true_positive"], c["true_positive"] + c["false_positive"]), ratio(c["true_positive"], c["positives"])
-    return {
-        "error_accuracy": error,
-        "correct_accuracy": correct,
-        "f1": harmonic(error, correct),
-        "precision": precision,
-        "recall": recall,
-        "flawed_f1": harmonic(precision, recall),
-        "over_critic": ratio(c["false_positive"], c["negatives"]),
-        "coverage": ratio(c["answered"], c["rows"]),
-    }
+    found = {"error_accuracy": error, "correct_accuracy": correct, "f1": harmonic(error, correct)}
+    found |= {"precision": precision, "recall": recall, "flawed_f1": harmonic(precision, recall)}
+    return found | {"over_critic": ratio(c["false_positive"], c["negatives"]), "coverage": ratio(c["answered"], c["rows"])}
 
 
 def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Score]:

@@ -108,14 +108,8 @@ def measure(arguments: Arguments, folder: Path) -> Checkpoint:
             servers.wait()
             evaluate.main(replace(asked, urls=tuple(servers.urls)))
     whole = json.loads(scores.read_text())["scores"]["all"]
-    return Checkpoint(
-        step=int(folder.name.removeprefix("step-")),
-        f1=whole["average_f1"],
-        flawed_f1=whole["flawed_f1"]["value"],
-        coverage=whole["coverage"]["value"],
-        tokens=whole["tokens"],
-        seconds=whole["seconds"],
-    )
+    found = {name: whole[name] for name in ("tokens", "seconds")} | {name: whole[name]["value"] for name in ("flawed_f1", "coverage")}
+    return Checkpoint(step=int(folder.name.removeprefix("step-")), f1=whole["average_f1"], **found)
 
 
 def main(arguments: Arguments) -> Checkpoint:

@@ -33,27 +33,16 @@ from soundrl.fapo.verify.value import prints
 
 ANSWERS_PER_WORKER = 500  # a worker is replaced after so many answers: sympy's caches only grow
 WARM_UP = (
-    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
-    (r"\{1, \pi\}", r"\{\pi, 1\}"),
-    (r"1, \sqrt{3}", r"\sqrt{3}, 1"),
-    (r"x^{2} - 1", r"(x-1)(x+1)"),
-    (r"\frac{x+2}{7} - 3y", r"\frac{x}{7} + \frac{2}{7}"),
-    (r"(3, \frac{\pi}{2})", r"(3, \pi/2)"),
-    (r"[0, 1) \cup (2, \infty)", r"(2, \infty) \cup [0, 1)"),
-    (r"x \in (-\infty, 1]", r"(-\infty, 1]"),
-    (r"x \leq 5", r"5 \geq x"),
-    (r"1 < x < 2", r"(1, 2)"),
-    (r"y = 2x + 1", r"2x - y + 1 = 0"),
-    (r"\sin^2 x + \cos(2x) - \tan x", r"1 - \cos^2 x"),
-    (r"e^{2x} \ln x", r"\log_2 8 \cdot |x|"),
-    (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}, 1 - \sqrt{19}"),
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), (r"\{1, \pi\}", r"\{\pi, 1\}"), (r"1, \sqrt{3}", r"\sqrt{3}, 1"),
+    (r"x^{2} - 1", r"(x-1)(x+1)"), (r"\frac{x+2}{7} - 3y", r"\frac{x}{7} + \frac{2}{7}"), (r"(3, \frac{\pi}{2})", r"(3, \pi/2)"),
+    (r"[0, 1) \cup (2, \infty)", r"(2, \infty) \cup [0, 1)"), (r"x \in (-\infty, 1]", r"(-\infty, 1]"), (r"x \leq 5", r"5 \geq x"),
+    (r"1 < x < 2", r"(1, 2)"), (r"y = 2x + 1", r"2x - y + 1 = 0"), (r"\sin^2 x + \cos(2x) - \tan x", r"1 - \cos^2 x"),
+    (r"e^{2x} \ln x", r"\log_2 8 \cdot |x|"), (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}, 1 - \sqrt{19}"),
     (r"\begin{pmatrix} 1 & \frac{1}{2} \\ 3 & -4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
     (r"\frac{1}{2} e^{i \theta} + 3i", r"\sqrt[3]{2} \times 10^{-3} n!"),
-    (r"f(x) = x^{2} - \alpha_{1} \beta", r"\left(\frac{3}{4}\right)^{n+1} - a_n"),
-    (r"\mathbb{R} \setminus \{0\}", r"\overline{AB}"),
-    (r"\sum_{k=1}^{n} k^{2}", r"\binom{n}{2} + \lfloor x \rfloor"),
-    (r"\int_0^1 x \, dx", r"\lim_{x \to 0} \frac{\sin x}{x}"),
-)
+    (r"f(x) = x^{2} - \alpha_{1} \beta", r"\left(\frac{3}{4}\right)^{n+1} - a_n"), (r"\mathbb{R} \setminus \{0\}", r"\overline{AB}"),
+    (r"\sum_{k=1}^{n} k^{2}", r"\binom{n}{2} + \lfloor x \rfloor"), (r"\int_0^1 x \, dx", r"\lim_{x \to 0} \frac{\sin x}{x}"),
+)  # fmt: skip
 """Compared once before any fork: the parser builds its tables as it goes, and a fork inherits them."""
 MAX_MESSAGE = 1 << 20
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")

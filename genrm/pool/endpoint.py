@@ -232,26 +232,16 @@ def parsed(content: bytes) -> tuple[Reply, str | None]:
     A reply that arrived whole is the model's word even where it holds no text (null, a refusal, all of it in `reasoning_content`).
     """
     reply = _json(content)
-    if not isinstance(reply, dict):
-        raise Failure(BAD_REPLY, "not a JSON object")
-    name = reply.get("model")
-    if name is not None and not isinstance(name, str):
-        raise Failure(BAD_REPLY, "the model's name is no text")
-    choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message", choice) if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or message is choice or not isinstance(message, dict | None):
-        raise Failure(BAD_REPLY, "no choices[0].message")
-    finish_reason = choice.get("finish_reason")
-    if not isinstance(finish_reason, str):
-        raise Failure(BAD_REPLY, "finish_reason is no text")
-    text = _text((message or {}).get("content"))
-    if text is None:
-        raise Failure(BAD_REPLY, "message.content is no text")
-    usage = reply.get("usage")
+    match reply:
+        case {"choices": [{"message": (dict() | None) as message, "finish_reason": str(reason)}, *_]}:
+            text = _text((message or {}).get("content"))
+        case _:
+            raise Failure(BAD_REPLY, "no choices[0] with a message and a finish_reason")
+    name, usage = reply.get("model"), reply.get("usage")
+    if text is None or not isinstance(name, str | None):
+        raise Failure(BAD_REPLY, "message.content or the model's name is no text")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    tokens = tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None
-    return Reply(text, _finish(finish_reason), tokens), name
+    return Reply(text, _finish(reason), tokens if type(tokens) is int else None), name
 
 
 def _text(content: Any) -> str | None:
