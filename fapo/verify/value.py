@@ -56,6 +56,7 @@ _FRACTION = re.compile(
 )
 _SLASH = re.compile(r"([-+]?)\s*(?:(\d+) )?\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?\s*/\s*\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?")
 _REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
+_ENCLOSED = re.compile(r"(\\\{|[(\[\]])(.+)(\\\}|[)\]])", re.DOTALL)
 _DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
 
 
@@ -123,19 +124,15 @@ def read(text: str, *, inside: bool = False) -> Node:
             return number
     if len(parts) > 1:
         return Group("list", tuple(read(part, inside=True) for part in parts))
-    for opening, width in (("\\{", 2), ("(", 1), ("[", 1), ("]", 1)):
-        if text.startswith(opening) and text.endswith((")", "]", "[", "\\}")) and len(text) > 2 * width:
-            tail = 2 if text.endswith("\\}") else 1
-            if (opening == "\\{") != (tail == 2) or closing(text, 0) != len(text) - tail:
-                continue
-            inner = text[width:-tail].strip()
-            if inner.startswith("\\begin"):
-                return Opaque(text)
-            parts = split(inner, ",;")
-            kind = "set" if width == 2 else opening + text[-1]
-            if len(parts) == 1 and kind == "()":
-                return read(inner, inside=True)
-            return Group(kind, tuple(read(part, inside=True) for part in parts))
+    match = _ENCLOSED.fullmatch(text)
+    if match and (match[1] == "\\{") == (match[3] == "\\}") and closing(text, 0) == match.start(3):
+        inner = match[2].strip()
+        if inner.startswith("\\begin"):
+            return Opaque(text)
+        parts, kind = split(inner, ",;"), match[1] + match[3]
+        if len(parts) == 1 and kind == "()":
+            return read(inner, inside=True)
+        return Group("set" if match[1] == "\\{" else kind, tuple(read(part, inside=True) for part in parts))
     return Opaque(text)
 
 
