@@ -132,8 +132,8 @@ def judge_all(
     asked = {key: (row.problem, row.steps, row.answer) for key, row in rows.items() if key not in journal.known}
     for (name, id), critique in counted(judge.each(asked), len(asked), "judged"):
         verdict = critique.verdict
-        record = {"subset": name, "id": id, "verdict": [verdict.kind, verdict.step, verdict.reason], "tokens": critique.tokens}
-        record |= {"seconds": round(critique.seconds, 3), "critique": critique.text}
+        record: dict[str, Any] = {"subset": name, "id": id, "verdict": [verdict.kind, verdict.step, verdict.reason]}
+        record |= {"tokens": critique.tokens, "seconds": round(critique.seconds, 3), "critique": critique.text}
         if verdict.reason in UNASKED:
             journal.known[name, id] = record
         else:
