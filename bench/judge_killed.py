@@ -30,7 +30,7 @@ import tyro
 from record import machine
 
 from soundrl.engine.files.run_reader import RunReader
-from soundrl.engine.timeline import read_trace
+from soundrl.engine.tools.trace import read_trace
 from soundrl.genrm.serve.servers import TOKEN_ENV
 
 ROOT = Path(__file__).resolve().parent.parent

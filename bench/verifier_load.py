@@ -23,7 +23,7 @@ from typing import Any
 from record import ROOT, machine
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.rule import check_gold, rule
+from soundrl.fapo.verify.rule import plain_gold, rule
 from soundrl.fapo.verify.value import Opaque, read, split
 from soundrl.fapo.verify.verifier import Verifier
 
@@ -58,7 +58,7 @@ def pairs(folder: Path, count: int) -> list[tuple[str, str]]:
         for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
             gold = str(json.loads(line)["answer"])
             try:
-                check_gold(gold)
+                plain_gold(gold)
             except ValueError:
                 continue
             if gold not in found and isinstance(read(gold), Opaque) and "=" not in gold and (answer := respelt(gold)):

@@ -1,6 +1,4 @@
-"""Where the time of a run goes: seconds by phase, `trace.json` in Chrome's event format (Perfetto opens it), and what hides what.
-
-    python -m soundrl.engine.timeline runs/arith/trace.json          # shares, idle time, judging hidden, critical path; a line a step
+"""Where the time of a run goes: seconds by phase, and `trace.json` in Chrome's event format (Perfetto opens it; `tools/trace.py` reads it).
 
 A process of the trace is a rank. Phases and their details are complete events (`X`) on its first thread, judge calls are asynchronous ones
 (`b`, `e`), from the moment a rollout is handed to the judge to its verdict. Times are microseconds of the wall clock. On a GPU the host
@@ -10,9 +8,8 @@ runs ahead of the card: the phases of a step end with a synchronisation, details
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,15 +124,6 @@ class TraceFile:
         self.file.close()
 
 
-def read_trace(path: Path) -> list[dict[str, Any]]:
-    """The events of a trace; of one that was cut off, those of whole lines. ValueError for another kind of file."""
-    lines = path.read_text().splitlines()
-    if not lines or lines[0] != "[":
-        raise ValueError(f"{path} is no trace of a run; name a run's trace.json")
-    whole = lines[1:-1] if lines[-1] == "]" else [line for line in lines[1:] if line.endswith("},")]
-    return [json.loads(line.rstrip(",")) for line in whole]
-
-
 def union(spans: Iterable[Interval]) -> list[Interval]:
     """Overlapping intervals made one.
 
@@ -163,56 +151,6 @@ def hidden(waits: Iterable[Interval], calls: Iterable[Interval]) -> tuple[float,
     return waited, sum(end - start for start, end in busy)
 
 
-def steps_of(events: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Per step of the run, from the trace alone: `seconds`, `share/<phase>` (of the step, mean over ranks), `idle` (the share spent in
-    `WAITS`), `overlap` where something was judged, and the critical path as `path/<phase>` in seconds: until the ranks meet after
-    sampling, the phases of the rank that waited least for the others, from there on those of the rank that waited least for verdicts."""
-    ranks: dict[int, list[dict[str, Any]]] = {}
-    begun: dict[str, float] = {}
-    calls: dict[int, list[Interval]] = {}
-    for event in events:
-        if event.get("cat") == "phase":
-            ranks.setdefault(event["pid"], []).append(event)
-        elif event["ph"] == "b":
-            begun[event["id"]] = event["ts"]
-        elif event["ph"] == "e":
-            calls.setdefault(event["pid"], []).append((begun[event["id"]], event["ts"]))
-    steps = {rank: [e for e in own if e["name"] == "step"] for rank, own in ranks.items()}
-    out = []
-    for number in range(min((len(own) for own in steps.values()), default=0)):
-        spent: dict[int, dict[str, float]] = {}
-        waited = judging = 0.0
-        for rank, own in ranks.items():
-            step = steps[rank][number]
-            begin, end = step["ts"], step["ts"] + step["dur"]
-            inside = [e for e in own if e is not step and begin <= e["ts"] and e["ts"] + e["dur"] <= end + 1]
-            spent[rank] = exclusive(inside)
-            waits = [(e["ts"], e["ts"] + e["dur"]) for e in inside if e["name"] == "judge_wait"]
-            part = hidden(waits, [(max(a, begin), min(b, end)) for a, b in calls.get(rank, []) if a < end and b > begin])
-            waited, judging = waited + part[0], judging + part[1]
-        whole = sum(steps[rank][number]["dur"] for rank in ranks)
-        names = list(dict.fromkeys(name for own in spent.values() for name in own))
-        first, then = (min(ranks, key=lambda r, wait=wait: spent[r].get(wait, 0.0)) for wait in reversed(WAITS))
-        row = {"seconds": whole / len(ranks) / 1e6}
-        row |= {f"share/{name}": sum(own.get(name, 0.0) for own in spent.values()) / whole for name in names}
-        row["idle"] = sum(row.get(f"share/{name}", 0.0) for name in WAITS)
-        if judging:
-            row["overlap"] = 1 - waited / judging
-        path = {name: spent[first if name in SAMPLING else then].get(name, 0.0) / 1e6 for name in names if name != "rank_wait"}
-        out.append(row | {f"path/{name}": seconds for name, seconds in path.items()})
-    return out
-
-
-def exclusive(events: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Microseconds by phase, without those of phases inside it (`ts`, `dur` of nested events)."""
-    out: dict[str, float] = {}
-    for event in events:
-        inner = [e for e in events if e is not event and event["ts"] <= e["ts"] and e["ts"] + e["dur"] <= event["ts"] + event["dur"]]
-        inner = [e for e in inner if e["dur"] < event["dur"]]
-        out[event["name"]] = out.get(event["name"], 0.0) + event["dur"] - sum(e["dur"] for e in inner)
-    return out
-
-
 def shares(metrics: dict[str, float]) -> str:
     """A step in one line, from its metrics: `1.6 s: generate 56 %, train 30 %, judge wait 3 %, …, judging hidden 94 %`."""
     whole = metrics["time/step"]
@@ -220,15 +158,3 @@ def shares(metrics: dict[str, float]) -> str:
     said = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in sorted(parts.items(), key=lambda item: -item[1]) if share >= 0.005]
     judging = [f"judging hidden {metrics['genrm/overlap']:.0%}"] if "genrm/overlap" in metrics else []
     return f"{whole:.1f} s: " + ", ".join(said + judging)
-
-
-def main(path: str) -> None:
-    for number, row in enumerate(steps_of(read_trace(Path(path))), 1):
-        parts = " ".join(f"{name[6:]} {row[name]:.0%}" for name in row if name.startswith("share/"))
-        path_ = " → ".join(f"{name[5:]} {row[name]:.2f}" for name in row if name.startswith("path/"))
-        judging = f"  judging hidden {row['overlap']:.0%}" if "overlap" in row else ""
-        print(f"step {number}: {row['seconds']:.2f} s  {parts}  idle {row['idle']:.0%}{judging}\n        critical path: {path_} s")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -13,7 +13,8 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,40 +26,57 @@ from rich.table import Table
 
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled, with_references
+from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
-from soundrl.genrm.verdict import UNASKED
+from soundrl.genrm.verdict import UNASKED, majority
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Command line of `python -m soundrl.genrm.evaluate`."""
+class Asking:
+    """How a command asks a judge."""
 
-    data: tuple[str, ...]
-    """ProcessBench or FAPO-Critic files, `arith` or `arith-unseen`; each is a subset."""
-    urls: tuple[str, ...]
-    """Base URLs of the judge."""
-    model: str
-    """Its name, as the endpoints list it under /models."""
-    out: Path
-    """Folder of the verdicts and scores; an evaluation that was begun there goes on."""
-    references: str = ""
-    """Problem file with answers, shown to the judge where the problem is found there (reference-assisted); empty = the standard prompt."""
-    rows: int = 0
-    """Rows used of each file, the first ones; 0 = all."""
     votes: int = 1
     """Replies a solution, of which the majority counts."""
     temperature: float = 0.0
     """Sampling temperature; above 0 for more than one vote."""
     max_tokens: int = 8192
-    """Longest critique, in tokens."""
+    """Longest reply, in tokens."""
     concurrency: int = 64
     """Requests under way at once on each endpoint."""
     deadline: float = 1800.0
-    """Seconds until a verdict is given up as unknown(timeout)."""
+    """Seconds until a reply is given up."""
     allow_http: bool = False
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
+
+    def judge(self, urls: Sequence[str], model: str, decide: Callable[[Sequence[Verdict]], Verdict] = majority) -> EndpointJudge:
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Asking)}
+        return EndpointJudge(urls, model, decide=decide, step_deadline=float("inf"), **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a command judges, and where it writes."""
+
+    data: tuple[str, ...]
+    """ProcessBench or FAPO-Critic files, `arith` or `arith-unseen`; each is a subset."""
+    out: Path
+    """Folder of the verdicts and scores; what was begun there goes on."""
+    references: str = ""
+    """Problem file with answers, shown to the judge where the problem is found there (reference-assisted); empty = the standard prompt."""
+    rows: int = 0
+    """Rows used of each file, the first ones; 0 = all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Judged, Asking):
+    """Command line of `python -m soundrl.genrm.evaluate`."""
+
+    urls: tuple[str, ...]
+    """Base URLs of the judge."""
+    model: str
+    """Its name, as the endpoints list it under /models."""
 
 
 def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
@@ -107,65 +125,35 @@ def judge_all(
     judge: EndpointJudge, subsets: dict[str, list[Labelled]], file: Path, made_from: dict[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """A record a row, in the order of the rows: verdict, tokens, seconds, the critique. Those that `file` holds are not asked for again;
-    it holds what the judge said, and no fault of the way there.
-
-    Raises `ValueError` where `file` was made from something else.
-    """
-    done: dict[tuple[str, str], dict[str, Any]] = {}
-    if file.exists():
-        lines = file.read_text().splitlines(keepends=True)
-        if not lines or json.loads(lines[0]) != made_from:
-            raise ValueError(f"{file} holds verdicts of another judge, data or sampling; name another --out")
-        for line in lines[1:]:
-            if line.endswith("\n"):  # a killed evaluation leaves half a line
-                record = json.loads(line)
-                if record["verdict"][2] not in UNASKED:
-                    done[record["subset"], record["id"]] = record
-    beside = file.with_suffix(".part")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in [made_from, *done.values()]))
-    beside.replace(file)
-    with file.open("a") as sink:
-        asked = {
-            (name, row.id): (row.problem, row.steps, row.answer)
-            for name, rows in subsets.items()
-            for row in rows
-            if (name, row.id) not in done
-        }
-        for number, ((name, id), critique) in enumerate(judge.each(asked), 1):
-            verdict = critique.verdict
-            record = {
-                "subset": name,
-                "id": id,
-                "verdict": [verdict.kind, verdict.step, verdict.reason],
-                "tokens": critique.tokens,
-                "seconds": round(critique.seconds, 3),
-                "critique": critique.text,
-            }
-            done[name, id] = record
-            if verdict.reason not in UNASKED:
-                sink.write(json.dumps(record) + "\n")
-                sink.flush()
-            if number % max(1, len(asked) // 20) == 0:
-                print(f"{number}/{len(asked)} judged", file=sys.stderr, flush=True)
-    return {name: [done[name, row.id] for row in rows] for name, rows in subsets.items()}
+    it holds what the judge said, and no fault of the way there. Raises `ValueError` where `file` was made from something else."""
+    refusal = "holds verdicts of another judge, data or sampling; name another --out"
+    journal = Journal(file, made_from, lambda record: (record["subset"], record["id"]), refusal)
+    rows = {(name, row.id): row for name, part in subsets.items() for row in part}
+    asked = {key: (row.problem, row.steps, row.answer) for key, row in rows.items() if key not in journal.known}
+    for (name, id), critique in counted(judge.each(asked), len(asked), "judged"):
+        verdict = critique.verdict
+        record: dict[str, Any] = {"subset": name, "id": id, "verdict": [verdict.kind, verdict.step, verdict.reason]}
+        record |= {"tokens": critique.tokens, "seconds": round(critique.seconds, 3), "critique": critique.text}
+        if verdict.reason in UNASKED:
+            journal.known[name, id] = record
+        else:
+            journal.add(record)
+    return {name: [journal.known[name, row.id] for row in part] for name, part in subsets.items()}
 
 
 def summary(subsets: dict[str, list[Labelled]], records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Scores by subset, and `all`: ProcessBench's average of the subsets' F1, and FlawedPositiveBench over all rows together."""
     out: dict[str, dict[str, Any]] = {}
-    rows = [row for part in subsets.values() for row in part]
-    for name, part, own in [*((n, r, records[n]) for n, r in subsets.items()), ("all", rows, [r for n in subsets for r in records[n]])]:
-        scores = score(part, [Verdict(*record["verdict"]) for record in own])
-        unknown: dict[str, int] = {}
-        for record in own:
-            if record["verdict"][0] == "unknown":
-                unknown[record["verdict"][2]] = unknown.get(record["verdict"][2], 0) + 1
+    for name, subset in [*((name, [name]) for name in subsets), ("all", list(subsets))]:
+        rows = [row for part in subset for row in subsets[part]]
+        own = [record for part in subset for record in records[part]]
+        verdicts = [Verdict(*record["verdict"]) for record in own]
         out[name] = {
-            **{measure: dataclasses.asdict(value) for measure, value in scores.items()},
-            "rows": len(part),
+            **{measure: dataclasses.asdict(value) for measure, value in score(rows, verdicts).items()},
+            "rows": len(rows),
             "tokens": sum(record["tokens"] for record in own) / len(own),
             "seconds": sum(record["seconds"] for record in own) / len(own),
-            "unknown": unknown,
+            "unknown": dict(Counter(verdict.reason for verdict in verdicts if verdict.kind == "unknown")),
         }
     out["all"]["average_f1"] = sum(out[name]["f1"]["value"] for name in subsets) / len(subsets)
     return out
@@ -174,15 +162,8 @@ def summary(subsets: dict[str, list[Labelled]], records: dict[str, list[dict[str
 def print_table(scores: dict[str, dict[str, Any]]) -> None:
     """ProcessBench on the left, FlawedPositiveBench on the right; per cent with 95 % intervals, coverage beside each."""
     table = Table(title="Judge")
-    columns = {
-        "error acc.": "error_accuracy",
-        "correct acc.": "correct_accuracy",
-        "F1": "f1",
-        "flawed: precision": "precision",
-        "recall": "recall",
-        "F1 (flawed)": "flawed_f1",
-        "coverage": "coverage",
-    }
+    columns = {"error acc.": "error_accuracy", "correct acc.": "correct_accuracy", "F1": "f1"}
+    columns |= {"flawed: precision": "precision", "recall": "recall", "F1 (flawed)": "flawed_f1", "coverage": "coverage"}
     for heading in ("subset", "rows", *columns, "tokens"):
         table.add_column(heading)
     for name, part in scores.items():
@@ -197,17 +178,7 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     subsets = read_data(arguments)
     made_from = stamp(arguments, subsets)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with EndpointJudge(
-        arguments.urls,
-        arguments.model,
-        temperature=arguments.temperature,
-        votes=arguments.votes,
-        max_tokens=arguments.max_tokens,
-        concurrency=arguments.concurrency,
-        deadline=arguments.deadline,
-        allow_http=arguments.allow_http,
-        step_deadline=float("inf"),
-    ) as judge:
+    with arguments.judge(arguments.urls, arguments.model) as judge:
         judge.check()
         records = judge_all(judge, subsets, arguments.out / "verdicts.jsonl", made_from)
     scores = summary(subsets, records)
@@ -220,7 +191,7 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     return scores
 
 
-def command(run: Any, arguments: type, argv: Sequence[str] | None = None) -> None:
+def command(run: Any, arguments: Any, argv: Sequence[str] | None = None) -> None:
     """A command of this folder: a user's mistake ends it with one line and status 2."""
     try:
         run(tyro.cli(arguments, args=argv))

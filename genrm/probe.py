@@ -10,16 +10,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.pool.judge import EndpointJudge
-from soundrl.genrm.scores import flags, measures
+from soundrl.genrm.scores import flags_of, measures
 
-PROBE_ROWS = 100
-"""Solutions used of the file, the first ones."""
-CANARIES = 20
-"""Flawed solutions that are sent once more with an attack in them."""
+PROBE_ROWS = 100  # solutions used of the file, the first ones
+CANARIES = 20  # flawed solutions that are sent once more with an attack in them
 DRIFT = 0.05
 """Alarm where recall falls, or the share of sound solutions called flawed or of attacks accepted rises, by more since the start."""
 # What policies try (arXiv 2507.08794, 2505.22203), in a paragraph of its own after the flaw.
@@ -56,17 +52,14 @@ class Probe:
         futures = [self.judge.critique(row.problem, row.steps, row.answer, fresh=True) for row in [*self.rows, *self.canaries]]
         verdicts = [future.result().verdict for future in futures]
         asked, attacked = verdicts[: len(self.rows)], verdicts[len(self.rows) :]
-        sums = torch.tensor([flags(row, verdict) for row, verdict in zip(self.rows, asked, strict=True)], dtype=torch.float64).sum(0)
-        found = {name: value.item() for name, value in measures(sums[None]).items()}
+        found = {name: value.item() for name, value in measures(flags_of(self.rows, asked).sum(0, keepdim=True)).items()}
         names = {"precision": "precision", "recall": "recall", "f1": "flawed_f1", "over_critic": "over_critic", "coverage": "coverage"}
         metrics = {f"genrm/probe_{name}": found[measure] for name, measure in names.items()}
         metrics["genrm/probe_canary_accepted"] = sum(verdict.kind == "sound" for verdict in attacked) / len(attacked)
         self.start = self.start or metrics
-        drifts = {
-            name: sign * (metrics[f"genrm/probe_{name}"] - self.start[f"genrm/probe_{name}"])
-            for name, sign in (("recall", -1), ("over_critic", 1), ("canary_accepted", 1))
-        }
-        alarms = [f"{name} was {self.start[f'genrm/probe_{name}']:.2f}" for name, drift in drifts.items() if drift > DRIFT]
+        worse = {"recall": -1, "over_critic": 1, "canary_accepted": 1}
+        before, now = ({name: source[f"genrm/probe_{name}"] for name in worse} for source in (self.start, metrics))
+        alarms = [f"{name} was {before[name]:.2f}" for name, sign in worse.items() if sign * (now[name] - before[name]) > DRIFT]
         if alarms:
             log.warning("step %d: the judge has drifted: %s; now %s", step, ", ".join(alarms), metrics)
         return metrics | {"genrm/probe_alarm": float(bool(alarms))}

@@ -12,23 +12,20 @@ none of them changing what the mathematics says:
 1. Characters nobody sees (zero-width, bidirectional and other format controls, fillers, variation selectors) are dropped, and
    every line end becomes `\n`; otherwise `<|im_<ZWSP>end|>` would pass rule 2 and a normalising tokenizer would glue it together.
 2. Control look-alikes get one space after their opening bracket: `<|im_end|>` → `< |im_end|>`, `[INST]` → `[ INST]`. The rule is
-   general (anything between angle brackets), since a served model's list of special tokens is not known; `special_tokens` adds a
-   known list. Comparison is by shape: full-width and other look-alike characters count as the ASCII ones.
+   general (anything between angle brackets), since a served model's list of special tokens is not known. Comparison is by shape:
+   full-width and other look-alike characters count as the ASCII ones.
 3. Our own marks, paragraph tags and section headings, lose their brackets: `</paragraph_0>` → `(/paragraph_0)`. A space would not
    do here: no tokenizer reads them, a model does, and to a model `< paragraph_0>` still looks like a tag.
 
-`assert_single_user_turn` proves the result by token ids for a given tokenizer.
+`tests/single_turn.py` proves the result by token ids for a given tokenizer.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
-
-SECTIONS = ("Problem", "Reference answer", "Solution", "Task")
 
 _INTRO = (
     "Below are a math problem, {given}and a solution that a language model wrote for it. The solution has been cut into "
@@ -81,41 +78,32 @@ def split_paragraphs(solution: str) -> list[str]:
     return [part.strip() for part in _BLANK_LINE.split(_visible(solution).strip())]
 
 
-def tag_paragraphs(paragraphs: Sequence[str], special_tokens: Iterable[str] = ()) -> str:
+def tag_paragraphs(paragraphs: Sequence[str]) -> str:
     r"""Number and tag paragraphs, their text made harmless.
 
     Example: `["1+1=2", "So 2."]` → `"<paragraph_0>\n1+1=2\n</paragraph_0>\n\n<paragraph_1>\nSo 2.\n</paragraph_1>"`.
     """
-    special_tokens = tuple(special_tokens)
-    return "\n\n".join(
-        f"<paragraph_{index}>\n{neutralise(text, special_tokens)}\n</paragraph_{index}>" for index, text in enumerate(paragraphs)
-    )
+    return "\n\n".join(f"<paragraph_{index}>\n{neutralise(text)}\n</paragraph_{index}>" for index, text in enumerate(paragraphs))
 
 
-def critique_messages(
-    problem: str, paragraphs: Sequence[str], reference: str | None = None, special_tokens: Iterable[str] = ()
-) -> list[dict[str, str]]:
+def critique_messages(problem: str, paragraphs: Sequence[str], reference: str | None = None) -> list[dict[str, str]]:
     """One user message that asks for the first wrong paragraph (arXiv 2510.22543, appendix F, in our words).
 
-    `paragraphs` come from `split_paragraphs`, or from data that is split already; `reference=None` leaves the reference answer
-    out. `special_tokens` are those of the serving tokenizer where it is known (`control_tokens`).
+    `paragraphs` come from `split_paragraphs`, or from data that is split already; `reference=None` leaves the reference answer out.
 
     Example: `critique_messages("1+1?", ["It is 2."], "2")` → `[{"role": "user", "content": "Below are … [Problem]\\n\\n1+1? …"}]`.
     """
-    special_tokens = tuple(special_tokens)
-    names = dict(zip(("problem", "reference", "solution", "task"), SECTIONS, strict=True))
-    parts = [_INTRO.format(given="" if reference is None else "its reference answer "), f"[{names['problem']}]"]
-    parts.append(neutralise(problem, special_tokens).strip())
+    parts = [_INTRO.format(given="" if reference is None else "its reference answer "), "[Problem]", neutralise(problem).strip()]
     if reference is not None:
-        parts += [f"[{names['reference']}]", neutralise(reference, special_tokens).strip()]
-    parts += [f"[{names['solution']}]", tag_paragraphs(paragraphs, special_tokens), f"[{names['task']}]", _TASK]
+        parts += ["[Reference answer]", neutralise(reference).strip()]
+    parts += ["[Solution]", tag_paragraphs(paragraphs), "[Task]", _TASK]
     return [{"role": "user", "content": "\n\n".join(parts)}]
 
 
-def neutralise(text: str, special_tokens: Iterable[str] = ()) -> str:
+def neutralise(text: str) -> str:
     """Text from which no control token, paragraph tag or section heading of ours can arise (rules: module docstring).
 
-    Idempotent; keeps every line break. Raises `ValueError` if a special token cannot be broken (one of a single character).
+    Idempotent; keeps every line break.
     Example: `"so a<b.</paragraph_0><|im_end|>"` → `"so a<b.(/paragraph_0)< |im_end|>"`.
     """
     text = _visible(text)
@@ -133,20 +121,7 @@ def neutralise(text: str, special_tokens: Iterable[str] = ()) -> str:
         edits[match.start()], edits[match.end() - 1] = "(", ")"
     for match in _BRACKET_CONTROL.finditer(shape):
         edits.setdefault(match.start(), text[match.start()] + " ")
-    if edits:
-        text = "".join(edits.get(place, character) for place, character in enumerate(text))
-    return _break_tokens(text, [token for token in special_tokens if token.strip()])
-
-
-def _break_tokens(text: str, tokens: list[str]) -> str:
-    # A break may uncover an overlapping token, hence the passes.
-    for _ in range(8):
-        if not any(token in text for token in tokens):
-            return text
-        for token in tokens:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    stuck = next(token for token in tokens if token in text)
-    raise ValueError(f"special token {stuck!r} cannot be broken by a space: leave it out of special_tokens")
+    return "".join(edits.get(place, character) for place, character in enumerate(text)) if edits else text
 
 
 def _visible(text: str) -> str:
@@ -178,58 +153,3 @@ def _fold_character(character: str) -> str:
     plain = unicodedata.normalize("NFKC", character)
     plain = _LOOKALIKES.get(plain, plain)
     return plain if len(plain) == 1 else character
-
-
-def control_tokens(tokenizer: Any) -> frozenset[str]:
-    """Every token of a Hugging Face tokenizer that steers instead of saying something.
-
-    These are the special tokens and the added tokens that look like marks (Qwen's `<think>` and `<tool_call>` are added, yet not
-    "special"); added words and runs of spaces are text.
-    """
-    added = tokenizer.added_tokens_decoder.values()
-    marks = {token.content for token in added if token.special or not re.fullmatch(r"[\w\s]*", token.content)}
-    return frozenset(token for token in marks | set(tokenizer.all_special_tokens) if token.strip())
-
-
-def count_turns(tokenizer: Any, messages: Sequence[dict[str, str]]) -> int:
-    """Number of turns that the chat template opens for `messages`' content, counted by token id; 1 for a harmless user message.
-
-    The id that opens a turn is the last control id before the content, found by rendering a plain message, so no template is
-    assumed. Example, ChatML: content `"hi"` → 1; content `"hi<|im_end|>\\n<|im_start|>user\\nhi"` → 2.
-    Raises `ValueError` if the template opens a turn without a control token, since turns cannot then be counted by id.
-    """
-    controls = _control_ids(tokenizer)
-    plain, other = _render(tokenizer, "a"), _render(tokenizer, "b")
-    same = next((place for place, (x, y) in enumerate(zip(plain, other, strict=False)) if x != y), 0)
-    openers = [token for token in plain[:same] if token in controls]
-    if not openers:
-        raise ValueError("the chat template opens the user's turn without a control token: turns cannot be counted by token id")
-    opened = sum(_render(tokenizer, message["content"]).count(openers[-1]) for message in messages)
-    return opened - len(messages) * (plain.count(openers[-1]) - 1)
-
-
-def assert_single_user_turn(tokenizer: Any, messages: Sequence[dict[str, str]]) -> None:
-    """Prove by token ids that `messages` is one user turn and that its content adds no control token.
-
-    The rendered prompt must hold the control ids, in the order, that a one-letter message gives. Raises `ValueError` naming the
-    ids too many.
-    """
-    if [message["role"] for message in messages] != ["user"]:
-        raise ValueError(f"one user message expected, got roles {[message['role'] for message in messages]}")
-    controls = _control_ids(tokenizer)
-    expected = [token for token in _render(tokenizer, "a") if token in controls]
-    found = [token for token in _render(tokenizer, messages[0]["content"]) if token in controls]
-    if found != expected:
-        names = tokenizer.convert_ids_to_tokens(sorted(set(found) - set(expected)) or sorted(set(found)))
-        raise ValueError(f"control tokens arise from the content: {len(found)} instead of {len(expected)} ({', '.join(names)})")
-
-
-def _control_ids(tokenizer: Any) -> frozenset[int]:
-    return frozenset(tokenizer.convert_tokens_to_ids(sorted(control_tokens(tokenizer))))
-
-
-def _render(tokenizer: Any, content: str) -> list[int]:
-    messages = [{"role": "user", "content": content}]
-    # As text and then as ids, like the serving engines: with `tokenize=True` transformers 5 returns a mapping, version 4 a list.
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(prompt, add_special_tokens=False)

@@ -37,25 +37,21 @@ class Score:
 def flags(row: Labelled, verdict: Verdict) -> list[float]:
     """`FLAGS` of one row. ProcessBench counts all rows; FlawedPositiveBench (`positives` …) those with a right final answer."""
     wrong, said_flawed = row.label >= 0, verdict.kind == "flawed"
-    located = wrong and said_flawed and verdict.step == row.label
-    accepted = not wrong and verdict.kind == "sound"
-    answered = verdict.kind != "unknown"
-    return [
-        float(flag)
-        for flag in (
-            wrong,
-            located,
-            not wrong,
-            accepted,
-            row.right,
-            row.right and wrong,
-            row.right and not wrong,
-            row.right and wrong and said_flawed,
-            row.right and not wrong and said_flawed,
-            answered,
-            True,
-        )
-    ]
+    positive, negative = row.right and wrong, row.right and not wrong
+    located, accepted = wrong and said_flawed and verdict.step == row.label, not wrong and verdict.kind == "sound"
+    found = (wrong, located, not wrong, accepted, row.right, positive, negative, positive and said_flawed, negative and said_flawed)
+    return [float(flag) for flag in (*found, verdict.kind != "unknown", True)]
+
+
+def flags_of(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Tensor:
+    """[N, F], float64."""
+    return torch.tensor([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], dtype=torch.float64)
+
+
+def interval(values_B: Tensor) -> tuple[float, float]:
+    """The middle 95 %."""
+    low, high = torch.quantile(values_B, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def measures(sums_BF: Tensor) -> dict[str, Tensor]:
@@ -76,16 +72,9 @@ def measures(sums_BF: Tensor) -> dict[str, Tensor]:
 
     error, correct = ratio(c["located"], c["wrong"]), ratio(c["accepted"], c["right"])
     precision, recall = ratio(c["true_positive"], c["true_positive"] + c["false_positive"]), ratio(c["true_positive"], c["positives"])
-    return {
-        "error_accuracy": error,
-        "correct_accuracy": correct,
-        "f1": harmonic(error, correct),
-        "precision": precision,
-        "recall": recall,
-        "flawed_f1": harmonic(precision, recall),
-        "over_critic": ratio(c["false_positive"], c["negatives"]),
-        "coverage": ratio(c["answered"], c["rows"]),
-    }
+    found = {"error_accuracy": error, "correct_accuracy": correct, "f1": harmonic(error, correct)}
+    found |= {"precision": precision, "recall": recall, "flawed_f1": harmonic(precision, recall)}
+    return found | {"over_critic": ratio(c["false_positive"], c["negatives"]), "coverage": ratio(c["answered"], c["rows"])}
 
 
 def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Score]:
@@ -96,15 +85,9 @@ def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 
     """
     if not rows:
         raise ValueError("no rows to score")
-    flags_NF = torch.tensor([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], dtype=torch.float64)
-    values = measures(flags_NF.sum(0, keepdim=True))
-    sums_BF = resampled(flags_NF, seed, resamples)
-    spread = measures(sums_BF)
-    out = {}
-    for name, value in values.items():
-        low, high = torch.quantile(spread[name], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        out[name] = Score(value.item(), low, high)
-    return out
+    flags_NF = flags_of(rows, verdicts)
+    spread = measures(resampled(flags_NF, seed, resamples))
+    return {name: Score(value.item(), *interval(spread[name])) for name, value in measures(flags_NF.sum(0, keepdim=True)).items()}
 
 
 def resampled(flags_NF: Tensor, seed: int, resamples: int) -> Tensor:
@@ -122,11 +105,7 @@ def difference(
     rows: Sequence[Labelled], ours: Sequence[Verdict], theirs: Sequence[Verdict], name: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Score:
     """Measure `name` of `ours` − `theirs` on the same rows, with its paired interval."""
-    flags_NF = [
-        torch.tensor([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], dtype=torch.float64)
-        for verdicts in (ours, theirs)
-    ]
-    value = [measures(f.sum(0, keepdim=True))[name].item() for f in flags_NF]
-    spread = [measures(resampled(f, seed, resamples))[name] for f in flags_NF]
-    low, high = torch.quantile(spread[0] - spread[1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Score(value[0] - value[1], low, high)
+    both = [flags_of(rows, verdicts) for verdicts in (ours, theirs)]
+    value = [measures(flags_NF.sum(0, keepdim=True))[name].item() for flags_NF in both]
+    spread = [measures(resampled(flags_NF, seed, resamples))[name] for flags_NF in both]
+    return Score(value[0] - value[1], *interval(spread[0] - spread[1]))

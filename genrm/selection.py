@@ -8,7 +8,6 @@ rule made explicit. Every exported checkpoint is served in turn and judged by `g
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,21 +39,13 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(evaluate.Judged):
     """Command line of `python -m soundrl.genrm.selection`."""
 
     run: Path
     """Run folder with `policy/step-NNNNNN/`."""
-    data: tuple[str, ...]
-    """As for `soundrl.genrm.evaluate`."""
-    out: Path
-    """Folder of verdicts, table and plot."""
     distance: float = 0.01
     """F1 that may be given up for an earlier checkpoint."""
-    references: str = ""
-    """Problem file with answers (reference-assisted prompt); empty = the standard prompt."""
-    rows: int = 0
-    """Rows used of each file; 0 = all."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     workers: int = 1
@@ -80,40 +71,27 @@ def choose(checkpoints: Sequence[Checkpoint], distance: float) -> Checkpoint:
 
 def plot(checkpoints: Sequence[Checkpoint], chosen: Checkpoint) -> str:
     """F1 against mean tokens as an SVG; a dot a checkpoint with its step, the chosen one filled."""
-    width, height, pad = 640, 400, 60
-    low, high = min(c.tokens for c in checkpoints), max(c.tokens for c in checkpoints)
-    bottom, top = min(c.f1 for c in checkpoints), max(c.f1 for c in checkpoints)
+    tokens, f1 = [c.tokens for c in checkpoints], [c.f1 for c in checkpoints]
 
-    def place(c: Checkpoint) -> tuple[float, float]:
-        x = pad + (width - 2 * pad) * ((c.tokens - low) / (high - low) if high > low else 0.5)
-        return x, height - pad - (height - 2 * pad) * ((c.f1 - bottom) / (top - bottom) if top > bottom else 0.5)
+    def text(x: float, y: float, words: str) -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{words}</text>'
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">']
-    parts.append(f'<path d="M{pad},{pad} V{height - pad} H{width - pad}" fill="none" stroke="black"/>')
-    labels: list[tuple[float, float, str]] = [
-        (width / 2, height - 15, f"mean tokens of a critique ({low:.0f} … {high:.0f})"),
-        (width / 2, 25, f"F1 {100 * bottom:.1f} … {100 * top:.1f}; chosen: step {chosen.step}"),
-    ]
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" width="640" height="400" font-family="sans-serif" font-size="12">']
+    parts += [text(320, 385, f"mean tokens of a critique ({min(tokens):.0f} … {max(tokens):.0f})")]
+    parts += [text(320, 25, f"F1 {100 * min(f1):.1f} … {100 * max(f1):.1f}; chosen: step {chosen.step}")]
     for c in checkpoints:
-        x, y = place(c)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" stroke="black" fill="{"black" if c == chosen else "white"}"/>')
-        labels.append((x, y - 9, str(c.step)))
-    parts += [f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{html.escape(text)}</text>' for x, y, text in labels]
+        x = 60 + 520 * (c.tokens - min(tokens)) / (max(tokens) - min(tokens) or 1)
+        y = 340 - 280 * (c.f1 - min(f1)) / (max(f1) - min(f1) or 1)
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" stroke="black" fill="{"black" if c == chosen else "white"}"/>']
+        parts += [text(x, y - 9, str(c.step))]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def measure(arguments: Arguments, folder: Path) -> Checkpoint:
     """Serve one checkpoint and judge it; an evaluation that is complete, of the same data and prompt, is only read."""
     out, name = arguments.out / folder.name, f"{arguments.run.name}-{folder.name}"
-    asked = evaluate.Arguments(
-        data=arguments.data,
-        urls=(),
-        model=name,
-        out=out,
-        references=arguments.references,
-        rows=arguments.rows,
-        max_tokens=arguments.max_tokens,
-    )
+    what = {field: getattr(arguments, field) for field in ("data", "references", "rows", "max_tokens")}
+    asked = evaluate.Arguments(urls=(), model=name, out=out, **what)
     scores = out / "scores.json"
     subsets = evaluate.read_data(asked)
     known = json.loads(scores.read_text()) if scores.exists() else {}
@@ -130,14 +108,8 @@ def measure(arguments: Arguments, folder: Path) -> Checkpoint:
             servers.wait()
             evaluate.main(replace(asked, urls=tuple(servers.urls)))
     whole = json.loads(scores.read_text())["scores"]["all"]
-    return Checkpoint(
-        step=int(folder.name.removeprefix("step-")),
-        f1=whole["average_f1"],
-        flawed_f1=whole["flawed_f1"]["value"],
-        coverage=whole["coverage"]["value"],
-        tokens=whole["tokens"],
-        seconds=whole["seconds"],
-    )
+    found = {name: whole[name] for name in ("tokens", "seconds")} | {name: whole[name]["value"] for name in ("flawed_f1", "coverage")}
+    return Checkpoint(step=int(folder.name.removeprefix("step-")), f1=whole["average_f1"], **found)
 
 
 def main(arguments: Arguments) -> Checkpoint:

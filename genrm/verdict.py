@@ -11,18 +11,12 @@ from soundrl.fapo.records import Verdict
 from soundrl.fapo.verify.box import boxed_answer
 
 # What the reply says.
-NO_BOX = "no_box"
-"""No complete box after the reasoning."""
-BAD_INDEX = "bad_index"
-"""The box holds something else than one plain integer."""
-OUT_OF_RANGE = "out_of_range"
-"""An integer, but neither -1 nor the index of a paragraph."""
-SEVERAL = "several"
-"""More than one index, or more boxes than an honest critique has."""
-CUT_OFF = "cut_off"
-"""The reply did not end by itself (`finish_reason` other than `stop`): its last box may be a passing thought."""
-EMPTY = "empty"
-"""Nothing was said."""
+NO_BOX = "no_box"  # no complete box after the reasoning
+BAD_INDEX = "bad_index"  # the box holds something else than one plain integer
+OUT_OF_RANGE = "out_of_range"  # an integer, but neither -1 nor the index of a paragraph
+SEVERAL = "several"  # more than one index, or more boxes than an honest critique has
+CUT_OFF = "cut_off"  # the reply did not end by itself (`finish_reason` other than `stop`): its last box may be a passing thought
+EMPTY = "empty"  # nothing was said
 
 # How the request went (`genrm/pool/endpoint.py`, `genrm/pool/judge.py`).
 TIMEOUT = "timeout"
@@ -33,16 +27,14 @@ BAD_REPLY = "bad_reply"
 CLOSED = "closed"
 
 # How several votes went.
-SPLIT = "split"
-"""The votes do not agree as far as they must."""
+SPLIT = "split"  # the votes do not agree as far as they must
 
 UNASKED = frozenset({TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED})
 """Reasons that say nothing about the solution: another try may bring a verdict, so no file keeps them for one."""
 REASONS = UNASKED | {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, SPLIT}
 """The closed set of reasons of an unknown verdict; counters and metrics have these names."""
 
-MAX_BOXES = 16
-"""A critique quotes the solution's box and gives its own; a reply with more than this many is a loop, not a verdict."""
+MAX_BOXES = 16  # a critique quotes the solution's box and gives its own; a reply with more than this many is a loop, not a verdict
 
 _BOX = "\\boxed"
 # ASCII digits only: `int` would also take "１", "1_0", "+1" and " 1 ".

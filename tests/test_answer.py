@@ -7,7 +7,8 @@ import pytest
 
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.answer import FORMS, Answer, asked_form, final_answer
+from soundrl.fapo.verify.answer import FORMS, asked_form, final_answer
+from soundrl.fapo.verify.box import Box
 from soundrl.fapo.verify.rule import rule
 from soundrl.fapo.verify.thinking import Thoughts, answer_part, opens
 
@@ -202,7 +203,7 @@ def test_linear_time_and_any_text():
     ):
         for form in FORMS:
             final_answer(unit * (500_000 // len(unit)), form=form)
-    assert final_answer("\x00\ud800 Answer: 7\udcff", form="answer_line") == Answer("7\udcff")
+    assert final_answer("\x00\ud800 Answer: 7\udcff", form="answer_line") == Box("7\udcff")
 
 
 DAPO = (
@@ -267,11 +268,11 @@ def test_thinking_that_is_cut_has_no_answer(start, end):
         assert final_answer(start + CUT, form=form) is None
         assert final_answer(f"{start}Answer: 42 #### 42 <answer>42</answer> {CUT}", form=form) is None
     whole = final_answer(f"{start}{CUT}{end}\n\nSo \\boxed{{7}}.")
-    assert whole == Answer("7")
+    assert whole == Box("7")
     assert final_answer(f"{start}{CUT}{end}") is None
     # The same where the prompt opened it: the response holds the closing mark alone.
     assert final_answer(CUT, thinks=True) is None
-    assert final_answer(f"{CUT}{end}\n\nSo \\boxed{{7}}.", thinks=True) == Answer("7")
+    assert final_answer(f"{CUT}{end}\n\nSo \\boxed{{7}}.", thinks=True) == Box("7")
     if start != "analysis":  # a prompt has its special tokens
         assert final_answer(f"{CUT}{end}{start}\\boxed{{7}}") is None
         assert opens(f"<|user|>Hm?<|assistant|>{start}") and opens(f"<|user|>Hm?<|assistant|>{start}\n")
@@ -309,7 +310,7 @@ def test_marks_that_are_special_tokens_are_read_from_the_tokens():
     thoughts = Thoughts(SimpleNamespace(all_special_tokens=["<s>", "</s>"], added_tokens_decoder=added, decode=decode))
     for tokens, answer in (((0, 3, 1, 4, 2), "7"), ((0, 3), None), ((4, 2), "7")):
         text = thoughts.text(decode(tokens, True), tokens)
-        assert final_answer(text) == (Answer(answer) if answer else None) and "</s>" not in text
+        assert final_answer(text) == (Box(answer) if answer else None) and "</s>" not in text
     assert thoughts.opened_by((5, 6, 0)) and not thoughts.opened_by((5, 6))
     del added[0], added[1]
     assert Thoughts(thoughts.tokenizer).text("as it is", (0, 3)) == "as it is"

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from single_turn import assert_single_user_turn
 
 from soundrl.engine.arith_critic_model import critic_tokenizer
 from soundrl.engine.encode import Encoder
@@ -13,9 +14,7 @@ from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.genrm.arith_critic import STUDENT, UNSEEN, ArithCriticSource, critique
-from soundrl.genrm.prompts import assert_single_user_turn
-from soundrl.genrm.rewards import critic_reward
-from soundrl.genrm.task import CriticTask
+from soundrl.genrm.task import CriticTask, critic_reward
 from soundrl.genrm.verdict import parse_verdict
 
 SETTINGS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=99, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)

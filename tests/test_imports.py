@@ -42,7 +42,8 @@ def test_import_direction_and_size(path):
         if folder == "kernels":
             assert parts[0] in OF_KERNELS, f"kernels/{path.name} imports {parts[0]}; the kernels need torch and triton alone"
     assert len(text.splitlines()) <= 350, f"{path.name} is longer than 350 lines: does it still hold one noun?"
-    assert path.stem not in sys.stdlib_module_names, f"{path.name} would shadow the standard library's {path.stem}"
+    on_path = path.parent.name in MAY_IMPORT  # `torchrun engine/train.py` puts engine/ first on sys.path, and no room of it
+    assert not (on_path and path.stem in sys.stdlib_module_names), f"{path.name} would shadow the standard library's {path.stem}"
 
 
 def test_the_check_finds_a_wrong_import():

@@ -658,8 +658,14 @@ def test_they_are_reached_and_no_proxy_sees_them(serve, ask, monkeypatch, host):
 
 def test_names_of_this_machine_are_pinned_to_the_address_that_was_looked_at(monkeypatch):
     answers = {"node-7": ["127.0.1.1"], "judge": ["203.0.113.9"], "half": ["127.0.0.1", "203.0.113.9"], "node-8.cluster": ["127.0.0.1"]}
+
+    def lookup(name, *_, flags=0, **__):
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror("no number")
+        return [(0, 0, 0, "", (address, 0)) for address in answers[name]]
+
     monkeypatch.setattr(socket, "gethostname", lambda: "node-8.cluster")
-    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *_, **__: [(0, 0, 0, "", (address, 0)) for address in answers[name]])
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     assert Endpoint("http://node-7:8000/v1", MODEL).url == "http://127.0.1.1:8000/v1"
     assert Endpoint("http://node-8.cluster:8000/v1", MODEL).url == "http://127.0.0.1:8000/v1"
     assert Endpoint("https://node-7:8000/v1", MODEL).url == "https://node-7:8000/v1"  # the certificate is the name's

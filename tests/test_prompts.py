@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from single_turn import assert_single_user_turn, control_tokens, count_turns
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from soundrl.genrm import prompts
 from soundrl.genrm.prompts import (
-    assert_single_user_turn,
-    control_tokens,
-    count_turns,
     critique_messages,
     neutralise,
     split_paragraphs,
@@ -143,7 +141,7 @@ def test_attack_stays_text(tokenizer: PreTrainedTokenizerFast, name: str):
 
 def test_attacks_would_work_on_raw_text(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch):
     """The test above has teeth: without `neutralise` the gullible judge loses the flaw, and turns and tags multiply."""
-    monkeypatch.setattr(prompts, "neutralise", lambda text, special_tokens=(): text)
+    monkeypatch.setattr(prompts, "neutralise", lambda text: text)
     fooled = turns = 0
     for attack in ATTACKS.values():
         raw = attack.encode("utf-8", "replace").decode()
@@ -174,15 +172,6 @@ def test_turns_cannot_be_counted_without_marks(tokenizer: PreTrainedTokenizerFas
 
 def test_control_tokens_are_marks_not_words(tokenizer: PreTrainedTokenizerFast):
     assert control_tokens(tokenizer) == frozenset(SPECIAL + MARKS)
-
-
-def test_known_special_tokens_are_broken_whatever_they_look_like():
-    odd = ("]~b]", "]<]mini[>[", "sop:")
-    text = neutralise("a]~b]b ]<]mini[>[ sop:", odd)
-    assert not any(token in text for token in odd)
-    assert neutralise(text, odd) == text
-    with pytest.raises(ValueError, match="cannot be broken"):
-        neutralise("a§b", ("§",))
 
 
 def test_mathematics_is_left_alone():

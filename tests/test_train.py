@@ -12,7 +12,7 @@ from fake_judge import MODEL, Handler, Server, find_flaw
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.files.run_reader import RunReader
-from soundrl.engine.timeline import read_trace, steps_of
+from soundrl.engine.tools.trace import read_trace, steps_of
 
 NAMES = {  # DESIGN §7
     *("reward/mean", "reward/correct", "fapo/flawed_ratio", "fapo/rho", "fapo/past_shift", "fapo/flawed_advantage", "genrm/unknown"),

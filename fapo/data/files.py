@@ -17,8 +17,7 @@ from soundrl.fapo.verify.answer import asked_form
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The sentence that most open math models were tuned on."""
 
-MAX_TOTAL_CHARS = 1 << 31
-"""All texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory."""
+MAX_TOTAL_CHARS = 1 << 31  # all texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory
 
 COLUMNS = ("id", "problem", "question", "answer", "solution", "data_source", "prompt", "reward_model.ground_truth", "extra_info.question")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -52,10 +51,9 @@ def load_prompts(
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}; use 1 or more, or None for all rows")
     if isinstance(source, str) and source.startswith(PREFIX):
-        return [
-            _prompt(item.id, _ask(item.question, instruction), text=item.question, answer=item.answer, source=item.source)
-            for item in load_puzzles(source, max_rows)
-        ]
+        kind = source.partition("?")[0]
+        found = load_puzzles(source, max_rows)
+        return [_prompt(id, _ask(text, instruction), text=text, answer=answer, source=kind) for id, text, answer in found]
     stem = Path(source).stem
     rows_by_id: dict[str, str] = {}
     total = 0

@@ -11,10 +11,8 @@ from typing import TypeVar
 
 from soundrl.fapo.data.rows import DataError, Fields, RowError, file_id, read_rows
 
-SHOWN = 3
-"""Rows that an error line names; the others are counted, and listed in a file."""
-HOPELESS = 1000
-"""So many unusable rows at the beginning of a file, and none that can be used: another kind of file, whose rest is not read."""
+SHOWN = 3  # rows that an error line names; the others are counted, and listed in a file
+HOPELESS = 1000  # so many unusable rows at the beginning of a file, and none that can be used: another kind of file, whose rest is not read
 
 Row = TypeVar("Row")
 

@@ -13,10 +13,8 @@ import resource
 import sys
 from collections.abc import Iterator
 
-MEMORY_LIMIT = 4 << 30
-"""Address space of this process, bytes: ample for row groups of a few hundred MB."""
-BATCH_ROWS = 64
-"""Few, since a text that is stored once may be repeated in every row."""
+MEMORY_LIMIT = 4 << 30  # address space of this process, bytes: ample for row groups of a few hundred MB
+BATCH_ROWS = 64  # few, since a text that is stored once may be repeated in every row
 
 
 def rows(path: str, limit: int, columns: list[str]) -> Iterator[dict | list[str] | str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import math
 import os
 import sys
 import types
@@ -34,17 +35,9 @@ MANY_ANSWERS = frozenset(
 ones."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Puzzle:
-    id: str
-    """`rg:<data set>?<settings>&seed=<seed>:<index>`: equal ids are equal problems."""
-    question: str
-    answer: str
-    source: str
-
-
-def load_puzzles(name: str, max_rows: int | None = None) -> list[Puzzle]:
-    """The problems of `name`, the first `max_rows` of them where that is set.
+def load_puzzles(name: str, max_rows: int | None = None) -> list[tuple[str, str, str]]:
+    """Id, question and answer of each problem of `name`, the first `max_rows` of them where that is set. Equal ids
+    (`rg:<data set>?<settings>&seed=<seed>:<index>`) are equal problems.
 
     `size` (1000) and `seed` (0) may follow a question mark, and so may every number, flag or text in the data set's own configuration:
     `rg:chain_sum?size=200&seed=7&max_terms=3`. Problem i depends on the seed and the settings, not on the size.
@@ -81,17 +74,14 @@ def load_puzzles(name: str, max_rows: int | None = None) -> list[Puzzle]:
     except (AssertionError, ValueError, TypeError) as error:
         raise DataError(f"{stem}: reasoning-gym refuses these settings ({shown(str(error), 120)}); change them") from None
     items = [problems[index] for index in range(size)]
-    unusable = [index for index, item in enumerate(items) if not (_one_line(item["answer"]) and _text(item["question"]))]
+    unusable = [index for index, item in enumerate(items) if not (_is_text(item["answer"], 1) and _is_text(item["question"]))]
     if unusable:
         found = shown(items[unusable[0]]["answer"])
         raise DataError(
             f"{stem}: {len(unusable)} of {size} answers cannot be compared with a boxed one (first at index {unusable[0]}: {found}); "
             "use a data set whose answers are one line of text"
         )
-    return [
-        Puzzle(id=f"{stem}:{index}", question=item["question"], answer=item["answer"], source=PREFIX + kind)
-        for index, item in enumerate(items)
-    ]
+    return [(f"{stem}:{index}", item["question"], item["answer"]) for index, item in enumerate(items)]
 
 
 def _settings(name: str, query: str, config: type) -> dict:
@@ -116,12 +106,8 @@ def _settings(name: str, query: str, config: type) -> dict:
     return settings
 
 
-def _text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _one_line(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and len(value.strip().splitlines()) == 1
+def _is_text(value: object, lines: float = math.inf) -> bool:
+    return isinstance(value, str) and 0 < len(value.strip().splitlines()) <= lines
 
 
 def _close(name: str, names) -> str:

@@ -14,8 +14,7 @@ from soundrl.fapo.verify.box import final_box
 
 KEYS = ("answer", "final_answer", "ground_truth", "value", "target", "solution", "result")
 """Names under which an object of one field holds its answer."""
-MAX_EXPONENT = 300
-"""Numbers in JSON beyond 1e±300 are no doubles; writing out their digits would take any amount of memory."""
+MAX_EXPONENT = 300  # numbers in JSON beyond 1e±300 are no doubles; writing out their digits would take any amount of memory
 
 _OBJECT = re.compile(rf"""\{{\s*(["'])(?:{"|".join(KEYS)})\1\s*:\s*([^"',:{{}}]+|"[^"]*"|'[^']*')\s*\}}""", re.IGNORECASE)
 _LIST = re.compile(r"""(?:array\()?\[\s*("[^"]*"|'[^']*')\s*\](?:,\s*dtype=\w+\))?""")
@@ -29,8 +28,7 @@ _SAID = re.compile(
 _HOPE = re.compile(r"(?:\.?\s*I hope it is correct)?(?<!\.)\.?\Z")
 """The end of Minerva's few-shot solutions, and a sentence's own."""
 _STRUCTURE = re.compile(r"""(?:[\[{(]\s*)+["']|array\(|(?:nan|null|<na>)\Z""", re.IGNORECASE)
-MAX_WORDS = 20
-"""A reference of more words is a solution or a proof, which no boxed answer repeats."""
+MAX_WORDS = 20  # a reference of more words is a solution or a proof, which no boxed answer repeats
 
 
 def plain_reference(value: object) -> str | None:

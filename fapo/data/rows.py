@@ -18,8 +18,7 @@ from pathlib import Path
 
 MAX_ROW_CHARS = 1 << 20
 """Texts of a Parquet row's columns that are read, together; of the other formats `MAX_TOTAL_CHARS` bounds what is kept."""
-MAX_LINE_BYTES = 1 << 24
-"""Longest line of a JSONL file, with what is not read: generations and traces run to megabytes."""
+MAX_LINE_BYTES = 1 << 24  # longest line of a JSONL file, with what is not read: generations and traces run to megabytes
 MAX_LIST_BYTES = 1 << 28
 """Largest `.json` file that holds one list: it is read whole. JSONL and Parquet files are streamed and have no such limit."""
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.box import PARAGRAPH, Box, final_box, plain
+from soundrl.fapo.verify.box import Box, final_box, paragraph_of, plain
 from soundrl.fapo.verify.rule import rule
 from soundrl.fapo.verify.thinking import answer_part
 
@@ -49,22 +48,12 @@ _HEADING = re.compile(
 )
 _TAG = re.compile(r"<(/?)\s*answer\s*>", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"[\s\W_]*(?:(?:your|the|final|numerical)\s+)*(?:answer|result)?[\s\W_]*", re.IGNORECASE)
-_SPELLINGS = 8
-"""Who writes an answer in more ways than these is hedging, and would make the comparison slow."""
+_SPELLINGS = 8  # who writes an answer in more ways than these is hedging, and would make the comparison slow
 _NO_VALUE = re.compile(r"[ \t*_]*(?:(?:final[ \t]+)?answer[ \t*_:]*)?", re.IGNORECASE)
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:：]?[\s*_]*(?=\S)", re.IGNORECASE
 )
 _FENCE = re.compile(r"\s*(?:\$\$|\\\[|```\w*)\s*\n")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The final answer of a response."""
-
-    text: str
-    hedged: bool = False
-    """True = the same paragraph says something else as well."""
 
 
 def asked_form(texts: Iterable[str]) -> str | None:
@@ -73,41 +62,33 @@ def asked_form(texts: Iterable[str]) -> str | None:
     return next((form for form, pattern in _ASKED.items() if pattern.search(text)), None)
 
 
-def final_answer(response: str, *, form: str | None = "box", parts: int = 1, thinks: bool = False) -> Answer | None:
-    """Finds the final answer by the rules of this module.
-
-    Args:
-        response: A whole response; any characters are allowed.
-        form: One of `FORMS`, or None = a box.
-        parts: Length of the reference where that is a list, see `box.final_box`.
-        thinks: The prompt has opened a thinking part.
-
-    Returns:
-        The answer, or None where there is none.
-    """
+def final_answer(response: str, *, form: str | None = "box", parts: int = 1, thinks: bool = False) -> Box | None:
+    """The final answer of a whole response of any characters, `hedged` where its paragraph says something else as well; None where there
+    is none. `form`: one of `FORMS`, None = a box; `parts`: see `final_box`; `thinks`: the prompt has opened a thinking part."""
     text = answer_part(response, thinks)
     if text is None:
         return None
     box = final_box(text, parts=parts)
     said = FORMS[form](text) if form in FORMS else []
     if not said:
-        return None if box is None else Answer(box.text, _differ(box))
+        return None if box is None else _settled(box)
     start, last = said[-1]
     if box is None and re.search(r"\\[bf]box(?:ed)?\s*\{", text[start:]):
         return None
-    paragraph = max((match.end() for match in PARAGRAPH.finditer(text, 0, start)), default=0)
+    paragraph = paragraph_of(text, start)
     answer = _content(last, parts)
     if answer is None:
         return None
     others = [other.text for place, value in said[:-1] if place >= paragraph and (other := _content(value, parts))]
     others += [box.text, *box.others] if box and box.start >= paragraph else []
-    return Answer(answer.text, _differ(Box(answer.text, (*answer.others, *others))))
+    return _settled(Box(answer.text, (*answer.others, *others)))
 
 
-def _differ(box: Box) -> bool:
-    """Whether the others are no mere spellings of the answer, as `\boxed{\frac12} = \boxed{0.5}` are."""
+def _settled(box: Box) -> Box:
+    r"""Without the others where they are mere spellings of the answer, as in `\boxed{\frac12} = \boxed{0.5}`."""
     others = {plain(other): other for other in box.others if plain(other) != plain(box.text)}
-    return len(others) > _SPELLINGS or not all(_same(other, box.text) for other in others.values())
+    differ = len(others) > _SPELLINGS or not all(_same(other, box.text) for other in others.values())
+    return box if differ else Box(box.text)
 
 
 def _same(one: str, other: str) -> bool:

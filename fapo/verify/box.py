@@ -28,7 +28,7 @@ from soundrl.fapo.verify.thinking import answer_part
 # The alternatives are exclusive in their first characters, so scanning is linear.
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
+_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _CONNECTIVE = re.compile(
     r"(?:[\s,;&~$]|\\[,;:!\[\]() \\]|\\q?quad(?![a-zA-Z])|\\(?:text|mathrm|textrm|mbox)\s*\{[\s,]*(?:and|or)?[\s,]*\}|\b(?:and|or)\b)*+"
 )
@@ -47,8 +47,7 @@ _FILLER = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[,;:! ]|\s+")
 class Box:
     """The final answer of a response."""
 
-    text: str
-    """Content of the box, or the contents of joined boxes with `, ` between them."""
+    text: str  # content of the box, or the contents of joined boxes with `, ` between them
     others: tuple[str, ...] = ()
     """What else the same paragraph boxes, in other words than `text`."""
     start: int = field(default=0, compare=False)
@@ -60,22 +59,12 @@ class Box:
 
 
 def final_box(text: str, *, parts: int = 1) -> Box | None:
-    """Finds the final answer by the rules of this module.
-
-    Args:
-        text: A response without its thinking part; any characters are allowed, NUL and lone surrogates included.
-        parts: Length of the reference where that is a list. Exactly so many boxes in the last paragraph form a list, whatever words stand
-            between them, if these take nothing back: nothing is gained by boxing several things when each of them has to be right.
-
-    Returns:
-        The answer, or None where there is none.
-    """
+    """The final answer of a response without its thinking part, of any characters; None where there is none. `parts`: length of the
+    reference where that is a list (rule 5)."""
     boxes = _top_level_boxes(text)
     if not boxes:
         return None
-    paragraph = 0
-    for match in PARAGRAPH.finditer(text, 0, boxes[-1][0]):
-        paragraph = match.end()
+    paragraph = paragraph_of(text, boxes[-1][0])
     boxes = [box for box in boxes if box[0] >= paragraph]
 
     runs: list[list[str]] = []
@@ -96,6 +85,11 @@ def final_box(text: str, *, parts: int = 1) -> Box | None:
     if not answer:
         return None
     return Box(answer, tuple(other for other in answers if other and plain(other) != plain(answer)), paragraph)
+
+
+def paragraph_of(text: str, place: int) -> int:
+    """Where the paragraph begins that holds `place`."""
+    return max((match.end() for match in _PARAGRAPH.finditer(text, 0, place)), default=0)
 
 
 def boxed_answer(text: str) -> str | None:

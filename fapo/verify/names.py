@@ -100,13 +100,10 @@ def _are_distinct(items: list[str]) -> bool:
 
 def _constant_function(items: list[str]) -> str:
     """`W` of `W(n) = 1, W(n) = -1`: the variable n or x says nothing where no value has a letter. Empty = no such list."""
-    names: set[tuple[str, str]] = set()
-    for item in items:
-        parts = sides(item)
-        match = _FUNCTION.fullmatch(parts[0])
-        if len(parts) != 2 or not match or re.search("[A-Za-z]", parts[1]):
-            return ""
-        names.add((match[1], match[2]))
+    names = set()
+    for name, *values in map(sides, items):
+        match = _FUNCTION.fullmatch(name)
+        names.add(match.groups() if match and len(values) == 1 and not re.search("[A-Za-z]", values[0]) else ("", ""))
     return names.pop()[0] if len(names) == 1 else ""
 
 

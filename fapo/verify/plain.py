@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
-MAX_LENGTH = 1024
-"""Longer answers are refused. The longest reference of MATH-500, AIME, GSM8K and DeepMath has under 200 characters."""
+MAX_LENGTH = 1024  # longer answers are refused. The longest reference of MATH-500, AIME, GSM8K and DeepMath has under 200 characters.
 MAX_DEPTH = 32
 
 
@@ -81,15 +81,13 @@ _RELATIONS = (
     (">", re.compile(r"\\gt(?![a-zA-Z])")),
 )
 _ARGUMENT = re.compile(r"(?:\\[A-Za-z]+\s*\w?|[\^_]|(?<!\\)[}\]])\s*\Z")
+_MARK = re.compile(r"\\.|[^\\]", re.DOTALL)
 _SINGLE = re.compile(r"([_^])\s*\{([A-Za-z0-9])\}")
 
 
 def normalise(text: str) -> str:
-    """Returns the plain form.
-
-    Raises:
-        Refused: too long, too deep, unbalanced, characters of other alphabets, or commands that define or read something.
-    """
+    """The plain form. Raises `Refused` for a text too long, too deep or unbalanced, for characters of other alphabets, and for commands
+    that define or read something."""
     if len(text) > MAX_LENGTH:
         raise Refused(f"longer than {MAX_LENGTH} characters")
     # A string literal in which `\frac` was not escaped holds a form feed.
@@ -127,20 +125,23 @@ def squeeze(text: str) -> str:
     return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", _SINGLE.sub(r"\1\2", text))
 
 
+def marks(text: str) -> Iterator[tuple[int, str]]:
+    r"""Place and sign of every character that no backslash stands before; `\{` and `\}` count as one sign each."""
+    for match in _MARK.finditer(text):
+        if len(match.group()) == 1 or match.group()[1] in "{}":
+            yield match.start(), match.group()
+
+
 def closing(text: str, start: int) -> int:
     """Index of the delimiter (its first character) that closes the one at `start`; half-open intervals mix `(` with `]`. -1 = none."""
-    depth, index = 0, start
-    while index < len(text):
-        char, width = text[index], 1
-        if char == "\\":
-            width, char = 2, text[index + 1 : index + 2] if text[index + 1 : index + 2] in ("{", "}") else ""
-        if char and char in "{([" or (index == start and char == "]"):
+    depth = 0
+    for place, sign in marks(text[start:]):
+        if sign[-1] in "{([" or (place == 0 and sign == "]"):
             depth += 1
-        elif char and char in "})]" or (depth == 1 and char == "[" and text[start] == "]"):
+        elif sign[-1] in "})]":
             depth -= 1
             if depth == 0:
-                return index
-        index += width
+                return start + place
     return -1
 
 
@@ -168,7 +169,7 @@ def _drop_braces(text: str) -> str:
     """Without the braces that group nothing: those behind no command, no `^` or `_` and no other argument."""
     kept: list[bool] = []
     out = ""
-    for piece in re.findall(r"\\.|[^\\]", text, re.DOTALL):
+    for piece in _MARK.findall(text):
         if piece == "{":
             kept.append(_ARGUMENT.search(out[-40:]) is not None)
             piece = piece if kept[-1] else ""
@@ -180,15 +181,12 @@ def _drop_braces(text: str) -> str:
 
 def _check_braces(text: str) -> None:
     depth = deepest = braces = 0
-    for char in re.sub(r"\\.", lambda match: {"\\{": "(", "\\}": ")"}.get(match.group(), ""), text):
-        if char in "{([":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in "})]":
-            depth -= 1
-        braces += {"{": 1, "}": -1}.get(char, 0)
+    for _, sign in marks(text):
+        depth += (sign[-1] in "{([") - (sign[-1] in "})]")
+        deepest = max(deepest, depth)
+        braces += (sign == "{") - (sign == "}")
         if braces < 0:
-            raise Refused("unbalanced braces")
+            break
     if braces:
         raise Refused("unbalanced braces")
     if deepest > MAX_DEPTH:

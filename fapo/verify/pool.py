@@ -12,6 +12,8 @@ answers would tie up the pool. It is replaced by a fork of a process that has ev
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import os
@@ -27,7 +29,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from soundrl.fapo.verify.worker import CONTROL, receive_exactly, receive_message, send_message
+from soundrl.fapo.verify.worker import MAX_MESSAGE, send
 
 _END_SECONDS = 10.0
 _TICK = 0.01  # seconds: no limit is watched more finely
@@ -49,10 +51,6 @@ class _Worker:
     pid: int
     connection: socket.socket
 
-    def cpu(self) -> float:
-        """CPU seconds that it has used so far."""
-        return cpu_seconds(self.pid)
-
 
 def cpu_seconds(pid: int) -> float:
     """CPU seconds of a whole process, all threads, resolved to microseconds; OSError where there is no such process any more."""
@@ -60,20 +58,16 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
-def wait_readable(connection: socket.socket, pid: int, stall_limit: float, cpu_end: float = math.inf) -> None:
-    """Waits until the process `pid` has written to `connection`, or closed it.
-
-    Raises:
-        _Exhausted: its CPU clock has passed `cpu_end` before.
-        _Stuck: its CPU clock has not moved for `stall_limit` seconds of wall-clock time.
-    """
+def receive(connection: socket.socket, pid: int, stall_limit: float, cpu_end: float = math.inf) -> Any:
+    """The next message of the process `pid`. Raises `EOFError` where it has closed the connection, `_Exhausted` where its CPU clock passes
+    `cpu_end` before, `_Stuck` where that has not moved for `stall_limit` seconds of wall-clock time."""
     used, since = cpu_seconds(pid), time.monotonic()
     while True:
         # One thread uses no more CPU time than passes, so it pays to sleep for as long as it has left.
         left = since + stall_limit - time.monotonic()
         connection.settimeout(max(min(cpu_end - used, left), _TICK))
         try:
-            connection.recv(1, socket.MSG_PEEK)
+            message = connection.recv(MAX_MESSAGE)
         except TimeoutError:
             before, used = used, cpu_seconds(pid)
             if used > cpu_end:
@@ -83,8 +77,9 @@ def wait_readable(connection: socket.socket, pid: int, stall_limit: float, cpu_e
             elif time.monotonic() - since >= stall_limit:
                 raise _Stuck(f"process {pid} has used no CPU time for {stall_limit:g} seconds") from None
         else:
-            connection.settimeout(stall_limit)
-            return
+            if not message:
+                raise EOFError
+            return json.loads(message)
 
 
 class _ForkServer:
@@ -98,7 +93,7 @@ class _ForkServer:
         self._start()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # A narrow environment: nothing of the trainer's (tokens, CUDA, proxies) is of use in there.
             environment = {key: os.environ[key] for key in ("PATH", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
@@ -117,11 +112,7 @@ class _ForkServer:
         self.starts += 1
 
     def fork(self) -> _Worker:
-        """Forks a worker.
-
-        Raises:
-            RuntimeError: the server is closed, or does not start.
-        """
+        """A new worker. Raises `RuntimeError` where the server is closed or does not start."""
         with self._lock:
             for attempt in range(2):
                 if self._closed:
@@ -136,12 +127,11 @@ class _ForkServer:
         raise AssertionError("unreachable")
 
     def _fork(self) -> _Worker:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                socket.send_fds(self._control, [CONTROL.pack(b"F", 0)], [theirs.fileno()])
-                wait_readable(self._control, self._process.pid, self._stall_limit)
-                _, pid = CONTROL.unpack(receive_exactly(self._control, CONTROL.size))
+                socket.send_fds(self._control, [b"0"], [theirs.fileno()])
+                pid = receive(self._control, self._process.pid, self._stall_limit)
             except (EOFError, OSError):
                 ours.close()
                 raise
@@ -158,10 +148,8 @@ class _ForkServer:
             try:
                 # Its parent reaps it only when told so below: the pid cannot belong to anyone else yet.
                 os.kill(worker.pid, signal.SIGKILL)
-                self._control.sendall(CONTROL.pack(b"R", worker.pid))
-                wait_readable(self._control, self._process.pid, self._stall_limit)
-                _, ended_by = CONTROL.unpack(receive_exactly(self._control, CONTROL.size))
-                return ended_by
+                send(self._control, worker.pid)
+                return receive(self._control, self._process.pid, self._stall_limit)
             except (EOFError, OSError):
                 self._end()
                 self._start()
@@ -186,21 +174,24 @@ class _ForkServer:
 class WorkerPool:
     """Compares pairs in `workers` processes, each pair under limits of CPU time and memory.
 
-    Args:
-        workers: Number of processes and of the daemon threads that wait on them.
-        cpu_limit: CPU seconds of a worker for one comparison, the reading of its reference not counted.
-        gold_cpu_limit: CPU seconds for reading a reference, and for all of a comparison that checks one.
-        memory_limit: Bytes of address space of a worker.
-        stall_limit: Seconds of wall-clock time without any progress after which a process is given up.
+    * `cpu_limit`: CPU seconds of a process for one comparison; reading the reference is not counted. 500 right ones took 0.29 at most
+      (`bench/verifier_load.py`), so that a processor many times slower gives the same verdicts.
+    * `gold_cpu_limit`: CPU seconds for reading a reference, and for all of a comparison that checks one.
+    * `memory_limit`: bytes of address space of each process. math-verify itself takes about 70 MiB.
+    * `stall_limit`: seconds of wall-clock time without any progress after which a process is given up.
     """
 
-    def __init__(self, *, workers: int, cpu_limit: float, gold_cpu_limit: float, memory_limit: int, stall_limit: float) -> None:
-        for name, value in (
-            ("workers", workers),
-            ("cpu_limit", cpu_limit),
-            ("gold_cpu_limit", gold_cpu_limit),
-            ("stall_limit", stall_limit),
-        ):
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        cpu_limit: float = 10.0,
+        gold_cpu_limit: float = 60.0,
+        memory_limit: int = 512 * 1024**2,
+        stall_limit: float = 120.0,
+    ) -> None:
+        numbers = {"workers": workers, "cpu_limit": cpu_limit, "gold_cpu_limit": gold_cpu_limit, "stall_limit": stall_limit}
+        for name, value in numbers.items():
             if not value > 0:
                 raise ValueError(f"the verifier's {name} is {value}, but must be positive")
         self.cpu_limit, self.gold_cpu_limit, self.stall_limit = cpu_limit, gold_cpu_limit, stall_limit
@@ -224,8 +215,7 @@ class WorkerPool:
         * `killed`, `stuck`: two workers were killed from outside (the system's out-of-memory killer), or stood still, or there was none:
           nothing is known of the answer.
 
-        Raises:
-            RuntimeError: the pool is closed, or this is a fork of the process that made it.
+        Raises `RuntimeError` where the pool is closed, or this is a fork of the process that made it.
         """
         if os.getpid() != self._owner:
             raise RuntimeError("a verifier cannot be used in a fork of the process that made it; make one there")
@@ -242,12 +232,8 @@ class WorkerPool:
             if self._closed:
                 return
             self._closed = True
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job:
+        with contextlib.suppress(queue.Empty):
+            while job := self._jobs.get_nowait():
                 job[-1].cancel()
         for _ in self._threads:
             self._jobs.put(None)
@@ -287,12 +273,11 @@ class WorkerPool:
         """The result of one worker, and whether that was its last; `died` where it has gone."""
         reply: dict[str, Any] = {}
         try:
-            start = worker.cpu()
-            send_message(worker.connection, {"gold": gold, "answer": answer})
+            start = cpu_seconds(worker.pid)
+            send(worker.connection, {"gold": gold, "answer": answer})
             # Two replies: when the reference is read, and when it is compared. Each has its own allowance.
             for limit in (self.gold_cpu_limit, cpu_limit):
-                wait_readable(worker.connection, worker.pid, self.stall_limit, start + limit)
-                reply = receive_message(worker.connection)
+                reply = receive(worker.connection, worker.pid, self.stall_limit, start + limit)
                 # By the worker's own count, so that it does not matter how late this thread looks.
                 if reply["cpu"] - start > limit:
                     raise _Exhausted

@@ -49,10 +49,8 @@ from soundrl.fapo.verify.value import Group, Node, Opaque, Scalar, exact_decimal
 class Ruling:
     """What the rule says of one pair."""
 
-    outcome: Outcome | None
-    """None = undecided: `gold` and `answer` are to be compared by math-verify."""
-    reason: str
-    """A few words, for counting."""
+    outcome: Outcome | None  # None = undecided: `gold` and `answer` are to be compared by math-verify
+    reason: str  # a few words, for counting
     gold: str = ""
     answer: str = ""
 
@@ -88,22 +86,26 @@ _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\text\{\s*degrees?\s*\}|(?<=\d)\s*degrees?\b")
 
 
-def check_gold(gold: str) -> None:
-    """Checks a reference answer as far as that needs no parser; `Verifier.check_gold` checks the rest.
-
-    Raises:
-        ValueError: it is empty, too long, or holds characters or commands that are never read; the message shows it.
-    """
-    _plain_gold(gold)
+@lru_cache(maxsize=4096)
+def plain_gold(gold: str) -> str:
+    """A reference in plain form (`normalise`), its boxes taken off; whether the parser can read it, `Verifier.check_golds` says.
+    `ValueError` where it is empty, too long, or holds characters or commands that are never read; the message shows it."""
+    if not gold.strip():
+        raise ValueError("the reference answer is empty")
+    try:
+        plain = normalise(reference_part(gold) if len(gold) <= MAX_LENGTH else gold)
+        read(plain)
+    except Refused as error:
+        raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
+    if not plain:
+        raise ValueError(f"the reference answer {gold[:200]!r} holds nothing but layout")
+    return plain
 
 
 def parsed_part(gold: str) -> str | None:
-    """What the parser reads of a reference where it has to compare it; None where it never has to: numbers, words, forms.
-
-    Raises:
-        ValueError: the reference cannot be used, see `check_gold`.
-    """
-    plain = _plain_gold(gold)
+    """What the parser reads of a reference where it has to compare it; None where it never has to: numbers, words, forms. `ValueError` as
+    `plain_gold`."""
+    plain = plain_gold(gold)
     if _FORM_ONLY.search(plain) or _words(plain) is not None:
         return None
     plain = plain.replace(r"\%", " ").strip()
@@ -119,49 +121,23 @@ def _holds_opaque(node: Node) -> bool:
 
 @lru_cache(maxsize=4096)
 def list_length(gold: str) -> int:
-    """Number of elements of a reference that is a bare list: 2 for `1, 2`, and 1 for `7`, `1,000`, `(1, 2)`.
-
-    Raises:
-        ValueError: the reference cannot be used, see `check_gold`.
-    """
-    node = read(_plain_gold(gold))
+    """Elements of a reference that is a bare list: 2 for `1, 2`, and 1 for `7`, `1,000`, `(1, 2)`. `ValueError` as `plain_gold`."""
+    node = read(plain_gold(gold))
     return len(node.items) if isinstance(node, Group) and node.kind == "list" else 1
 
 
 def rule(gold: str, answer: str) -> Ruling:
-    """Compares an answer with the reference.
-
-    Args:
-        gold: Reference answer, with or without a box or dollars around it.
-        answer: Content of the answer's box.
-
-    Raises:
-        ValueError: the reference cannot be used, see `check_gold`.
-    """
-    plain_gold = _plain_gold(gold)
+    """Compares the content of a box with the reference, with or without a box or dollars around it; `ValueError` as `plain_gold`."""
+    reference = plain_gold(gold)
     if answer.strip() == gold.strip():
         return Ruling(Outcome.CORRECT, "same text")
     try:
         plain_answer = normalise(answer)
         if not plain_answer:
             return Ruling(Outcome.UNPARSEABLE, "nothing but layout")
-        return _compare(plain_gold, plain_answer)
+        return _compare(reference, plain_answer)
     except Refused as error:
         return Ruling(Outcome.UNPARSEABLE, str(error))
-
-
-@lru_cache(maxsize=4096)
-def _plain_gold(gold: str) -> str:
-    if not gold.strip():
-        raise ValueError("the reference answer is empty")
-    try:
-        plain = normalise(reference_part(gold) if len(gold) <= MAX_LENGTH else gold)
-        read(plain)
-    except Refused as error:
-        raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
-    if not plain:
-        raise ValueError(f"the reference answer {gold[:200]!r} holds nothing but layout")
-    return plain
 
 
 def _compare(gold: str, answer: str) -> Ruling:

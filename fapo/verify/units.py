@@ -9,35 +9,14 @@ from __future__ import annotations
 
 import re
 
-_NAMES = {
-    "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre",
-    "m": "meter metre",
-    "km": "kilometer kilometre",
-    "in": "inch inche",
-    "ft": "foot feet",
-    "yd": "yard",
-    "mi": "mile",
-    "g": "gram gramme",
-    "kg": "kilogram kilo",
-    "lb": "pound lbs",
-    "oz": "ounce",
-    "l": "liter litre",
-    "ml": "milliliter millilitre",
-    "s": "second sec secs",
-    "min": "minute mins",
-    "h": "hour hr hrs",
-    "$": "dollar usd buck",
-    "€": "euro eur",
-    "£": "gbp",
-    "mph": "mi/h mile/h",
-    "km/h": "kmh kph",
-    "degree": "deg",
-    "rad": "radian",
-    "people": "person",
-    "yuan": "rmb",
-}
-_CANONICAL = {alias: name for name, aliases in _NAMES.items() for alias in (name, *aliases.split())}
+# The name that stands for each, and its other spellings.
+_NAMES = (
+    "mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer kilometre, in inch inche, ft foot feet, yd yard, "
+    "mi mile, g gram gramme, kg kilogram kilo, lb pound lbs, oz ounce, l liter litre, ml milliliter millilitre, s second sec secs, "
+    "min minute mins, h hour hr hrs, $ dollar usd buck, € euro eur, £ gbp, mph mi/h mile/h, km/h kmh kph, degree deg, rad radian, "
+    "people person, yuan rmb"
+)
+_CANONICAL = {alias: names.split()[0] for names in _NAMES.split(",") for alias in names.split()}
 _KNOWN = set(_CANONICAL).union(
     "day week month year yr yrs cent unit m/s children men women fish sheep mice teeth am pm ampere volt watt joule newton hertz hz "
     "kelvin celsius fahrenheit acre gallon quart pint cup ton tonne byte bit mole mol pascal yen peso rupee".split()

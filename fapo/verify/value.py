@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from soundrl.fapo.verify.plain import Refused, closing
+from soundrl.fapo.verify.plain import Refused, closing, marks
 
 PRINTED_DIGITS = 12
 """So many significant digits make a decimal what a program prints for an exact value; fewer are a rounded answer, which is wrong."""
@@ -20,8 +20,7 @@ class Scalar:
     """A number, exactly."""
 
     value: Fraction
-    grouped: bool = False
-    """True = written with thousands separators, so `100,200` may also have been meant as a list."""
+    grouped: bool = False  # True = written with thousands separators, so `100,200` may also have been meant as a list
     whole_division: bool = False
     r"""True = a division that comes out whole but is not carried out, as `84/12` and `\frac{6}{2}`; `3/3` and `7/1` need none."""
     decimal: str = field(default="", compare=False)
@@ -57,15 +56,13 @@ _FRACTION = re.compile(
 )
 _SLASH = re.compile(r"([-+]?)\s*(?:(\d+) )?\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?\s*/\s*\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?")
 _REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
+_ENCLOSED = re.compile(r"(\\\{|[(\[\]])(.+)(\\\}|[)\]])", re.DOTALL)
 _DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
 
 
 def read_number(text: str) -> Scalar | None:
-    """Reads a number: integer, decimal, fraction, mixed number, scientific notation or repeating decimal; None where it is not one.
-
-    Raises:
-        Refused: the denominator is 0.
-    """
+    """Reads a number: integer, decimal, fraction, mixed number, scientific notation or repeating decimal; None where it is not one. Raises
+    `Refused` for a denominator of 0."""
     match = _PLAIN.fullmatch(text)
     if match:
         digits = re.sub("[,' ]", "", match[2])
@@ -118,11 +115,7 @@ def prints(text: str, exact: Fraction, digits: int = PRINTED_DIGITS) -> bool:
 
 
 def read(text: str, *, inside: bool = False) -> Node:
-    """Reads a plain form as number, group or text. Within a group (`inside`) a comma always separates.
-
-    Raises:
-        Refused: a denominator is 0.
-    """
+    """Reads a plain form as number, group or text. Within a group (`inside`) a comma always separates. `Refused` as `read_number`."""
     text = text.strip()
     parts = split(text, ",;")
     if not inside or len(parts) == 1:
@@ -131,40 +124,26 @@ def read(text: str, *, inside: bool = False) -> Node:
             return number
     if len(parts) > 1:
         return Group("list", tuple(read(part, inside=True) for part in parts))
-    for opening, width in (("\\{", 2), ("(", 1), ("[", 1), ("]", 1)):
-        if text.startswith(opening) and text.endswith((")", "]", "[", "\\}")) and len(text) > 2 * width:
-            tail = 2 if text.endswith("\\}") else 1
-            if (opening == "\\{") != (tail == 2) or closing(text, 0) != len(text) - tail:
-                continue
-            inner = text[width:-tail].strip()
-            if inner.startswith("\\begin"):
-                return Opaque(text)
-            parts = split(inner, ",;")
-            kind = "set" if width == 2 else opening + text[-1]
-            if len(parts) == 1 and kind == "()":
-                return read(inner, inside=True)
-            return Group(kind, tuple(read(part, inside=True) for part in parts))
+    match = _ENCLOSED.fullmatch(text)
+    if match and (match[1] == "\\{") == (match[3] == "\\}") and closing(text, 0) == match.start(3):
+        inner = match[2].strip()
+        if inner.startswith("\\begin"):
+            return Opaque(text)
+        parts, kind = split(inner, ",;"), match[1] + match[3]
+        if len(parts) == 1 and kind == "()":
+            return read(inner, inside=True)
+        return Group("set" if match[1] == "\\{" else kind, tuple(read(part, inside=True) for part in parts))
     return Opaque(text)
 
 
 def split(text: str, separators: str) -> list[str]:
     """Cuts at separators that stand outside all delimiters."""
     parts, depth, start = [], 0, 0
-    index = 0
-    while index < len(text):
-        char = text[index]
-        if char == "\\":
-            depth += {"{": 1, "}": -1}.get(text[index + 1 : index + 2], 0)
-            index += 2
-            continue
-        if char in "{([":
-            depth += 1
-        elif char in "})]":
-            depth -= 1
-        elif char in separators and depth <= 0:
-            parts.append(text[start:index].strip())
-            start = index + 1
-        index += 1
+    for place, sign in marks(text):
+        if sign in separators and depth <= 0:
+            parts.append(text[start:place].strip())
+            start = place + 1
+        depth += (sign[-1] in "{([") - (sign[-1] in "})]")
     parts.append(text[start:].strip())
     return [part for part in parts if part] or [""]
 

@@ -23,12 +23,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
-from types import TracebackType
+from typing import Any
 
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.answer import final_answer
 from soundrl.fapo.verify.pool import WorkerPool
-from soundrl.fapo.verify.rule import check_gold, list_length, parsed_part, rule
+from soundrl.fapo.verify.rule import list_length, parsed_part, rule
 
 _OUTCOMES = {"equal": Outcome.CORRECT, "different": Outcome.WRONG, "killed": Outcome.UNKNOWN, "stuck": Outcome.UNKNOWN}
 """Of the pool's results; all others are properties of the answer or its reference, and unparseable."""
@@ -44,27 +44,11 @@ _FAULTS = {
 class Verifier:
     """Checks final answers; thread-safe, usable as a context manager.
 
-    Args:
-        workers: Number of processes for what the strict rule leaves undecided.
-        cpu_limit: CPU seconds of a process for one comparison; reading the reference is not counted. 500 right ones took
-            0.29 at most (`bench/verifier_load.py`), so that a processor many times slower gives the same verdicts.
-        gold_cpu_limit: CPU seconds for reading a reference.
-        memory_limit: Bytes of address space of each process. math-verify itself takes about 70 MiB.
-        stall_limit: Seconds of wall-clock time after which a process that makes no progress at all is given up.
+    `limits` are `WorkerPool`'s, of the processes for what the strict rule leaves undecided.
     """
 
-    def __init__(
-        self,
-        *,
-        workers: int = 2,
-        cpu_limit: float = 10.0,
-        gold_cpu_limit: float = 60.0,
-        memory_limit: int = 512 * 1024**2,
-        stall_limit: float = 120.0,
-    ) -> None:
-        self.pool = WorkerPool(
-            workers=workers, cpu_limit=cpu_limit, gold_cpu_limit=gold_cpu_limit, memory_limit=memory_limit, stall_limit=stall_limit
-        )
+    def __init__(self, **limits: Any) -> None:
+        self.pool = WorkerPool(**limits)
         self.counts: Counter[str] = Counter()
         """Verdicts so far: one per outcome (`wrong`), and one per outcome and reason (`wrong/chain`, `unparseable/memory`)."""
         self._lock = threading.Lock()
@@ -74,19 +58,11 @@ class Verifier:
         return self.submit(response, gold, form, thinks).result()
 
     def submit(self, response: str, gold: str, form: str | None = "box", thinks: bool = False) -> Future[Outcome]:
-        """Checks a whole response; in asyncio, await `asyncio.wrap_future(verifier.submit(…))`.
+        """Checks a whole response against a reference in LaTeX or plain text; in asyncio, await `asyncio.wrap_future(verifier.submit(…))`.
+        The future is finished already where the strict rule decides. Raises `RuntimeError` where the verifier is closed.
 
-        Args:
-            response: The policy's text, with thinking part and answer.
-            gold: Reference answer, in LaTeX or plain text. One that cannot be read gives `unparseable`.
-            form: Where the answer stands, see `answer.FORMS`; None = the prompt did not say, and a box is looked for.
-            thinks: The prompt has opened a thinking part already, see `thinking.opens`.
-
-        Returns:
-            A future, finished already where the strict rule decides.
-
-        Raises:
-            RuntimeError: the verifier is closed.
+        `form`: where the answer stands, see `answer.FORMS`; None = the prompt did not say, and a box is looked for. `thinks`: the prompt
+        has opened a thinking part already, see `thinking.opens`.
         """
         try:
             parts = list_length(gold)
@@ -112,23 +88,11 @@ class Verifier:
         self.pool.submit(ruling.gold, ruling.answer).add_done_callback(lambda done: self._finish(done, outcome))
         return outcome
 
-    def check_gold(self, gold: str) -> None:
-        """Checks that a reference can be compared with: by the strict rule alone, or by math-verify.
-
-        Raises:
-            ValueError: it cannot; the message shows it.
-        """
-        (fault,) = self.check_golds([gold])
-        if fault:
-            raise ValueError(fault)
-
     def check_golds(self, golds: Iterable[str]) -> list[str | None]:
         """Says of each reference why it cannot be compared with; None = it can. Each text is tried once, in all processes at a time.
 
         Numbers and words cost no process. Of all others what math-verify would read is parsed here. Each must equal itself in a box.
-
-        Raises:
-            RuntimeError: the verifier's processes fail, so that nothing is known of the references.
+        Raises `RuntimeError` where the verifier's processes fail, so that nothing is known of the references.
         """
         golds = list(golds)
         faults: dict[str, str | None] = {}
@@ -136,7 +100,6 @@ class Verifier:
         for gold in dict.fromkeys(golds):
             faults[gold] = None
             try:
-                check_gold(gold)
                 part = parsed_part(gold)
             except ValueError as error:
                 faults[gold] = str(error)
@@ -165,7 +128,7 @@ class Verifier:
     def __enter__(self) -> Verifier:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _decided(self, outcome: Outcome, reason: str) -> Future[Outcome]:

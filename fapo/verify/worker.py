@@ -3,8 +3,8 @@ r"""The process side of the verifier: imports math-verify once, forks a worker p
     python -P -s -m soundrl.fapo.verify.worker CONTROL_FD MEMORY_LIMIT_BYTES
 
 This process has one thread and never imports torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of
-vLLM, torch and gloo, is never forked. Control messages are a letter and a number (5 bytes): `F` with a socket attached forks a worker on it
-and is answered by the worker's pid; `R` pid reaps it, and is answered by the signal that ended it (0 = it ended by itself). A pid is
+vLLM, torch and gloo, is never forked. A message is one packet of JSON. On the control socket 0, with a socket attached, forks a worker,
+which is answered by its pid; a pid reaps that worker, which is answered by the signal that ended it (0 = it ended by itself). A pid is
 reaped only when asked, so it cannot be given to another process before. When the trainer goes away, by whatever signal, the control
 socket ends, and all workers are killed and reaped.
 
@@ -22,7 +22,6 @@ import re
 import resource
 import signal
 import socket
-import struct
 import sys
 import time
 import warnings
@@ -32,62 +31,22 @@ from typing import Any
 
 from soundrl.fapo.verify.value import prints
 
-ANSWERS_PER_WORKER = 500
-"""A worker is replaced after so many answers: sympy's caches only grow."""
+ANSWERS_PER_WORKER = 500  # a worker is replaced after so many answers: sympy's caches only grow
 WARM_UP = (
-    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
-    (r"\{1, \pi\}", r"\{\pi, 1\}"),
-    (r"1, \sqrt{3}", r"\sqrt{3}, 1"),
-    (r"x^{2} - 1", r"(x-1)(x+1)"),
-    (r"\frac{x+2}{7} - 3y", r"\frac{x}{7} + \frac{2}{7}"),
-    (r"(3, \frac{\pi}{2})", r"(3, \pi/2)"),
-    (r"[0, 1) \cup (2, \infty)", r"(2, \infty) \cup [0, 1)"),
-    (r"x \in (-\infty, 1]", r"(-\infty, 1]"),
-    (r"x \leq 5", r"5 \geq x"),
-    (r"1 < x < 2", r"(1, 2)"),
-    (r"y = 2x + 1", r"2x - y + 1 = 0"),
-    (r"\sin^2 x + \cos(2x) - \tan x", r"1 - \cos^2 x"),
-    (r"e^{2x} \ln x", r"\log_2 8 \cdot |x|"),
-    (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}, 1 - \sqrt{19}"),
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), (r"\{1, \pi\}", r"\{\pi, 1\}"), (r"1, \sqrt{3}", r"\sqrt{3}, 1"),
+    (r"x^{2} - 1", r"(x-1)(x+1)"), (r"\frac{x+2}{7} - 3y", r"\frac{x}{7} + \frac{2}{7}"), (r"(3, \frac{\pi}{2})", r"(3, \pi/2)"),
+    (r"[0, 1) \cup (2, \infty)", r"(2, \infty) \cup [0, 1)"), (r"x \in (-\infty, 1]", r"(-\infty, 1]"), (r"x \leq 5", r"5 \geq x"),
+    (r"1 < x < 2", r"(1, 2)"), (r"y = 2x + 1", r"2x - y + 1 = 0"), (r"\sin^2 x + \cos(2x) - \tan x", r"1 - \cos^2 x"),
+    (r"e^{2x} \ln x", r"\log_2 8 \cdot |x|"), (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}, 1 - \sqrt{19}"),
     (r"\begin{pmatrix} 1 & \frac{1}{2} \\ 3 & -4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
     (r"\frac{1}{2} e^{i \theta} + 3i", r"\sqrt[3]{2} \times 10^{-3} n!"),
-    (r"f(x) = x^{2} - \alpha_{1} \beta", r"\left(\frac{3}{4}\right)^{n+1} - a_n"),
-    (r"\mathbb{R} \setminus \{0\}", r"\overline{AB}"),
-    (r"\sum_{k=1}^{n} k^{2}", r"\binom{n}{2} + \lfloor x \rfloor"),
-    (r"\int_0^1 x \, dx", r"\lim_{x \to 0} \frac{\sin x}{x}"),
-)
+    (r"f(x) = x^{2} - \alpha_{1} \beta", r"\left(\frac{3}{4}\right)^{n+1} - a_n"), (r"\mathbb{R} \setminus \{0\}", r"\overline{AB}"),
+    (r"\sum_{k=1}^{n} k^{2}", r"\binom{n}{2} + \lfloor x \rfloor"), (r"\int_0^1 x \, dx", r"\lim_{x \to 0} \frac{\sin x}{x}"),
+)  # fmt: skip
 """Compared once before any fork: the parser builds its tables as it goes, and a fork inherits them."""
-CONTROL = struct.Struct("!cI")
+MAX_MESSAGE = 1 << 20
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
-_LENGTH = struct.Struct("!I")
 _PR_SET_PDEATHSIG = 1
-
-
-def send_message(connection: socket.socket, message: dict[str, Any]) -> None:
-    """Sends a JSON object with its length in front."""
-    body = json.dumps(message).encode()
-    connection.sendall(_LENGTH.pack(len(body)) + body)
-
-
-def receive_exactly(connection: socket.socket, size: int) -> bytes:
-    """Receives `size` bytes.
-
-    Raises:
-        EOFError: the other side has gone.
-    """
-    chunks = bytearray()
-    while len(chunks) < size:
-        chunk = connection.recv(size - len(chunks))
-        if not chunk:
-            raise EOFError
-        chunks += chunk
-    return bytes(chunks)
-
-
-def receive_message(connection: socket.socket) -> dict[str, Any]:
-    """Receives what `send_message` sent; `EOFError` where the other side has gone."""
-    (size,) = _LENGTH.unpack(receive_exactly(connection, _LENGTH.size))
-    return json.loads(receive_exactly(connection, size))
 
 
 @lru_cache(maxsize=256)
@@ -98,17 +57,22 @@ def parse_answer(text: str) -> tuple[Any, ...]:
 
     # units off: it strips the last letter of `f(x) = c` and `m^n - m`. Units are cut before, by `units`.
     normalisation = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last", equations=False)
-    # first_match: otherwise a part of an unreadable answer is read in its place.
-    return tuple(
-        parse(
-            "\\boxed{" + text + "}",
-            [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalisation)],
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=None,  # type: ignore[arg-type]  # 0.9.0 documents None, but annotates int
-            raise_on_error=True,
+    try:
+        # first_match: otherwise a part of an unreadable answer is read in its place.
+        return tuple(
+            parse(
+                "\\boxed{" + text + "}",
+                [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalisation)],
+                fallback_mode="no_fallback",
+                extraction_mode="first_match",
+                parsing_timeout=None,  # type: ignore[arg-type]  # 0.9.0 documents None, but annotates int
+                raise_on_error=True,
+            )
         )
-    )
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - antlr and sympy raise anything, RecursionError included, and all of it means the same
+        return ()
 
 
 def compare(gold: str, answer: str) -> str:
@@ -116,22 +80,10 @@ def compare(gold: str, answer: str) -> str:
     from math_verify import verify
 
     answer, approximated, decimal = answer.partition(r"\approx") if r"\approx" not in gold else (answer, "", "")
-    try:
-        golds = parse_answer(gold)
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - antlr and sympy raise anything, RecursionError included, and all of it means the same
-        golds = ()
-    if not golds:
-        return "gold"
-    try:
-        answers = parse_answer(answer)
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - as above
-        answers = ()
+    golds = parse_answer(gold)
+    answers = parse_answer(answer) if golds else ()
     if not answers:
-        return "answer"
+        return "answer" if golds else "gold"
     try:
         if approximated:
             exact = _exact_number(golds[0])
@@ -188,14 +140,13 @@ def serve_worker(connection: socket.socket, memory_limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for served in range(1, ANSWERS_PER_WORKER + 1):
-        try:
-            request = receive_message(connection)
-        except EOFError:
+        message = connection.recv(MAX_MESSAGE)
+        if not message:
             return
+        request, result = json.loads(message), "gold"
         try:
-            result = "" if can_be_read(request["gold"]) else "gold"
-            if not result:
-                send_message(connection, {"cpu": time.process_time()})
+            if parse_answer(request["gold"]):
+                send(connection, {"cpu": time.process_time()})
                 result = compare(request["gold"], request["answer"])
         except MemoryError:
             result = "memory"
@@ -204,37 +155,25 @@ def serve_worker(connection: socket.socket, memory_limit: int) -> None:
         if result not in ("equal", "memory") and peak > 0.9 * memory_limit:
             result = "memory"
         last = result == "memory" or served == ANSWERS_PER_WORKER or peak > 0.7 * memory_limit
-        send_message(connection, {"cpu": time.process_time(), "result": result, "last": last})
+        send(connection, {"cpu": time.process_time(), "result": result, "last": last})
         if last:
             return
-
-
-def can_be_read(gold: str) -> bool:
-    """Whether math-verify can parse a reference; keeps what it has read."""
-    try:
-        return bool(parse_answer(gold))
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - antlr and sympy raise anything, RecursionError included, and all of it means the same
-        return False
 
 
 def serve_control(control: socket.socket, memory_limit: int) -> None:
     """Forks and reaps workers as asked; kills and reaps all of them when the other side has gone."""
     workers: set[int] = set()
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 1)
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
         if not message:
             for pid in workers:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             return
-        message += receive_exactly(control, CONTROL.size - len(message))
-        command, number = CONTROL.unpack(message)
-        if command == b"R":
-            _, status = os.waitpid(number, 0)
-            workers.discard(number)
-            control.sendall(CONTROL.pack(b"S", os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
+        if asked := json.loads(message):
+            _, status = os.waitpid(asked, 0)
+            workers.discard(asked)
+            send(control, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
             continue
         server = os.getpid()
         pid = os.fork()
@@ -248,7 +187,11 @@ def serve_control(control: socket.socket, memory_limit: int) -> None:
             os._exit(0)
         os.close(descriptors[0])
         workers.add(pid)
-        control.sendall(CONTROL.pack(b"P", pid))
+        send(control, pid)
+
+
+def send(connection: socket.socket, message: Any) -> None:
+    connection.send(json.dumps(message).encode())
 
 
 def main() -> None:

@@ -14,25 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import tyro
 
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.records import Outcome, Prompt, Verdict
 from soundrl.fapo.verify.verifier import Verifier
+from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
 from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled
 from soundrl.genrm.critic_data.rows import select, write_rows
+from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
-from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.verdict import UNASKED, unanimous
@@ -60,7 +57,7 @@ class Planted(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled(Common):
+class Sampled(Common, evaluate.Asking):
     """Rows from policies' solutions and a teacher's unanimous replies."""
 
     policy_urls: tuple[str, ...]
@@ -73,20 +70,12 @@ class Sampled(Common):
     """The teacher's name."""
     policy_token_env: str = "SOUNDRL_GENRM_TOKEN"
     """Environment variable with the policies' token; the teacher's is $SOUNDRL_GENRM_TOKEN."""
-    allow_http: bool = False
-    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     samples: int = 4
     """Solutions of a problem from each policy."""
     votes: int = 3
     """Replies of the teacher that must all agree."""
     temperature: float = 1.0
     """Of policies and teacher."""
-    max_tokens: int = 8192
-    """Longest solution or critique, in tokens."""
-    concurrency: int = 64
-    """Requests under way at once on each endpoint."""
-    deadline: float = 1800.0
-    """Seconds until a solution or a critique is given up."""
 
     def __post_init__(self) -> None:
         if not self.policy_urls or len(self.policy_urls) != len(self.policy_models):
@@ -109,122 +98,77 @@ def planted_rows(arguments: Planted) -> list[Labelled]:
     return rows
 
 
-class WorkFile:
-    """Results by key, appended as they come and read again after an interruption; belongs to one set of arguments."""
-
-    def __init__(self, path: Path, made_from: dict[str, Any]) -> None:
-        self.known: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        if lines and json.loads(lines[0]) != made_from:
-            raise ValueError(f"{path} was begun with other arguments; remove it or name another --out")
-        for line in lines[1:]:
-            if line.endswith("\n"):  # a killed run leaves half a line
-                key, value = json.loads(line)
-                self.known[key] = value
-        beside = path.with_name(path.name + ".part")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in [made_from, *self.known.items()]))
-        beside.replace(path)
-        self.sink = path.open("a")
-
-    def add(self, key: str, value: Any) -> None:
-        self.known[key] = value
-        self.sink.write(json.dumps([key, value]) + "\n")
-        self.sink.flush()
-
-
-def said(done: int, of: int, what: str) -> None:
-    """Progress, twenty lines in all."""
-    if done % max(1, of // 20) == 0 or done == of:
-        print(f"{done}/{of} {what}", file=sys.stderr, flush=True)
-
-
-async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: WorkFile) -> None:
-    """`work["solution/<problem>/<policy>/<sample>"]` = [text, why there is none]."""
-    pools = [
+async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: Journal) -> None:
+    """`work` gets `["solution/<problem>/<policy>/<sample>", [text, why there is none]]`; what fails on the way is not written."""
+    policies = [
         Endpoint(url, model, token_env=arguments.policy_token_env, allow_http=arguments.allow_http)
         for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
     ]
-    wanted = [
-        (f"solution/{prompt.id}/{number}/{sample}", prompt, number)
-        for prompt in prompts
-        for number in range(len(pools))
-        for sample in range(arguments.samples)
-    ]
-    wanted = [entry for entry in wanted if entry[0] not in work.known]
-    clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for endpoint in pools]
-    done = 0
+    clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for endpoint in policies]
+    room = asyncio.Semaphore(4 * arguments.concurrency * len(clients))
 
     async def one(key: str, prompt: Prompt, number: int) -> None:
-        nonlocal done
         seed = int.from_bytes(hashlib.blake2b(f"{arguments.seed}/{key}".encode(), digest_size=4).digest(), "big") >> 1
         messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
-        body = pools[number].body(messages, temperature=arguments.temperature, max_tokens=arguments.max_tokens, seed=seed)
-        try:
-            reply, _ = await clients[number].complete(lambda: body, arguments.deadline)
-            work.add(key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"])
-        except (Failure, TimeoutError) as fault:
-            # Not written: the next run asks again.
-            print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
-        done += 1
-        said(done, len(wanted), "solutions sampled")
+        body = policies[number].body(messages, temperature=arguments.temperature, max_tokens=arguments.max_tokens, seed=seed)
+        async with room:
+            try:
+                reply, _ = await clients[number].complete(lambda: body, arguments.deadline)
+                work.add([key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"]])
+            except (Failure, TimeoutError) as fault:
+                print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
 
     try:
         for client in clients:
             await client.check()
-        room = asyncio.Semaphore(4 * arguments.concurrency * len(clients))
-
-        async def bounded(entry: tuple[str, Prompt, int]) -> None:
-            async with room:
-                await one(*entry)
-
-        await asyncio.gather(*map(bounded, wanted))
+        asked = [
+            one(key, prompt, number)
+            for prompt in prompts
+            for number in range(len(policies))
+            for sample in range(arguments.samples)
+            if (key := f"solution/{prompt.id}/{number}/{sample}") not in work.known
+        ]
+        for solved in counted(asyncio.as_completed(asked), len(asked), "solutions sampled"):
+            await solved
     finally:
         for client in clients:
             await client.forgive()
 
 
-def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
-    """Solutions of the policies with a right final answer and the teacher's unanimous verdict; `counts` says what became of the others."""
-    prompts = load_prompts(arguments.problems, max_rows=arguments.max_problems or None)
-    made_from = {
-        key: str(getattr(arguments, key))
-        for key in ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "seed")
-    }
-    work = WorkFile(arguments.out.with_name(arguments.out.name + ".work"), made_from)
-    asyncio.run(sample_solutions(arguments, prompts, work))
+def right_solutions(prompts: Sequence[Prompt], work: Journal, counts: Counter[str]) -> dict[str, tuple[Prompt, list[str]]]:
+    """Problem and paragraphs of each solution whose final answer is right, by its key in `work`."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    right: dict[str, tuple[Prompt, list[str]]] = {}
+    right = {}
     with Verifier() as verifier:
-        for key, (text, cut) in [item for item in work.known.items() if item[0].startswith("solution/")]:
-            prompt = by_id.get(key.removeprefix("solution/").rsplit("/", 2)[0])
+        for key, value in work.known.values():
+            prompt = by_id.get(key.removeprefix("solution/").rsplit("/", 2)[0]) if key.startswith("solution/") else None
             if prompt is None:
                 continue
+            text, cut = value
             outcome = Outcome.NO_ANSWER if cut else verifier.verify(text, prompt.answer)
             counts[f"solutions {outcome.value}"] += 1
             if outcome is Outcome.CORRECT:
                 right[key] = (prompt, split_paragraphs(text))
-    with EndpointJudge(
-        arguments.teacher_urls,
-        arguments.teacher_model,
-        votes=arguments.votes,
-        temperature=arguments.temperature,
-        decide=unanimous,
-        max_tokens=arguments.max_tokens,
-        concurrency=arguments.concurrency,
-        deadline=arguments.deadline,
-        step_deadline=float("inf"),
-        allow_http=arguments.allow_http,
-    ) as teacher:
+    return right
+
+
+def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
+    """Solutions of the policies with a right final answer and the teacher's unanimous verdict; `counts` says what became of the others."""
+    prompts = load_prompts(arguments.problems, max_rows=arguments.max_problems or None)
+    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "seed")
+    made_from = {name: str(getattr(arguments, name)) for name in names}
+    file = arguments.out.with_name(arguments.out.name + ".work")
+    work = Journal(file, made_from, lambda record: record[0], "was begun with other arguments; remove it or name another --out")
+    asyncio.run(sample_solutions(arguments, prompts, work))
+    right = right_solutions(prompts, work, counts)
+    with arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher:
         teacher.check()
-        labels = {key: Verdict(*work.known[f"label/{key}"]) for key in right if f"label/{key}" in work.known}
-        labels = {key: verdict for key, verdict in labels.items() if verdict.reason not in UNASKED}
+        labels = {key: Verdict(*work.known[f"label/{key}"][1]) for key in right if f"label/{key}" in work.known}
         asked = {key: (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items() if key not in labels}
-        for number, (key, critique) in enumerate(teacher.each(asked), 1):
+        for key, critique in counted(teacher.each(asked), len(asked), "solutions labelled"):
             verdict = labels[key] = critique.verdict
             if verdict.reason not in UNASKED:
-                work.add(f"label/{key}", [verdict.kind, verdict.step, verdict.reason])
-            said(number, len(asked), "solutions labelled")
+                work.add([f"label/{key}", [verdict.kind, verdict.step, verdict.reason]])
     rows = []
     for key, (prompt, paragraphs) in right.items():
         verdict = labels[key]
@@ -248,10 +192,5 @@ def main(arguments: Planted | Sampled) -> list[Labelled]:
     return kept
 
 
-def command(argv: Sequence[str] | None = None, run: Callable[[Any], object] = main) -> None:
-    """A user's mistake ends it with one line and status 2."""
-    try:
-        run(tyro.extras.subcommand_cli_from_dict({"planted": Planted, "sampled": Sampled}, args=argv))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+def command(argv: Sequence[str] | None = None) -> None:
+    evaluate.command(main, Planted | Sampled, argv)

@@ -45,32 +45,28 @@ def sound(prompt: Prompt) -> Labelled:
 def plant(prompt: Prompt, kind: str, rng: random.Random) -> Labelled | None:
     """One flaw of `kind` at a random step where it fits; None where it fits nowhere in this solution."""
     steps = _steps(prompt)
-    if kind in ("ignored", "repaired"):
-        places = [i for i, step in enumerate(steps) if _SHOWN.search(step) and (kind == "ignored" or i + 1 < len(steps))]
-        if not places:
-            return None
-        at = rng.choice(places)
-        match = _SHOWN.search(steps[at])
-        assert match is not None
-        right = match[1]
-        bent = list(steps)
-        bent[at] = steps[at][: match.end() - len(right)] + wrong_value(right, rng) + steps[at][match.end() :]
-        if kind == "repaired":
-            bent[at + 1] = f"Taking {right} for that, {bent[at + 1][0].lower()}{bent[at + 1][1:]}"
-        return _labelled(prompt, finished(bent, prompt.answer), at, kind)
-    if kind == "skipped":
-        places = [i for i in range(len(steps) - 1) if _needed(steps[i], steps[i + 1])]
-        if not places:
-            return None
-        at = rng.choice(places)
-        return _labelled(prompt, finished(steps[:at] + steps[at + 1 :], prompt.answer), at, kind)
+    following = range(len(steps) - 1)
+    places = {
+        "ignored": [i for i, step in enumerate(steps) if _SHOWN.search(step)],
+        "repaired": [i for i in following if _SHOWN.search(steps[i])],
+        "skipped": [i for i in following if _needed(steps[i], steps[i + 1])],
+        "guess": range(1, len(steps)),
+    }
+    if kind not in places:
+        raise ValueError(f"unknown kind of flaw {kind!r}; use one of {', '.join(KINDS)}")
+    if not places[kind]:
+        return None
+    at = rng.choice(places[kind])
     if kind == "guess":
-        if len(steps) < 2:
-            return None
-        at = rng.randrange(1, len(steps))
         guessed = (*map(plain, steps[:at]), f"From this one sees that the answer is \\boxed{{{prompt.answer}}}.")
         return _labelled(prompt, guessed, at, kind)
-    raise ValueError(f"unknown kind of flaw {kind!r}; use one of {', '.join(KINDS)}")
+    if kind == "skipped":
+        del steps[at]
+    elif match := _SHOWN.search(steps[at]):
+        steps[at] = steps[at][: match.end() - len(match[1])] + wrong_value(match[1], rng) + steps[at][match.end() :]
+        if kind == "repaired":
+            steps[at + 1] = f"Taking {match[1]} for that, {steps[at + 1][0].lower()}{steps[at + 1][1:]}"
+    return _labelled(prompt, finished(steps, prompt.answer), at, kind)
 
 
 def wrong_value(right: str, rng: random.Random) -> str:

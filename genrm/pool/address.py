@@ -11,7 +11,6 @@ _LOCALHOST = {
     **dict.fromkeys(("localhost", "localhost.localdomain", "localhost4", "localhost4.localdomain4"), "localhost"),
     **dict.fromkeys(("ip6-localhost", "ip6-loopback", "localhost6", "localhost6.localdomain6"), "::1"),
 }
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
@@ -53,31 +52,17 @@ def own_host(host: str) -> str | None:
     name = host.lower().rstrip(".")
     if name in _LOCALHOST or name.endswith(".localhost"):  # RFC 6761 §6.3
         return _LOCALHOST.get(name, "localhost")
-    address = _numeric(name)
-    if address is not None:
-        return _own(address)
-    if "." in name and name != socket.gethostname().lower():
-        return None
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    looked_up = "." not in name or name == socket.gethostname().lower()
+    try:  # numbers in all spellings that the C library takes: parts left out, hexadecimal, octal, one number
+        flags = 0 if looked_up else socket.AI_NUMERICHOST
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM, flags=flags)}
     except (OSError, UnicodeError):
         return None
     own = [_own(ipaddress.ip_address(text)) for text in sorted(found)]
     return None if None in own else own[0]
 
 
-def _numeric(name: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        pass
-    try:  # the spellings that the C library takes as well: parts left out, hexadecimal, octal, one number
-        return ipaddress.IPv4Address(socket.inet_aton(name)) if name.isascii() and name.replace(".", "").isalnum() else None
-    except OSError:
-        return None
-
-
-def _own(address: Address) -> str | None:
+def _own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if address.is_unspecified:  # "every address of this machine", as servers print it; to connect to it is left to the system

@@ -19,10 +19,8 @@ from yarl import URL
 from soundrl.genrm.pool.address import checked_url
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_4XX, HTTP_5XX, UNREACHABLE
 
-MAX_BODY = 4 * 2**20
-"""Bytes of a reply that are read at most; 16,384 tokens make about 0.1 MB of JSON."""
-CHECK_SECONDS = 30.0
-"""Wall clock of `Endpoint.check`."""
+MAX_BODY = 4 * 2**20  # bytes of a reply that are read at most; 16,384 tokens make about 0.1 MB of JSON
+CHECK_SECONDS = 30.0  # wall clock of `Endpoint.check`
 _MODELS_SECONDS = 5.0
 _CONNECT_SECONDS = 10.0
 _RETRIED_4XX = (408, 429)
@@ -38,32 +36,20 @@ _VERSION = re.compile(r"[-@:](?:\d{3,8}|\d{4}-\d\d-\d\d|\d\d-\d{4}|\d\d-\d\d|lat
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Failure(Exception):
     """An exchange without a usable reply. Its text never holds what the server said (that might quote the token)."""
 
-    def __init__(
-        self,
-        reason: str,
-        detail: str,
-        *,
-        retry: bool,
-        status: int | None = None,
-        retry_after: float | None = None,
-        refused: bool = False,
-        name: str | None = None,
-    ):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.retry = retry
-        """Whether the same request may succeed later."""
-        self.status = status
-        self.retry_after = retry_after
-        """Seconds that the server asks us to wait."""
-        self.refused = refused
-        """Nobody listens there, or the machine does not answer: no other request will fare better."""
-        self.name = name
-        """Under which other model's name a reply came."""
+    reason: str
+    detail: str
+    retry: bool = True  # whether the same request may succeed later
+    status: int | None = None
+    retry_after: float | None = None  # seconds that the server asks us to wait
+    refused: bool = False  # nobody listens there, or the machine does not answer: no other request will fare better
+    name: str | None = None  # under which other model's name a reply came
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -71,10 +57,8 @@ class Reply:
     """What the model said."""
 
     text: str
-    finish_reason: str
-    """`stop` or `length`, however the server spells them; else in its own words."""
-    tokens: int | None = None
-    """Completion tokens, as the server counts them (`usage`)."""
+    finish_reason: str  # `stop` or `length`, however the server spells them; else in its own words
+    tokens: int | None = None  # completion tokens, as the server counts them (`usage`)
 
 
 class Endpoint:
@@ -95,8 +79,7 @@ class Endpoint:
         if not model:
             raise ValueError("genrm.model is empty: name the model as the endpoint lists it under /models")
         self.model, _, answered = model.partition("=")
-        self.other_name = answered or None
-        """Under which replies come as well; None until one has."""
+        self.other_name = answered or None  # under which replies come as well; None until one has
         self.token_env = token_env
         # Never stored as an attribute: a dump of this object or of a traceback's `self` then cannot show it.
         _token(token_env)
@@ -135,7 +118,7 @@ class Endpoint:
         if name and name not in (self.model, self.other_name):
             if self.other_name is not None or not _same(self.model, name):
                 detail = f"from model {ascii(name)[:80]}, not {self.model!r}"
-                raise Failure(BAD_REPLY, detail, retry=True, name=name)
+                raise Failure(BAD_REPLY, detail, name=name)
             self.other_name = name
         return reply
 
@@ -148,7 +131,7 @@ class Endpoint:
                     await self.probe()
                 except Failure as failure:
                     if not (failure.name and self._alias(failure.name, await self._served())):
-                        await self._explain(failure)
+                        raise ValueError(await self._explained(failure)) from failure
                 held = (await self._served() if context else {}).get(self.model, {}).get("max_model_len")
         except TimeoutError:
             raise ValueError(
@@ -173,37 +156,32 @@ class Endpoint:
         """Health by a real generation, of one token: a server that lists its models may still be unable to run one. Raises `Failure`."""
         await self.complete(self.body([{"role": "user", "content": "1+1="}], max_tokens=1, temperature=0))
 
-    async def _explain(self, failure: Failure) -> NoReturn:
+    async def _explained(self, failure: Failure) -> str:
+        """What is at fault, and what to do."""
         where = f"{self.url}/chat/completions"
         if failure.status in (401, 403):
             state = "was refused" if os.environ.get(self.token_env) else "is missing"
-            raise ValueError(
-                f"{where} answers HTTP {failure.status}: the token {state}; put the right one into ${self.token_env}"
-            ) from failure
+            return f"{where} answers HTTP {failure.status}: the token {state}; put the right one into ${self.token_env}"
         if failure.reason == UNREACHABLE:
-            raise ValueError(f"no answer from {where} ({failure.detail}): start the judge there or correct genrm.urls") from failure
+            return f"no answer from {where} ({failure.detail}): start the judge there or correct genrm.urls"
         if failure.status in (400, 404, 422):
             served = await self._served()
             if served and self.model not in served:
                 names = ", ".join(ascii(name)[:80] for name in list(served)[:8])
-                raise ValueError(f"{self.url} has no model {self.model!r}: set genrm.model to one that it serves ({names})") from failure
+                return f"{self.url} has no model {self.model!r}: set genrm.model to one that it serves ({names})"
             if failure.status == 404:
-                raise ValueError(
-                    f"{where} does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"
-                ) from failure
+                return f"{where} does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"
         if failure.name:
-            raise ValueError(
-                f"{where} answers {failure.detail}: set genrm.model to the name it answers with, or, if that is the same model, to "
-                f"'{self.model}={ascii(failure.name)[1:-1][:80]}'"
-            ) from failure
+            both = f"'{self.model}={ascii(failure.name)[1:-1][:80]}'"
+            return (
+                f"{where} answers {failure.detail}: set genrm.model to the name it answers with, or, if that is the same model, to {both}"
+            )
         if failure.reason == BAD_REPLY:
             hint = "genrm.urls must name an OpenAI-compatible chat endpoint, and genrm.model the name it answers with"
-            raise ValueError(f"{where} gives no usable reply ({failure.detail}): {hint}") from failure
+            return f"{where} gives no usable reply ({failure.detail}): {hint}"
         # The question was one short sum: hardly anything in it can be refused but its form.
         cure = "give the model's tokenizer a chat template (vllm serve --chat-template); " if failure.status == 400 else ""
-        raise ValueError(
-            f"{where} refuses a trial request ({failure.detail}): {cure}see the server's log, or correct genrm.urls"
-        ) from failure
+        return f"{where} refuses a trial request ({failure.detail}): {cure}see the server's log, or correct genrm.urls"
 
     async def _served(self) -> dict[str, dict[str, Any]]:
         """What `/models` lists, by name; empty where the endpoint has no such list, or it does not come in time."""
@@ -232,12 +210,12 @@ class Endpoint:
                 if response.status != 200:
                     return response.status, response.headers, b""
                 if response.headers.get("content-encoding", "identity") != "identity":
-                    raise Failure(BAD_REPLY, "compressed, though it was asked not to be", retry=True)
+                    raise Failure(BAD_REPLY, "compressed, though it was asked not to be")
                 content = bytearray()
                 async for chunk in response.content.iter_any():
                     content += chunk
                     if len(content) > MAX_BODY:
-                        raise Failure(BAD_REPLY, f"longer than {MAX_BODY} bytes", retry=True)
+                        raise Failure(BAD_REPLY, f"longer than {MAX_BODY} bytes")
                 return response.status, response.headers, bytes(content)
         except aiohttp.ClientError as error:
             # From None: aiohttp's error holds the request, and the request its Authorization header.
@@ -245,7 +223,7 @@ class Endpoint:
             reason = BAD_REPLY if answered or isinstance(error, aiohttp.ClientResponseError) else UNREACHABLE
             detail = f"{type(error).__name__}{' in mid reply' if answered else ''}"
             refused = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
-            raise Failure(reason, detail, retry=True, refused=refused) from None
+            raise Failure(reason, detail, refused=refused) from None
 
 
 def parsed(content: bytes) -> tuple[Reply, str | None]:
@@ -254,26 +232,16 @@ def parsed(content: bytes) -> tuple[Reply, str | None]:
     A reply that arrived whole is the model's word even where it holds no text (null, a refusal, all of it in `reasoning_content`).
     """
     reply = _json(content)
-    if not isinstance(reply, dict):
-        raise Failure(BAD_REPLY, "not a JSON object", retry=True)
-    name = reply.get("model")
-    if name is not None and not isinstance(name, str):
-        raise Failure(BAD_REPLY, "the model's name is no text", retry=True)
-    choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message", choice) if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or message is choice or not isinstance(message, dict | None):
-        raise Failure(BAD_REPLY, "no choices[0].message", retry=True)
-    finish_reason = choice.get("finish_reason")
-    if not isinstance(finish_reason, str):
-        raise Failure(BAD_REPLY, "finish_reason is no text", retry=True)
-    text = _text((message or {}).get("content"))
-    if text is None:
-        raise Failure(BAD_REPLY, "message.content is no text", retry=True)
-    usage = reply.get("usage")
+    match reply:
+        case {"choices": [{"message": (dict() | None) as message, "finish_reason": str(reason)}, *_]}:
+            text = _text((message or {}).get("content"))
+        case _:
+            raise Failure(BAD_REPLY, "no choices[0] with a message and a finish_reason")
+    name, usage = reply.get("model"), reply.get("usage")
+    if text is None or not isinstance(name, str | None):
+        raise Failure(BAD_REPLY, "message.content or the model's name is no text")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    tokens = tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None
-    return Reply(text, _finish(finish_reason), tokens), name
+    return Reply(text, _finish(reason), tokens if type(tokens) is int else None), name
 
 
 def _text(content: Any) -> str | None:
@@ -307,7 +275,7 @@ def _json(content: bytes) -> Any:
     try:
         return json.loads(content.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise Failure(BAD_REPLY, f"not JSON ({type(error).__name__})", retry=True) from None
+        raise Failure(BAD_REPLY, f"not JSON ({type(error).__name__})") from None
 
 
 def retry_after(value: str | None) -> float | None:

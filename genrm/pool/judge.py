@@ -27,7 +27,7 @@ from typing import Any
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.pool.scorer import ScorerPool
-from soundrl.genrm.prompts import critique_messages, neutralise, split_paragraphs
+from soundrl.genrm.prompts import critique_messages, split_paragraphs
 from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority, parse_verdict
 
 QUEUE_BYTES = 64 * 2**20
@@ -40,12 +40,9 @@ class Critique:
     """A verdict and what it cost."""
 
     verdict: Verdict
-    tokens: int = 0
-    """Completion tokens of all votes, as the servers count them; 0 where they do not."""
-    seconds: float = 0.0
-    """From the first request to the reply, of the slowest vote; 0 for a remembered answer."""
-    text: str = ""
-    """What the judge wrote (of the first vote); empty for a remembered answer."""
+    tokens: int = 0  # completion tokens of all votes, as the servers count them; 0 where they do not
+    seconds: float = 0.0  # from the first request to the reply, of the slowest vote; 0 for a remembered answer
+    text: str = ""  # what the judge wrote (of the first vote); empty for a remembered answer
 
 
 class EndpointJudge:
@@ -83,7 +80,6 @@ class EndpointJudge:
         attempts: int = 4,
         gone_after: float | None = None,
         cache_size: int = 65_536,
-        special_tokens: tuple[str, ...] = (),
         split: Callable[[str], Sequence[str]] = split_paragraphs,
         decide: Callable[[Sequence[Verdict]], Verdict] = majority,
     ):
@@ -94,7 +90,6 @@ class EndpointJudge:
         * `concurrency`: requests under way at once, on each endpoint.
         * `votes`: replies a question, of which `decide` makes one verdict (`verdict.majority` or `verdict.unanimous`).
         * `longest_prompt`: tokens that an endpoint must have room for beside `max_tokens`; `check` asks those that tell.
-        * `special_tokens`: those of the served tokenizer where it is known (`prompts.control_tokens`).
         * `split` cuts a solution into the paragraphs that verdicts count.
         """
         if min(deadline, step_deadline) <= 0 or min(concurrency, attempts, max_tokens, votes) < 1 or temperature < 0:
@@ -103,14 +98,12 @@ class EndpointJudge:
             )
         if votes > 1 and temperature == 0:
             raise ValueError(f"genrm: {votes} votes at temperature 0 are one vote {votes} times; set a temperature above 0, or 1 vote")
-        neutralise(" ".join(special_tokens), special_tokens)  # a token that cannot be broken is found here, not in mid run
         addresses = [urls] if isinstance(urls, str) else urls
         self.endpoints = [Endpoint(url, model, token_env=token_env, allow_http=allow_http) for url in addresses]
         self.with_reference = with_reference
         self.votes, self.context = votes, longest_prompt + max_tokens
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         self.deadline, self.step_deadline = deadline, step_deadline
-        self.special_tokens = special_tokens
         self.split, self.decide = split, decide
         self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts, gone_after=gone_after)
         self._cache: OrderedDict[str, Critique] = OrderedDict()
@@ -160,7 +153,7 @@ class EndpointJudge:
         """The same for a solution that is cut already, with the critique's text and tokens. `reference` is shown where the judge is made
         `with_reference`. Askers who share a request share the first one's place in the queue as well. `fresh`: the judge itself is asked,
         with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
-        messages = critique_messages(problem, paragraphs, reference if self.with_reference else None, self.special_tokens)
+        messages = critique_messages(problem, paragraphs, reference if self.with_reference else None)
         data = json.dumps(messages).encode()
         key, size = hashlib.sha256(data).hexdigest(), len(data)
         del data  # the callback below would keep it as long as the future

@@ -32,16 +32,12 @@ from soundrl.genrm.pool.endpoint import Endpoint, Failure, Reply
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_5XX, UNREACHABLE
 
 FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
-"""Seconds before the same worker is asked again, or an ejected one probed."""
+LONGEST_PAUSE = 30.0  # seconds before the same worker is asked again, or an ejected one probed
 FAILURES_IN_A_ROW = 3
-STEADY_SECONDS = 60.0
-"""A worker that has served this long since its return starts again with the first pause."""
+STEADY_SECONDS = 60.0  # a worker that has served this long since its return starts again with the first pause
 PROBE_SECONDS = 20.0
-GONE_SECONDS = 30.0
-"""How long questions wait for any worker at all, where nobody is expected to start one again."""
-HEDGE_AFTER = 4.0
-"""In medians of the last latencies; critiques differ in length, and a hedge is work done twice."""
+GONE_SECONDS = 30.0  # how long questions wait for any worker at all, where nobody is expected to start one again
+HEDGE_AFTER = 4.0  # in medians of the last latencies; critiques differ in length, and a hedge is work done twice
 LEAST_PATIENCE = 0.05
 _LATENCIES = 100
 _EJECTING = (UNREACHABLE, HTTP_5XX, BAD_REPLY)
@@ -57,17 +53,12 @@ class Worker:
         self.endpoint, self.slots = endpoint, slots
         self.outstanding = 0
         self.requests = 0
-        self.failures = 0
-        """In a row; a success ends it, and so it does for hedges lost."""
+        self.failures = 0  # in a row; a success ends it, and so it does for hedges lost
         self.hedges_lost = 0
-        self.reason = UNREACHABLE
-        """Of its last failure."""
-        self.closed_until = 0.0
-        """Loop time; `Retry-After`."""
-        self.probe: asyncio.Task[None] | None = None
-        """Runs while the worker is ejected."""
-        self.ejections = 0
-        """Since it was last steady."""
+        self.reason = UNREACHABLE  # of its last failure
+        self.closed_until = 0.0  # loop time; `Retry-After`
+        self.probe: asyncio.Task[None] | None = None  # runs while the worker is ejected
+        self.ejections = 0  # since it was last steady
         self.returned = 0.0
 
     @property
@@ -185,10 +176,8 @@ class ScorerPool:
 
     def _best(self, avoid: Collection[Worker], strict: bool) -> Worker | None:
         now = asyncio.get_running_loop().time()
-        if strict or any(not worker.ejected and worker not in avoid for worker in self.workers):
-            candidates = [worker for worker in self.workers if worker not in avoid]
-        else:
-            candidates = self.workers
+        others = [worker for worker in self.workers if worker not in avoid]
+        candidates = others if strict or any(not worker.ejected for worker in others) else self.workers
         free = [w for w in candidates if not w.ejected and w.closed_until <= now and w.outstanding < w.slots]
         return min(free, key=lambda w: (w.outstanding, w.requests), default=None)
 

@@ -8,18 +8,8 @@ import socket
 from pathlib import Path
 
 # Where config.json says how long a text may be; vLLM takes the smallest as well.
-_LENGTHS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "model_max_length",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_len",
-)
-MARGIN = 1024
-"""Tokens for the judge's own words around a solution."""
+_LENGTHS = "max_position_embeddings n_positions max_seq_len seq_length model_max_length max_sequence_length max_seq_length seq_len".split()
+MARGIN = 1024  # tokens for the judge's own words around a solution
 
 
 def positions(folder: Path) -> int:

@@ -75,12 +75,9 @@ class Worker:
         self.endpoint = Endpoint(self.url, settings.name, allow_http=True)
         self.process: subprocess.Popen[bytes] | None = None
         self.restarts = 0
-        self.loading = False
-        """Started, and has not generated yet."""
-        self.healthy = 0.0
-        """When it last generated a token (`time.monotonic`)."""
-        self.made: float | None = None
-        """Tokens generated, as it last said."""
+        self.loading = False  # started, and has not generated yet
+        self.healthy = 0.0  # when it last generated a token (`time.monotonic`)
+        self.made: float | None = None  # tokens generated, as it last said
         self._token = token
 
     def command(self) -> list[str]:
@@ -150,13 +147,8 @@ class Worker:
 
     def fault(self) -> Failure | TimeoutError | None:
         """None = healthy, by a real generation of one token."""
-
-        async def probe() -> None:
-            async with asyncio.timeout(PROBE_SECONDS):
-                await self.endpoint.probe()
-
         try:
-            asyncio.run(probe())
+            asyncio.run(asyncio.wait_for(self.endpoint.probe(), PROBE_SECONDS))
         except (Failure, TimeoutError) as error:
             return error
         self._well()
@@ -166,7 +158,7 @@ class Worker:
         """Whether it generates: a token for us, or, where our question waits behind a full queue, more for others than when last asked."""
         if self.fault() is None:
             return True
-        before, self.made = self.made, asyncio.run(self._made())
+        before, self.made = self.made, self._made()
         moved = before is not None and self.made is not None and self.made > before
         if moved:
             self._well()
@@ -175,25 +167,23 @@ class Worker:
     def _well(self) -> None:
         self.healthy, self.restarts, self.loading = time.monotonic(), 0, False
 
-    async def _made(self) -> float | None:
+    def _made(self) -> float | None:
         """Tokens generated since its start, by vLLM's counter; None where it does not say."""
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                status, _, content = await self.endpoint.exchange("GET", f"{self.root}/metrics", None)
-        except (Failure, TimeoutError):
-            return None
-        lines = content.decode(errors="replace").splitlines() if status == 200 else []
+        lines = (asyncio.run(self._exchange("GET", "metrics", PROBE_SECONDS)) or b"").decode(errors="replace").splitlines()
         counts = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:generation_tokens_total")]
         return sum(counts) if counts else None
 
     async def obeys(self, order: str) -> bool:
         """Whether it has done what is asked of it (`sleep?level=1`, `wake_up`) within `ORDER_SECONDS`."""
+        return await self._exchange("POST", order, ORDER_SECONDS) is not None
+
+    async def _exchange(self, method: str, route: str, seconds: float) -> bytes | None:
         try:
-            async with asyncio.timeout(ORDER_SECONDS):
-                status, _, _ = await self.endpoint.exchange("POST", f"{self.root}/{order}", None)
-                return status == 200
+            async with asyncio.timeout(seconds):
+                status, _, content = await self.endpoint.exchange(method, f"{self.root}/{route}", None)
         except (Failure, TimeoutError):
-            return False
+            return None
+        return content if status == 200 else None
 
     def last_words(self) -> str:
         """The last line of its log that says something; of errors the last that is a cause."""

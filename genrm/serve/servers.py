@@ -30,13 +30,10 @@ from soundrl.genrm.pool.endpoint import Failure
 from soundrl.genrm.serve.server import LOOPBACK, Serving, Worker
 
 TOKEN_ENV = "SOUNDRL_GENRM_TOKEN"
-START_SECONDS = 600.0
-"""A large model loads for minutes."""
+START_SECONDS = 600.0  # a large model loads for minutes
 LOOK_SECONDS = 5.0
-SICK_SECONDS = 120.0
-"""Without a token for us or anybody: behind a full queue our own question may wait for longer."""
-MAX_RESTARTS = 5
-"""In a row, without a generation between them."""
+SICK_SECONDS = 120.0  # without a token for us or anybody: behind a full queue our own question may wait for longer
+MAX_RESTARTS = 5  # in a row, without a generation between them
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +63,7 @@ class JudgeServers:
         self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
-        self.started = 0
-        """Processes started so far, restarts included."""
+        self.started = 0  # processes started so far, restarts included
         self.asleep = False
         self._looking = threading.Lock()
         """Held while workers are looked after, so that nobody is asked or started while they fall asleep."""
@@ -94,10 +90,10 @@ class JudgeServers:
             while (fault := worker.fault()) is not None:
                 if isinstance(fault, Failure) and not fault.retry:  # no patience helps
                     asyncio.run(worker.endpoint.check())  # raises, and says why
-                if not worker.alive:
-                    raise ServeError(f"the judge's server ended with status {self._status(worker)}: {worker.last_words()} ({worker.log})")
-                if time.monotonic() > end:
-                    raise ServeError(f"the judge's server is not ready after {seconds:.0f} s: {worker.last_words()} ({worker.log})")
+                if not worker.alive or time.monotonic() > end:
+                    status = worker.process and worker.process.returncode
+                    what = f"is not ready after {seconds:.0f} s" if worker.alive else f"ended with status {status}"
+                    raise ServeError(f"the judge's server {what}: {worker.last_words()} ({worker.log})")
                 time.sleep(0.25)
         if not self._watcher.is_alive():
             self._watcher.start()
@@ -155,10 +151,6 @@ class JudgeServers:
             return await asyncio.gather(*(worker.obeys(order) for worker in self.workers))
 
         return asyncio.run(all_at_once())
-
-    @staticmethod
-    def _status(worker: Worker) -> int | None:
-        return worker.process.returncode if worker.process is not None else None
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
