@@ -9,6 +9,7 @@ from typing import Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.model_folder import check_folder, read_json
@@ -19,7 +20,6 @@ from soundrl.engine.problems import build_demonstrations as build_demonstrations
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Sampler
 from soundrl.engine.weight_sync import PROBES
-from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task, done
@@ -44,7 +44,7 @@ def build_task(
     if verifier is None:
 
         def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
-            return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
+            return done(chains.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
 
         def close() -> None: ...
 
@@ -67,7 +67,7 @@ def build_task(
         built.judge,
         settings,
         config.genrm.max_unknown,
-        truth=arith.oracle if config.data.train == "arith" else None,
+        truth=chains.oracle if config.data.train == "arith" else None,
         probe=build_probe(config, built.judge, ranks),
         ready=built.ready,
         close=close_all,
@@ -92,8 +92,8 @@ def model_folder(config: Config, ranks: Ranks) -> Path:
     """The folder the policy starts from; for `arith` rank 0 writes one with fresh weights."""
     if config.model.path != "arith":
         return check_folder(config.model.path)
-    from soundrl.engine.arith_critic_model import write_arith_critic
-    from soundrl.engine.arith_model import write_arith_model
+    from soundrl.engine.environments.arithmetic.critic_model import write_arith_critic
+    from soundrl.engine.environments.arithmetic.model import write_arith_model
 
     critic = config.run.task != "reasoning"
     folder = Path(config.run.folder) / "fresh" / f"arith-{'critic-' if critic else ''}seed{config.run.seed}"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soundrl.engine.config import Config
+from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.model_folder import check_folder
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.tools.plan import planned
-from soundrl.fapo import arith
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.critic_data.labelled import load_labelled
@@ -45,7 +45,7 @@ def build_judge(config: Config, ranks: Ranks, say: Callable[[str], None]) -> Bui
     if g.judge == "none":
         return BuiltJudge(None)
     if g.judge == "oracle":
-        return BuiltJudge(OracleJudge(arith.oracle))
+        return BuiltJudge(OracleJudge(chains.oracle))
     # While somebody may start a judge again, questions wait for it as long as they would for an answer.
     urls, model, servers, why, gone_after = g.urls, g.model, None, "", g.deadline[0]
     if g.judge == "serve":
@@ -77,7 +77,7 @@ def build_judge(config: Config, ranks: Ranks, say: Callable[[str], None]) -> Bui
         with_reference=g.reference,
         allow_http=g.allow_http,
         # The world writes a step a line.
-        split=arith.steps if config.data.train == "arith" else split_paragraphs,
+        split=chains.steps if config.data.train == "arith" else split_paragraphs,
     )
 
     def ready() -> None:

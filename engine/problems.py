@@ -11,9 +11,10 @@ from pathlib import Path, PurePath
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.arithmetic import chains
+from soundrl.engine.environments.arithmetic.critic import ArithCriticSource
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks
-from soundrl.fapo import arith
 from soundrl.fapo.data.files import boxed_solution, load_prompts
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.prompt_stream import PromptStream
@@ -21,12 +22,11 @@ from soundrl.fapo.data.puzzles import PREFIX
 from soundrl.fapo.data.rows import RowError, file_id
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.verify.verifier import Verifier
-from soundrl.genrm.arith_critic import ArithCriticSource
 from soundrl.genrm.critic_data.labelled import load_critic
 
 ENDLESS_TEST_ROWS = 400
 
-Source = arith.ArithSource | ArithCriticSource | list[Prompt]
+Source = chains.ArithSource | ArithCriticSource | list[Prompt]
 Tests = dict[str, list[Prompt]]
 Faults = dict[tuple[str, str | bytes], str]
 """Why a thing cannot be used, by the field and what the rows that hold it share."""
@@ -75,7 +75,7 @@ def build_sources(config: Config, left_out: LeftOut | None = None) -> tuple[Sour
     if critic:
         embedded = (ArithCriticSource(0, "test"), ArithCriticSource(0, "test", unseen=True))
     else:
-        embedded = (arith.ArithSource(0, "test"), arith.ArithSource(0, "test", place=2))
+        embedded = (chains.ArithSource(0, "test"), chains.ArithSource(0, "test", place=2))
     train: Source = type(embedded[0])(config.run.seed) if data.train == "arith" else load(data.train, None)
     tests: Tests = {}
     for path, name in zip(data.test, set_names(data.test), strict=True):

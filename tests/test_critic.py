@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 
-from soundrl.engine.arith_critic_model import critic_tokenizer
 from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.arithmetic import chains
+from soundrl.engine.environments.arithmetic.critic import STUDENT, UNSEEN, ArithCriticSource, critique
+from soundrl.engine.environments.arithmetic.critic_model import critic_tokenizer
 from soundrl.engine.problems import build_demonstrations, build_sources
 from soundrl.engine.recipes import RECIPES
-from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings
-from soundrl.genrm.arith_critic import STUDENT, UNSEEN, ArithCriticSource, critique
 from soundrl.genrm.prompts import assert_single_user_turn
 from soundrl.genrm.rewards import critic_reward
 from soundrl.genrm.task import CriticTask
@@ -79,10 +79,10 @@ def test_rows_are_right_in_their_answer_and_labelled_by_the_oracle():
         assert kinds.keys() == {"sound", *(UNSEEN if source.unseen else (STUDENT,))} and 160 < kinds["sound"] < 240
         for row in rows:
             text = "\n".join(row.steps) + "\n"
-            flaw = arith.first_flaw(row.problem, text)
-            assert arith.verify(row.problem.answer, text, True) is Outcome.CORRECT
+            flaw = chains.first_flaw(row.problem, text)
+            assert chains.verify(row.problem.answer, text, True) is Outcome.CORRECT
             assert row.label == (-1 if flaw is None else flaw[0]) and -1 <= row.label < len(row.steps)
-            assert arith.held_out(row.problem) == (source.problems.split == "test")
+            assert chains.held_out(row.problem) == (source.problems.split == "test")
             said = critique(row.problem, row.steps, row.label)
             assert parse_verdict(said, "stop", len(row.steps)) == (Verdict.sound() if row.label < 0 else Verdict.flawed(row.label))
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from soundrl.engine.arith_critic_model import write_arith_critic
-from soundrl.engine.arith_model import write_arith_model
 from soundrl.engine.config import Config
+from soundrl.engine.environments.arithmetic.critic_model import write_arith_critic
+from soundrl.engine.environments.arithmetic.model import write_arith_model
 from soundrl.engine.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES

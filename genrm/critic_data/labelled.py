@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from soundrl.engine.environments.arithmetic.critic import ArithCriticSource
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.data.left_out import LeftOut, load_rows
 from soundrl.fapo.data.rows import RowError, shown
 from soundrl.fapo.records import Prompt
-from soundrl.genrm.arith_critic import ArithCriticSource
 from soundrl.genrm.prompts import critique_messages
 
 COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")

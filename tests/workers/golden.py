@@ -18,13 +18,13 @@ from transformers import AutoTokenizer
 
 from soundrl.engine.build import reward_settings
 from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.schedule import schedules
 from soundrl.engine.trainer import Trainer
-from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.task import OracleJudge, PendingGroups, ReasoningTask, done
 
@@ -34,7 +34,7 @@ UPDATES = 2
 
 
 def verify(prompt: Prompt, rollout: Rollout) -> "Future[Outcome]":
-    return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
+    return done(chains.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
 
 
 def collected(folder: Path, ranks: Ranks, lam: float) -> PendingGroups:
@@ -42,7 +42,7 @@ def collected(folder: Path, ranks: Ranks, lam: float) -> PendingGroups:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
     ids = list(dict.fromkeys(row["prompt_id"] for row in rows))[ranks.rank :: ranks.size]
-    prompts = {id_: arith.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids}
+    prompts = {id_: chains.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids}
     rollouts = [
         Rollout(
             prompt_id=row["prompt_id"],
@@ -58,7 +58,7 @@ def collected(folder: Path, ranks: Ranks, lam: float) -> PendingGroups:
         if row["prompt_id"] in prompts
     ]
     config = RECIPES["arith"]()
-    task = ReasoningTask(verify, OracleJudge(arith.oracle), reward_settings(replace(config, fapo=replace(config.fapo, lam=lam))))
+    task = ReasoningTask(verify, OracleJudge(chains.oracle), reward_settings(replace(config, fapo=replace(config.fapo, lam=lam))))
     return task.collect(list(prompts.values()), rollouts)
 
 

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from soundrl.fapo.arith import END, PAD
+from soundrl.engine.environments.arithmetic.chains import END, PAD
 from soundrl.genrm.prompts import critique_messages
 
 HIDDEN, LAYERS, HEADS, FFN, CONTEXT = 128, 3, 4, 344, 256

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from soundrl.fapo.arith import ALPHABET, END, PAD
+from soundrl.engine.environments.arithmetic.chains import ALPHABET, END, PAD
 
 HIDDEN, LAYERS, HEADS, FFN, CONTEXT = 128, 3, 4, 512, 128
 

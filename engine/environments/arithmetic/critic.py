@@ -1,6 +1,6 @@
 """Critic rows of the embedded world: solutions with a right final answer, and the oracle's index of the first wrong step.
 
-What a critic trains on are the flaws of the world's careless student (`arith.demonstration`: lost carries, skipped steps, guesses, …).
+What a critic trains on are the flaws of the world's careless student (`chains.demonstration`: lost carries, skipped steps, guesses, …).
 Four kinds of flaw are planted on purpose and never trained on, to see what a critic makes of new ones (`UNSEEN`).
 
 The critic that it imitates in its warm start is careless as well: it often counts steps from one, as untrained judges do. Its verdict
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from soundrl.fapo import arith
+from soundrl.engine.environments.arithmetic import chains
 from soundrl.fapo.records import Outcome, Prompt
 from soundrl.genrm.prompts import critique_messages
 
@@ -24,7 +24,7 @@ UNSEEN = ("repair", "operand", "swap", "extra")
 class CriticRow:
     """One labelled solution."""
 
-    problem: arith.Problem
+    problem: chains.Problem
     steps: tuple[str, ...]
     label: int
     """Index of the first wrong step, −1 = none (the schema of FAPO-Critic and ProcessBench)."""
@@ -32,7 +32,7 @@ class CriticRow:
     """`sound`, `student` or one of `UNSEEN`."""
 
 
-def plant(problem: arith.Problem, kind: str, rng: random.Random) -> str:
+def plant(problem: chains.Problem, kind: str, rng: random.Random) -> str:
     """A solution with a right final answer and one planted flaw at a random step; every other step is as it should be.
 
     * `repair`: a wrong result (any digits) that the next step, or the answer, ignores: `71+2=75 / 73-2=71`.
@@ -71,7 +71,7 @@ class ArithCriticSource:
 
     def __init__(self, seed: int, split: str = "train", unseen: bool = False) -> None:
         self.seed, self.unseen = seed, unseen
-        self.problems = arith.ArithSource(seed, split)
+        self.problems = chains.ArithSource(seed, split)
         self.name = f"arith-critic-{split}" + ("-unseen" if unseen else "")
 
     size = None  # endless
@@ -80,14 +80,14 @@ class ArithCriticSource:
         rng = random.Random(f"{self.name}/{self.seed}/{index}")
         flawed = rng.random() < 0.5
         while True:
-            problem = arith.draw(rng)
-            if arith.held_out(problem) != (self.problems.split == "test"):
+            problem = chains.draw(rng)
+            if chains.held_out(problem) != (self.problems.split == "test"):
                 continue
             kind = "sound"
             if flawed:
                 kind = rng.choice(UNSEEN) if self.unseen else STUDENT
-            text = arith.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
-            if arith.verify(problem.answer, text, True) is not Outcome.CORRECT:
+            text = chains.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
+            if chains.verify(problem.answer, text, True) is not Outcome.CORRECT:
                 continue
             row = labelled(problem, text, kind)
             if (row.label >= 0) == flawed:
@@ -118,7 +118,7 @@ class ArithCriticSource:
             return self._prompt(index, row), critique(row.problem, row.steps, row.label, to_the_end=True)
         row = self.row(index)
         if rng.random() < CARELESS_SHARE:
-            row = labelled(problem, arith.demonstration(problem, rng, True, CARELESS), "careless")
+            row = labelled(problem, chains.demonstration(problem, rng, True, CARELESS), "careless")
         # The last step has none after it: that index would be no verdict at all.
         miscounts = 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
         return self._prompt(index, row), critique(row.problem, row.steps, row.label, row.label + miscounts)
@@ -127,49 +127,49 @@ class ArithCriticSource:
 CARELESS_SHARE, CARELESS, DRILL_WRONG, DRILL_ANY, MISCOUNT = 0.7, 3.0, 0.6, 0.6, 0.3
 
 
-def labelled(problem: arith.Problem, text: str, kind: str) -> CriticRow:
+def labelled(problem: chains.Problem, text: str, kind: str) -> CriticRow:
     """A solution with the oracle's label."""
-    flaw = arith.first_flaw(problem, text)
-    return CriticRow(problem, arith.steps(text), -1 if flaw is None else flaw[0], kind)
+    flaw = chains.first_flaw(problem, text)
+    return CriticRow(problem, chains.steps(text), -1 if flaw is None else flaw[0], kind)
 
 
-def drill(problem: arith.Problem, rng: random.Random) -> CriticRow:
+def drill(problem: chains.Problem, rng: random.Random) -> CriticRow:
     """The problem's first operations, each result wrong with `DRILL_WRONG`: most are any number, others a carry lost, ten off, another
     digit. Mostly near misses would let the stated result stand for the sum."""
-    problem = arith.Problem(problem.start, problem.operations[: rng.randint(1, len(problem.operations))], problem.place)
+    problem = chains.Problem(problem.start, problem.operations[: rng.randint(1, len(problem.operations))], problem.place)
     lines, value = [], problem.start
     for sign, operand in problem.operations:
-        result = arith.OPERATIONS[sign](value, operand)
+        result = chains.OPERATIONS[sign](value, operand)
         if rng.random() < DRILL_WRONG:
-            near = (arith.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
+            near = (chains.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
             result = rng.randrange(100) if rng.random() < DRILL_ANY else rng.choice(near)
         result = min(max(result, 0), 99)  # from a wrong value the right result may leave 0 … 99
         lines.append(f"{value}{sign}{operand}={result}\n")
         value = result
-    return labelled(problem, f"{''.join(lines)}#{arith.digit(value, problem.place)}\n", "drill")
+    return labelled(problem, f"{''.join(lines)}#{chains.digit(value, problem.place)}\n", "drill")
 
 
-def critique(problem: arith.Problem, steps: tuple[str, ...], label: int, named: int | None = None, to_the_end: bool = False) -> str:
+def critique(problem: chains.Problem, steps: tuple[str, ...], label: int, named: int | None = None, to_the_end: bool = False) -> str:
     r"""What the world's critic says: each step as it stands, what it should come to, and a word on it, up to the first wrong step (or
     `to_the_end`); then the index, or the one `named` instead.
 
     What it should come to is worked out from the result *stated* before, so one careless step does not condemn those that follow it.
 
-    >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=55", "55-2=53", "53+3=56", "#6"), 0)
+    >>> critique(chains.parse("58+7-2+3?1\n"), ("58+7=55", "55-2=53", "53+3=56", "#6"), 0)
     '58+7=55?65 wrong \\boxed{0}'
-    >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=65", "65-2=63", "63+3=66", "#6"), -1)
+    >>> critique(chains.parse("58+7-2+3?1\n"), ("58+7=65", "65-2=63", "63+3=66", "#6"), -1)
     '58+7=65?65 ok 65-2=63?63 ok 63+3=66?66 ok #6?6 ok \\boxed{-1}'
-    >>> critique(arith.parse("58+7-2?1\n"), ("58+7=55", "55-2=53", "#3"), 0, to_the_end=True)
+    >>> critique(chains.parse("58+7-2?1\n"), ("58+7=55", "55-2=53", "#3"), 0, to_the_end=True)
     '58+7=55?65 wrong 55-2=53?53 ok #3?3 ok \\boxed{0}'
     """
     said, stated = [], problem.start
     for i in range(len(steps) if label < 0 or to_the_end else label + 1):
         if i < len(problem.operations):
             sign, operand = problem.operations[i]
-            expected = str(arith.OPERATIONS[sign](stated, operand))
+            expected = str(chains.OPERATIONS[sign](stated, operand))
         else:
-            expected = arith.digit(stated, problem.place)
-        match = arith.EQUATION.fullmatch(steps[i])
+            expected = chains.digit(stated, problem.place)
+        match = chains.EQUATION.fullmatch(steps[i])
         result = match[4] if match else steps[i].removeprefix("#")
         wrong = i == label or (0 <= label < i and result != expected)
         said += [f"{steps[i]}?{expected}", "wrong" if wrong else "ok"]
