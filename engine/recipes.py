@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Loss, Model, Optim, Rollout, Run, WarmStart
 
+ARITH_SOLUTIONS = "soundrl.engine.environments.arithmetic.critic:arith"
+"""Labelled solutions of the embedded world."""
+
 
 def arith() -> Config:
     """The embedded world: no download, minutes on two CPU cores; flawed positives arise by themselves and are trained away."""
@@ -25,7 +28,7 @@ def arith() -> Config:
 
 def arith_genrm() -> Config:
     """`make run`: the same in 32 steps at twice the rate from the committed warm start, judged by the world's GenRM in a vLLM process."""
-    judge = Genrm(judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
+    judge = Genrm(judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=(ARITH_SOLUTIONS, 20))
     base = arith()
     return replace(
         base,

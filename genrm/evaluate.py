@@ -23,8 +23,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled, with_references
+from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
@@ -36,7 +37,7 @@ class Arguments:
     """Command line of `python -m soundrl.genrm.evaluate`."""
 
     data: tuple[str, ...]
-    """ProcessBench or FAPO-Critic files, `arith` or `arith-unseen`; each is a subset."""
+    """ProcessBench or FAPO-Critic files, or functions that make rows (`module:name`); each is a subset."""
     urls: tuple[str, ...]
     """Base URLs of the judge."""
     model: str
@@ -62,17 +63,18 @@ class Arguments:
 
 
 def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
-    """The subsets by name. Without `references` no row has a reference answer, except in the embedded world, whose prompt holds it."""
+    """The subsets by name. Without `references` no row of a file has a reference answer; rows that a function makes keep theirs."""
     subsets: dict[str, list[Labelled]] = {}
-    for name in arguments.data:
-        rows = load_labelled(name, max_rows=arguments.rows or None)
-        if arguments.references and name not in ARITH:
+    for source in arguments.data:
+        rows = load_labelled(source, max_rows=arguments.rows or None)
+        name = source.rpartition(":")[2] if is_named(source) else Path(source).stem
+        if arguments.references and not is_named(source):
             rows = with_references(rows, arguments.references)
-        elif name not in ARITH:
+        elif not is_named(source):
             rows = [dataclasses.replace(row, answer=None) for row in rows]
-        if Path(name).stem in subsets:
-            raise ValueError(f"two files of --data are called {Path(name).stem}; rename one")
-        subsets[Path(name).stem] = rows
+        if name in subsets:
+            raise ValueError(f"two sources of --data are called {name}; rename one")
+        subsets[name] = rows
     return subsets
 
 

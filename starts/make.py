@@ -25,10 +25,11 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 
-from soundrl.engine.build import Encoder, load_tokenizer
 from soundrl.engine.config import Config
+from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic import chains
-from soundrl.engine.recipes import RECIPES
+from soundrl.engine.model_folder import load_tokenizer
+from soundrl.engine.recipes import ARITH_SOLUTIONS, RECIPES
 from soundrl.engine.samplers.sampler import Request, requests_for
 from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
@@ -154,7 +155,7 @@ def main(arguments: Arguments) -> None:
     accept("policy", policy, card)
     card = write("genrm-arith", arguments.judge, judge, RECIPES["genrm-arith"]())
     figures = card["figures"] = judge_figures(judge, [as_labelled(*pair) for pair in right_ones(pairs)])
-    card["figures on planted flaws"] = judge_figures(judge, load_labelled("arith"))
+    card["figures on planted flaws"] = judge_figures(judge, load_labelled(ARITH_SOLUTIONS))
     card["says"] = (
         f"{card['made']}; of the policy's flawed positives it finds {figures['recall']:.0%}, and {figures['precision']:.0%} of what it "
         "finds is flawed; `make starts` makes it anew"

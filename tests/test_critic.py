@@ -9,7 +9,8 @@ from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.environments.arithmetic.critic import STUDENT, UNSEEN, ArithCriticSource, critique
 from soundrl.engine.environments.arithmetic.critic_model import critic_tokenizer
-from soundrl.engine.problems import build_demonstrations, build_sources
+from soundrl.engine.environments.environment import environment_of
+from soundrl.engine.problems import Problems
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings
@@ -102,10 +103,10 @@ def test_its_tokenizer_reads_the_judges_prompt_in_few_tokens():
 
 def test_the_warm_start_drills_first_and_judges_whole_solutions_then():
     config = RECIPES["genrm-arith"]()
-    source, tests = build_sources(config)
-    assert list(tests) == ["arith-critic-test", "arith-critic-test-unseen"]
+    problems = Problems(config, environment_of("arith")(config, None))
+    assert list(problems.tests) == ["arith-critic-test", "arith-critic-test-unseen"]
     tokenizer = critic_tokenizer()
-    demonstrations = build_demonstrations(config, source, Encoder(tokenizer, config.max_prompt_tokens))
+    demonstrations = problems.demonstrations(Encoder(tokenizer, config.max_prompt_tokens))
     drills, whole = ([tokenizer.decode(sample.tokens) for sample in demonstrations(step, 10)] for step in (0, 9))
     after_wrong = [[said.split(" wrong ")[1] for said in part if " wrong " in said] for part in (drills, whole)]
     assert any("=" in rest for rest in after_wrong[0])  # judged to the end

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from conftest import start
 from tiny import write_tiny
 from transformers import AutoConfig
 
-from soundrl.engine.build import engine_count
 from soundrl.engine.config import Config
 from soundrl.engine.launch.launch import UserError, plan_arguments
 from soundrl.engine.recipes import RECIPES, fapo_7b
@@ -112,8 +110,7 @@ def test_the_share_of_a_gpu_is_below_one(of):
     for memory in (1.0, 1.5, 4.0):
         config = replace(fapo_7b(), rollout=replace(fapo_7b().rollout, memory=memory))
         config.check_memory("cpu")
-        ranks = SimpleNamespace(device=torch.device("cuda", 0), size=8)
-        for ask in (lambda: engine_count(config, ranks), lambda: memory_plan(config, of, 8, 80 * GIB, "cuda")):  # noqa: B023
+        for ask in (lambda: config.engines(8, "cuda"), lambda: memory_plan(config, of, 8, 80 * GIB, "cuda")):  # noqa: B023
             with pytest.raises(ValueError, match=f"rollout.memory {memory} is a share on a GPU, .* set e.g. --rollout.memory 0.4"):
                 ask()
 

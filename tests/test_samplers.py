@@ -9,9 +9,8 @@ import torch
 from tiny import write_tiny
 from transformers import AutoModelForCausalLM
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
-from soundrl.engine.model_folder import end_tokens
+from soundrl.engine.model_folder import end_tokens, load_tokenizer
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import share
 from soundrl.engine.run_folder import RunFolder

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from soundrl.engine.config import Config
+from soundrl.engine.ranks import Ranks
 from soundrl.fapo.records import Rollout
+
+if TYPE_CHECKING:
+    from soundrl.engine.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +89,14 @@ def requests_for(
         for id_, tokens in prompts
         for i in range(samples)
     ]
+
+
+def build_sampler(config: Config, policy: Policy, ranks: Ranks) -> Sampler:
+    """The sampler that `rollout.engine` names, started."""
+    if config.rollout.engine == "torch":
+        from soundrl.engine.samplers.torch_sampler import TorchSampler
+
+        return TorchSampler(policy.folder, policy.tokenizer, config.model, ranks)
+    from soundrl.engine.samplers.vllm_sampler import VllmSampler
+
+    return VllmSampler(policy.folder, policy.tokenizer, config.model, config.rollout, ranks)

@@ -16,7 +16,6 @@ os.environ.update(json.loads(sys.argv[1]).get("environment", {}))  # before trit
 
 from transformers import AutoTokenizer
 
-from soundrl.engine.build import reward_settings
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.launch.launch import be_quiet
@@ -24,6 +23,7 @@ from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.schedule import schedules
+from soundrl.engine.task import reward_settings
 from soundrl.engine.trainer import Trainer
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.task import OracleJudge, PendingGroups, ReasoningTask, done

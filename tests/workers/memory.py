@@ -11,8 +11,8 @@ from random import Random
 import torch
 from tiny import known
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
+from soundrl.engine.model_folder import load_tokenizer
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks

@@ -12,9 +12,9 @@ from random import Random
 import torch
 from scripted_judge import ScriptedJudge
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.launch.launch import be_quiet
+from soundrl.engine.model_folder import load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.schedule import schedules

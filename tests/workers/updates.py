@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from tiny import fixed_samples, known
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.launch.launch import be_quiet
+from soundrl.engine.model_folder import load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import NotFiniteError, Trainer

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.fapo.records import Outcome, Prompt
-from soundrl.genrm.prompts import critique_messages
+from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt
 
 STUDENT = "student"
+ROWS = 400
+"""Of a test set, where no number is given."""
 UNSEEN = ("repair", "operand", "swap", "extra")
 
 
@@ -93,19 +95,16 @@ class ArithCriticSource:
             if (row.label >= 0) == flawed:
                 return row
 
+    def solution(self, index: int, row: CriticRow) -> Labelled:
+        """`row` as what judges are measured on."""
+        answer = row.problem.answer
+        return Labelled(id=f"{self.name}:{self.seed}:{index}", problem=row.problem.text, steps=row.steps, label=row.label, answer=answer)
+
     def prompt(self, index: int) -> Prompt:
         return self._prompt(index, self.row(index))
 
     def _prompt(self, index: int, row: CriticRow) -> Prompt:
-        messages = critique_messages(row.problem.text, row.steps, row.problem.answer)
-        return Prompt(
-            id=f"{self.name}:{self.seed}:{index}",
-            messages=tuple(messages),
-            text=messages[0]["content"],
-            answer=str(row.label),
-            steps=len(row.steps),
-            source=f"{self.name}/{row.kind}",
-        )
+        return labelled_prompt(self.solution(index, row), f"{self.name}/{row.kind}")
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
         """For the warm start: a prompt and its critique. First (not `planted`) drills, in which six results of ten are wrong and every one
@@ -122,6 +121,17 @@ class ArithCriticSource:
         # The last step has none after it: that index would be no verdict at all.
         miscounts = 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
         return self._prompt(index, row), critique(row.problem, row.steps, row.label, row.label + miscounts)
+
+
+def arith(rows: int | None, seed: int, split: str, unseen: bool = False) -> list[Labelled]:
+    """The first `rows` solutions (None: 400), for `soundrl.genrm.critic_data.labelled.load_labelled`."""
+    source = ArithCriticSource(seed, split, unseen)
+    return [source.solution(i, source.row(i)) for i in range(rows or ROWS)]
+
+
+def arith_unseen(rows: int | None, seed: int, split: str) -> list[Labelled]:
+    """The same with the kinds of flaw that no critic is trained on."""
+    return arith(rows, seed, split, unseen=True)
 
 
 CARELESS_SHARE, CARELESS, DRILL_WRONG, DRILL_ANY, MISCOUNT = 0.7, 3.0, 0.6, 0.6, 0.3
