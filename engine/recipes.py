@@ -145,3 +145,6 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "grpo-32b": grpo_32b,
     "fapo-32b": fapo_32b,
 }
+
+DEFAULT = "arith"
+"""Where no recipe is named."""

@@ -1,6 +1,6 @@
 """Where the time of a run goes: seconds by phase, `trace.json` in Chrome's event format (Perfetto opens it), and what hides what.
 
-    python -m soundrl.engine.timeline runs/arith/trace.json          # shares, idle time, judging hidden, critical path; a line a step
+    python -m soundrl.engine.timeline runs/fapo-7b/trace.json        # shares, idle time, judging hidden, critical path; a line a step
 
 A process of the trace is a rank. Phases and their details are complete events (`X`) on its first thread, judge calls are asynchronous ones
 (`b`, `e`), from the moment a rollout is handed to the judge to its verdict. Times are microseconds of the wall clock. On a GPU the host

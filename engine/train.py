@@ -46,15 +46,14 @@ def main(config: Config) -> None:
     with users_mistakes(), phases("prepare"), folder.claimed() as config:
         engines = config.engines(ranks.size, ranks.device.type)
         start = policy_folder(config, ranks)
-        tokenizer = load_tokenizer(start)
-        encode = Encoder(tokenizer, config.max_prompt_tokens)
-        environment = environment_of(config.data.train)(config, tokenizer)
+        encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
+        environment = environment_of(config.data.train)(config, encode.tokenizer)
         problems = Problems(config, environment)
         problems.check(encode, ranks, progress.say)
         stream = PromptStream(problems.train, config.run.seed)
         demonstrations = problems.demonstrations(encode) if config.warm_start.steps else None
         task, judging = build_task(config, environment, ranks, progress.say)
-        policy = Policy(start, tokenizer, config.model, ranks)
+        policy = Policy(start, encode.tokenizer, config.model, ranks)
         for line in cards(config):
             progress.say(line)
     if ranks.main:

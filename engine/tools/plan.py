@@ -1,7 +1,7 @@
 """What a run will hold in memory, from the model's config.json alone: `python engine/train.py fapo-7b --plan --gpus 32 --gpu-gib 80`.
 
 Parameters and activations are counted on a copy of the model without storage (torch's meta device): its forward pass runs on shapes, and
-what autograd saves is added up, so any architecture is known. The rest is arithmetic: N parameters over W ranks cost 4 bytes each of master
+what autograd saves is added up, so any architecture is known. The rest is counted: N parameters over W ranks cost 4 bytes each of master
 weight, gradient and two moments in float32. What is alive is counted; on CPU glibc's heap keeps up to 40 % more of it. Shapes: T tokens of
 a micro-batch, H hidden, V vocabulary.
 """
