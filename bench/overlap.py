@@ -34,7 +34,7 @@ from scripted_judge import ScriptedJudge  # type: ignore[import-not-found]  # no
 
 from soundrl.engine.encode import Encoder  # noqa: E402
 from soundrl.engine.environments.arithmetic.chains import ArithSource  # noqa: E402
-from soundrl.engine.environments.arithmetic.model import write_arith_model  # noqa: E402
+from soundrl.engine.environments.arithmetic.models import write_arith_model  # noqa: E402
 from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.model_folder import load_tokenizer  # noqa: E402
 from soundrl.engine.policy import Policy  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.environments.arithmetic.critic import STUDENT, UNSEEN, ArithCriticSource, critique
-from soundrl.engine.environments.arithmetic.critic_model import critic_tokenizer
+from soundrl.engine.environments.arithmetic.models import critic_tokenizer
 from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.problems import Problems
 from soundrl.engine.recipes import RECIPES
@@ -80,11 +80,11 @@ def test_rows_are_right_in_their_answer_and_labelled_by_the_oracle():
         assert kinds.keys() == {"sound", *(UNSEEN if source.unseen else (STUDENT,))} and 160 < kinds["sound"] < 240
         for row in rows:
             text = "\n".join(row.steps) + "\n"
-            flaw = chains.first_flaw(row.problem, text)
-            assert chains.verify(row.problem.answer, text, True) is Outcome.CORRECT
+            flaw = chains.first_flaw(row.chain, text)
+            assert chains.verify(row.chain.answer, text, True) is Outcome.CORRECT
             assert row.label == (-1 if flaw is None else flaw[0]) and -1 <= row.label < len(row.steps)
-            assert chains.held_out(row.problem) == (source.problems.split == "test")
-            said = critique(row.problem, row.steps, row.label)
+            assert chains.held_out(row.chain) == (source.problems.split == "test")
+            said = critique(row.chain, row.steps, row.label)
             assert parse_verdict(said, "stop", len(row.steps)) == (Verdict.sound() if row.label < 0 else Verdict.flawed(row.label))
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from soundrl.engine.config import Config
+from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.records import Rollout
-
-if TYPE_CHECKING:
-    from soundrl.engine.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from soundrl.engine.environments.arithmetic.model import arith_tokenizer, write_arith_model
+from soundrl.engine.environments.arithmetic.models import arith_tokenizer, write_arith_model
 from soundrl.engine.packing import Sample
 from soundrl.engine.schedule import Minibatch, Window
 

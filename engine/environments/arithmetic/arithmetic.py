@@ -25,8 +25,7 @@ class Arithmetic(Environment):
 
     @staticmethod
     def write_model(config: Config, folder: Path) -> None:
-        from soundrl.engine.environments.arithmetic.critic_model import write_arith_critic
-        from soundrl.engine.environments.arithmetic.model import write_arith_model
+        from soundrl.engine.environments.arithmetic.models import write_arith_critic, write_arith_model
 
         (write_arith_critic if config.run.critic else write_arith_model)(folder, config.run.seed)
 

@@ -22,14 +22,9 @@ ROWS = 400
 UNSEEN = ("repair", "operand", "swap", "extra")
 
 
-@dataclass(frozen=True)
-class CriticRow:
-    """One labelled solution."""
-
-    problem: chains.Problem
-    steps: tuple[str, ...]
-    label: int
-    """Index of the first wrong step, −1 = none (the schema of FAPO-Critic and ProcessBench)."""
+@dataclass(frozen=True, kw_only=True)
+class CriticRow(Labelled):
+    chain: chains.Problem
     kind: str
     """`sound`, `student` or one of `UNSEEN`."""
 
@@ -78,6 +73,9 @@ class ArithCriticSource:
 
     size = None  # endless
 
+    def _id(self, index: int) -> str:
+        return f"{self.name}:{self.seed}:{index}"
+
     def row(self, index: int) -> CriticRow:
         rng = random.Random(f"{self.name}/{self.seed}/{index}")
         flawed = rng.random() < 0.5
@@ -91,20 +89,15 @@ class ArithCriticSource:
             text = chains.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
             if chains.verify(problem.answer, text, True) is not Outcome.CORRECT:
                 continue
-            row = labelled(problem, text, kind)
+            row = labelled(self._id(index), problem, text, kind)
             if (row.label >= 0) == flawed:
                 return row
 
-    def solution(self, index: int, row: CriticRow) -> Labelled:
-        """`row` as what judges are measured on."""
-        answer = row.problem.answer
-        return Labelled(id=f"{self.name}:{self.seed}:{index}", problem=row.problem.text, steps=row.steps, label=row.label, answer=answer)
-
     def prompt(self, index: int) -> Prompt:
-        return self._prompt(index, self.row(index))
+        return self._prompt(self.row(index))
 
-    def _prompt(self, index: int, row: CriticRow) -> Prompt:
-        return labelled_prompt(self.solution(index, row), f"{self.name}/{row.kind}")
+    def _prompt(self, row: CriticRow) -> Prompt:
+        return labelled_prompt(row, f"{self.name}/{row.kind}")
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
         """For the warm start: a prompt and its critique. First (not `planted`) drills, in which six results of ten are wrong and every one
@@ -113,20 +106,20 @@ class ArithCriticSource:
         rng = random.Random(f"{self.name}/{self.seed}/{index}/demonstration")
         problem = self.problems.problem(index)
         if not planted:
-            row = drill(problem, rng)
-            return self._prompt(index, row), critique(row.problem, row.steps, row.label, to_the_end=True)
+            row = drill(self._id(index), problem, rng)
+            return self._prompt(row), critique(row.chain, row.steps, row.label, to_the_end=True)
         row = self.row(index)
         if rng.random() < CARELESS_SHARE:
-            row = labelled(problem, chains.demonstration(problem, rng, True, CARELESS), "careless")
+            row = labelled(row.id, problem, chains.demonstration(problem, rng, True, CARELESS), "careless")
         # The last step has none after it: that index would be no verdict at all.
         miscounts = 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
-        return self._prompt(index, row), critique(row.problem, row.steps, row.label, row.label + miscounts)
+        return self._prompt(row), critique(row.chain, row.steps, row.label, row.label + miscounts)
 
 
 def arith(rows: int | None, seed: int, split: str, unseen: bool = False) -> list[Labelled]:
     """The first `rows` solutions (None: 400), for `soundrl.genrm.critic_data.labelled.load_labelled`."""
     source = ArithCriticSource(seed, split, unseen)
-    return [source.solution(i, source.row(i)) for i in range(rows or ROWS)]
+    return [source.row(i) for i in range(rows or ROWS)]
 
 
 def arith_unseen(rows: int | None, seed: int, split: str) -> list[Labelled]:
@@ -137,13 +130,13 @@ def arith_unseen(rows: int | None, seed: int, split: str) -> list[Labelled]:
 CARELESS_SHARE, CARELESS, DRILL_WRONG, DRILL_ANY, MISCOUNT = 0.7, 3.0, 0.6, 0.6, 0.3
 
 
-def labelled(problem: chains.Problem, text: str, kind: str) -> CriticRow:
+def labelled(id: str, problem: chains.Problem, text: str, kind: str) -> CriticRow:
     """A solution with the oracle's label."""
-    flaw = chains.first_flaw(problem, text)
-    return CriticRow(problem, chains.steps(text), -1 if flaw is None else flaw[0], kind)
+    label, _ = chains.first_flaw(problem, text) or (-1, "")
+    return CriticRow(id=id, problem=problem.text, steps=chains.steps(text), label=label, answer=problem.answer, chain=problem, kind=kind)
 
 
-def drill(problem: chains.Problem, rng: random.Random) -> CriticRow:
+def drill(id: str, problem: chains.Problem, rng: random.Random) -> CriticRow:
     """The problem's first operations, each result wrong with `DRILL_WRONG`: most are any number, others a carry lost, ten off, another
     digit. Mostly near misses would let the stated result stand for the sum."""
     problem = chains.Problem(problem.start, problem.operations[: rng.randint(1, len(problem.operations))], problem.place)
@@ -156,7 +149,7 @@ def drill(problem: chains.Problem, rng: random.Random) -> CriticRow:
         result = min(max(result, 0), 99)  # from a wrong value the right result may leave 0 … 99
         lines.append(f"{value}{sign}{operand}={result}\n")
         value = result
-    return labelled(problem, f"{''.join(lines)}#{chains.digit(value, problem.place)}\n", "drill")
+    return labelled(id, problem, f"{''.join(lines)}#{chains.digit(value, problem.place)}\n", "drill")
 
 
 def critique(problem: chains.Problem, steps: tuple[str, ...], label: int, named: int | None = None, to_the_end: bool = False) -> str:
