@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal, get_type_hints
 
 from soundrl.engine.environments.environment import NAMED, environment_of
@@ -203,11 +204,10 @@ class Config:
 
     def __post_init__(self) -> None:
         rollout, optim, loss, genrm = self.rollout, self.optim, self.loss, self.genrm
-        for groups, least in ((POSITIVE, "> 0"), (NOT_NEGATIVE, "≥ 0")):
-            for group, names in groups.items():
-                for name in names:
-                    value = getattr(getattr(self, group), name)
-                    require(value > 0 or (value == 0 and groups is NOT_NEGATIVE), f"{group}.{name} is {value}, but must be {least}")
+        for setting in POSITIVE:
+            require((value := attrgetter(setting)(self)) > 0, f"{setting} is {value}, but must be > 0")
+        for setting in NOT_NEGATIVE:
+            require((value := attrgetter(setting)(self)) >= 0, f"{setting} is {value}, but must be ≥ 0")
         require(
             rollout.prompts % optim.minibatch_prompts == 0,
             f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
@@ -325,22 +325,13 @@ class Config:
 
 WEEK = 604_800
 
-POSITIVE = {
-    "model": ("max_length",),
-    "rollout": ("prompts", "samples", "temperature", "max_new_tokens", "memory", "tensor_parallel"),
-    "optim": ("lr", "grad_clip", "minibatch_prompts", "microbatch_tokens"),
-    "warm_start": ("batch", "lr"),
-    "genrm": ("max_tokens", "concurrency", "workers"),
-}
-
-NOT_NEGATIVE = {
-    "data": ("test_rows",),
-    "model": ("rope_base_length",),
-    "warm_start": ("steps",),
-    "optim": ("warmup_steps", "weight_decay"),
-    "run": ("steps", "eval_every", "export_every"),
-}
-
+POSITIVE = (
+    "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
+    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers"
+).split()
+NOT_NEGATIVE = (
+    "data.test_rows model.rope_base_length warm_start.steps optim.warmup_steps optim.weight_decay run.steps run.eval_every run.export_every"
+).split()
 GROUPS: dict[str, type] = get_type_hints(Config)
 
 
