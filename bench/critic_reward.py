@@ -23,8 +23,9 @@ import torch
 import tyro
 from record import machine
 
-from soundrl.engine.build import Encoder, load_tokenizer
 from soundrl.engine.config import Model
+from soundrl.engine.encode import Encoder
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.samplers.sampler import requests_for
 from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo.records import Verdict
@@ -33,7 +34,7 @@ from soundrl.genrm.scores import difference, score
 from soundrl.genrm.verdict import parse_verdict
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = ("arith", "arith-unseen")
+SETS = ("arith", "arith_unseen")
 MEASURES = ("error_accuracy", "correct_accuracy", "f1", "recall", "precision", "flawed_f1")
 
 
@@ -103,7 +104,7 @@ def main(arguments: Arguments) -> None:
         folders = list(pool.map(lambda seed: one_seed(arguments, seed), range(arguments.seeds)))
     record: dict[str, Any] = machine("cpu") | {name: getattr(arguments, name) for name in ("seeds", "steps", "warm_start", "rows")}
     for name in SETS:
-        rows = load_labelled(name, max_rows=arguments.rows)
+        rows = load_labelled(f"soundrl.engine.environments.arithmetic.critic:{name}", max_rows=arguments.rows)
         verdicts = {arm: [judge(seed[arm], rows) for seed in folders] for arm in folders[0]}
         for arm, seeds in verdicts.items():
             pooled = score(rows * len(seeds), [verdict for seed in seeds for verdict in seed])

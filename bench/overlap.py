@@ -32,17 +32,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "workers"))
 from scripted_judge import ScriptedJudge  # type: ignore[import-not-found]  # noqa: E402
 
-from soundrl.engine.arith_model import write_arith_model  # noqa: E402
-from soundrl.engine.build import Encoder, load_tokenizer, reward_settings  # noqa: E402
+from soundrl.engine.encode import Encoder  # noqa: E402
+from soundrl.engine.environments.arithmetic.chains import ArithSource  # noqa: E402
+from soundrl.engine.environments.arithmetic.models import write_arith_model  # noqa: E402
 from soundrl.engine.exchange import exchange  # noqa: E402
+from soundrl.engine.files.model_folder import load_tokenizer  # noqa: E402
 from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.policy import Policy  # noqa: E402
 from soundrl.engine.ranks import Ranks  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
 from soundrl.engine.schedule import minibatches  # noqa: E402
+from soundrl.engine.task import reward_settings  # noqa: E402
 from soundrl.engine.timeline import Timeline  # noqa: E402
 from soundrl.engine.trainer import Trainer  # noqa: E402
-from soundrl.fapo.arith import ArithSource  # noqa: E402
 from soundrl.fapo.pending import done  # noqa: E402
 from soundrl.fapo.records import Outcome, Prompt, Rollout  # noqa: E402
 from soundrl.fapo.task import ReasoningTask  # noqa: E402

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from operator import attrgetter
+from typing import Literal, get_type_hints
 
+from soundrl.engine.environments.environment import NAMED, environment_of
 from soundrl.fapo.data.files import INSTRUCTION
 from soundrl.kernels.loss_rule import LossRule
 
@@ -19,7 +21,7 @@ def require(holds: bool, message: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class Model:
     path: str
-    """Folder in Hugging Face format with safetensors, or `arith` for the embedded world's model with fresh weights."""
+    """Folder in Hugging Face format with safetensors, or the name of an environment for its own model with fresh weights."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the forward and backward pass and of the sampler; master weights and optimizer state are always float32."""
     max_length: int = 4096
@@ -35,9 +37,9 @@ class Model:
 @dataclass(frozen=True, kw_only=True)
 class Data:
     train: str
-    """Training problems: a .jsonl, .json or .parquet file, `rg:<name>` for a reasoning-gym data set, or `arith`."""
+    """Training problems: a .jsonl, .json or .parquet file, `rg:<name>` for a reasoning-gym data set, or an environment's name."""
     test: tuple[str, ...] = ()
-    """Evaluation sets, same forms; `arith` is followed by its tens-digit set."""
+    """Evaluation sets, same forms; an environment's name stands for all of its own."""
     test_rows: int = 0
     """Problems used of each evaluation set, the first ones; 0 = all (of an endless source: 400)."""
     instruction: str = INSTRUCTION
@@ -149,7 +151,8 @@ class Genrm:
     reference: bool = True
     """Show the reference answer to the judge."""
     probe: tuple[str, int] = ("", 10)
-    """Labelled solutions (a ProcessBench or FAPO-Critic file, `arith`) that watch the judge, and steps between probes; empty = none."""
+    """Labelled solutions that watch the judge (a ProcessBench or FAPO-Critic file, or a function `module:name`; empty = none), and steps
+    between probes."""
     unknown: Literal["drop", "rule"] = "drop"
     """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule)."""
     max_unknown: float = 0.2
@@ -180,6 +183,10 @@ class Run:
     gate: float = 1.05
     """After each weight sync the mean of exp|Δ log-prob| between sampler and trainer may not exceed this, or the run stops."""
 
+    @property
+    def critic(self) -> bool:
+        return self.task != "reasoning"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -197,14 +204,10 @@ class Config:
 
     def __post_init__(self) -> None:
         rollout, optim, loss, genrm = self.rollout, self.optim, self.loss, self.genrm
-        for group, names in POSITIVE.items():
-            for name in names:
-                value = getattr(getattr(self, group), name)
-                require(value > 0, f"{group}.{name} is {value}, but must be > 0")
-        for group, names in NOT_NEGATIVE.items():
-            for name in names:
-                value = getattr(getattr(self, group), name)
-                require(value >= 0, f"{group}.{name} is {value}, but must be ≥ 0")
+        for setting in POSITIVE:
+            require((value := attrgetter(setting)(self)) > 0, f"{setting} is {value}, but must be > 0")
+        for setting in NOT_NEGATIVE:
+            require((value := attrgetter(setting)(self)) >= 0, f"{setting} is {value}, but must be ≥ 0")
         require(
             rollout.prompts % optim.minibatch_prompts == 0,
             f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
@@ -248,11 +251,11 @@ class Config:
             f"genrm.judge is {genrm.judge}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder",
         )
         require(
-            genrm.judge != "oracle" or self.data.train == "arith",
+            genrm.judge != "oracle" or environment_of(self.data.train).oracle is not None,
             f"genrm.judge is oracle, which knows the embedded world only, but data.train is {self.data.train}; use endpoint or none",
         )
         require(
-            self.run.task == "reasoning" or genrm.judge == "none",
+            not self.run.critic or genrm.judge == "none",
             f"run.task {self.run.task} needs no judge, but genrm.judge is {genrm.judge}; set --genrm.judge none --fapo.lam 0",
         )
         require(
@@ -283,9 +286,9 @@ class Config:
             f"genrm.sampling is {genrm.sampling[0]} {genrm.sampling[1]}; use a temperature of at least 0, above 0 for more than one vote",
         )
         require(
-            self.model.path != "arith" or self.data.train == "arith",
-            f"model.path arith knows only the characters of the embedded world, but data.train is {self.data.train}; "
-            "name a model folder, or set --data.train arith",
+            self.model.path not in NAMED or self.model.path == self.data.train,
+            f"model.path {self.model.path} knows only the characters of its own problems, but data.train is {self.data.train}; "
+            f"name a model folder, or set --data.train {self.model.path}",
         )
 
     def check_memory(self, device: str) -> None:
@@ -294,6 +297,13 @@ class Config:
             device == "cpu" or self.rollout.memory < 1,
             f"rollout.memory {self.rollout.memory} is a share on a GPU, which the trainer needs as well; set e.g. --rollout.memory 0.4",
         )
+
+    def engines(self, ranks: int, device: str) -> int:
+        """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where these or the share of a GPU do not fit."""
+        self.check_memory(device)
+        parallel = self.rollout.tensor_parallel
+        require(ranks % parallel == 0, f"rollout.tensor_parallel {parallel} does not divide the {ranks} ranks; start a multiple of it")
+        return ranks // parallel
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -310,33 +320,14 @@ class Config:
 
 WEEK = 604_800
 
-POSITIVE = {
-    "model": ("max_length",),
-    "rollout": ("prompts", "samples", "temperature", "max_new_tokens", "memory", "tensor_parallel"),
-    "optim": ("lr", "grad_clip", "minibatch_prompts", "microbatch_tokens"),
-    "warm_start": ("batch", "lr"),
-    "genrm": ("max_tokens", "concurrency", "workers"),
-}
-
-NOT_NEGATIVE = {
-    "data": ("test_rows",),
-    "model": ("rope_base_length",),
-    "warm_start": ("steps",),
-    "optim": ("warmup_steps", "weight_decay"),
-    "run": ("steps", "eval_every", "export_every"),
-}
-
-GROUPS = {
-    "model": Model,
-    "data": Data,
-    "run": Run,
-    "rollout": Rollout,
-    "warm_start": WarmStart,
-    "loss": Loss,
-    "optim": Optim,
-    "fapo": Fapo,
-    "genrm": Genrm,
-}
+POSITIVE = (
+    "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
+    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers"
+).split()
+NOT_NEGATIVE = (
+    "data.test_rows model.rope_base_length warm_start.steps optim.warmup_steps optim.weight_decay run.steps run.eval_every run.export_every"
+).split()
+GROUPS: dict[str, type] = get_type_hints(Config)
 
 
 def count_settings() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -72,16 +71,6 @@ class Encoder:
             raise RowError("the chat template leaves out the last message, of the assistant; remove it", "prompt", prompt.id)
         # Some templates open or skip the thinking there; whether it does is for the row to say.
         return _THINKING.sub(r"\1", head) + begun
-
-    def begun(self, prompt: Prompt) -> str:
-        """What already stands of the response's turn at the end of `render(prompt)`: its header, a `<think>`, a text to be continued."""
-        if prompt.messages is None:
-            return ""
-        asked = list(prompt.messages[:-1] if prompt.messages[-1]["role"] == "assistant" else prompt.messages)
-        if self.tokenizer.chat_template is None:
-            return prompt.messages[-1]["content"] if len(asked) < len(prompt.messages) else ""
-        whole = self.render(prompt)
-        return whole[len(os.path.commonprefix([whole, self._apply(prompt, asked, False)])) :]
 
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of a supervised response, its end token included. ValueError where the tokenizer has none."""

@@ -1,4 +1,4 @@
-"""The judge of a run: the embedded world's oracle, endpoints that others serve, or servers of our own on this machine."""
+"""The judge of a run: its environment's oracle, endpoints that others serve, or servers of our own on this machine."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soundrl.engine.config import Config
+from soundrl.engine.environments.environment import Environment
 from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.tools.plan import planned
-from soundrl.fapo import arith
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.critic_data.labelled import load_labelled
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.probe import PROBE_ROWS, Probe
-from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.serve.machine import positions, served_length
 from soundrl.genrm.serve.servers import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
 
@@ -38,14 +37,16 @@ class BuiltJudge:
     """Ends the servers that were started for it."""
 
 
-def build_judge(config: Config, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:
+def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:
     """A collective where judges are served. ValueError for a judge that does not answer or is too short for question and critique, for
     judges served on several nodes, and where judges and the policy do not fit on the GPUs, not even in turns."""
     g = config.genrm
     if g.judge == "none":
         return BuiltJudge(None)
     if g.judge == "oracle":
-        return BuiltJudge(OracleJudge(arith.oracle))
+        oracle = type(environment).oracle
+        assert oracle is not None  # as the settings have asked
+        return BuiltJudge(OracleJudge(oracle))
     # While somebody may start a judge again, questions wait for it as long as they would for an answer.
     urls, model, servers, why, gone_after = g.urls, g.model, None, "", g.deadline[0]
     if g.judge == "serve":
@@ -76,8 +77,7 @@ def build_judge(config: Config, ranks: Ranks, say: Callable[[str], None]) -> Bui
         gone_after=gone_after,
         with_reference=g.reference,
         allow_http=g.allow_http,
-        # The world writes a step a line.
-        split=arith.steps if config.data.train == "arith" else split_paragraphs,
+        split=environment.split,
     )
 
     def ready() -> None:

@@ -1,4 +1,4 @@
-"""The problems of a run: training rows and evaluation sets by name, checked over all ranks, and demonstrations made from them."""
+"""The problems of a run: training rows and evaluation sets by name, checked over all ranks, and what is made from them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from pathlib import Path, PurePath
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.environment import NAMED, Environment, environment_of
+from soundrl.engine.environments.files import load_file, worked
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks
-from soundrl.fapo import arith
-from soundrl.fapo.data.files import boxed_solution, load_prompts
+from soundrl.engine.weight_sync import PROBES
 from soundrl.fapo.data.left_out import LeftOut
-from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.data.puzzles import PREFIX
 from soundrl.fapo.data.rows import RowError, file_id
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.verify.verifier import Verifier
-from soundrl.genrm.arith_critic import ArithCriticSource
-from soundrl.genrm.critic_data.labelled import load_critic
 
-ENDLESS_TEST_ROWS = 400
-
-Source = arith.ArithSource | ArithCriticSource | list[Prompt]
 Tests = dict[str, list[Prompt]]
+Demonstrations = Callable[[int, int], list[Sample]]
 Faults = dict[tuple[str, str | bytes], str]
 """Why a thing cannot be used, by the field and what the rows that hold it share."""
 
@@ -37,14 +32,14 @@ def set_names(paths: Sequence[str]) -> list[str]:
 
     ValueError where two are one file, or one generated set.
 
-    >>> set_names(["aime24/test.jsonl", "math500/test.jsonl", "gsm8k.jsonl", "arith", "rg:chain_sum?seed=1"])
-    ['aime24/test', 'math500/test', 'gsm8k', 'arith', 'rg:chain_sum']
+    >>> set_names(["aime24/test.jsonl", "math500/test.jsonl", "gsm8k.jsonl", "rg:chain_sum?seed=1"])
+    ['aime24/test', 'math500/test', 'gsm8k', 'rg:chain_sum']
     """
     known: dict[str, str] = {}
     names: list[list[str]] = []
     for path in paths:
         kind, _, query = path.partition("?")
-        if generated := path == "arith" or path.startswith(PREFIX):
+        if generated := path in NAMED or path.startswith(PREFIX):
             same = "?".join([kind, *sorted(query.split("&"))])
         else:
             same = os.path.realpath(path)
@@ -61,43 +56,30 @@ def set_names(paths: Sequence[str]) -> list[str]:
     return [next((name for name in own if all(name not in other for other in names if other is not own)), own[-1]) for own in names]
 
 
-def build_sources(config: Config, left_out: LeftOut | None = None) -> tuple[Source, Tests]:
-    """Training problems, and evaluation sets by name. Unusable rows as in `load_prompts`."""
-    data, critic = config.data, config.run.task != "reasoning"
-
-    def load(path: str, rows: int | None) -> list[Prompt]:
-        if critic:
-            return load_critic(path, max_rows=rows, left_out=left_out)
-        return load_prompts(path, instruction=data.instruction, max_rows=rows, left_out=left_out)
-
-    # One evaluation seed for all runs, so that seeds can be compared; p = 2 asks for the tens digit, where carries pay, and a critic meets
-    # flaws as in training, and others.
-    if critic:
-        embedded = (ArithCriticSource(0, "test"), ArithCriticSource(0, "test", unseen=True))
-    else:
-        embedded = (arith.ArithSource(0, "test"), arith.ArithSource(0, "test", place=2))
-    train: Source = type(embedded[0])(config.run.seed) if data.train == "arith" else load(data.train, None)
+def load_tests(config: Config, left_out: LeftOut) -> Tests:
+    """The sets of `data.test` by name: a named environment's own, and files."""
+    named = {path: environment_of(path)(config, None).tests() for path in config.data.test if path in NAMED}
+    own = {name for sets in named.values() for name in sets}
     tests: Tests = {}
-    for path, name in zip(data.test, set_names(data.test), strict=True):
-        if path == "arith":
-            tests |= {source.name: [source.prompt(i) for i in range(data.test_rows or ENDLESS_TEST_ROWS)] for source in embedded}
-        else:
-            # A file may be called like one of the embedded sets.
-            tests[file_id(path) if name in {source.name for source in embedded} else name] = load(path, data.test_rows or None)
-    return train, tests
+    for path, name in zip(config.data.test, set_names(config.data.test), strict=True):
+        if path in named:
+            tests |= named[path]
+        else:  # a file may be called like one of an environment's sets
+            tests[file_id(path) if name in own else name] = load_file(config, path, config.data.test_rows or None, left_out)
+    return tests
 
 
 class Problems:
     """Loads the problems that `config` names; `check` leaves those that the run can use.
 
-    `train` is a list or, for the embedded world, an endless source; `tests` the evaluation sets by name; `left_out` what is unusable.
+    `train` is a list or an endless source; `tests` the evaluation sets by name; `left_out` what is unusable.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.left_out = config, LeftOut()
-        self.train, self.tests = build_sources(config, self.left_out)
+    def __init__(self, config: Config, environment: Environment) -> None:
+        self.config, self.environment, self.left_out = config, environment, LeftOut()
+        self.train, self.tests = environment.problems(self.left_out), load_tests(config, self.left_out)
 
-    def check(self, encode: Encoder, verifier: Verifier | None, ranks: Ranks, say: Callable[[str], None]) -> None:
+    def check(self, encode: Encoder, ranks: Ranks, say: Callable[[str], None]) -> None:
         """Prompt lengths, references and worked solutions of all rows; a collective, each rank checks its share of what is distinct.
 
         Where rows cannot be used every rank raises the same ValueError, which names the first; `<run>.left_out.jsonl` beside the run's
@@ -110,7 +92,7 @@ class Problems:
         keys = {name: [content(row) for row in part] for name, part in sets.items()}
         rows = [row for part in sets.values() for row in part]
         asked = dict(zip([key for part in keys.values() for key in part], rows, strict=True))
-        golds = list(dict.fromkeys(row.answer for row in rows)) if verifier is not None else []
+        golds = list(dict.fromkeys(row.answer for row in rows))
         warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
         mine: Faults = {}
         for key, row in list(asked.items())[ranks.rank :: ranks.size]:
@@ -119,8 +101,7 @@ class Problems:
             except RowError as error:
                 mine["prompt", key] = error.reason
         own = golds[ranks.rank :: ranks.size]
-        checked = verifier.check_golds(own) if verifier is not None else []
-        mine |= {("answer", gold): why for gold, why in zip(own, checked, strict=True) if why}
+        mine |= {("answer", gold): why for gold, why in zip(own, self.environment.unusable(own), strict=True) if why}
         mine |= {("solution", row.id): why for row in warm[ranks.rank :: ranks.size] if (why := self._solution_fault(row, encode))}
         faults: Faults = {}
         for part in ranks.gather(mine):
@@ -128,7 +109,7 @@ class Problems:
         for name, part in keys.items():
             if (distinct := len(set(part))) < len(part):
                 say(f"{name}: {len(part):,} rows, {distinct:,} distinct problems")
-        for name, part in sets.items() if verifier is not None else ():
+        for name, part in sets.items():
             if formless := sum(row.form is None for row in part):
                 say(f"{name}: {formless:,} of {len(part):,} prompts ask for no known form of answer; a \\boxed{{…}} is looked for there")
         if self.left_out.rows or faults:
@@ -166,48 +147,26 @@ class Problems:
     def _solution_fault(self, row: Prompt, encode: Encoder) -> str | None:
         longest = self.config.model.max_length
         try:
-            length = 0 if row.solution is None else demonstration(row, encode).length
+            length = 0 if row.solution is None else len(encode(row)) + len(encode.response(worked(row)))
         except ValueError as error:
             return error.reason if isinstance(error, RowError) else str(error)
         if length > longest:
             return f"{length} tokens with its prompt, more than model.max_length {longest}; raise it or remove the row"
         return None
 
+    def demonstrations(self, encode: Encoder) -> Demonstrations:
+        """(step, steps in all) → the warm start's samples of that step, over all ranks; `check` has seen that they can be made."""
+        encode.response("")
+        made = self.environment.demonstrations(self.train)
+        return lambda step, steps: [Sample(prompt_tokens=encode(row), tokens=encode.response(said)) for row, said in made(step, steps)]
+
+    def probes(self, encode: Encoder) -> list[tuple[int, ...]]:
+        """Token ids of the first training problems, for the gate of the weight sync."""
+        first = self.train[:PROBES] if isinstance(self.train, list) else map(self.train.prompt, range(PROBES))
+        return [encode(prompt) for prompt in first]
+
 
 def content(prompt: Prompt) -> bytes:
     """16 bytes that stand for what the policy is asked."""
     parts = [prompt.text] if prompt.messages is None else [part for message in prompt.messages for part in message.values()]
     return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def demonstration(row: Prompt, encode: Encoder) -> Sample:
-    """A row's worked solution as a supervised sample. ValueError where it cannot be used."""
-    return Sample(prompt_tokens=encode(row), tokens=encode.response(boxed_solution(row.solution or "", row.answer)))
-
-
-Demonstrations = Callable[[int, int], list[Sample]]
-
-
-def build_demonstrations(config: Config, source: Source, encode: Encoder) -> Demonstrations:
-    """(step, steps in all) → the warm start's samples of that step, over all ranks; `Problems.check` has seen that they can be made.
-
-    The embedded world plants errors (and its critic leaves its drills) in the last 40 %: from the first step on, arithmetic never forms.
-    """
-    batch = config.warm_start.batch
-    encode.response("")
-    if not isinstance(source, list):
-
-        def made(step: int, steps: int) -> list[Sample]:
-            # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
-            pairs = [source.demonstration(2**40 + step * batch + i, step >= 0.6 * steps) for i in range(batch)]
-            return [Sample(prompt_tokens=encode(prompt), tokens=encode.response(said)) for prompt, said in pairs]
-
-        return made
-    rows = [prompt for prompt in source if prompt.solution is not None]
-    if not rows:
-        raise ValueError(
-            f"warm_start.steps is {config.warm_start.steps}, but no row of {config.data.train} has a solution; set --warm-start.steps 0"
-        )
-    stream = PromptStream(rows, config.run.seed)
-    # The stream is the same on every rank; each takes its part of the batch itself, so any number of ranks fits.
-    return lambda step, steps: [demonstration(row, encode) for row in stream.take(batch)]

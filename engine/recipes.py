@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Loss, Model, Optim, Rollout, Run, WarmStart
 
+ARITH_SOLUTIONS = "soundrl.engine.environments.arithmetic.critic:arith"
+"""Labelled solutions of the embedded world."""
+
 
 def arith() -> Config:
     """The embedded world: no download, minutes on two CPU cores; flawed positives arise by themselves and are trained away."""
@@ -25,7 +28,7 @@ def arith() -> Config:
 
 def arith_genrm() -> Config:
     """`make run`: the same in 32 steps at twice the rate from the committed warm start, judged by the world's GenRM in a vLLM process."""
-    judge = Genrm(judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=("arith", 20))
+    judge = Genrm(judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=(ARITH_SOLUTIONS, 20))
     base = arith()
     return replace(
         base,
@@ -104,12 +107,13 @@ def fapo_32b() -> Config:
 
 def genrm_arith() -> Config:
     """A GenRM for the embedded world: a warm start on sums and critiques, then RL with the step-wise reward; minutes on two CPU cores."""
-    return Config(
-        model=Model(path="arith", dtype="float32", max_length=144),
-        data=Data(train="arith", test=("arith",), test_rows=400),
-        warm_start=WarmStart(steps=1000, batch=32, lr=2e-3),
-        rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=64, memory=0.3, eager=True),
-        optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=4096),
+    base = arith()
+    return replace(
+        base,
+        model=replace(base.model, max_length=144),
+        warm_start=replace(base.warm_start, steps=1000),
+        rollout=replace(base.rollout, max_new_tokens=64),
+        optim=replace(base.optim, microbatch_tokens=4096),
         fapo=Fapo(lam=0.0),
         genrm=Genrm(judge="none"),
         run=Run(name="genrm-arith", task="critic", steps=60, eval_every=0),
@@ -142,3 +146,6 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "grpo-32b": grpo_32b,
     "fapo-32b": fapo_32b,
 }
+
+DEFAULT = "arith"
+"""Where no recipe is named."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from soundrl.engine.build import Encoder
 from soundrl.engine.config import Config
+from soundrl.engine.encode import Encoder
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Sampler, requests_for
 from soundrl.engine.timeline import Timeline

@@ -13,10 +13,12 @@ from soundrl.engine.launch import launch
 if __name__ == "__main__":
     launch.leave_to_ranks()
 
-from soundrl.engine import build
 from soundrl.engine.config import Config
+from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.evaluate import evaluate
 from soundrl.engine.exchange import exchange
+from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.judges import over_ranks
 from soundrl.engine.launch.launch import users_mistakes
@@ -24,7 +26,9 @@ from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import rollout
+from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.schedule import minibatches
+from soundrl.engine.task import build_task
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
@@ -40,45 +44,42 @@ def main(config: Config) -> None:
     phases, progress = Timeline(ranks.rank), Progress(ranks.main, config.run.steps)
     folder = RunFolder(config, ranks)
     with users_mistakes(), phases("prepare"), folder.claimed() as config:
-        build.check_sizes(config, ranks)
-        problems = Problems(config)
-        start = build.model_folder(config, ranks)
-        tokenizer = build.load_tokenizer(start)
-        encode = build.Encoder(tokenizer, config.max_prompt_tokens)
-        verifier = build.build_verifier(config)
-        problems.check(encode, verifier, ranks, progress.say)
-        source, tests = problems.train, problems.tests
-        stream = PromptStream(source, config.run.seed)
-        demonstrations = build.build_demonstrations(config, source, encode) if config.warm_start.steps else None
-        task, judging = build.build_task(config, verifier, ranks, progress.say, tokenizer)
-        policy = Policy(start, tokenizer, config.model, ranks)
-        cards = build.cards(config)
+        config.engines(ranks.size, ranks.device.type)
+        start = policy_folder(config, ranks)
+        encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
+        environment = environment_of(config.data.train)(config, encode.tokenizer)
+        problems = Problems(config, environment)
+        problems.check(encode, ranks, progress.say)
+        stream = PromptStream(problems.train, config.run.seed)
+        demonstrations = problems.demonstrations(encode) if config.warm_start.steps else None
+        task, judging = build_task(config, environment, ranks, progress.say)
+        policy = Policy(start, encode.tokenizer, config.model, ranks)
+        for line in cards(config):
+            progress.say(line)
     if ranks.main:
         problems.left_out.write(folder.path / "left_out.jsonl")
     trainer = Trainer(policy, config.optim, config.loss, config.rollout.temperature, phases.detail, config.rollout.max_new_tokens)
     progress.say(f"{config.run.name}: {policy.describe()} on {ranks.describe()}")
-    for line in cards:
-        progress.say(line)
     if demonstrations is not None:
         with phases("warm_start"):
             warm_start(policy, config, demonstrations, progress)
         with phases("save"):  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
             policy.export(folder.path / "policy" / "step-000000")
-    if not config.run.steps and not tests:  # nothing to sample
+    if not config.run.steps and not problems.tests:  # nothing to sample
         progress.summary({}, {}, phases.spent(), str(folder.path))
         folder.close()
         task.close()
         ranks.stop()
         return
     with users_mistakes(), phases("start_sampler"):
-        sampler = build.build_sampler(config, policy, ranks)
-        sync = WeightSync(policy, trainer, sampler, build.probe_prompts(source, encode), config.rollout.temperature, config.run.gate)
+        sampler = build_sampler(config, policy, ranks)
+        sync = WeightSync(policy, trainer, sampler, problems.probes(encode), config.rollout.temperature, config.run.gate)
     with users_mistakes(), phases("start_judge"):
         task.ready()
     with phases("sync"):
         sync()
     phases.take()
-    measure = partial(evaluate, tests, task, sampler, encode, config, ranks, phases, judging, sync)
+    measure = partial(evaluate, problems.tests, task, sampler, encode, config, ranks, phases, judging, sync)
     with phases("evaluate"):
         before = evaluation = measure()
     progress.evaluation(0, before)

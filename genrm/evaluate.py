@@ -24,8 +24,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled, with_references
+from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
 from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
@@ -60,7 +61,7 @@ class Judged:
     """What a command judges, and where it writes."""
 
     data: tuple[str, ...]
-    """ProcessBench or FAPO-Critic files, `arith` or `arith-unseen`; each is a subset."""
+    """ProcessBench or FAPO-Critic files, or functions that make rows (`module:name`); each is a subset."""
     out: Path
     """Folder of the verdicts and scores; what was begun there goes on."""
     references: str = ""
@@ -80,17 +81,18 @@ class Arguments(Judged, Asking):
 
 
 def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
-    """The subsets by name. Without `references` no row has a reference answer, except in the embedded world, whose prompt holds it."""
+    """The subsets by name. Without `references` no row of a file has a reference answer; rows that a function makes keep theirs."""
     subsets: dict[str, list[Labelled]] = {}
-    for name in arguments.data:
-        rows = load_labelled(name, max_rows=arguments.rows or None)
-        if arguments.references and name not in ARITH:
+    for source in arguments.data:
+        rows = load_labelled(source, max_rows=arguments.rows or None)
+        name = source.rpartition(":")[2] if is_named(source) else Path(source).stem
+        if arguments.references and not is_named(source):
             rows = with_references(rows, arguments.references)
-        elif name not in ARITH:
+        elif not is_named(source):
             rows = [dataclasses.replace(row, answer=None) for row in rows]
-        if Path(name).stem in subsets:
-            raise ValueError(f"two files of --data are called {Path(name).stem}; rename one")
-        subsets[Path(name).stem] = rows
+        if name in subsets:
+            raise ValueError(f"two sources of --data are called {name}; rename one")
+        subsets[name] = rows
     return subsets
 
 

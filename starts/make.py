@@ -25,12 +25,13 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 
-from soundrl.engine.build import Encoder, load_tokenizer
 from soundrl.engine.config import Config
-from soundrl.engine.recipes import RECIPES
+from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.arithmetic import chains
+from soundrl.engine.files.model_folder import load_tokenizer
+from soundrl.engine.recipes import ARITH_SOLUTIONS, RECIPES
 from soundrl.engine.samplers.sampler import Request, requests_for
 from soundrl.engine.samplers.torch_sampler import TorchSampler
-from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt, load_labelled
 from soundrl.genrm.scores import flags, measures
@@ -63,7 +64,7 @@ def sampled(folder: Path, config: Config, requests: list[Request]) -> list[Rollo
 
 def policy_rollouts(folder: Path, rows: int = ROWS) -> list[tuple[Prompt, Rollout]]:
     """`SAMPLES` rollouts of each of the first problems of the evaluation set `arith-test`."""
-    config, source = RECIPES["arith"](), arith.ArithSource(0, "test")
+    config, source = RECIPES["arith"](), chains.ArithSource(0, "test")
     encode = Encoder(load_tokenizer(folder), config.max_prompt_tokens)
     prompts = {prompt.id: prompt for prompt in map(source.prompt, range(rows))}
     asked = [(prompt.id, encode(prompt)) for prompt in prompts.values()]
@@ -73,13 +74,13 @@ def policy_rollouts(folder: Path, rows: int = ROWS) -> list[tuple[Prompt, Rollou
 
 
 def right_ones(pairs: list[tuple[Prompt, Rollout]]) -> list[tuple[Prompt, Rollout]]:
-    return [(p, r) for p, r in pairs if arith.verify(p.answer, r.text, r.finish_reason == "stop") is Outcome.CORRECT]
+    return [(p, r) for p, r in pairs if chains.verify(p.answer, r.text, r.finish_reason == "stop") is Outcome.CORRECT]
 
 
 def policy_figures(pairs: list[tuple[Prompt, Rollout]]) -> dict[str, float]:
     """`right`: of all rollouts; `flawed`: of the right ones, those the oracle finds a wrong step in."""
     right = right_ones(pairs)
-    flawed = sum(arith.oracle(prompt, rollout).kind == "flawed" for prompt, rollout in right)
+    flawed = sum(chains.oracle(prompt, rollout).kind == "flawed" for prompt, rollout in right)
     return {"right": len(right) / len(pairs), "flawed": flawed / max(len(right), 1), "rollouts": len(pairs)}
 
 
@@ -98,10 +99,10 @@ def judge_figures(folder: Path, rows: list[Labelled]) -> dict[str, float]:
 
 def as_labelled(prompt: Prompt, rollout: Rollout) -> Labelled:
     """A right rollout with the oracle's first wrong step: what the judge meets in the run."""
-    verdict: Verdict = arith.oracle(prompt, rollout)
+    verdict: Verdict = chains.oracle(prompt, rollout)
     label = -1 if verdict.step is None else verdict.step
     id = f"{prompt.id}/{rollout.sample}"
-    return Labelled(id=id, problem=prompt.text, steps=arith.steps(rollout.text), label=label, answer=prompt.answer)
+    return Labelled(id=id, problem=prompt.text, steps=chains.steps(rollout.text), label=label, answer=prompt.answer)
 
 
 def write(name: str, source: Path, into: Path, config: Config) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def main(arguments: Arguments) -> None:
     accept("policy", policy, card)
     card = write("genrm-arith", arguments.judge, judge, RECIPES["genrm-arith"]())
     figures = card["figures"] = judge_figures(judge, [as_labelled(*pair) for pair in right_ones(pairs)])
-    card["figures on planted flaws"] = judge_figures(judge, load_labelled("arith"))
+    card["figures on planted flaws"] = judge_figures(judge, load_labelled(ARITH_SOLUTIONS))
     card["says"] = (
         f"{card['made']}; of the policy's flawed positives it finds {figures['recall']:.0%}, and {figures['precision']:.0%} of what it "
         "finds is flawed; `make starts` makes it anew"

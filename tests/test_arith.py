@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from soundrl.fapo.arith import (
+from soundrl.engine.environments.arithmetic.chains import (
     ArithSource,
     Problem,
     demonstration,

@@ -5,15 +5,16 @@ from collections import Counter
 import pytest
 from single_turn import assert_single_user_turn
 
-from soundrl.engine.arith_critic_model import critic_tokenizer
 from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.arithmetic import chains
+from soundrl.engine.environments.arithmetic.critic import STUDENT, UNSEEN, ArithCriticSource, critique
+from soundrl.engine.environments.arithmetic.models import critic_tokenizer
+from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.files.run_reader import RunReader
-from soundrl.engine.problems import build_demonstrations, build_sources
+from soundrl.engine.problems import Problems
 from soundrl.engine.recipes import RECIPES
-from soundrl.fapo import arith
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings
-from soundrl.genrm.arith_critic import STUDENT, UNSEEN, ArithCriticSource, critique
 from soundrl.genrm.task import CriticTask, critic_reward
 from soundrl.genrm.verdict import parse_verdict
 
@@ -78,11 +79,11 @@ def test_rows_are_right_in_their_answer_and_labelled_by_the_oracle():
         assert kinds.keys() == {"sound", *(UNSEEN if source.unseen else (STUDENT,))} and 160 < kinds["sound"] < 240
         for row in rows:
             text = "\n".join(row.steps) + "\n"
-            flaw = arith.first_flaw(row.problem, text)
-            assert arith.verify(row.problem.answer, text, True) is Outcome.CORRECT
+            flaw = chains.first_flaw(row.chain, text)
+            assert chains.verify(row.chain.answer, text, True) is Outcome.CORRECT
             assert row.label == (-1 if flaw is None else flaw[0]) and -1 <= row.label < len(row.steps)
-            assert arith.held_out(row.problem) == (source.problems.split == "test")
-            said = critique(row.problem, row.steps, row.label)
+            assert chains.held_out(row.chain) == (source.problems.split == "test")
+            said = critique(row.chain, row.steps, row.label)
             assert parse_verdict(said, "stop", len(row.steps)) == (Verdict.sound() if row.label < 0 else Verdict.flawed(row.label))
 
 
@@ -101,10 +102,10 @@ def test_its_tokenizer_reads_the_judges_prompt_in_few_tokens():
 
 def test_the_warm_start_drills_first_and_judges_whole_solutions_then():
     config = RECIPES["genrm-arith"]()
-    source, tests = build_sources(config)
-    assert list(tests) == ["arith-critic-test", "arith-critic-test-unseen"]
+    problems = Problems(config, environment_of("arith")(config, None))
+    assert list(problems.tests) == ["arith-critic-test", "arith-critic-test-unseen"]
     tokenizer = critic_tokenizer()
-    demonstrations = build_demonstrations(config, source, Encoder(tokenizer, config.max_prompt_tokens))
+    demonstrations = problems.demonstrations(Encoder(tokenizer, config.max_prompt_tokens))
     drills, whole = ([tokenizer.decode(sample.tokens) for sample in demonstrations(step, 10)] for step in (0, 9))
     after_wrong = [[said.split(" wrong ")[1] for said in part if " wrong " in said] for part in (drills, whole)]
     assert any("=" in rest for rest in after_wrong[0])  # judged to the end

@@ -8,6 +8,7 @@ import pyarrow.json
 import pytest
 from fake_judge import MODEL, Handler, Server, said
 
+from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.records import Prompt, Verdict
 from soundrl.fapo.verify.box import final_box
@@ -142,10 +143,12 @@ def test_sampled_rows_need_a_right_answer_and_a_unanimous_teacher_and_are_not_as
 def test_planted_rows_of_the_world_are_training_rows_of_the_seed(tmp_path):
     rows = {}
     for seed in ("0", "1"):
-        command(["planted", "--problems", "arith", "--max-problems", "200", "--out", str(tmp_path / f"{seed}.jsonl"), "--seed", seed])
+        command(
+            ["planted", "--problems", ARITH_SOLUTIONS, "--max-problems", "200", "--out", str(tmp_path / f"{seed}.jsonl"), "--seed", seed]
+        )
         rows[seed] = {(row.problem, row.steps) for row in load_labelled(str(tmp_path / f"{seed}.jsonl"))}
         assert len(rows[seed]) > 100
-    evaluated = load_labelled("arith", max_rows=400)
+    evaluated = load_labelled(ARITH_SOLUTIONS, max_rows=400)
     assert not {row.problem for row in evaluated} & {problem for problem, _ in rows["0"] | rows["1"]}
     assert len(rows["0"] & rows["1"]) < 20
 

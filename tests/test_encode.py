@@ -102,13 +102,6 @@ def test_a_turn_of_the_assistant_is_continued_letter_by_letter(template, header,
     encode = Encoder(tokenizer(template), 1000)
     row = prompt(("user", "1+1?"), ("assistant", begun))
     assert encode.render(row) == header + begun
-    assert encode.begun(row).endswith(begun) and "user" not in encode.begun(row) and "INST" not in encode.begun(row)
-
-
-def test_what_stands_of_the_response_is_told():
-    assert Encoder(tokenizer(THINKS), 1000).begun(ASKED) == "<|im_start|>assistant\n<think>\n"
-    assert Encoder(tokenizer(CHATML), 1000).begun(prompt(("user", "What is <think>?"))) == "<|im_start|>assistant\n"
-    assert Encoder(tokenizer(), 1000).begun(ASKED) == "" == Encoder(tokenizer(CHATML), 1000).begun(Prompt(id="x", text="1", answer="1"))
 
 
 def test_an_empty_turn_of_the_assistant_is_a_turn_to_begin():

@@ -5,6 +5,7 @@ import json
 import pytest
 from fake_judge import MODEL, Server, find_flaw, said
 
+from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.genrm import evaluate
 from soundrl.genrm.evaluate import Arguments, command, main
 from soundrl.genrm.pool import scorer
@@ -41,7 +42,9 @@ def judge():
 
 def test_a_perfect_judge_and_what_is_written(judge, tmp_path, capsys):
     server = judge(lambda handler, number: find_flaw(handler, number))
-    arguments = Arguments(data=(bench(tmp_path / "gsm8k.json"), "arith"), rows=12, urls=(server.url,), model=MODEL, out=tmp_path / "out")
+    arguments = Arguments(
+        data=(bench(tmp_path / "gsm8k.json"), ARITH_SOLUTIONS), rows=12, urls=(server.url,), model=MODEL, out=tmp_path / "out"
+    )
     scores = main(arguments)
     assert scores["gsm8k"]["f1"]["value"] == scores["gsm8k"]["flawed_f1"]["value"] == scores["gsm8k"]["coverage"]["value"] == 1.0
     assert scores["arith"]["f1"]["value"] == 0.0 and scores["arith"]["correct_accuracy"]["value"] == 1.0  # it finds 2+2=5 only

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from soundrl.engine import judges
+from soundrl.engine.environments.arithmetic.arithmetic import Arithmetic
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.rewards import RewardSettings
@@ -40,9 +41,10 @@ def served(tmp_path, **genrm):
 
 def test_served_judges_on_several_nodes_are_refused_on_every_rank(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    config = served(tmp_path)
     for rank in (0, 9):
         with pytest.raises(ValueError, match="genrm.judge serve .* set --genrm.judge endpoint, --genrm.urls"):
-            judges.build_judge(served(tmp_path), ranks(rank, 16), print)
+            judges.build_judge(config, Arithmetic(config, None), ranks(rank, 16), print)
 
 
 def test_a_judge_too_short_for_question_and_critique_is_not_started(tmp_path):

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +9,10 @@ from conftest import start
 from tiny import write_tiny
 from transformers import AutoConfig
 
-from soundrl.engine.build import engine_count
 from soundrl.engine.config import Config
 from soundrl.engine.launch.launch import UserError, plan_arguments
 from soundrl.engine.recipes import RECIPES, fapo_7b
-from soundrl.engine.tools.plan import CONTEXT, GIB, memory_plan, shapes, trainer_state, trainer_work
+from soundrl.engine.tools.plan import CONTEXT, GIB, memory_plan, planned, shapes, trainer_state, trainer_work
 from soundrl.kernels.head_chunks import LinearHead, bytes_per_logit
 
 QWEN_7B = {
@@ -112,10 +110,18 @@ def test_the_share_of_a_gpu_is_below_one(of):
     for memory in (1.0, 1.5, 4.0):
         config = replace(fapo_7b(), rollout=replace(fapo_7b().rollout, memory=memory))
         config.check_memory("cpu")
-        ranks = SimpleNamespace(device=torch.device("cuda", 0), size=8)
-        for ask in (lambda: engine_count(config, ranks), lambda: memory_plan(config, of, 8, 80 * GIB, "cuda")):  # noqa: B023
+        for ask in (lambda: config.engines(8, "cuda"), lambda: memory_plan(config, of, 8, 80 * GIB, "cuda")):  # noqa: B023
             with pytest.raises(ValueError, match=f"rollout.memory {memory} is a share on a GPU, .* set e.g. --rollout.memory 0.4"):
                 ask()
+
+
+def test_a_plan_checks_the_sizes_of_the_run(qwen):
+    """As the run itself does at its start, on as many ranks."""
+    config = replace(fapo_7b(), model=replace(fapo_7b().model, path=str(qwen)), rollout=replace(fapo_7b().rollout, tensor_parallel=4))
+    assert config.engines(8, "cuda") == 2
+    for ask in (lambda: config.engines(30, "cuda"), lambda: planned(config, 30, 80.0)):
+        with pytest.raises(ValueError, match="rollout.tensor_parallel 4 does not divide the 30 ranks; start a multiple of it"):
+            ask()
 
 
 def test_logits_are_planned_as_the_head_holds_them(of):

@@ -9,9 +9,10 @@ from tiny import write_tiny
 
 from soundrl.engine.config import Config, Data, Fapo, Genrm, Model, Run, WarmStart
 from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.run_reader import RunReader
-from soundrl.engine.problems import Problems, build_demonstrations, build_sources, set_names
+from soundrl.engine.problems import Problems, set_names
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.verify.verifier import Verifier
 
@@ -66,17 +67,23 @@ def config(folder, train: str, *tests: str, steps: int = 0, skip: bool = False, 
     )
 
 
+def loaded(settings: Config, tokenizer=None, verifier=None) -> Problems:
+    problems = Problems(settings, environment_of(settings.data.train)(settings, tokenizer))
+    problems.environment.verifier = verifier  # type: ignore[attr-defined]
+    return problems
+
+
 FORMLESS = "prompts ask for no known form of answer; a \\boxed{…} is looked for there"
 
 
 def checked(settings: Config, tokenizer, verifier, size: int = 1) -> tuple[list[Problems], list[str], list[str]]:
     """The problems of each rank, what rank 0 says, and the errors."""
     threads, said, errors = Threads(size), [], []
-    made = [Problems(settings) for _ in range(size)]
+    made = [loaded(settings, tokenizer, verifier) for _ in range(size)]
 
     def run(rank: int) -> None:
         try:
-            made[rank].check(Encoder(tokenizer, 20), verifier, threads.ranks(rank), said.append if rank == 0 else lambda line: None)
+            made[rank].check(Encoder(tokenizer, 20), threads.ranks(rank), said.append if rank == 0 else lambda line: None)
         except ValueError as error:
             errors.append(str(error))
 
@@ -91,9 +98,9 @@ def checked(settings: Config, tokenizer, verifier, size: int = 1) -> tuple[list[
 def test_prompts_that_ask_for_no_known_form_are_counted(tokenizer, verifier, tmp_path):
     asks = ("1+1?", "2+1? Answer: $Answer", "3+1? in \\boxed{}", "4+1?")
     rows = [{"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "2"}} for text in asks]
-    problems = Problems(config(tmp_path, path := write(tmp_path / "d.jsonl", *rows)))
+    problems = loaded(config(tmp_path, path := write(tmp_path / "d.jsonl", *rows)), tokenizer, verifier)
     said: list[str] = []
-    problems.check(Encoder(tokenizer, 60), verifier, Threads(1).ranks(0), said.append)
+    problems.check(Encoder(tokenizer, 60), Threads(1).ranks(0), said.append)
     assert said == [f"{path}: 2 of 4 {FORMLESS}"]
     assert [prompt.form for prompt in problems.train] == [None, "answer_line", "box", None]
 
@@ -142,7 +149,8 @@ def test_files_of_one_name_are_sets_of_their_own(tmp_path):
     """Train and test of one name have other ids, so neither seeds nor tokens are shared."""
     train = write(tmp_path / "deepmath/train.jsonl", {"problem": "1+1?", "answer": "2"})
     tests = [write(tmp_path / f"{name}/train.jsonl", {"problem": f"{i}*8?", "answer": str(8 * i)}) for i, name in enumerate("ab", 6)]
-    source, sets = build_sources(config(tmp_path, train, *tests))
+    problems = loaded(config(tmp_path, train, *tests))
+    source, sets = problems.train, problems.tests
     assert {name: [(p.text, p.answer) for p in rows] for name, rows in sets.items()} == {
         "a/train": [("6*8?", "48")],
         "b/train": [("7*8?", "56")],
@@ -155,7 +163,8 @@ def test_files_of_one_name_are_sets_of_their_own(tmp_path):
 def test_critic_sets_of_one_name_are_sets_of_their_own(tmp_path):
     row = {"id": "gsm8k-0", "problem": "1+1?", "steps": ["a"], "final_answer_correct": True, "label": 0}
     paths = [write(tmp_path / f"{name}/pb.json{'l' * (name == 'a')}", row | {"problem": name}) for name in "abc"]
-    source, sets = build_sources(config(tmp_path, paths[0], *paths[1:], task="critic"))
+    problems = loaded(config(tmp_path, paths[0], *paths[1:], task="critic"))
+    source, sets = problems.train, problems.tests
     assert list(sets) == ["b/pb", "c/pb"] and isinstance(source, list)
     assert len({prompt.id for rows in (source, *sets.values()) for prompt in rows}) == 3
 
@@ -164,7 +173,7 @@ def test_the_embedded_sets_keep_their_names(tmp_path):
     row = {"problem": "1+1?", "answer": "2"}
     path = write(tmp_path / "arith-test.jsonl", row)
     for tests in (("arith", path), (path, "arith")):
-        _, sets = build_sources(replace(RECIPES["arith"](), data=Data(train="arith", test=tests)))
+        sets = loaded(replace(RECIPES["arith"](), data=Data(train="arith", test=tests))).tests
         assert {name: len(rows) for name, rows in sets.items()} == {"arith-test": 400, "arith-test-p2": 400, path: 1}
 
 
@@ -263,7 +272,7 @@ def test_references_are_compared_with_themselves(verifier):
 def test_demonstrations_end_in_the_end_token_and_come_once_an_epoch(tokenizer, tmp_path):
     path = write(tmp_path / "d.jsonl", *({"problem": f"{i}+1?1\n", "answer": "2", "solution": f"{i}+1={i + 1}"} for i in range(4)))
     settings = config(tmp_path, path, steps=3)
-    demonstrations = build_demonstrations(settings, build_sources(settings)[0], Encoder(tokenizer, 20))
+    demonstrations = loaded(settings).demonstrations(Encoder(tokenizer, 20))
     batches = [demonstrations(step, 2) for step in range(2)]
     assert len({tuple(s.tokens) for batch in batches for s in batch}) == 4
     assert all(s.tokens[-1] == tokenizer.eos_token_id and s.advantage == 1.0 for batch in batches for s in batch)
@@ -273,7 +282,7 @@ def test_no_solutions_at_all_is_a_conflict_of_settings(tokenizer, tmp_path):
     path = write(tmp_path / "d.jsonl", {"problem": "1+1?1\n", "answer": "2"})
     settings = config(tmp_path, path, steps=3)
     with pytest.raises(ValueError, match=r"warm_start.steps is 3, but no row of .*d.jsonl has a solution; set --warm-start.steps 0"):
-        build_demonstrations(settings, build_sources(settings)[0], Encoder(tokenizer, 20))
+        loaded(settings).demonstrations(Encoder(tokenizer, 20))
 
 
 def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tmp_path):

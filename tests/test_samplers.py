@@ -10,9 +10,8 @@ from tiny import write_tiny
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine import rollouts
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
-from soundrl.engine.files.model_folder import end_tokens
+from soundrl.engine.files.model_folder import end_tokens, load_tokenizer
 from soundrl.engine.files.rollout_file import RolloutWriter, read_file
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fake_judge import MODEL, Server, find_flaw
 
+from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.data.rows import DataError
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled, with_references
@@ -145,7 +146,7 @@ def test_fapo_critic_rows_are_read(shared_data):
 
 
 def test_the_world_has_labelled_solutions():
-    seen, unseen = load_labelled("arith", max_rows=60), load_labelled("arith-unseen", max_rows=60)
+    seen, unseen = load_labelled(ARITH_SOLUTIONS, max_rows=60), load_labelled(f"{ARITH_SOLUTIONS}_unseen", max_rows=60)
     assert 15 < sum(row.label >= 0 for row in seen) < 45 and not {row.problem for row in seen} & {row.problem for row in unseen}
 
 

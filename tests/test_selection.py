@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.genrm import evaluate
 from soundrl.genrm.selection import Arguments, Checkpoint, choose, main, plot
 
@@ -43,17 +44,17 @@ def test_a_run_that_is_evaluated_already_is_only_read(tmp_path, capsys):
         (out / f"step-{step:06d}").mkdir(parents=True)
         measure = {"value": f1, "low": 0.0, "high": 1.0}
         scores = {"all": {"average_f1": f1, "flawed_f1": measure, "coverage": measure, "tokens": 9.0, "seconds": 0.1}}
-        asked = evaluate.Arguments(data=("arith",), urls=(), model=f"run-step-{step:06d}", out=out, rows=9)
+        asked = evaluate.Arguments(data=(ARITH_SOLUTIONS,), urls=(), model=f"run-step-{step:06d}", out=out, rows=9)
         made_from = evaluate.stamp(asked, evaluate.read_data(asked))
         (out / f"step-{step:06d}" / "scores.json").write_text(json.dumps({"made_from": made_from, "scores": scores}))
-    assert main(Arguments(run=run, data=("arith",), out=out, rows=9)).step == 20
+    assert main(Arguments(run=run, data=(ARITH_SOLUTIONS,), out=out, rows=9)).step == 20
     assert json.loads((out / "selection.json").read_text())["chosen"] == 20 and (out / "selection.svg").exists()
     assert "chosen" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is no model folder"):  # other rows: served anew, were these real checkpoints
-        main(Arguments(run=run, data=("arith",), out=out, rows=8))
+        main(Arguments(run=run, data=(ARITH_SOLUTIONS,), out=out, rows=8))
     for file in out.glob("*/scores.json"):  # and so is one that a server's fault left unfinished
         file.write_text(json.dumps(json.loads(file.read_text()) | {"unfinished": {"http_5xx": 3}}))
     with pytest.raises(ValueError, match="is no model folder"):
-        main(Arguments(run=run, data=("arith",), out=out, rows=9))
+        main(Arguments(run=run, data=(ARITH_SOLUTIONS,), out=out, rows=9))
     with pytest.raises(ValueError, match="holds no policy"):
-        main(Arguments(run=tmp_path, data=("arith",), out=out))
+        main(Arguments(run=tmp_path, data=(ARITH_SOLUTIONS,), out=out))

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from fake_judge import MODEL, SERVED
 
-from soundrl.engine.arith_critic_model import write_arith_critic
+from soundrl.engine.environments.arithmetic.models import write_arith_critic
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.pool import scorer

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from soundrl.engine.build import cards
+from soundrl.engine.files.model_folder import cards
 from soundrl.engine.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent

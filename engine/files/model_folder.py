@@ -17,6 +17,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from soundrl.engine.config import Config
+from soundrl.engine.environments.environment import NAMED, environment_of
+from soundrl.engine.ranks import Ranks
+
 LFS = b"version https://git-lfs"
 FLOATS = ("F64", "F32", "F16", "BF16")
 BUFFERS = re.compile(
@@ -26,6 +30,18 @@ BUFFERS = re.compile(
 """Tensors that older libraries stored and that no model reads any more."""
 KEPT = re.compile(r"(?!(adapter_)?config\.json$)(?!.*\.index\.json$).*\.(json|jinja|model|txt|tiktoken|bpe)$|LICENSE.*|NOTICE.*")
 """Files that an export takes over: tokenizer, chat template, generation defaults."""
+
+
+def policy_folder(config: Config, ranks: Ranks) -> Path:
+    """The folder the policy starts from, checked; where an environment is named, one with fresh weights, which rank 0 writes."""
+    name = config.model.path
+    if name not in NAMED:
+        return check_folder(name)
+    folder = Path(config.run.folder) / "fresh" / f"{name}-{'critic-' if config.run.critic else ''}seed{config.run.seed}"
+    if ranks.main:
+        environment_of(name).write_model(config, folder)
+    ranks.barrier()
+    return folder
 
 
 def check_folder(path: str | Path, setting: str = "model.path", trains: bool = True) -> Path:
@@ -201,6 +217,13 @@ def companions(folder: Path) -> dict[str, bytes]:
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and KEPT.fullmatch(file.name)]
     files += sorted(folder.glob("additional_chat_templates/*.jinja"))
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def cards(config: Config) -> list[str]:
+    """What the folders of policy and judge say of how they were made, in `says` of their `card.json` (`starts/` has some)."""
+    folders = [config.model.path] + [config.genrm.model] * (config.genrm.judge == "serve")
+    found = [read_json(card) | {"folder": folder} for folder in folders if (card := Path(folder) / "card.json").is_file()]
+    return [f"{card['folder']}: {card['says']}" for card in found if "says" in card]  # other cards are not ours
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> list[int]:

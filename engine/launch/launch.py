@@ -19,7 +19,6 @@ from soundrl.engine.launch.last_words import FULL, RANK, UserError, catch, one_l
 if TYPE_CHECKING:  # a signal that comes while these load must find its handler
     from soundrl.engine.config import Config
 
-DEFAULT_RECIPE = "arith"
 HELP = ("-h", "--help")
 
 
@@ -41,11 +40,11 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
     """`[recipe] [--group.setting value …]`; UserError in one line for an unknown recipe or setting, a bad value or a conflict."""
     import tyro
 
-    from soundrl.engine.recipes import RECIPES
+    from soundrl.engine.recipes import DEFAULT, RECIPES
 
     arguments = list(arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP):
-        arguments = [DEFAULT_RECIPE, *arguments]
+        arguments = [DEFAULT, *arguments]
     recipes = {name: ((recipe.__doc__ or "").split("\n")[0], recipe()) for name, recipe in RECIPES.items()}
     for argument in arguments:
         if argument.startswith("--") and argument not in HELP:

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from soundrl.engine.config import Config
+from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
 from soundrl.fapo.records import Rollout
 
 
@@ -84,3 +87,14 @@ def requests_for(
         for id_, tokens in prompts
         for i in range(samples)
     ]
+
+
+def build_sampler(config: Config, policy: Policy, ranks: Ranks) -> Sampler:
+    """The sampler that `rollout.engine` names, started."""
+    if config.rollout.engine == "torch":
+        from soundrl.engine.samplers.torch_sampler import TorchSampler
+
+        return TorchSampler(policy.folder, policy.tokenizer, config.model, ranks)
+    from soundrl.engine.samplers.vllm_sampler import VllmSampler
+
+    return VllmSampler(policy.folder, policy.tokenizer, config.model, config.rollout, ranks)

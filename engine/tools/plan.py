@@ -1,7 +1,7 @@
 """What a run will hold in memory, from the model's config.json alone: `python engine/train.py fapo-7b --plan --gpus 32 --gpu-gib 80`.
 
 Parameters and activations are counted on a copy of the model without storage (torch's meta device): its forward pass runs on shapes, and
-what autograd saves is added up, so any architecture is known. The rest is arithmetic: N parameters over W ranks cost 4 bytes each of master
+what autograd saves is added up, so any architecture is known. The rest is counted: N parameters over W ranks cost 4 bytes each of master
 weight, gradient and two moments in float32. What is alive is counted; on CPU glibc's heap keeps up to 40 % more of it. Shapes: T tokens of
 a micro-batch, H hidden, V vocabulary.
 """
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from soundrl.engine.arith_critic_model import write_arith_critic
-from soundrl.engine.arith_model import write_arith_model
 from soundrl.engine.config import Config
+from soundrl.engine.environments.environment import NAMED, environment_of
 from soundrl.engine.files.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
@@ -245,13 +244,11 @@ def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
     """The plan of a configuration; `gpus` 0 takes those that are there (on CPU the ranks that `NPROC` gives)."""
     total, device = memory_there(gpu_gib)
     ranks = gpus or int(os.environ.get("NPROC", torch.cuda.device_count() or min(2, os.cpu_count() or 1)))
-    if ranks % config.rollout.tensor_parallel:
-        raise ValueError(f"rollout.tensor_parallel {config.rollout.tensor_parallel} does not divide {ranks} GPUs; plan a multiple of it")
+    config.engines(ranks, device)
     with tempfile.TemporaryDirectory() as fresh:
         folder = Path(config.model.path)
-        if config.model.path == "arith":
-            folder = Path(fresh)
-            (write_arith_model if config.run.task == "reasoning" else write_arith_critic)(folder, 0)
+        if config.model.path in NAMED:
+            environment_of(config.model.path).write_model(config, folder := Path(fresh))
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
         machine = torch.cuda.device_count() if gpu_gib is None and device == "cuda" else min(ranks, GPUS_A_MACHINE)

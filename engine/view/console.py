@@ -108,7 +108,7 @@ SUMMARY = {
 
 
 def plain_words(name: str) -> str:
-    """`plain_words("eval/arith-test-p2/accuracy") == "arith-test-p2: right final answers"`; rollouts are called so."""
+    """`plain_words("eval/aime24/accuracy") == "aime24: right final answers"`; rollouts are called so."""
     parts = name.split("/")
     if parts[0] == "eval":
         return f"{'/'.join(parts[1:-1])}: {WORDS[parts[-1]]}"

@@ -4,8 +4,9 @@
     python -m soundrl.genrm.critic_data sampled --problems dapo.parquet --policy-urls … --policy-models … \\
         --teacher-urls … --teacher-model Qwen3-32B --out data/critic.jsonl
 
-`planted` puts flaws at known steps of GSM8K's reference solutions (`--problems arith`: the embedded world's own). `sampled` has policies
-solve the problems, keeps the right ones, and asks a teacher for the first error several times; rows on which all replies agree are kept.
+`planted` puts flaws at known steps of GSM8K's reference solutions, or takes the rows that a function makes (`--problems module:name`).
+`sampled` has policies solve the problems, keeps the right ones, and asks a teacher for the first error several times; rows on which all
+replies agree are kept.
 What was asked for is written to `<out>.work` as it comes, and a run that was interrupted goes on from there; what failed on the way (a
 server that was down) is asked for again by the same command.
 """
@@ -22,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soundrl.fapo.data.files import load_prompts
+from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Outcome, Prompt, Verdict
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
-from soundrl.genrm.critic_data.labelled import ARITH, Labelled, load_labelled
+from soundrl.genrm.critic_data.labelled import Labelled, load_labelled
 from soundrl.genrm.critic_data.rows import select, write_rows
 from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
@@ -38,7 +40,7 @@ from soundrl.genrm.verdict import UNASKED, unanimous
 @dataclass(frozen=True, kw_only=True)
 class Common:
     problems: str
-    """Problem file (see `soundrl.fapo.data.files`), `arith` or `arith-unseen`."""
+    """Problem file (see `soundrl.fapo.data.files`); for `planted` also a function that makes rows (`module:name`)."""
     out: Path
     """The file to write, `.jsonl`."""
     max_problems: int = 0
@@ -88,7 +90,7 @@ class Sampled(Common, evaluate.Asking):
 
 def planted_rows(arguments: Planted) -> list[Labelled]:
     """The sound solution and one flaw of each kind that fits, of every problem."""
-    if arguments.problems in ARITH:
+    if is_named(arguments.problems):
         return load_labelled(arguments.problems, max_rows=arguments.max_problems or None, seed=arguments.seed, split="train")
     rows = []
     for prompt in load_prompts(arguments.problems, max_rows=arguments.max_problems or None):

@@ -1,6 +1,7 @@
 """Solutions whose first wrong step is known: what judges are measured on, and critics are trained on.
 
-Sources: ProcessBench's files (arXiv 2412.06559), rows of FAPO-Critic (arXiv 2510.22543 §4.1), and the embedded world.
+Sources: ProcessBench's files (arXiv 2412.06559), rows of FAPO-Critic (arXiv 2510.22543 §4.1), and functions that make rows, named
+by their import path.
 """
 
 from __future__ import annotations
@@ -13,15 +14,12 @@ from typing import Any
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.data.left_out import LeftOut, load_rows
 from soundrl.fapo.data.rows import RowError, shown
+from soundrl.fapo.named import is_named, named
 from soundrl.fapo.records import Prompt
-from soundrl.genrm.arith_critic import ArithCriticSource
 from soundrl.genrm.prompts import critique_messages
 
 COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")
 COLUMNS += ("reward_model.ground_truth", "extra_info.total_steps")
-ARITH = ("arith", "arith-unseen")
-ARITH_ROWS = 400
-"""Rows of an embedded set where no number is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +38,11 @@ class Labelled:
 
 
 def load_labelled(source: str, *, max_rows: int | None = None, seed: int = 1, split: str = "test") -> list[Labelled]:
-    """Rows of a ProcessBench file, of a FAPO-Critic file, or of `arith` / `arith-unseen` (`seed` and `split`: see `ArithCriticSource`).
+    """Rows of a ProcessBench file, of a FAPO-Critic file, or of a function `module:name` that is called with `(max_rows, seed, split)`.
 
     Raises `DataError`, one line `file:row: field: what was found; cure`.
     """
-    if source in ARITH:
-        rows = ArithCriticSource(seed, split, unseen=source == "arith-unseen")
-        found = [rows.row(i) for i in range(max_rows or ARITH_ROWS)]
-        return [
-            Labelled(id=f"{rows.name}:{i}", problem=r.problem.text, steps=r.steps, label=r.label, answer=r.problem.answer)
-            for i, r in enumerate(found)
-        ]
-    return load_rows(source, COLUMNS, _labelled, max_rows)
+    return named(source)(max_rows, seed, split) if is_named(source) else load_rows(source, COLUMNS, _labelled, max_rows)
 
 
 def _labelled(id: str, fields: dict[str, Any]) -> Labelled:

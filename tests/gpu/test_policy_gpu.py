@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Model
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.packing import pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tiny import fixed_samples, known, write_tiny
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim, Rollout
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.packing import pack
 from soundrl.engine.policy import Policy

@@ -17,16 +17,16 @@ os.environ.update(json.loads(sys.argv[1]).get("environment", {}))  # before trit
 
 from transformers import AutoTokenizer
 
-from soundrl.engine.build import reward_settings
 from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.exchange import exchange
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.schedule import minibatches
+from soundrl.engine.task import reward_settings
 from soundrl.engine.trainer import Trainer
-from soundrl.fapo import arith
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.task import OracleJudge, ReasoningTask
@@ -37,7 +37,7 @@ UPDATES = 2
 
 
 def verify(prompt: Prompt, rollout: Rollout) -> "Future[Outcome]":
-    return done(arith.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
+    return done(chains.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
 
 
 def collected(folder: Path, ranks: Ranks, lam: float) -> tuple[list[Prompt], PendingGroups]:
@@ -45,7 +45,7 @@ def collected(folder: Path, ranks: Ranks, lam: float) -> tuple[list[Prompt], Pen
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
     ids = list(dict.fromkeys(row["prompt_id"] for row in rows))
-    everyone = [arith.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids]
+    everyone = [chains.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids]
     prompts = {prompt.id: prompt for prompt in everyone[ranks.rank :: ranks.size]}
     rollouts = [
         Rollout(
@@ -62,7 +62,7 @@ def collected(folder: Path, ranks: Ranks, lam: float) -> tuple[list[Prompt], Pen
         if row["prompt_id"] in prompts
     ]
     config = RECIPES["arith"]()
-    task = ReasoningTask(verify, OracleJudge(arith.oracle), reward_settings(replace(config, fapo=replace(config.fapo, lam=lam))))
+    task = ReasoningTask(verify, OracleJudge(chains.oracle), reward_settings(replace(config, fapo=replace(config.fapo, lam=lam))))
     return everyone, task.collect(list(prompts.values()), rollouts)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tiny import fixed_samples
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import Trainer

@@ -11,7 +11,7 @@ from random import Random
 import torch
 from tiny import known
 
-from soundrl.engine.build import load_tokenizer
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.packing import Sample
 from soundrl.engine.policy import Policy

@@ -11,9 +11,9 @@ from random import Random
 import torch
 from scripted_judge import ScriptedJudge
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.exchange import exchange
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
@@ -80,7 +80,7 @@ class Runs:
 
     def whole(self) -> list[torch.Tensor]:
         """All parameters, on every rank."""
-        return [parameter.detach().full_tensor() for parameter in self.policy.model.parameters()]
+        return [parameter.detach().full_tensor().clone() for parameter in self.policy.model.parameters()]
 
     def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False, sleeps: bool = False) -> tuple[str, int]:
         """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began. `sleeps`: nothing

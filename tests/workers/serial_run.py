@@ -16,16 +16,16 @@ sys.path.insert(0, arguments["tests"])
 
 from fake_judge import MODEL, SERVED  # noqa: E402
 
-from soundrl.engine import build, judges, train  # noqa: E402
+from soundrl.engine import judges, task, train  # noqa: E402
 from soundrl.engine.files.run_reader import RunReader  # noqa: E402
 from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.ranks import Ranks  # noqa: E402
-from soundrl.engine.recipes import arith  # noqa: E402
+from soundrl.engine.recipes import ARITH_SOLUTIONS, arith  # noqa: E402
 from soundrl.fapo.task import ReasoningTask  # noqa: E402
 from soundrl.genrm.serve.servers import JudgeServers, Worker  # noqa: E402
 
 be_quiet()
-build.ReasoningTask = lambda *given, **named: ReasoningTask(*given, **named | {"truth": None})  # type: ignore[assignment,misc]
+task.ReasoningTask = lambda *given, **named: ReasoningTask(*given, **named | {"truth": None})  # type: ignore[assignment,misc]
 judges.SERVED_NAME = MODEL
 # It calls a line with a 7 flawed.
 Worker.command = lambda self: [sys.executable, "-c", SERVED, arguments["tests"], str(self.port), "7"]  # type: ignore[method-assign]
@@ -55,7 +55,9 @@ def run(name: str, model: str, warm_start: int) -> dict:
         warm_start=replace(small.warm_start, steps=warm_start),
         rollout=replace(small.rollout, engine="torch", prompts=8),
         optim=replace(small.optim, minibatch_prompts=8, microbatch_tokens=256),
-        genrm=replace(small.genrm, judge="serve", model=arguments["judge"], probe=("arith", 1), max_tokens=64, deadline=(60.0, 60.0)),
+        genrm=replace(
+            small.genrm, judge="serve", model=arguments["judge"], probe=(ARITH_SOLUTIONS, 1), max_tokens=64, deadline=(60.0, 60.0)
+        ),
         run=replace(small.run, name=name, folder=arguments["folder"], steps=2),
     )
     said = io.StringIO()

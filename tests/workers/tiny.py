@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from soundrl.engine.arith_model import arith_tokenizer, write_arith_model
+from soundrl.engine.environments.arithmetic.models import arith_tokenizer, write_arith_model
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from tiny import fixed_samples, known
 
-from soundrl.engine.build import load_tokenizer
 from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks

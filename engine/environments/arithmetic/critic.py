@@ -1,6 +1,6 @@
 """Critic rows of the embedded world: solutions with a right final answer, and the oracle's index of the first wrong step.
 
-What a critic trains on are the flaws of the world's careless student (`arith.demonstration`: lost carries, skipped steps, guesses, …).
+What a critic trains on are the flaws of the world's careless student (`chains.demonstration`: lost carries, skipped steps, guesses, …).
 Four kinds of flaw are planted on purpose and never trained on, to see what a critic makes of new ones (`UNSEEN`).
 
 The critic that it imitates in its warm start is careless as well: it often counts steps from one, as untrained judges do. Its verdict
@@ -12,27 +12,24 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from soundrl.fapo import arith
+from soundrl.engine.environments.arithmetic import chains
 from soundrl.fapo.records import Outcome, Prompt
-from soundrl.genrm.prompts import critique_messages
+from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt
 
 STUDENT = "student"
+ROWS = 400
+"""Of a test set, where no number is given."""
 UNSEEN = ("repair", "operand", "swap", "extra")
 
 
-@dataclass(frozen=True)
-class CriticRow:
-    """One labelled solution."""
-
-    problem: arith.Problem
-    steps: tuple[str, ...]
-    label: int
-    """Index of the first wrong step, −1 = none (the schema of FAPO-Critic and ProcessBench)."""
+@dataclass(frozen=True, kw_only=True)
+class CriticRow(Labelled):
+    chain: chains.Problem
     kind: str
     """`sound`, `student` or one of `UNSEEN`."""
 
 
-def plant(problem: arith.Problem, kind: str, rng: random.Random) -> str:
+def plant(problem: chains.Problem, kind: str, rng: random.Random) -> str:
     """A solution with a right final answer and one planted flaw at a random step; every other step is as it should be.
 
     * `repair`: a wrong result (any digits) that the next step, or the answer, ignores: `71+2=75 / 73-2=71`.
@@ -71,41 +68,36 @@ class ArithCriticSource:
 
     def __init__(self, seed: int, split: str = "train", unseen: bool = False) -> None:
         self.seed, self.unseen = seed, unseen
-        self.problems = arith.ArithSource(seed, split)
+        self.problems = chains.ArithSource(seed, split)
         self.name = f"arith-critic-{split}" + ("-unseen" if unseen else "")
 
     size = None  # endless
+
+    def _id(self, index: int) -> str:
+        return f"{self.name}:{self.seed}:{index}"
 
     def row(self, index: int) -> CriticRow:
         rng = random.Random(f"{self.name}/{self.seed}/{index}")
         flawed = rng.random() < 0.5
         while True:
-            problem = arith.draw(rng)
-            if arith.held_out(problem) != (self.problems.split == "test"):
+            problem = chains.draw(rng)
+            if chains.held_out(problem) != (self.problems.split == "test"):
                 continue
             kind = "sound"
             if flawed:
                 kind = rng.choice(UNSEEN) if self.unseen else STUDENT
-            text = arith.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
-            if arith.verify(problem.answer, text, True) is not Outcome.CORRECT:
+            text = chains.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
+            if chains.verify(problem.answer, text, True) is not Outcome.CORRECT:
                 continue
-            row = labelled(problem, text, kind)
+            row = labelled(self._id(index), problem, text, kind)
             if (row.label >= 0) == flawed:
                 return row
 
     def prompt(self, index: int) -> Prompt:
-        return self._prompt(index, self.row(index))
+        return self._prompt(self.row(index))
 
-    def _prompt(self, index: int, row: CriticRow) -> Prompt:
-        messages = critique_messages(row.problem.text, row.steps, row.problem.answer)
-        return Prompt(
-            id=f"{self.name}:{self.seed}:{index}",
-            messages=tuple(messages),
-            text=messages[0]["content"],
-            answer=str(row.label),
-            steps=len(row.steps),
-            source=f"{self.name}/{row.kind}",
-        )
+    def _prompt(self, row: CriticRow) -> Prompt:
+        return labelled_prompt(row, f"{self.name}/{row.kind}")
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
         """For the warm start: a prompt and its critique. First (not `planted`) drills, in which six results of ten are wrong and every one
@@ -114,62 +106,73 @@ class ArithCriticSource:
         rng = random.Random(f"{self.name}/{self.seed}/{index}/demonstration")
         problem = self.problems.problem(index)
         if not planted:
-            row = drill(problem, rng)
-            return self._prompt(index, row), critique(row.problem, row.steps, row.label, to_the_end=True)
+            row = drill(self._id(index), problem, rng)
+            return self._prompt(row), critique(row.chain, row.steps, row.label, to_the_end=True)
         row = self.row(index)
         if rng.random() < CARELESS_SHARE:
-            row = labelled(problem, arith.demonstration(problem, rng, True, CARELESS), "careless")
+            row = labelled(row.id, problem, chains.demonstration(problem, rng, True, CARELESS), "careless")
         # The last step has none after it: that index would be no verdict at all.
         miscounts = 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
-        return self._prompt(index, row), critique(row.problem, row.steps, row.label, row.label + miscounts)
+        return self._prompt(row), critique(row.chain, row.steps, row.label, row.label + miscounts)
+
+
+def arith(rows: int | None, seed: int, split: str, unseen: bool = False) -> list[Labelled]:
+    """The first `rows` solutions (None: 400), for `soundrl.genrm.critic_data.labelled.load_labelled`."""
+    source = ArithCriticSource(seed, split, unseen)
+    return [source.row(i) for i in range(rows or ROWS)]
+
+
+def arith_unseen(rows: int | None, seed: int, split: str) -> list[Labelled]:
+    """The same with the kinds of flaw that no critic is trained on."""
+    return arith(rows, seed, split, unseen=True)
 
 
 CARELESS_SHARE, CARELESS, DRILL_WRONG, DRILL_ANY, MISCOUNT = 0.7, 3.0, 0.6, 0.6, 0.3
 
 
-def labelled(problem: arith.Problem, text: str, kind: str) -> CriticRow:
+def labelled(id: str, problem: chains.Problem, text: str, kind: str) -> CriticRow:
     """A solution with the oracle's label."""
-    flaw = arith.first_flaw(problem, text)
-    return CriticRow(problem, arith.steps(text), -1 if flaw is None else flaw[0], kind)
+    label, _ = chains.first_flaw(problem, text) or (-1, "")
+    return CriticRow(id=id, problem=problem.text, steps=chains.steps(text), label=label, answer=problem.answer, chain=problem, kind=kind)
 
 
-def drill(problem: arith.Problem, rng: random.Random) -> CriticRow:
+def drill(id: str, problem: chains.Problem, rng: random.Random) -> CriticRow:
     """The problem's first operations, each result wrong with `DRILL_WRONG`: most are any number, others a carry lost, ten off, another
     digit. Mostly near misses would let the stated result stand for the sum."""
-    problem = arith.Problem(problem.start, problem.operations[: rng.randint(1, len(problem.operations))], problem.place)
+    problem = chains.Problem(problem.start, problem.operations[: rng.randint(1, len(problem.operations))], problem.place)
     lines, value = [], problem.start
     for sign, operand in problem.operations:
-        result = arith.OPERATIONS[sign](value, operand)
+        result = chains.OPERATIONS[sign](value, operand)
         if rng.random() < DRILL_WRONG:
-            near = (arith.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
+            near = (chains.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
             result = rng.randrange(100) if rng.random() < DRILL_ANY else rng.choice(near)
         result = min(max(result, 0), 99)  # from a wrong value the right result may leave 0 … 99
         lines.append(f"{value}{sign}{operand}={result}\n")
         value = result
-    return labelled(problem, f"{''.join(lines)}#{arith.digit(value, problem.place)}\n", "drill")
+    return labelled(id, problem, f"{''.join(lines)}#{chains.digit(value, problem.place)}\n", "drill")
 
 
-def critique(problem: arith.Problem, steps: tuple[str, ...], label: int, named: int | None = None, to_the_end: bool = False) -> str:
+def critique(problem: chains.Problem, steps: tuple[str, ...], label: int, named: int | None = None, to_the_end: bool = False) -> str:
     r"""What the world's critic says: each step as it stands, what it should come to, and a word on it, up to the first wrong step (or
     `to_the_end`); then the index, or the one `named` instead.
 
     What it should come to is worked out from the result *stated* before, so one careless step does not condemn those that follow it.
 
-    >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=55", "55-2=53", "53+3=56", "#6"), 0)
+    >>> critique(chains.parse("58+7-2+3?1\n"), ("58+7=55", "55-2=53", "53+3=56", "#6"), 0)
     '58+7=55?65 wrong \\boxed{0}'
-    >>> critique(arith.parse("58+7-2+3?1\n"), ("58+7=65", "65-2=63", "63+3=66", "#6"), -1)
+    >>> critique(chains.parse("58+7-2+3?1\n"), ("58+7=65", "65-2=63", "63+3=66", "#6"), -1)
     '58+7=65?65 ok 65-2=63?63 ok 63+3=66?66 ok #6?6 ok \\boxed{-1}'
-    >>> critique(arith.parse("58+7-2?1\n"), ("58+7=55", "55-2=53", "#3"), 0, to_the_end=True)
+    >>> critique(chains.parse("58+7-2?1\n"), ("58+7=55", "55-2=53", "#3"), 0, to_the_end=True)
     '58+7=55?65 wrong 55-2=53?53 ok #3?3 ok \\boxed{0}'
     """
     said, stated = [], problem.start
     for i in range(len(steps) if label < 0 or to_the_end else label + 1):
         if i < len(problem.operations):
             sign, operand = problem.operations[i]
-            expected = str(arith.OPERATIONS[sign](stated, operand))
+            expected = str(chains.OPERATIONS[sign](stated, operand))
         else:
-            expected = arith.digit(stated, problem.place)
-        match = arith.EQUATION.fullmatch(steps[i])
+            expected = chains.digit(stated, problem.place)
+        match = chains.EQUATION.fullmatch(steps[i])
         result = match[4] if match else steps[i].removeprefix("#")
         wrong = i == label or (0 <= label < i and result != expected)
         said += [f"{steps[i]}?{expected}", "wrong" if wrong else "ok"]

@@ -1,0 +1,53 @@
+"""Arithmetic as an environment: the recipe `arith`, and with `run.task` critic the training of its GenRM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from soundrl.engine.environments.arithmetic import chains
+from soundrl.engine.environments.arithmetic.critic import ROWS, ArithCriticSource
+from soundrl.engine.environments.environment import Environment, Worked
+from soundrl.fapo.data.left_out import LeftOut
+from soundrl.fapo.records import Outcome, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from soundrl.engine.config import Config
+
+Chains = chains.ArithSource | ArithCriticSource
+PLANTED_FROM = 0.6
+"""Share of the warm start after which demonstrations have errors, and a critic leaves its drills: with errors from the first step on,
+arithmetic never forms."""
+
+
+class Arithmetic(Environment):
+    oracle = staticmethod(chains.oracle)
+
+    @staticmethod
+    def write_model(config: Config, folder: Path) -> None:
+        from soundrl.engine.environments.arithmetic.models import write_arith_critic, write_arith_model
+
+        (write_arith_critic if config.run.critic else write_arith_model)(folder, config.run.seed)
+
+    def problems(self, left_out: LeftOut) -> Chains:
+        return (ArithCriticSource if self.config.run.critic else chains.ArithSource)(self.config.run.seed)
+
+    def tests(self) -> dict[str, list[Prompt]]:
+        """One seed for all runs, so that theirs can be compared; the second set asks for the tens digit, where carries pay, or holds flaws
+        of kinds that no critic is trained on."""
+        if self.config.run.critic:
+            sets: tuple[Chains, ...] = (ArithCriticSource(0, "test"), ArithCriticSource(0, "test", unseen=True))
+        else:
+            sets = (chains.ArithSource(0, "test"), chains.ArithSource(0, "test", place=2))
+        return {source.name: [source.prompt(i) for i in range(self.config.data.test_rows or ROWS)] for source in sets}
+
+    def demonstrations(self, problems: Chains) -> Worked:
+        batch = self.config.warm_start.batch
+        # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
+        return lambda step, steps: [problems.demonstration(2**40 + step * batch + i, step >= PLANTED_FROM * steps) for i in range(batch)]
+
+    def check(self, prompt: Prompt, rollout: Rollout) -> Outcome:
+        return chains.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop")
+
+    def split(self, text: str) -> tuple[str, ...]:
+        return chains.steps(text)

@@ -1,0 +1,78 @@
+"""What a run is about: its problems, how a response is checked, who knows the truth, and how a solution splits into steps.
+
+This is all that a task of one's own has to say. Problem files are the usual environment; another is known by its name, which stands in
+`data.train`, in `data.test` (its own test sets) and, where it writes fresh weights, in `model.path`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from soundrl.fapo.data.left_out import LeftOut
+from soundrl.fapo.data.prompt_stream import PromptSource
+from soundrl.fapo.named import named
+from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.genrm.prompts import split_paragraphs
+
+if TYPE_CHECKING:  # the settings ask it what it has before torch is imported
+    from soundrl.engine.config import Config
+    from soundrl.fapo.measures import Oracle
+
+NAMED = {"arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic"}
+FILES = "soundrl.engine.environments.files:ProblemFiles"
+
+Source = list[Prompt] | PromptSource
+Worked = Callable[[int, int], list[tuple[Prompt, str]]]
+"""(step, steps in all) → the warm start's prompts and responses of that step, over all ranks."""
+
+
+class Environment(ABC):
+    """Of one run; `tokenizer` is the policy's. Imported without torch: what needs it is imported where it is used."""
+
+    oracle: ClassVar[Oracle | None] = None
+    """Whether a right response is sound, exactly; where there is one it judges (`genrm.judge oracle`) and measures."""
+
+    def __init__(self, config: Config, tokenizer: Any) -> None:
+        self.config, self.tokenizer = config, tokenizer
+
+    @staticmethod
+    def write_model(config: Config, folder: Path) -> None:
+        """Writes a model folder with fresh weights, by `run.seed`."""
+        raise ValueError(f"model.path is {config.model.path}, which has no model of its own; name a model folder")
+
+    @abstractmethod
+    def problems(self, left_out: LeftOut) -> Source:
+        """The training problems; rows that cannot be used are told to `left_out`."""
+
+    def tests(self) -> dict[str, list[Prompt]]:
+        """Its own test sets, by name."""
+        return {}
+
+    def unusable(self, answers: Sequence[str]) -> list[str | None]:
+        """Why a reference answer cannot be compared with, each; None = it can."""
+        return [None] * len(answers)
+
+    @abstractmethod
+    def demonstrations(self, problems: Source) -> Worked:
+        """The warm start's, from the training problems. ValueError where there are none."""
+
+    @abstractmethod
+    def check(self, prompt: Prompt, rollout: Rollout) -> Outcome | Future[Outcome]:
+        """Whether the response's answer is right, at once or later. Asked of each rollout as it finishes, from one thread; never of a
+        critic's, whose answer is a step."""
+
+    def split(self, text: str) -> Sequence[str]:
+        """The steps of a response, as a judge is to number them; never empty."""
+        return split_paragraphs(text)
+
+    def close(self) -> None:  # noqa: B027
+        """Ends what `check` has started."""
+
+
+def environment_of(name: str) -> type[Environment]:
+    """By the value of `data.train`, `data.test` or `model.path`: what the name stands for, else problem files."""
+    return named(NAMED.get(name, FILES))

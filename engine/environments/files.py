@@ -1,0 +1,64 @@
+"""Problem files: a reference answer a row, compared by the verifier; of a critic, labelled solutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from soundrl.engine.environments.environment import Environment, Source, Worked
+from soundrl.fapo.data.files import boxed_solution, load_prompts
+from soundrl.fapo.data.left_out import LeftOut
+from soundrl.fapo.data.prompt_stream import PromptStream
+from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.fapo.verify.thinking import Thoughts
+from soundrl.fapo.verify.verifier import Verifier
+from soundrl.genrm.critic_data.labelled import load_critic
+
+if TYPE_CHECKING:
+    from soundrl.engine.config import Config
+
+
+def load_file(config: Config, path: str, max_rows: int | None, left_out: LeftOut) -> list[Prompt]:
+    """The problems of a file or of a `rg:` set, or the critic's solutions."""
+    if config.run.critic:
+        return load_critic(path, max_rows=max_rows, left_out=left_out)
+    return load_prompts(path, instruction=config.data.instruction, max_rows=max_rows, left_out=left_out)
+
+
+def worked(row: Prompt) -> str:
+    """The row's solution as a response. ValueError where it is none."""
+    return boxed_solution(row.solution or "", row.answer)
+
+
+class ProblemFiles(Environment):
+    @cached_property
+    def verifier(self) -> Verifier:
+        return Verifier()
+
+    @cached_property
+    def thoughts(self) -> Thoughts:
+        return Thoughts(self.tokenizer)
+
+    def problems(self, left_out: LeftOut) -> list[Prompt]:
+        return load_file(self.config, self.config.data.train, None, left_out)
+
+    def unusable(self, answers: Sequence[str]) -> list[str | None]:
+        return super().unusable(answers) if self.config.run.critic else self.verifier.check_golds(answers)
+
+    def demonstrations(self, problems: Source) -> Worked:
+        rows = [row for row in problems if row.solution is not None] if isinstance(problems, list) else []
+        if not rows:
+            steps, train = self.config.warm_start.steps, self.config.data.train
+            raise ValueError(f"warm_start.steps is {steps}, but no row of {train} has a solution; set --warm-start.steps 0")
+        stream = PromptStream(rows, self.config.run.seed)
+        # The stream is the same on every rank; each takes its part of the batch itself, so any number of ranks fits.
+        return lambda step, steps: [(row, worked(row)) for row in stream.take(self.config.warm_start.batch)]
+
+    def check(self, prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
+        text = self.thoughts.text(rollout.text, rollout.tokens)
+        return self.verifier.submit(text, prompt.answer, prompt.form, self.thoughts.opened_by(rollout.prompt_tokens))
+
+    def close(self) -> None:
+        self.verifier.close()
