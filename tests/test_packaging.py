@@ -246,7 +246,7 @@ def test_generated_problems_without_the_compiled_package():
         "import importlib.util as u, sys\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'pycosat' else find(name, *a)\n"
-        "from soundrl.fapo import puzzles\n"
+        "from soundrl.fapo.data import puzzles\n"
         "print(len(puzzles.load_puzzles('rg:chain_sum?size=2')), sys.modules['pycosat'].__spec__)\n"
         "puzzles.load_puzzles('rg:zebra_puzzles?size=1')\n"
     )
