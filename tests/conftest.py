@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,13 @@ hypothesis.settings.load_profile("everywhere")
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.utils.deterministic.fill_uninitialized_memory = True  # with deterministic algorithms torch.empty is NaN, so a read of it shows
+
+# Whatever started us (a script's `make test &` ignores Ctrl-C, nohup ignores SIGHUP), processes that tests start see their signals: an
+# ignored signal is inherited, and a run rightly leaves it ignored.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 QUIET = {
     "OMP_NUM_THREADS": "1",
