@@ -299,7 +299,7 @@ class Config:
         )
 
     def engines(self, ranks: int, device: str) -> int:
-        """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where these or the share of a GPU do not fit."""
+        """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where they or a GPU's share do not fit."""
         self.check_memory(device)
         parallel = self.rollout.tensor_parallel
         require(ranks % parallel == 0, f"rollout.tensor_parallel {parallel} does not divide the {ranks} ranks; start a multiple of it")

@@ -21,7 +21,7 @@ from soundrl.engine.packing import Sample
 
 FILL = 0.8
 """A window ends with the first group after which its micro-batches are this full. At 0.9 the micro-batches are 4 % fuller, but windows
-half again as large; what is not filled costs no arithmetic, only one more gather of the weights."""
+half again as large; what is not filled costs no computing, only one more gather of the weights."""
 LEAST_ROUNDS = 4
 """… but where several ranks share it, not before so many rounds: which sequences of a window train is known only with its verdicts, and the
 fewer are dealt at a time, the more the ranks wait for the longest (bench/deal.py: without this .90 of 32 ranks' time is useful)."""

@@ -53,7 +53,7 @@ class ProblemFiles(Environment):
             steps, train = self.config.warm_start.steps, self.config.data.train
             raise ValueError(f"warm_start.steps is {steps}, but no row of {train} has a solution; set --warm-start.steps 0")
         stream = PromptStream(rows, self.config.run.seed)
-        # The stream is the same on every rank; each takes its part of the batch itself, so any number of ranks fits.
+        # The same on every rank, and dealt like any other samples.
         return lambda step, steps: [(row, worked(row)) for row in stream.take(self.config.warm_start.batch)]
 
     def check(self, prompt: Prompt, rollout: Rollout) -> Future[Outcome]:

@@ -1,7 +1,7 @@
 """A run as its folder tells it: configuration, metrics and rollouts, under way, finished or killed, of this version or an earlier one.
 
-    python -m soundrl.engine.files.run_reader runs/arith 12                 # the rollouts of step 12, a JSON object a line, without tokens
-    python -m soundrl.engine.files.run_reader runs/arith 12 --kind eval     # those of the evaluation after it
+    python -m soundrl.engine.files.run_reader runs/fapo-7b 12                # the rollouts of step 12, a JSON object a line, without tokens
+    python -m soundrl.engine.files.run_reader runs/fapo-7b 12 --kind eval    # those of the evaluation after it
 
 Format 2 (`format` in config.json) writes `rollouts/step-000012/rank-0.arrows` (see `rollout_file`), format 1 wrote
 `rollouts/step-000012.jsonl`; both read alike. What is damaged is a ValueError in one line with its place; what was half written when the
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class RunReader:
-    """`RunReader("runs/arith")`; ValueError where that is no run's folder, or one of a later format."""
+    """`RunReader("runs/fapo-7b")`; ValueError where that is no run's folder, or one of a later format."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         file = self.path / "config.json"
         if not file.is_file():
-            raise ValueError(f"{path} is no run's folder (it has no config.json); name one, as runs/arith")
+            raise ValueError(f"{path} is no run's folder (it has no config.json); name one, as runs/fapo-7b")
         try:
             self.config: dict[str, Any] = json.loads(file.read_bytes())
             self.format = self.config.get("format", 1)

@@ -1,6 +1,6 @@
 """What a finished run's `trace.json` says: shares of a step, idle time, judging hidden, the critical path; a line a step.
 
-python -m soundrl.engine.tools.trace runs/arith/trace.json
+python -m soundrl.engine.tools.trace runs/fapo-7b/trace.json
 """
 
 from __future__ import annotations

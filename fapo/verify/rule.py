@@ -227,7 +227,7 @@ def _wrong(reason: str) -> Ruling:
 
 
 def _equal(gold: Node, answer: Node) -> bool | None:
-    """Equality of two readings; None where it takes more than arithmetic."""
+    """Equality of two readings; None where it takes the parser."""
     if isinstance(gold, Scalar):
         if not isinstance(answer, Scalar):
             # What a program printed for the root of 17 may be answered with the root of 17; the parser behind compares the digits.
