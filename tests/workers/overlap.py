@@ -27,7 +27,7 @@ from soundrl.fapo.task import ReasoningTask
 be_quiet()
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=40, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 STEPS, PROMPTS, SAMPLES, BUDGET = 5, 8, 4, 128
-SETTINGS = Optim(lr=1e-3, microbatch_tokens=BUDGET, warmup_steps=1)
+SETTINGS = Optim(lr=3e-4, microbatch_tokens=BUDGET, warmup_steps=1)
 
 
 def rollouts(prompt: Prompt) -> list[Rollout]:
