@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ import numpy as np
 from record import ROOT, machine
 
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.packing import Sample, first_fit
-from soundrl.engine.schedule import cut, micro_batches, minibatches, possible
+from soundrl.engine.packing import Sample, micro_batches
+from soundrl.engine.schedule import cut, minibatches, possible
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
@@ -101,6 +102,25 @@ def dealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[int
             lengths = [sample.length for sample in samples]
             rounds += [[sum(lengths[i] for i in own) for own in each] for each in micro_batches(lengths, ranks, budget)]
     return rounds
+
+
+def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `lengths` in bins of at most `budget` tokens: first fit, longest first; ties keep their order, so the result is a function
+    of content.
+
+    >>> first_fit([5, 3, 4, 2], 7)
+    [[0, 3], [2, 1]]
+    """
+    bins: list[tuple[int, list[int]]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        for i, (used, members) in enumerate(bins):
+            if used + length <= budget:
+                bins[i] = (used + length, [*members, index])
+                break
+        else:
+            bins.append((length, [index]))
+    return [members for _, members in bins]
 
 
 def undealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[int]]:

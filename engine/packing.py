@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -98,27 +99,39 @@ def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
     )
 
 
-def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of `lengths` in bins of at most `budget` tokens: first fit, longest first; ties keep their order, so the result is a function
-    of content.
+def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
+    """Indices of `lengths` for each of so many hands: longest first to the one that holds least, ties by index and by hand, so the result
+    is a function of content. Hands come in the order of what they hold, the fullest first.
 
-    >>> first_fit([5, 3, 4, 2], 7)
-    [[0, 3], [2, 1]]
+    >>> deal([5, 3, 4, 2, 1], 2)
+    [[0, 3, 4], [2, 1]]
     """
-    bins: list[tuple[int, list[int]]] = []
+    dealt = [(0, hand, list[int]()) for hand in range(hands)]
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        if length > budget:
-            raise ValueError(f"a sequence of {length} tokens exceeds optim.microbatch_tokens {budget}; raise it to model.max_length")
-        for i, (used, members) in enumerate(bins):
-            if used + length <= budget:
-                bins[i] = (used + length, [*members, index])
-                break
-        else:
-            bins.append((length, [index]))
-    return [members for _, members in bins]
+        held, hand, members = dealt[0]
+        heapq.heapreplace(dealt, (held + lengths[index], hand, [*members, index]))
+    return [members for _, _, members in sorted(dealt, key=lambda each: (-each[0], each[1]))]
+
+
+def micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Rounds of a micro-batch of at most `budget` tokens for each rank, as indices of `lengths`; all ranks wait for the longest of a round.
+
+    As few rounds as fit, all of them dealt at once; then the fullest micro-batches make up the first round, and so on, so that those that
+    run side by side are alike. Some may be empty: every rank takes part, as FSDP2's collectives must match.
+
+    >>> micro_batches([5, 3, 4, 2], 2, 5)
+    [[[0], [2]], [[1], [3]]]
+    """
+    longest, rounds = max(lengths, default=0), -(-sum(lengths) // (ranks * budget))
+    if longest > budget:
+        raise ValueError(f"a sequence of {longest} tokens exceeds optim.microbatch_tokens {budget}; raise it to model.max_length")
+    hands = deal(lengths, ranks * rounds)
+    while rounds and sum(lengths[i] for i in hands[0]) > budget:
+        rounds += 1
+        hands = deal(lengths, ranks * rounds)
+    return [hands[ranks * j : ranks * (j + 1)] for j in range(rounds)]
 
 
 def pack_all(samples: Sequence[Sample], budget: int, device: torch.device) -> list[PackedBatch]:
-    """Micro-batches of at most `budget` tokens, by `first_fit`. Worked example: lengths 5, 3, 4, 2 with budget 7 → [5, 2], [4, 3]."""
-    return [pack([samples[i] for i in members], device) for members in first_fit([s.length for s in samples], budget)]
+    """Micro-batches of at most `budget` tokens on one rank. Worked example: lengths 5, 3, 4, 2 with budget 7 → [5, 2], [4, 3]."""
+    return [pack([samples[i] for i in own], device) for (own,) in micro_batches([s.length for s in samples], 1, budget)]

@@ -11,13 +11,12 @@ before the first verdict.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.packing import Sample
+from soundrl.engine.packing import Sample, micro_batches
 
 FILL = 0.8
 """A window ends with the first group after which its micro-batches are this full. At 0.9 the micro-batches are 4 % fuller, but windows
@@ -27,48 +26,6 @@ LEAST_ROUNDS = 4
 fewer are dealt at a time, the more the ranks wait for the longest (bench/deal.py: without this .90 of 32 ranks' time is useful)."""
 MOST_BATCHES = 8
 """… or with this many micro-batches a rank: long sequences may never fill theirs."""
-
-
-def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
-    """Indices of `lengths` for each of so many hands: longest first to the one that holds least, ties by index and by hand, so the result
-    is a function of content. Hands come in the order of what they hold, the fullest first.
-
-    >>> deal([5, 3, 4, 2, 1], 2)
-    [[0, 3, 4], [2, 1]]
-    """
-    dealt = [(0, hand, list[int]()) for hand in range(hands)]
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        held, hand, members = dealt[0]
-        heapq.heapreplace(dealt, (held + lengths[index], hand, [*members, index]))
-    return [members for _, _, members in sorted(dealt, key=lambda each: (-each[0], each[1]))]
-
-
-def micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Rounds of a micro-batch of at most `budget` tokens for each rank, as indices of `lengths`; all ranks wait for the longest of a round.
-
-    As few rounds as fit, all of them dealt at once; then the fullest micro-batches make up the first round, and so on, so that those that
-    run side by side are alike. Some may be empty: every rank takes part, as FSDP2's collectives must match.
-
-    >>> micro_batches([5, 3, 4, 2], 2, 5)
-    [[[0], [2]], [[1], [3]]]
-    """
-    longest, rounds = max(lengths, default=0), -(-sum(lengths) // (ranks * budget))
-    if longest > budget:
-        raise ValueError(f"a sequence of {longest} tokens exceeds optim.microbatch_tokens {budget}; raise it to model.max_length")
-    hands = deal(lengths, ranks * rounds)
-    while rounds and sum(lengths[i] for i in hands[0]) > budget:
-        rounds += 1
-        hands = deal(lengths, ranks * rounds)
-    return [hands[ranks * j : ranks * (j + 1)] for j in range(rounds)]
-
-
-def useful(lengths: Sequence[int], rounds: Sequence[Sequence[Sequence[int]]]) -> float:
-    """Share of the ranks' time in which they compute: tokens over ranks × the longest micro-batch of each round.
-
-    Worked example: rounds [5, 4] and [3, 2] → 14 of 2 × (5 + 3).
-    """
-    waited = sum(len(each) * max(sum(lengths[i] for i in members) for members in each) for each in rounds)
-    return sum(lengths) / waited if waited else 1.0
 
 
 def cut(lengths: Sequence[Sequence[int]], ranks: int, budget: int) -> list[range]:

@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.packing import PackedBatch, Sample, pack
+from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
-from soundrl.engine.schedule import Minibatch, micro_batches
+from soundrl.engine.schedule import Minibatch
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS
 
@@ -131,10 +131,10 @@ class Trainer:
     @torch.no_grad()
     def take_old_logprobs(self, batch: StepBatch, indices: Sequence[int]) -> None:
         """Log-probabilities of these samples under the present weights, computed where they are dealt to, then on every rank."""
-        lengths = [batch.samples[i].length for i in indices]
-        rounds = micro_batches(lengths, self.ranks.size, self.settings.microbatch_tokens)
+        rounds = micro_batches([batch.samples[i].length for i in indices], self.ranks.size, self.settings.microbatch_tokens)
         own = [np.empty(0, dtype=np.float32)]
-        for packed in self.packed([batch.samples[i] for i in indices]):
+        for each in rounds:
+            packed = pack([batch.samples[indices[i]] for i in each[self.ranks.rank]], self.ranks.device)
             own.append(self.policy.response_logprobs(packed, self.temperature)[0].float().cpu().numpy())
         for rank, values in enumerate(self.ranks.gather_array(np.concatenate(own))):
             order = [indices[i] for each in rounds for i in each[rank]]

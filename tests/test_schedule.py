@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny import write_tiny
 
 from soundrl.engine.exchange import exchange
-from soundrl.engine.schedule import MOST_BATCHES, Minibatch, cut, deal, micro_batches, minibatches, useful
+from soundrl.engine.packing import deal, micro_batches
+from soundrl.engine.schedule import MOST_BATCHES, Minibatch, cut, minibatches
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
@@ -50,7 +51,6 @@ def test_dealt_to_who_holds_least_longest_first():
     assert micro_batches([6], 2, 6) == [[[0], []]]  # an empty one, for the collectives
     assert micro_batches([], 2, 6) == []
     assert micro_batches([6, 6, 6, 4, 4, 4], 1, 10) == [[[0, 3]], [[1, 4]], [[2, 5]]]
-    assert useful([5, 3, 4, 2], [[[0], [2]], [[1], [3]]]) == 14 / (2 * (5 + 3)) and useful([], []) == 1.0
     with pytest.raises(ValueError, match=r"a sequence of 12 tokens exceeds optim.microbatch_tokens 10; raise it to model.max_length"):
         micro_batches([3, 12], 2, 10)
 

@@ -12,9 +12,9 @@ from tiny import fixed_samples, known
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
+from soundrl.engine.packing import deal
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.schedule import deal
 from soundrl.engine.trainer import NotFiniteError, Trainer
 
 be_quiet()
