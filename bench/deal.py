@@ -84,8 +84,9 @@ def made(prompts: int, of: Lengths, ranks: int, rng: np.random.Generator) -> Ste
         samples += [Sample(prompt_tokens=np.zeros(PROMPT_TOKENS, dtype=np.int32), tokens=t) for t in tokens]
         advantages += [0.0] * SAMPLES if undecided[-1] else group.advantages
         owned[g] = Known(group.advantages)
-    # Every verdict is on this rank: `settle` then needs no other.
-    return StepBatch(samples, groups, undecided, np.array(advantages), owned, SimpleNamespace(size=1, rank=0))  # type: ignore[arg-type]
+    # Every verdict is here: what other ranks would add to a sum is nothing.
+    alone = SimpleNamespace(size=ranks, sum=lambda values: values)
+    return StepBatch(samples, groups, undecided, np.array(advantages), owned, alone)  # type: ignore[arg-type]
 
 
 def lockstep(rounds: list[list[int]]) -> tuple[int, int]:
@@ -95,9 +96,7 @@ def lockstep(rounds: list[list[int]]) -> tuple[int, int]:
 
 def dealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[int]]:
     rounds = []
-    batch = StepBatch(batch.samples, batch.groups, list(batch.undecided), batch.advantages.copy(), batch.owned, SimpleNamespace(size=ranks))  # type: ignore[arg-type]
     for minibatch in minibatches(batch, size, budget):
-        object.__setattr__(batch, "ranks", SimpleNamespace(size=1))  # `settle`: all verdicts are here
         for samples in minibatch.trained(nullcontext):
             lengths = [sample.length for sample in samples]
             rounds += [[sum(lengths[i] for i in own) for own in each] for each in micro_batches(lengths, ranks, budget)]

@@ -44,8 +44,7 @@ def evaluate(
     for name, pending in sampled.items():
         groups = pending.groups()
         # Ranks of one tensor-parallel group hold the same samples: count them once.
-        sums = task.count(groups if ranks.rank % config.rollout.tensor_parallel == 0 else [])
-        total = dict(zip(sums, ranks.sum(list(sums.values())), strict=True))
+        total = ranks.total(task.count(groups if ranks.rank % config.rollout.tensor_parallel == 0 else []))
         metrics |= {f"eval/{name}/{measure}": value for measure, value in task.evaluation(total).items()}
     return metrics
 

@@ -89,13 +89,12 @@ def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) ->
             lengths.append(len(rollout.tokens))
             tokens.append(np.asarray(rollout.tokens, dtype=np.int32))
             logprobs.append(np.asarray(rollout.logprobs, dtype=np.float32))
-    nothing = np.empty(0)
     parts = zip(
         ranks.gather_array(np.array(heads, dtype=np.int64)),
         ranks.gather_array(np.array(lengths, dtype=np.int64)),
         ranks.gather_array(np.array(advantages, dtype=np.float64)),
-        ranks.gather_array(np.concatenate([nothing.astype(np.int32), *tokens])),
-        ranks.gather_array(np.concatenate([nothing.astype(np.float32), *logprobs])),
+        ranks.gather_array(np.concatenate([np.empty(0, dtype=np.int32), *tokens])),
+        ranks.gather_array(np.concatenate([np.empty(0, dtype=np.float32), *logprobs])),
         strict=True,
     )
     found = sorted((row for part in parts for row in unpacked(*part)), key=lambda row: row[0])

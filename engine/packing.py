@@ -106,11 +106,13 @@ def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
     >>> deal([5, 3, 4, 2, 1], 2)
     [[0, 3, 4], [2, 1]]
     """
-    dealt = [(0, hand, list[int]()) for hand in range(hands)]
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    holds = [(0, hand) for hand in range(hands)]
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        held, hand, members = dealt[0]
-        heapq.heapreplace(dealt, (held + lengths[index], hand, [*members, index]))
-    return [members for _, _, members in sorted(dealt, key=lambda each: (-each[0], each[1]))]
+        held, hand = holds[0]
+        heapq.heapreplace(holds, (held + lengths[index], hand))
+        dealt[hand].append(index)
+    return [dealt[hand] for _, hand in sorted(holds, key=lambda each: (-each[0], each[1]))]
 
 
 def micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:

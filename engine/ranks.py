@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -55,6 +56,10 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def total(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums by name, which are the same on every rank and in the same order, over all ranks."""
+        return dict(zip(sums, self.sum(list(sums.values())), strict=True))
 
     def max(self, value: float) -> float:
         tensor = torch.tensor([value], dtype=torch.float64)

@@ -105,8 +105,7 @@ def main(config: Config) -> None:
                 own = pending.groups()
             with phases("sync"):
                 gate = sync()
-        sums = task.count(own)
-        measured = task.rates(dict(zip(sums, ranks.sum(list(sums.values())), strict=True)))
+        measured = task.rates(ranks.total(task.count(own)))
         measured |= phases.judged(pending.calls(), ranks)
         said = over_ranks(ranks.gather(said or task.judge_metrics(step)))  # every rank stops by what all see
         metrics = measured | trained | gate | said | phases.take() | peak_memory()

@@ -83,7 +83,7 @@ class Trainer:
                 sums[2:] += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
             sums[0] += batch.tokens
             sums[1] += 1
-        return dict(zip(SUMS, self.ranks.sum(sums.tolist()), strict=True))
+        return self.ranks.total(dict(zip(SUMS, sums.tolist(), strict=True)))
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
