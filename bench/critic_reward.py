@@ -26,7 +26,7 @@ from record import machine
 from soundrl.engine.config import Model
 from soundrl.engine.encode import Encoder
 from soundrl.engine.files.model_folder import load_tokenizer
-from soundrl.engine.samplers.sampler import requests_for
+from soundrl.engine.samplers.sampler import Draw
 from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt, load_labelled
@@ -92,9 +92,8 @@ def judge(folder: Path, rows: list[Labelled]) -> list[Verdict]:
     sampler = TorchSampler(folder, tokenizer, model, cast(Any, SimpleNamespace(device=torch.device("cpu"))))
     encode = Encoder(tokenizer, 80)
     prompts = {row.id: labelled_prompt(row, "bench") for row in rows}
-    requests = requests_for(
-        [(id, encode(prompt)) for id, prompt in prompts.items()], 1, run_seed=0, phase="bench", step=0, temperature=1.0, max_new_tokens=64
-    )
+    draw = Draw(run_seed=0, phase="bench", step=0, temperature=1.0, max_new_tokens=64)
+    requests = draw.requests([(id, encode(prompt)) for id, prompt in prompts.items()], 1)
     found = {r.prompt_id: parse_verdict(r.text, r.finish_reason, prompts[r.prompt_id].steps or 1) for r in sampler.generate(requests)}
     return [found[row.id] for row in rows]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +29,7 @@ from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
 SAMPLES, PROMPT_TOKENS = 16, 150
+NOTHING = np.empty(0)
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=1, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 
 
@@ -51,11 +51,11 @@ class Known:
 
     ready = True
 
-    def __init__(self, advantages: list[float]) -> None:
-        self._advantages = advantages
+    def __init__(self, group: Group) -> None:
+        self.group = group
 
-    def advantages(self) -> list[float]:
-        return self._advantages
+    def made(self, whole: bool = False) -> Group:
+        return self.group
 
 
 def made(prompts: int, of: Lengths, ranks: int, rng: np.random.Generator) -> StepBatch:
@@ -71,7 +71,14 @@ def made(prompts: int, of: Lengths, ranks: int, rng: np.random.Generator) -> Ste
             prompt=Prompt(id=str(g), text="", answer=""),
             rollouts=[
                 Rollout(
-                    prompt_id=str(g), sample=i, prompt_tokens=(), tokens=(), logprobs=(), text="", finish_reason="stop", policy_version=0
+                    prompt_id=str(g),
+                    sample=i,
+                    prompt_tokens=NOTHING,
+                    tokens=NOTHING,
+                    logprobs=NOTHING,
+                    text="",
+                    finish_reason="stop",
+                    policy_version=0,
                 )
                 for i in range(SAMPLES)
             ],
@@ -83,7 +90,7 @@ def made(prompts: int, of: Lengths, ranks: int, rng: np.random.Generator) -> Ste
         groups.append(range(len(samples), len(samples) + SAMPLES))
         samples += [Sample(prompt_tokens=np.zeros(PROMPT_TOKENS, dtype=np.int32), tokens=t) for t in tokens]
         advantages += [0.0] * SAMPLES if undecided[-1] else group.advantages
-        owned[g] = Known(group.advantages)
+        owned[g] = Known(group)
     # Every verdict is here: what other ranks would add to a sum is nothing.
     alone = SimpleNamespace(size=ranks, sum=lambda values: values)
     return StepBatch(samples, groups, undecided, np.array(advantages), owned, alone)  # type: ignore[arg-type]
@@ -97,7 +104,7 @@ def lockstep(rounds: list[list[int]]) -> tuple[int, int]:
 def dealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[int]]:
     rounds = []
     for minibatch in minibatches(batch, size, budget):
-        for samples in minibatch.trained(nullcontext):
+        for samples in minibatch.trained():
             lengths = [sample.length for sample in samples]
             rounds += [[sum(lengths[i] for i in own) for own in each] for each in micro_batches(lengths, ranks, budget)]
     return rounds
@@ -125,7 +132,7 @@ def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def undealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[int]]:
     """Each rank packs its own block of the mini-batch's groups before their verdicts, window by window."""
     rounds = []
-    final = np.concatenate([batch.owned[g].advantages() for g in range(len(batch.groups))])
+    final = np.concatenate([batch.owned[g].made().advantages for g in range(len(batch.groups))])
     for start in range(0, len(batch.groups), size):
         of_ranks = []
         for rank in range(ranks):

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record import ROOT, machine
 
@@ -69,11 +70,13 @@ def measure(model_path: Path, data: Path, tokens: int, sampler_head: str) -> lis
         texts = [
             tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False) for text in texts
         ]
-    prompts = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    prompts = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32) for text in texts]
     head, sample = policies.linear_logprob, generator.generate
     rows = []
     for temperature in (1.0, 1.2):
         sync = WeightSync(policy, trainer, generator, prompts, temperature, limit=1.05)
+        generator.load(sync.stream())
+        generator.reset_cache()
         rollouts: list[Any] = []
 
         def once(requests: Any, rollouts: list[Any] = rollouts) -> list[Any]:

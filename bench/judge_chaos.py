@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 from soundrl.fapo.records import Prompt, Rollout, Verdict
@@ -92,6 +93,9 @@ class Process:
         self.process.wait()
 
 
+NOTHING = np.empty(0)
+
+
 def truth(i: int) -> Verdict:
     """A flaw in paragraph 1 … 6, none, or nothing that could be read as a verdict: a reply to another sample is mostly seen."""
     place = i % 8
@@ -106,7 +110,16 @@ def submit(judge: EndpointJudge, start: int, count: int) -> list[Future[Verdict]
         elif i % 8:
             paragraphs[i % 8] = "So 2+2=5."
         text = "\n\n".join(paragraphs)
-        return Rollout(prompt_id="p", sample=i, prompt_tokens=(), tokens=(), logprobs=(), text=text, finish_reason="stop", policy_version=0)
+        return Rollout(
+            prompt_id="p",
+            sample=i,
+            prompt_tokens=NOTHING,
+            tokens=NOTHING,
+            logprobs=NOTHING,
+            text=text,
+            finish_reason="stop",
+            policy_version=0,
+        )
 
     prompt = Prompt(id="p", text="What is 2+2?", answer="4")
     return [judge.submit(prompt, rollout(i)) for i in range(start, start + count)]

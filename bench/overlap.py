@@ -21,10 +21,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 import tyro
 
@@ -43,7 +43,7 @@ from soundrl.engine.ranks import Ranks  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
 from soundrl.engine.schedule import minibatches  # noqa: E402
 from soundrl.engine.task import reward_settings  # noqa: E402
-from soundrl.engine.timeline import Timeline  # noqa: E402
+from soundrl.engine.timeline import TIMELINE  # noqa: E402
 from soundrl.engine.trainer import Trainer  # noqa: E402
 from soundrl.fapo.pending import done  # noqa: E402
 from soundrl.fapo.records import Outcome, Prompt, Rollout  # noqa: E402
@@ -90,7 +90,7 @@ class Bench:
                         sample=sample,
                         prompt_tokens=encode(prompt),
                         tokens=tokens,
-                        logprobs=(-1.0,) * len(tokens),
+                        logprobs=np.full(len(tokens), -1.0),
                         text=solution,
                         finish_reason="stop",
                         policy_version=0,
@@ -111,19 +111,20 @@ class Bench:
         scale = judging / sum(latency.values())
         judge = ScriptedJudge(1, lambda rollout: scale * latency[self.key(rollout)])
         task = ReasoningTask(lambda prompt, rollout: done(self.outcome(rollout)), judge, reward_settings(self.config))
-        timeline, start = Timeline(), time.perf_counter()
-        with timeline("step"):
+        TIMELINE.begin(0)
+        start = time.perf_counter()
+        with TIMELINE("step"):
             pending = task.collect(self.prompts, self.rollouts)
             if not overlap or judging == 0.0:  # known in advance: what is left of the wait are 256 hand-overs between threads
-                with timeline("judge_wait"):
+                with TIMELINE("judge_wait"):
                     pending.groups()
             if judging == 0.0:
                 start = time.perf_counter()
             batch = exchange(self.prompts, pending, self.ranks)
             parts = minibatches(batch, len(self.prompts), self.arguments.microbatch_tokens)
-            self.trainer.train(parts, partial(timeline, "judge_wait"))
+            self.trainer.train(parts)
         seconds = time.perf_counter() - start
-        share = timeline.judged(pending.calls(), self.ranks).get("genrm/overlap", 0.0)
+        share = TIMELINE.judged(pending.calls(), self.ranks).get("genrm/overlap", 0.0)
         task.close()
         return seconds, share
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 
 from soundrl.fapo.data.rows import RowError, shown
@@ -28,8 +29,8 @@ class Encoder:
         begin = next((n for n in range(len(full)) if full[n : n + len(plain)] == plain), 0)
         self.prefix = tuple(full[:begin])
 
-    def __call__(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of the prompt, up to where the response begins: with BOS, once, where no template decides that.
+    def __call__(self, prompt: Prompt) -> np.ndarray:
+        """Token ids of the prompt, int32, up to where the response begins: with BOS, once, where no template decides that.
 
         `RowError` (a ValueError), naming the row, where it is too long or the template refuses it.
         """
@@ -47,7 +48,7 @@ class Encoder:
                 "prompt",
                 prompt.id,
             )
-        return tokens
+        return np.array(tokens, np.int32)
 
     def render(self, prompt: Prompt) -> str:
         """The text that is tokenized. A last message of the assistant is continued: it stands at the end, letter by letter.
@@ -72,11 +73,11 @@ class Encoder:
         # Some templates open or skip the thinking there; whether it does is for the row to say.
         return _THINKING.sub(r"\1", head) + begun
 
-    def response(self, text: str) -> tuple[int, ...]:
-        """Token ids of a supervised response, its end token included. ValueError where the tokenizer has none."""
+    def response(self, text: str) -> np.ndarray:
+        """Token ids of a supervised response, int32, its end token included. ValueError where the tokenizer has none."""
         if self.tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token, so no response can be taught to end; set one in tokenizer_config.json")
-        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+        return np.array([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id], np.int32)
 
     def _apply(self, prompt: Prompt, messages: list[dict[str, str]], generation: bool) -> str:
         try:

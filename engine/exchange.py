@@ -8,15 +8,16 @@ verdicts, until a window needs them. Shapes: P prompts, N rollouts in the order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks
-from soundrl.fapo.pending import PendingGroup, PendingGroups
+from soundrl.engine.timeline import TIMELINE
+from soundrl.fapo.pending import PendingGroup, PendingGroups, scored
 from soundrl.fapo.records import Prompt
 
 
@@ -38,18 +39,18 @@ class StepBatch:
     old_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
     """[tokens] float32 of samples that train after a first update, under the weights that sampled"""
 
-    def settle(self, window: Sequence[int], waiting: Callable[[], AbstractContextManager]) -> None:
+    def settle(self, window: Sequence[int]) -> None:
         """Wait for the verdicts of these groups, on every rank: `advantages` holds theirs then. A collective where any is `undecided`."""
         late = [g for g in window if self.undecided[g]]
         if not late:
             return
         own = {g: self.owned[g] for g in late if g in self.owned}
-        with nullcontext() if all(group.ready for group in own.values()) else waiting():
-            for g, group in own.items():
-                self.advantages[self.groups[g].start : self.groups[g].stop] = group.advantages()
+        with nullcontext() if all(group.ready for group in own.values()) else TIMELINE("judge_wait"):
+            for g, group in zip(own, scored(list(own.values())), strict=True):
+                self.advantages[self.groups[g].start : self.groups[g].stop] = group.advantages
         if self.ranks.size > 1:
             where = np.concatenate([np.arange(self.groups[g].start, self.groups[g].stop) for g in late])
-            with waiting():  # for the verdicts of others: each value is some rank's, and 0 on all others
+            with TIMELINE("judge_wait"):  # for the verdicts of others: each value is some rank's, and 0 on all others
                 self.advantages[where] = self.ranks.sum(self.advantages[where].tolist())
         for g in late:
             self.undecided[g] = False
@@ -70,6 +71,7 @@ class StepBatch:
         )
 
 
+@TIMELINE("rank_wait")
 def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) -> StepBatch:
     """All rollouts of `prompts`, the step's in their global order, of which each rank has `pending` ones. A collective.
 
@@ -78,23 +80,24 @@ def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) ->
     """
     places = {prompt.id: place for place, prompt in enumerate(prompts)}
     owned = {places[group.prompt.id]: group for group in pending}
-    heads, lengths, advantages, tokens, logprobs = [], [], [], [], []
+    decided = {g: group for g, group in owned.items() if not group.undecided}
+    known = dict(zip(decided, scored(list(decided.values())), strict=True))
+    heads, lengths, advantages = list[int](), list[int](), list[float]()
+    tokens, logprobs = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
     for place, group in sorted(owned.items()):
         rollouts = group.rollouts
-        asked = rollouts[0].prompt_tokens if rollouts else ()
-        heads += [place, len(rollouts), len(asked), group.undecided]
-        tokens.append(np.asarray(asked, dtype=np.int32))
-        advantages += [0.0] * len(rollouts) if group.undecided else group.advantages()
-        for rollout in rollouts:
-            lengths.append(len(rollout.tokens))
-            tokens.append(np.asarray(rollout.tokens, dtype=np.int32))
-            logprobs.append(np.asarray(rollout.logprobs, dtype=np.float32))
+        asked = rollouts[0].prompt_tokens if rollouts else tokens[0]
+        heads += [place, len(rollouts), len(asked), place not in known]
+        advantages += known[place].advantages if place in known else [0.0] * len(rollouts)
+        lengths += [len(rollout.tokens) for rollout in rollouts]
+        tokens += [asked, *(rollout.tokens for rollout in rollouts)]
+        logprobs += [rollout.logprobs for rollout in rollouts]
     parts = zip(
         ranks.gather_array(np.array(heads, dtype=np.int64)),
         ranks.gather_array(np.array(lengths, dtype=np.int64)),
         ranks.gather_array(np.array(advantages, dtype=np.float64)),
-        ranks.gather_array(np.concatenate([np.empty(0, dtype=np.int32), *tokens])),
-        ranks.gather_array(np.concatenate([np.empty(0, dtype=np.float32), *logprobs])),
+        ranks.gather_array(np.concatenate(tokens)),
+        ranks.gather_array(np.concatenate(logprobs)),
         strict=True,
     )
     found = sorted((row for part in parts for row in unpacked(*part)), key=lambda row: row[0])

@@ -99,7 +99,7 @@ def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
     )
 
 
-def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
+def deal(lengths: Sequence[float], hands: int) -> list[list[int]]:
     """Indices of `lengths` for each of so many hands: longest first to the one that holds least, ties by index and by hand, so the result
     is a function of content. Hands come in the order of what they hold, the fullest first.
 
@@ -107,7 +107,7 @@ def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
     [[0, 3, 4], [2, 1]]
     """
     dealt: list[list[int]] = [[] for _ in range(hands)]
-    holds = [(0, hand) for hand in range(hands)]
+    holds = [(0.0, hand) for hand in range(hands)]
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         held, hand = holds[0]
         heapq.heapreplace(holds, (held + lengths[index], hand))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from soundrl.engine.attention import HOOK, attend_within, check_attention
@@ -86,28 +86,36 @@ class Policy:
 
     @torch.no_grad()
     def _load(self) -> None:
-        """Stream the folder's safetensors into the shards; every parameter must be found, and nothing may be left over."""
+        """Read this rank's rows from the folder's safetensors; every parameter must be found, and nothing may be left over. A collective:
+        what is wrong with one rank's rows is every rank's ValueError."""
         parameters = dict(self.model.named_parameters())
         tied = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(parameters)
         seen = set()
-        for name, full in read_tensors(self.folder, lambda name: name in parameters or name in tied):
-            if name not in parameters:
-                continue
-            parameter = parameters[name]
-            if full.shape != parameter.shape:
-                raise ValueError(f"{self.folder}: {name} has shape {tuple(full.shape)}, config.json says {tuple(parameter.shape)}")
-            assert isinstance(parameter, DTensor)
-            full = full.to(self.ranks.device, torch.float32)
-            # src_data_rank=None: every rank has read the tensor, so each takes its own slice and nothing is sent.
-            shard = distribute_tensor(full, self.ranks.mesh, parameter.placements, src_data_rank=None)
-            parameter.to_local().copy_(shard.to_local())
-            seen.add(name)
-        missing = sorted(set(parameters) - seen)
-        if missing:
-            raise ValueError(
-                f"{self.folder}: {len(missing)} tensors missing (first: {missing[0]}); the weights do not belong to config.json: download "
-                "both again"
-            )
+
+        def rows(name: str, shape: Sequence[int]) -> slice:
+            if name in tied:
+                return slice(0)
+            if tuple(shape) != (expected := tuple(parameters[name].shape)):
+                raise ValueError(f"{self.folder}: {name} has shape {tuple(shape)}, config.json says {expected}")
+            # As FSDP2 shards: equal parts of the first dimension, rounded up, so that the last ranks may have none.
+            start = min(self.ranks.rank * -(-shape[0] // self.ranks.size), shape[0])
+            return slice(start, start + len(cast(DTensor, parameters[name]).to_local()))
+
+        fault = ""
+        try:
+            for name, own in read_tensors(self.folder, lambda name: name in parameters or name in tied, rows):
+                if name in parameters:
+                    cast(DTensor, parameters[name]).to_local().copy_(own)
+                    seen.add(name)
+            if missing := sorted(set(parameters) - seen):
+                fault = (
+                    f"{self.folder}: {len(missing)} tensors missing (first: {missing[0]}); the weights do not belong to config.json: "
+                    "download both again"
+                )
+        except ValueError as error:
+            fault = str(error)
+        if fault := next(filter(None, self.ranks.gather(fault)), ""):
+            raise ValueError(fault)
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter, unsharded, in `settings.dtype`, by its Hugging Face name and in model order (tied ones once).

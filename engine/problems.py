@@ -9,6 +9,8 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path, PurePath
 
+import numpy as np
+
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import NAMED, Environment, environment_of
@@ -160,7 +162,7 @@ class Problems:
         made = self.environment.demonstrations(self.train)
         return lambda step, steps: [Sample(prompt_tokens=encode(row), tokens=encode.response(said)) for row, said in made(step, steps)]
 
-    def probes(self, encode: Encoder) -> list[tuple[int, ...]]:
+    def probes(self, encode: Encoder) -> list[np.ndarray]:
         """Token ids of the first training problems, for the gate of the weight sync."""
         first = self.train[:PROBES] if isinstance(self.train, list) else map(self.train.prompt, range(PROBES))
         return [encode(prompt) for prompt in first]

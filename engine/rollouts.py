@@ -1,49 +1,99 @@
-"""A step's rollouts: sampled, verified, and on their way to the judge."""
+"""What the policy samples: a step's rollouts and those of an evaluation, verified and on their way to the judge.
+
+Requests are dealt over the engines, longest expected first; the ranks that share an engine pass it the same requests, and each keeps,
+verifies and judges a part of its own. Where and when a rollout is sampled changes nothing in it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
+from soundrl.engine.exchange import StepBatch
+from soundrl.engine.longest_first import ExpectedLengths, rounds_of_decoding
+from soundrl.engine.packing import deal
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.samplers.sampler import Sampler, requests_for
-from soundrl.engine.timeline import Timeline
+from soundrl.engine.samplers.sampler import Draw, Request, Sampler
+from soundrl.engine.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.task import Task
 
 
-def rollout(
-    prompts: Sequence[Prompt],
-    task: Task,
-    sampler: Sampler,
-    encode: Encoder,
-    config: Config,
-    ranks: Ranks,
-    step: int,
-    phases: Timeline,
-) -> PendingGroups:
-    """Sample and verify this rank's part of `prompts`, the step's in their global order; each correct rollout goes to the judge as it
-    finishes, while the others are still sampled.
+class Rollouts:
+    """Samples with `sampler` what `task` verifies and judges. Calls are the same on every rank."""
 
-    Engines take turns at the prompts, and so do the ranks that share an engine, which all pass it the same requests: each keeps, verifies
-    and judges groups of its own. Where a rollout is sampled changes nothing in it.
-    """
-    shared = config.rollout.tensor_parallel
-    prompts = prompts[ranks.rank // shared :: ranks.size // shared]
-    requests = requests_for(
-        [(prompt.id, encode(prompt)) for prompt in prompts],
-        config.rollout.samples,
-        run_seed=config.run.seed,
-        phase="train",
-        step=step,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-    )
-    own = {prompt.id: prompt for prompt in prompts[ranks.rank % shared :: shared]}
-    with phases("generate"):
-        pending = task.collect(list(own.values()), (r for r in (sampler.generate(requests) if requests else ()) if r.prompt_id in own))
-    with phases("verify"):
-        pending.outcomes()
-    return pending
+    def __init__(self, task: Task, sampler: Sampler, encode: Encoder, config: Config, ranks: Ranks) -> None:
+        self.task, self.sampler, self.encode, self.config, self.ranks = task, sampler, encode, config, ranks
+        self.shared = config.rollout.tensor_parallel
+        self.expected, self.hands = ExpectedLengths(), list[list[int]]()
+
+    def __call__(self, prompts: Sequence[Prompt], step: int) -> PendingGroups:
+        """Sample and verify this rank's groups of `prompts`, the step's in their global order; each correct rollout goes to the judge as
+        it finishes, while others are still sampled."""
+        rollout, run = self.config.rollout, self.config.run
+        seeds = {"run_seed": run.seed, "phase": "train", "step": step}
+        draw = Draw(**seeds, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
+        asked = [(prompt.id, self.encode(prompt)) for prompt in prompts]
+        hand, own = self._dealt([self.expected(id_, len(tokens)) for id_, tokens in asked])
+        requests = draw.requests([asked[i] for i in hand], rollout.samples)
+        with TIMELINE("generate"):
+            # In the global order: what trains first is judged first.
+            pending = self._collect([prompts[i] for i in sorted(own)], requests, measuring=False)
+        with TIMELINE("verify"):
+            pending.outcomes()
+        return pending
+
+    def evaluate(self, prompts: Sequence[Prompt]) -> PendingGroups:
+        """Sample an evaluation; (problem, sample) pairs are dealt, so a group holds the samples that are this rank's, one at least. The
+        same seeds at every call: two evaluations differ by the weights alone."""
+        samples, temperature, top_p = self.config.run.eval_sampling
+        seeds = {"run_seed": self.config.run.seed, "phase": "eval", "step": 0}
+        draw = Draw(**seeds, temperature=temperature, max_new_tokens=self.config.rollout.max_new_tokens, top_p=top_p)
+        asked = [(prompt.id, self.encode(prompt)) for prompt in prompts]
+        lengths = [self.expected(id_, len(tokens)) for id_, tokens in asked]
+        hand, own = self._dealt([length for length in lengths for _ in range(samples)])  # number = problem × samples + sample
+        requests = [draw.request(*asked[number // samples], number % samples) for number in hand]
+        mine = {(asked[number // samples][0], number % samples) for number in own}
+        problems = [prompts[i] for i in sorted({number // samples for number in own})]
+        pending = self._collect(problems, requests, measuring=True, mine=mine)
+        places = {id_: i for i, (id_, _) in enumerate(asked)}
+        found = [number for group in pending for r in group.rollouts for number in (places[r.prompt_id], len(r.tokens))]
+        known: dict[int, list[int]] = {}
+        for part in self.ranks.gather_array(np.array(found, np.int64)):
+            for i, length in part.reshape(-1, 2).tolist():
+                known.setdefault(i, []).append(length)
+        for i in sorted(known):
+            self.expected.learn(asked[i][0], len(asked[i][1]), known[i])
+        return pending
+
+    def learn(self, prompts: Sequence[Prompt], batch: StepBatch) -> None:
+        """How long the step's responses were. The trace gets the seconds of sampling that their order has won, by a model: every round of
+        decoding takes the same time, and without the order engines would take turns at the prompts."""
+        lengths = [[len(batch.samples[i].tokens) for i in group] for group in batch.groups]
+        for prompt, group, own in zip(prompts, batch.groups, lengths, strict=True):
+            self.expected.learn(prompt.id, len(batch.samples[group.start].prompt_tokens) if own else 0, own)
+        turns = [range(engine, len(prompts), len(self.hands)) for engine in range(len(self.hands))]
+        before, after = (
+            rounds_of_decoding([[length for i in hand for length in lengths[i]] for hand in hands], self.sampler.slots)
+            for hands in (turns, self.hands)
+        )
+        TIMELINE.count("longest first, seconds won (model)", TIMELINE.step.get("generate", 0.0) * (before / max(after, 1) - 1))
+
+    def _dealt(self, lengths: Sequence[float]) -> tuple[list[int], list[int]]:
+        """Indices of `lengths` that this rank's engine samples, longest first, and those of them that are this rank's."""
+        engine, place = divmod(self.ranks.rank, self.shared)
+        self.hands = deal(lengths, self.ranks.size // self.shared)
+        return self.hands[engine], self.hands[engine][place :: self.shared]
+
+    def _collect(
+        self, prompts: Sequence[Prompt], requests: Sequence[Request], measuring: bool, mine: set[tuple[str, int]] | None = None
+    ) -> PendingGroups:
+        """Rollouts of `prompts` alone, and of these alone those that are `mine`; None: all."""
+        ids = {prompt.id for prompt in prompts}
+        sampled = self.sampler.generate(requests) if requests else ()
+        kept = (r for r in sampled if (r.prompt_id in ids if mine is None else (r.prompt_id, r.sample) in mine))
+        return self.task.collect(prompts, kept, measuring)

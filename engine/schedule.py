@@ -11,8 +11,7 @@ before the first verdict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from soundrl.engine.exchange import StepBatch
@@ -68,10 +67,10 @@ class Minibatch:
         """The samples that may have a gradient, by what is known now."""
         return [i for window in self.windows for g in window for i in possible(self.batch, g)]
 
-    def trained(self, waiting: Callable[[], AbstractContextManager]) -> Iterator[list[Sample]]:
-        """The samples of each window, as soon as its verdicts are there, on every rank alike; `waiting()` is entered around a wait."""
+    def trained(self) -> Iterator[list[Sample]]:
+        """The samples of each window, as soon as its verdicts are there, on every rank alike."""
         for window in self.windows:
-            self.batch.settle(window, waiting)
+            self.batch.settle(window)
             yield [self.batch.trained(i) for i in self.batch.live(window)]
 
 

@@ -34,14 +34,14 @@ def build_task(config: Config, environment: Environment, ranks: Ranks, say: Call
         built.close()
 
     task = ReasoningTask(
-        verify,
-        built.judge,
-        settings,
-        config.genrm.max_unknown,
+        verify=verify,
+        judge=built.judge,
+        settings=settings,
+        max_unknown=config.genrm.max_unknown,
         truth=type(environment).oracle,
         probe=build_probe(config, built.judge, ranks),
         ready=built.ready,
-        close=close,
+        end=close,
         deadline=config.genrm.deadline[1],
         judge_sleeps=built.phase is not None,
     )

@@ -29,8 +29,12 @@ class Timeline:
     What a phase opens within itself (a wait for verdicts while training) is not counted in it; `step` alone contains others.
     """
 
-    def __init__(self, rank: int = 0) -> None:
-        self.rank = rank
+    def __init__(self) -> None:
+        self.begin(0, keeps=False)
+
+    def begin(self, rank: int, keeps: bool = True) -> None:
+        """A run begins on this rank. Events are kept until they are taken (`judged`, `drain`) where somebody does."""
+        self.rank, self.keeps = rank, keeps
         self.step: dict[str, float] = {}
         self.total: dict[str, float] = {}
         self.within: list[float] = []
@@ -59,7 +63,7 @@ class Timeline:
             spent = end - start if name == "step" else end - start - inner
             self.step[name] = self.step.get(name, 0.0) + spent
             self.total[name] = self.total.get(name, 0.0) + spent
-            if name == "judge_wait":
+            if name == "judge_wait" and self.keeps:
                 self.waits.append((start, end))
             self._event(name, "phase", start, end)
             self.path.pop()
@@ -75,8 +79,15 @@ class Timeline:
             self._event(name, "detail", start, time.perf_counter())
 
     def _event(self, name: str, category: str, start: float, end: float) -> None:
-        place = {"ts": round((start + self.offset) * 1e6), "dur": round((end - start) * 1e6), "pid": self.rank, "tid": 0}
-        self.events.append({"name": name, "cat": category, "ph": "X", **place})
+        if self.keeps:
+            place = {"ts": round((start + self.offset) * 1e6), "dur": round((end - start) * 1e6), "pid": self.rank, "tid": 0}
+            self.events.append({"name": name, "cat": category, "ph": "X", **place})
+
+    def count(self, name: str, value: float) -> None:
+        """A number of this moment: a counter's curve in the trace."""
+        if self.keeps:
+            at = round((time.perf_counter() + self.offset) * 1e6)
+            self.events.append({"name": name, "ph": "C", "ts": at, "pid": self.rank, "args": {name: value}})
 
     def judged(self, calls: Iterable[tuple[str, float, float]], ranks: Ranks) -> dict[str, float]:
         """Put the judge calls of the step that ends here (name, start, end by `time.perf_counter`) into the trace. A collective; returns
@@ -105,6 +116,10 @@ class Timeline:
     def spent(self) -> dict[str, float]:
         """Seconds of the whole run by phase, without `step`, which contains others."""
         return {name: seconds for name, seconds in self.total.items() if name != "step"}
+
+
+TIMELINE = Timeline()
+"""Of this process, which is one rank: whoever spends a step's time says so here."""
 
 
 class TraceFile:

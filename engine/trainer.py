@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 import numpy as np
@@ -17,13 +16,12 @@ from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.schedule import Minibatch
+from soundrl.engine.timeline import TIMELINE
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS
 
 # (micro-batch, count) → loss, metric sums, log-probs [R], entropy [R]; see `Policy.response_loss`
 LossFunction = Callable[[PackedBatch, float], tuple[Tensor, dict[str, Tensor], Tensor, Tensor]]
-
-Detail = Callable[[str], AbstractContextManager[None]]
 
 # −log-prob with gradient: cispo of the first token's ratio, 1, and advantage 1.
 SUPERVISED = LossRule(variant="cispo")
@@ -41,19 +39,9 @@ class NotFiniteError(RuntimeError):
 class Trainer:
     """AdamW on the policy's float32 master weights."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        optim: Optim,
-        loss: Loss,
-        temperature: float,
-        detail: Detail = lambda name: nullcontext(),
-        longest: int = 0,
-    ) -> None:
-        """`detail(name)` is entered around each part of a step's work (`Timeline.detail`). `longest` response in tokens
-        (`rollout.max_new_tokens`): what `dr_grpo` divides by."""
-        self.detail, self.longest = detail, longest
-        self.policy, self.ranks = policy, policy.ranks
+    def __init__(self, policy: Policy, optim: Optim, loss: Loss, temperature: float, longest: int = 0) -> None:
+        """`longest` response in tokens (`rollout.max_new_tokens`): what `dr_grpo` divides by."""
+        self.policy, self.ranks, self.longest = policy, policy.ranks, longest
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
@@ -77,7 +65,7 @@ class Trainer:
         # One at least, so that a step without any signal is a step all the same.
         for batch in chain([next(batches, pack((), self.ranks.device))], batches):
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
-            with self.detail("micro-batch"):
+            with TIMELINE.detail("micro-batch"):
                 loss, metrics, _, entropy_R = loss_function(batch, count)
                 (self.ranks.size * loss).backward()
                 sums[2:] += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
@@ -141,21 +129,22 @@ class Trainer:
             bounds = np.cumsum([len(batch.samples[i].tokens) for i in order])
             batch.old_logprobs.update(zip(order, np.split(values, bounds[:-1]), strict=True))
 
-    def train(self, minibatches: Sequence[Minibatch], waiting: Callable[[], AbstractContextManager] = nullcontext) -> dict[str, float]:
+    @TIMELINE("train")
+    def train(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
         """One optimizer step per mini-batch of the rollout batch. A collective; every rank has the same mini-batches.
 
         The first mini-batch trains on the weights that sampled (ratio exactly 1); for the others log-probabilities are taken before it,
-        which needs no verdict. Each window waits for its own verdicts (`waiting()` is entered then). Sequences without advantage have an
+        which needs no verdict. Each window waits for its own verdicts. Sequences without advantage have an
         exactly zero gradient: they count in the denominator and are not trained. Returns metrics over the whole batch.
         """
-        with self.detail("old log-probs"):
+        with TIMELINE.detail("old log-probs"):
             if late := [i for minibatch in minibatches[1:] for i in minibatch.candidates()]:
                 self.take_old_logprobs(minibatches[0].batch, late)
         totals: dict[str, float] = dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
         for minibatch in minibatches:
-            batches = (packed for window in minibatch.trained(waiting) for packed in self.packed(window))
+            batches = (packed for window in minibatch.trained() for packed in self.packed(window))
             stats = self.backward(batches, max(self.count(minibatch.samples), 1.0), self.policy_loss)
-            with self.detail("optimizer"):
+            with TIMELINE.detail("optimizer"):
                 stats |= self.update(self.learning_rate())
             totals = {name: totals[name] + stats[name] for name in totals}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)

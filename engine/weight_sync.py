@@ -12,15 +12,17 @@ fuses them, so a tensor can be loaded and still not be the one that computes (a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
 from soundrl.engine.samplers.sampler import Request, Sampler, derived_seed
+from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.trainer import Trainer
 from soundrl.kernels.policy_loss import is_logprob
 
@@ -54,7 +56,7 @@ class WeightSync:
     """
 
     def __init__(
-        self, policy: Policy, trainer: Trainer, sampler: Sampler, prompts: list[tuple[int, ...]], temperature: float, limit: float
+        self, policy: Policy, trainer: Trainer, sampler: Sampler, prompts: Sequence[np.ndarray], temperature: float, limit: float
     ) -> None:
         self.policy, self.trainer, self.sampler = policy, trainer, sampler
         self.prompts, self.temperature, self.limit = prompts[:PROBES], temperature, limit
@@ -62,6 +64,7 @@ class WeightSync:
         self.sent: list[str] = []
         self.largest_tensor_bytes = 0
 
+    @TIMELINE("sync")
     def __call__(self) -> dict[str, float]:
         """Sync and gate. Returns metrics; SyncError with a diagnosis when the gate is not met."""
         if self.policy.ranks.device.type == "cuda":

@@ -58,16 +58,11 @@ class PendingGroup:
         late = any(not verdict.done() for _, _, verdict in self.entries)
         return self._group is not None or not late or not self.undecided or self._left() == 0.0
 
-    def advantages(self) -> Sequence[float]:
-        """Of each rollout; waits for verdicts where the group is `undecided`."""
-        if self.undecided or self._group is not None:
-            return self.group().advantages
-        # A verdict still under way is None here, and would change nothing.
-        return self._make(lambda verdict: verdict.result() if verdict.done() else None).advantages
-
-    def group(self) -> Group:
-        """Wait for every verdict, then the group with its advantages. A verdict that is not there by `until` (`time.monotonic`) is
-        unknown(timeout), and stays so."""
+    def made(self, whole: bool = False) -> Group:
+        """The group without rewards: waits for every verdict where advantages hang on one, or where it must be `whole`. A verdict that is
+        not there by `until` (`time.monotonic`) is unknown(timeout), and stays so."""
+        if self._group is None and not whole and not self.undecided:
+            return self._make(lambda verdict: verdict.result() if verdict.done() else None)  # who is late is None, and would change nothing
         if self._group is None:
             self._group = self._make(self._verdict)
         return self._group
@@ -79,14 +74,12 @@ class PendingGroup:
         return None if self.until is None else max(0.0, self.until - time.monotonic())
 
     def _make(self, verdict_of: Callable[[Future[Verdict | None]], Verdict | None]) -> Group:
-        group = Group(
+        return Group(
             prompt=self.prompt,
             rollouts=self.rollouts,
             outcomes=[outcome.result() for _, outcome, _ in self._sorted()],
             verdicts=[verdict_of(verdict) for _, _, verdict in self._sorted()],
         )
-        self.assign([group])
-        return group
 
     def _verdict(self, verdict: Future[Verdict | None]) -> Verdict | None:
         try:
@@ -94,6 +87,14 @@ class PendingGroup:
         except TimeoutError:
             # A judge's own TimeoutError is a fault and must be seen; an unfinished future is a late verdict.
             return verdict.result() if verdict.done() else Verdict.unknown("timeout")
+
+
+def scored(pending: Sequence[PendingGroup], whole: bool = False) -> list[Group]:
+    """The groups with rewards and advantages, all computed at once; waits as `PendingGroup.made` does."""
+    groups = [group.made(whole) for group in pending]
+    if new := [group for group in groups if not group.kept]:
+        pending[0].assign(new)
+    return groups
 
 
 class PendingGroups:
@@ -146,4 +147,4 @@ class PendingGroups:
     def groups(self) -> list[Group]:
         """Wait for every verdict, at most until the deadline."""
         assert not self.held, "questions are held back: a sleeping judge gives no verdict"
-        return [pending.group() for pending in self]
+        return scored(list(self), whole=True)

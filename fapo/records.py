@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -28,24 +30,29 @@ class Prompt:
     """Critic rows: number of paragraphs of the solution to be judged, whose first wrong one `answer` names (-1 = none)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Rollout:
-    """One sampled completion."""
+    """One sampled completion. Any sequences of numbers make it; it holds arrays, as a step has millions of tokens."""
 
     prompt_id: str
     sample: int
     """Index 0 … G−1 within the group."""
-    prompt_tokens: tuple[int, ...]
-    tokens: tuple[int, ...]
-    """Response token ids, the end-of-sequence token included where one was sampled."""
-    logprobs: tuple[float, ...]
-    """Sampler's log-probability of each response token, *after* temperature (processed), same length as `tokens`."""
+    prompt_tokens: np.ndarray
+    """int32"""
+    tokens: np.ndarray
+    """Response token ids, int32, the end-of-sequence token included where one was sampled."""
+    logprobs: np.ndarray
+    """Sampler's log-probability of each response token, float32, *after* temperature (processed), same length as `tokens`."""
     text: str
     """The response, decoded without special tokens."""
     finish_reason: str
     """`stop` (end token) or `length` (cut at the token limit)."""
     policy_version: int
     """Number of weight syncs before this rollout was sampled."""
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens, self.tokens = np.asarray(self.prompt_tokens, np.int32), np.asarray(self.tokens, np.int32)
+        self.logprobs = np.asarray(self.logprobs, np.float32)
 
 
 class Outcome(str, Enum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -73,31 +74,28 @@ class OracleJudge:
         """Holds nothing."""
 
 
+@dataclass
 class ReasoningTask:
-    """Verifies every rollout as it finishes and sends the correct ones to the judge at once, earlier prompts first where they queue.
+    """Verifies every rollout as it finishes and sends the correct ones to the judge at once, earlier prompts first where they queue."""
 
-    `verify(prompt, rollout)` returns a future outcome; `judge` None leaves every verdict None (plain GRPO). `deadline`: seconds from the
-    end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the judge takes.
-    `judge_sleeps`: nothing is asked before `PendingGroups.ask`.
-    """
+    verify: Callable[[Prompt, Rollout], Future[Outcome]]
+    judge: Judge | None
+    """None leaves every verdict None (plain GRPO)."""
+    settings: RewardSettings
+    max_unknown: float = 1.0
+    truth: Oracle | None = None
+    """Measures the judge, and judges evaluations."""
+    probe: Callable[[int], dict[str, float]] = lambda step: {}
+    ready: Callable[[], None] = lambda: None
+    end: Callable[[], None] = lambda: None
+    deadline: float | None = None
+    """Seconds from the end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the
+    judge takes."""
+    judge_sleeps: bool = False
+    """Nothing is asked before `PendingGroups.ask`."""
 
-    def __init__(
-        self,
-        verify: Callable[[Prompt, Rollout], Future[Outcome]],
-        judge: Judge | None,
-        settings: RewardSettings,
-        max_unknown: float = 1.0,
-        truth: Oracle | None = None,
-        probe: Callable[[int], dict[str, float]] = lambda step: {},
-        ready: Callable[[], None] = lambda: None,
-        close: Callable[[], None] = lambda: None,
-        deadline: float | None = None,
-        judge_sleeps: bool = False,
-    ) -> None:
-        self.deadline, self.judge_sleeps = deadline, judge_sleeps
-        self.verify, self.judge, self.settings, self.ready, self._close = verify, judge, settings, ready, close
-        self._watch = UnknownWatch(max_unknown, verdicts=settings.lam > 0)
-        self.truth, self.probe = truth, probe
+    def __post_init__(self) -> None:
+        self.watch = UnknownWatch(self.max_unknown, verdicts=self.settings.lam > 0)
 
     def assign(self, groups: Sequence[Group]) -> None:
         assign_advantages(groups, self.settings)
@@ -116,16 +114,13 @@ class ReasoningTask:
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
         return out
 
-    def watch(self, step: int, metrics: dict[str, float]) -> None:
-        self._watch(step, metrics)
-
     def judge_metrics(self, step: int) -> dict[str, float]:
         """The judge's own metrics, and those of a probe where one is due."""
         return {} if self.judge is None else self.judge.metrics() | self.probe(step)
 
     def close(self) -> None:
         """End the verifier's processes and the judge's connections."""
-        self._close()
+        self.end()
         if self.judge is not None:
             self.judge.close()
 

@@ -30,7 +30,7 @@ from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.recipes import ARITH_SOLUTIONS, RECIPES
-from soundrl.engine.samplers.sampler import Request, requests_for
+from soundrl.engine.samplers.sampler import Draw, Request
 from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt, load_labelled
@@ -69,7 +69,7 @@ def policy_rollouts(folder: Path, rows: int = ROWS) -> list[tuple[Prompt, Rollou
     prompts = {prompt.id: prompt for prompt in map(source.prompt, range(rows))}
     asked = [(prompt.id, encode(prompt)) for prompt in prompts.values()]
     longest = config.rollout.max_new_tokens
-    requests = requests_for(asked, SAMPLES, run_seed=0, phase="card", step=0, temperature=1.0, max_new_tokens=longest)
+    requests = Draw(run_seed=0, phase="card", step=0, temperature=1.0, max_new_tokens=longest).requests(asked, SAMPLES)
     return [(prompts[r.prompt_id], r) for r in sampled(folder, config, requests)]
 
 
@@ -90,7 +90,8 @@ def judge_figures(folder: Path, rows: list[Labelled]) -> dict[str, float]:
     encode = Encoder(load_tokenizer(folder), config.max_prompt_tokens)
     prompts = [labelled_prompt(row, "card") for row in rows]
     asked = [(prompt.id, encode(prompt)) for prompt in prompts]
-    requests = requests_for(asked, 1, run_seed=0, phase="card", step=0, temperature=0.01, max_new_tokens=config.rollout.max_new_tokens)
+    longest = config.rollout.max_new_tokens
+    requests = Draw(run_seed=0, phase="card", step=0, temperature=0.01, max_new_tokens=longest).requests(asked, 1)
     replies = sampled(folder, config, requests)
     verdicts = [parse_verdict(r.text, r.finish_reason, p.steps or 1) for p, r in zip(prompts, replies, strict=True)]
     sums = torch.tensor([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], dtype=torch.float64).sum(0)

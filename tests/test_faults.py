@@ -155,7 +155,7 @@ def test_the_main_job_names_the_rank_the_step_and_the_phase(tmp_path):
     """With a real process group, whose other rank stands in a collective."""
     small = ("--warm-start.steps", "1", "--run.steps", "2", "--rollout.engine", "torch", "--rollout.prompts", "4", "--data.test")
     small += ("--optim.minibatch-prompts", "4", "--rollout.samples", "2", "--run.folder", str(tmp_path))
-    done = start([sys.executable, "tests/workers/broken_train.py", "arith", *small], NPROC="2", FAULT="1 Trainer.train 2")
+    done = start([sys.executable, "tests/workers/broken_train.py", "arith", *small], NPROC="2", FAULT="1 Trainer.count 2")
     assert done.returncode == 1 and "step    1/2" in done.stdout, done.stdout[-1000:] + done.stderr[-3000:]
     last = done.stderr.splitlines()[-1]
     assert last.startswith(ONE + "RuntimeError: a fault of the test in step 2, train (traceback in "), done.stderr[-3000:]

@@ -1,7 +1,6 @@
 """Overlap of judging and training: the same parameters to the bit whenever verdicts arrive, deadlines, and how windows are cut."""
 
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,8 @@ from tiny import write_tiny
 from soundrl.engine.exchange import exchange
 from soundrl.engine.packing import deal, micro_batches
 from soundrl.engine.schedule import MOST_BATCHES, Minibatch, cut, minibatches
-from soundrl.fapo.pending import PendingGroups, done
+from soundrl.engine.timeline import TIMELINE
+from soundrl.fapo.pending import PendingGroups, done, scored
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 from soundrl.fapo.task import OracleJudge, ReasoningTask
@@ -69,18 +69,6 @@ def test_every_sequence_is_dealt_once_in_as_few_rounds_as_fit(lengths, ranks, bu
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=40, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 
 
-class Waits:
-    """Counts how often somebody waited."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextmanager
-    def __call__(self):
-        self.count += 1
-        yield
-
-
 class LateJudge(OracleJudge):
     """Answers when told to."""
 
@@ -124,15 +112,15 @@ def collected(outcomes: dict[str, str], lam: float = 1.0, deadline: float | None
 
 def test_what_is_packed_is_decided_before_verdicts_and_trained_after():
     judge, pending = collected({"a": "ccww", "b": "www", "c": "cccc"})
-    waits = Waits()
+    TIMELINE.begin(0)
     (minibatch,) = planned(pending, 3, 12)
     # Prompt and response: a and c have 2, 3, 4, 5 tokens; b can have no advantage and is not trained, but counts.
     assert sum(minibatch.batch.samples[i].length for i in minibatch.candidates()) == 14 + 14
     assert len(minibatch.samples) == 4 + 3 + 4 and minibatch.windows == [[0, 2]]
-    assert waits.count == 0 and not any(future.done() for future in judge.asked.values())
+    assert not any(future.done() for future in judge.asked.values())
     judge.answer("sf" + "sssu")
-    trained = [sample for window in minibatch.trained(waits) for sample in window]
-    assert waits.count == 0  # all verdicts are there
+    trained = [sample for window in minibatch.trained() for sample in window]
+    assert TIMELINE.waits == []  # all verdicts are there
     groups = pending.groups()
     assert groups[2].kept == [True, True, True, False] and groups[2].advantages == [0.0] * 4
     # All of a is trained; c, all sound and one unknown, is not.
@@ -152,17 +140,17 @@ def test_minibatches_are_whole_groups_in_prompt_order():
 def test_lambda_zero_waits_for_no_verdict_and_gives_the_advantages_it_will_have():
     judge, pending = collected({"a": "ccw", "b": "cww"}, lam=0.0)
     (minibatch,) = planned(pending, 2, 100)
-    (trained,) = minibatch.trained(Waits())
-    early = [group.advantages() for group in pending]
+    (trained,) = minibatch.trained()
+    early = [group.advantages for group in scored(list(pending))]
     judge.answer("fus")
     assert [group.advantages for group in pending.groups()] == early
     assert len(minibatch.windows) == 1 and sum(sample.length for sample in trained) == 18
     # Inverse: with λ = 1 the same batch does wait.
     judge, pending = collected({"a": "ccw", "b": "cww"}, deadline=0.05)
-    waits = Waits()
+    TIMELINE.begin(0)
     (minibatch,) = planned(pending, 2, 100)
-    list(minibatch.trained(waits))
-    assert waits.count == 1 and [v and v.reason for v in pending.groups()[0].verdicts] == ["timeout", "timeout", None]
+    list(minibatch.trained())
+    assert len(TIMELINE.waits) == 1 and [v and v.reason for v in pending.groups()[0].verdicts] == ["timeout", "timeout", None]
 
 
 def test_groups_one_at_a_time_are_scored_as_all_at_once():

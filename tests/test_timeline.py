@@ -56,7 +56,8 @@ def test_hidden_counts_what_is_judged_once():
 
 
 def test_phases_nest_and_reach_the_trace(tmp_path):
-    timeline = Timeline(3)
+    timeline = Timeline()
+    timeline.begin(3)
     with timeline("step"):
         with timeline("train"):
             with timeline("judge_wait"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -176,9 +176,15 @@ def opened(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file} is no whole safetensors file ({error}); download it again") from None
 
 
-def read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+def whole_tensor(name: str, shape: Sequence[int]) -> slice:
+    return slice(None)
+
+
+def read_tensors(
+    folder: Path, wanted: Callable[[str], bool], rows: Callable[[str, Sequence[int]], slice] = whole_tensor
+) -> Iterator[tuple[str, Tensor]]:
     """Every `wanted` tensor of the folder, once, as stored: of a floating type and finite. The others are counted in one line of the log
-    where they are stored buffers, else refused; what is missing is for the caller to say."""
+    where they are stored buffers, else refused; what is missing is for the caller to say. `rows(name, shape)` of it alone are read."""
     where: dict[str, Path] = {}
     unknown, buffers = list[str](), list[str]()
     for file in weight_files(folder):
@@ -200,10 +206,12 @@ def read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
             for name in reader.keys():
                 if not wanted(name):
                     continue
-                kind = reader.get_slice(name).get_dtype()
-                if kind not in FLOATS:
+                stored = reader.get_slice(name)
+                if (kind := stored.get_dtype()) not in FLOATS:
                     raise ValueError(f"{file}: {name} is stored as {kind}, which is no plain floating type; get the unquantized model")
-                tensor = reader.get_tensor(name)
+                shape = stored.get_shape()
+                part = rows(name, shape)
+                tensor = stored[part] if shape else reader.get_tensor(name)
                 broken = int((~tensor.isfinite()).sum())
                 if broken:
                     raise ValueError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from soundrl.engine.config import Config
@@ -15,19 +16,23 @@ from soundrl.engine.ranks import Ranks
 from soundrl.fapo.records import Rollout
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Request:
     """One completion to sample."""
 
     prompt_id: str
     sample: int
-    prompt_tokens: tuple[int, ...]
+    prompt_tokens: np.ndarray
+    """int32"""
     seed: int
     temperature: float
     max_new_tokens: int
     top_p: float = 1.0
     ignore_end: bool = False
     """Sample exactly `max_new_tokens` tokens (probes of the weight sync)."""
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
 
 
 def derived_seed(run_seed: int, phase: str, step: int, prompt_id: str, sample: int) -> int:
@@ -39,12 +44,41 @@ def derived_seed(run_seed: int, phase: str, step: int, prompt_id: str, sample: i
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """How completions are sampled, and what their seeds follow from beside prompt and number."""
+
+    run_seed: int
+    phase: str
+    """`train`, `eval`, …"""
+    step: int
+    temperature: float
+    max_new_tokens: int
+    top_p: float = 1.0
+
+    def request(self, prompt_id: str, prompt_tokens: np.ndarray, sample: int) -> Request:
+        return Request(
+            prompt_id=prompt_id,
+            sample=sample,
+            prompt_tokens=prompt_tokens,
+            seed=derived_seed(self.run_seed, self.phase, self.step, prompt_id, sample),
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            top_p=self.top_p,
+        )
+
+    def requests(self, prompts: Iterable[tuple[str, np.ndarray]], samples: int) -> list[Request]:
+        """`samples` requests for each (prompt id, prompt tokens), group after group."""
+        return [self.request(id_, tokens, i) for id_, tokens in prompts for i in range(samples)]
+
+
 class Sampler(Protocol):
     """A sampling engine in this process. `version` counts weight loads and is written into every rollout; `engine` is its number among
-    the engines of the run."""
+    the engines of the run, and `slots` how many requests are sampled at once, the others waiting in the order they came."""
 
     version: int
     engine: int
+    slots: int
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         """Yield each rollout as it finishes, in any order; log-probabilities are the processed ones (after temperature)."""
@@ -67,26 +101,6 @@ class Sampler(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def requests_for(
-    prompts: Sequence[tuple[str, tuple[int, ...]]],
-    samples: int,
-    *,
-    run_seed: int,
-    phase: str,
-    step: int,
-    temperature: float,
-    max_new_tokens: int,
-    top_p: float = 1.0,
-) -> list[Request]:
-    """`samples` requests for each (prompt id, prompt tokens), group after group."""
-    base = Request(prompt_id="", sample=0, prompt_tokens=(), seed=0, temperature=temperature, max_new_tokens=max_new_tokens, top_p=top_p)
-    return [
-        replace(base, prompt_id=id_, sample=i, prompt_tokens=tokens, seed=derived_seed(run_seed, phase, step, id_, i))
-        for id_, tokens in prompts
-        for i in range(samples)
-    ]
 
 
 def build_sampler(config: Config, policy: Policy, ranks: Ranks) -> Sampler:

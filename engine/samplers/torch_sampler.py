@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -31,7 +32,7 @@ class TorchSampler:
         head.forward = lambda hidden: linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
         self.tokenizer, self.device = tokenizer, ranks.device
         self.stop_tokens = set(end_tokens(folder, tokenizer))
-        self.version, self.engine = 0, ranks.rank
+        self.version, self.engine, self.slots = 0, ranks.rank, MAX_SEQUENCES
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         for start in range(0, len(requests), MAX_SEQUENCES):
@@ -41,7 +42,7 @@ class TorchSampler:
     def _batch(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         width = max(len(r.prompt_tokens) for r in requests)
         pads = [width - len(r.prompt_tokens) for r in requests]
-        ids = torch.tensor([[0] * pad + list(r.prompt_tokens) for pad, r in zip(pads, requests, strict=True)], device=self.device)
+        ids = torch.tensor([[0] * pad + r.prompt_tokens.tolist() for pad, r in zip(pads, requests, strict=True)], device=self.device)
         mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=self.device)
         # One random stream a request: its tokens do not depend on what else is in the batch.
         streams = [torch.Generator().manual_seed(r.seed) for r in requests]
@@ -69,8 +70,8 @@ class TorchSampler:
                         prompt_id=request.prompt_id,
                         sample=request.sample,
                         prompt_tokens=request.prompt_tokens,
-                        tokens=tuple(tokens[i]),
-                        logprobs=tuple(logprobs[i]),
+                        tokens=np.array(tokens[i], np.int32),
+                        logprobs=np.array(logprobs[i], np.float32),
                         text=self.tokenizer.decode(tokens[i], skip_special_tokens=True),
                         finish_reason="stop" if ended else "length",
                         policy_version=self.version,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,10 +60,6 @@ class VllmSampler:
                 f"rollout.engine is vllm, but it cannot be imported ({error}); install requirements/cpu.txt or requirements/gpu.txt, "
                 "or use the slow --rollout.engine torch"
             ) from error
-        if ranks.size % settings.tensor_parallel:
-            raise ValueError(
-                f"rollout.tensor_parallel {settings.tensor_parallel} does not divide the {ranks.size} ranks; start a multiple of it"
-            )
         if on_cpu:
             inspect_here(folder)
         overrides: dict[str, Any] = {"head_dtype": "float32"}  # logits as the trainer's head makes them
@@ -90,13 +86,14 @@ class VllmSampler:
             enable_prefix_caching=True,
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            load_format="dummy",  # the first sync brings every tensor, and the gate proves it
             trust_remote_code=False,
         )
         torch.set_num_threads(threads)
         self.tokenizer = tokenizer
         self.stop_tokens = end_tokens(folder, tokenizer)
         self.on_cpu = on_cpu
-        self.version, self.engine = 0, ranks.rank // settings.tensor_parallel
+        self.version, self.engine, self.slots = 0, ranks.rank // settings.tensor_parallel, MAX_SEQUENCES
         self.requested = 0
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
@@ -118,7 +115,7 @@ class VllmSampler:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            engine.add_request(str(self.requested), {"prompt_token_ids": list(request.prompt_tokens)}, params)
+            engine.add_request(str(self.requested), {"prompt_token_ids": request.prompt_tokens.tolist()}, params)
             pending[str(self.requested)] = request
             self.requested += 1
         while engine.has_unfinished_requests():
@@ -130,8 +127,8 @@ class VllmSampler:
             raise RuntimeError(f"vLLM finished with {len(pending)} requests unanswered; the first is {lost.prompt_id} sample {lost.sample}")
 
     def _rollout(self, request: Request, completion: Any) -> Rollout:
-        tokens = tuple(completion.token_ids)
-        logprobs = tuple(math.nan if value is None else value for value in completion.logprobs.logprobs)
+        tokens = np.array(completion.token_ids, np.int32)
+        logprobs = np.array(completion.logprobs.logprobs, np.float32)  # None is NaN
         if len(logprobs) != len(tokens):
             raise RuntimeError(f"vLLM returned {len(logprobs)} log-probabilities for {len(tokens)} tokens of {request.prompt_id}")
         return Rollout(
@@ -140,7 +137,7 @@ class VllmSampler:
             prompt_tokens=request.prompt_tokens,
             tokens=tokens,
             logprobs=logprobs,
-            text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+            text=self.tokenizer.decode(completion.token_ids, skip_special_tokens=True),
             finish_reason=completion.finish_reason,
             policy_version=self.version,
         )

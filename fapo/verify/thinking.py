@@ -17,6 +17,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 _WORD = r"(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)"
 _MARK = re.compile(
     rf"<(?P<a_close>/?)\s*(?:[a-z_]{{1,16}}:)?(?P<a>{_WORD})\s*>"
@@ -78,15 +80,15 @@ class Thoughts:
         self._others = sorted((token for token in special if not _is_mark(token)), key=len, reverse=True)
         self._decodes = len(self._others) < len(special)
 
-    def opened_by(self, prompt_tokens: Sequence[int]) -> bool:
+    def opened_by(self, prompt_tokens: Sequence[int] | np.ndarray) -> bool:
         """Whether the prompt ends within a thinking part; see `opens`."""
-        return opens(self.tokenizer.decode(list(prompt_tokens[-48:]), skip_special_tokens=False))
+        return opens(self.tokenizer.decode(np.asarray(prompt_tokens[-48:]).tolist(), skip_special_tokens=False))
 
-    def text(self, text: str, tokens: Sequence[int]) -> str:
+    def text(self, text: str, tokens: Sequence[int] | np.ndarray) -> str:
         """The response with all of its marks; `text` is what was decoded without special tokens."""
         if not self._decodes:
             return text
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False)
+        text = self.tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)
         for token in self._others:
             text = text.replace(token, "")
         return text

@@ -1,4 +1,4 @@
-"""The main job with a fault on one rank at a named moment: `FAULT="1 Trainer.train 2"` raises on rank 1 in the second call."""
+"""The main job with a fault on one rank at a named moment: `FAULT="1 Trainer.count 2"` raises on rank 1 in the second call."""
 
 import importlib.util
 import os

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.schedule import minibatches
 from soundrl.engine.task import reward_settings
+from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.trainer import Trainer
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout
@@ -79,7 +79,9 @@ def main(arguments: dict, out: Path) -> None:
         prompts, pending = collected(folder, ranks, case.get("lam", 1.0))
         batch = exchange(prompts, pending, ranks)
         parts = minibatches(batch, len(prompts) // UPDATES, settings.microbatch_tokens)
-        trained = trainer.train(parts, nobody_waits if ranks.size == 1 else nullcontext)
+        TIMELINE.begin(ranks.rank)
+        trained = trainer.train(parts)
+        assert ranks.size > 1 or TIMELINE.waits == [], "every verdict is there already"
         rewards = ranks.sum([sum(sum(g.rewards) for g in pending.groups()), sum(len(g.rewards) for g in pending.groups())])
         full = [parameter.detach().full_tensor() for parameter in policy.model.parameters()]
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in full)).hexdigest()
@@ -89,10 +91,6 @@ def main(arguments: dict, out: Path) -> None:
         out.write_text(json.dumps(said))
     ranks.barrier()
     ranks.stop()
-
-
-def nobody_waits() -> AbstractContextManager:
-    raise AssertionError("every verdict is there already")
 
 
 main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -13,7 +13,7 @@ from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers import vllm_sampler
-from soundrl.engine.samplers.sampler import requests_for
+from soundrl.engine.samplers.sampler import Draw
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.weight_sync import SyncError, WeightSync
 
@@ -102,19 +102,12 @@ def main(arguments: dict, out: Path) -> None:
 
 def rollouts(generator, prompts) -> dict:
     """The same requests together, in reverse, and one by one; and what a rollout holds."""
-    requests = requests_for(
-        [(f"p{i}", prompt[:20]) for i, prompt in enumerate(prompts[:3])],
-        2,
-        run_seed=1,
-        phase="train",
-        step=4,
-        temperature=TEMPERATURE,
-        max_new_tokens=24,
-    )
+    draw = Draw(run_seed=1, phase="train", step=4, temperature=TEMPERATURE, max_new_tokens=24)
+    requests = draw.requests([(f"p{i}", prompt[:20]) for i, prompt in enumerate(prompts[:3])], 2)
 
     def sample(part) -> list:
         done = sorted(generator.generate(part), key=lambda r: (r.prompt_id, r.sample))
-        return [[r.prompt_id, r.sample, r.tokens, r.finish_reason, r.policy_version, len(r.logprobs)] for r in done]
+        return [[r.prompt_id, r.sample, r.tokens.tolist(), r.finish_reason, r.policy_version, len(r.logprobs)] for r in done]
 
     return {
         "together": sample(requests),

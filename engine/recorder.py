@@ -1,0 +1,69 @@
+"""What a step and an evaluation leave behind: figures over all ranks, rollouts, trace, a line on the console, alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.judges import over_ranks
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
+from soundrl.fapo.pending import PendingGroups
+from soundrl.fapo.records import Group, Prompt
+from soundrl.fapo.task import Task
+
+Metrics = dict[str, float]
+
+
+class Recorder:
+    """Writes to `folder` and shows `progress`. Every method is a collective."""
+
+    def __init__(self, folder: RunFolder, task: Task, ranks: Ranks, progress: Progress) -> None:
+        self.folder, self.task, self.ranks, self.progress = folder, task, ranks, progress
+        self.before: Metrics = {}
+        """What was measured first: the evaluation before training, the rollouts of the first step"""
+        self.after: Metrics = {}
+        self.rollouts: Metrics = {}
+
+    def step(self, step: int, pending: PendingGroups, judge: Metrics | None, *measured: Metrics) -> Metrics:
+        """All metrics of a step that has ended, those `measured` in it among them; `judge` is what the judge says of itself, None: it is
+        asked now, and probed where that is due."""
+        groups = pending.groups()
+        figures = self.task.rates(self.ranks.total(self.task.count(groups)))
+        figures |= TIMELINE.judged(pending.calls(), self.ranks)
+        metrics = dict(figures)
+        for part in measured:
+            metrics |= part
+        # Every rank stops by what all see.
+        metrics |= over_ranks(self.ranks.gather(self.task.judge_metrics(step) if judge is None else judge))
+        metrics |= TIMELINE.take() | peak_memory()
+        self.before = figures | self.before
+        self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}
+        self.folder.log(step, metrics)
+        self.folder.save_rollouts(step, groups)
+        self._save_trace()
+        self.progress.step(step, metrics)
+        return metrics
+
+    def evaluation(self, step: int, tests: Mapping[str, Sequence[Prompt]], groups: Sequence[Group]) -> None:
+        """`eval/<set>/<measure>`, the measures as the task has them (`Task.evaluation`); `groups` are this rank's, of all sets."""
+        own = {group.prompt.id: group for group in groups}
+        measures: Metrics = {}
+        for name, prompts in tests.items():
+            part = [own[prompt.id] for prompt in prompts if prompt.id in own]
+            total = self.ranks.total(self.task.count(part))
+            measures |= {f"eval/{name}/{measure}": value for measure, value in self.task.evaluation(total).items()}
+            self.folder.save_rollouts(step, part, "eval", name)
+        self.before, self.after = self.before or measures, measures
+        self.progress.evaluation(step, measures)
+        self.folder.log(step, measures | TIMELINE.take())
+
+    def end(self) -> None:
+        """The last word, and the folder is closed."""
+        self._save_trace()
+        self.progress.summary(self.before, self.after | self.rollouts, TIMELINE.spent(), str(self.folder.path))
+        self.folder.close()
+
+    def _save_trace(self) -> None:
+        self.folder.save_trace(event for part in self.ranks.gather(TIMELINE.drain()) for event in part)
