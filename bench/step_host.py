@@ -123,7 +123,9 @@ def holds_all(groups: list[Group], made: None, file: Path) -> bool:
 def alone() -> Ranks:
     """One rank with a real process group."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    return Ranks(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    ranks = Ranks(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    ranks.gather_array(np.zeros(1))  # the first collective starts what later ones find
+    return ranks
 
 
 def finished(groups: list[Group]) -> tuple[list[Prompt], PendingGroups]:
