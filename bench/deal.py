@@ -5,7 +5,10 @@
 Simulated with the trainer's own windows and dealing; nothing is timed. FSDP2's ranks run their micro-batches side by side, and each waits
 for the longest: *useful* is the tokens with a gradient over ranks × the sum of those longest ones. Responses are log-normal, those to one
 problem alike, cut at the limit; a problem's rollouts are right with a chance of its own (Beta), a right one is flawed in three of ten, so
-that the groups with a signal follow from outcomes and verdicts as in a run. Undealt is what was done before: a rank's groups stay with it,
+that the groups with a signal follow from outcomes and verdicts as in a run. *Sampling* is how long it takes when requests are dealt longest
+expected first, over how long when engines take turns at the prompts: an engine samples 256 at once, every round of decoding takes the same
+time (vLLM's grow with the batch, so this is the most that can be won), and what is expected is what another visit of the prompt had.
+Undealt is what was done before: a rank's groups stay with it,
 are packed before their verdicts and shrink by them; it needs a multiple of the ranks, so 64 ranks get 64 prompts there.
 """
 
@@ -23,12 +26,14 @@ import numpy as np
 from record import ROOT, machine
 
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.packing import Sample, micro_batches
+from soundrl.engine.longest_first import rounds_of_decoding
+from soundrl.engine.packing import Sample, deal, micro_batches
 from soundrl.engine.schedule import cut, minibatches, possible
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
 SAMPLES, PROMPT_TOKENS = 16, 150
+PROMPTS, SLOTS = 512, 256  # of a step; requests that an engine samples at once
 NOTHING = np.empty(0)
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=1, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 
@@ -151,13 +156,26 @@ def undealt(batch: StepBatch, size: int, ranks: int, budget: int) -> list[list[i
     return [each for each in rounds if any(each)]
 
 
+def sampling(prompts: int, of: Lengths, engines: int, rng: np.random.Generator) -> float:
+    """Rounds of decoding of a step with its requests dealt, over those without."""
+    expected, lengths = [], []
+    for _ in range(prompts):
+        middle = of.median * rng.lognormal(0.0, 0.5)
+        before, now = (np.clip(middle * rng.lognormal(0.0, 0.45, SAMPLES), 16, of.limit).astype(int) for _ in range(2))
+        expected.append(float(before.mean()))
+        lengths.append(now.tolist())
+    ways = (deal(expected, engines), [range(engine, prompts, engines) for engine in range(engines)])
+    dealt, turns = (rounds_of_decoding([[n for i in hand for n in lengths[i]] for hand in hands], SLOTS) for hands in ways)
+    return dealt / turns
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minibatches", type=int, default=32, help="mini-batches of a setting")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "deal.jsonl")
     a = parser.parse_args()
     print(f"{a.minibatches} mini-batches of 32 prompts × {SAMPLES}: useful share, and rounds of micro-batches a mini-batch")
-    print(f"{'lengths':8}{'ranks':>6}{'undealt':>10}{'rounds':>8}{'dealt':>10}{'rounds':>8}")
+    print(f"{'lengths':8}{'ranks':>6}{'undealt':>10}{'rounds':>8}{'dealt':>10}{'rounds':>8}{'sampling':>10}")
     a.out.parent.mkdir(parents=True, exist_ok=True)
     for of in LENGTHS:
         for ranks in (8, 16, 32, 64):
@@ -167,9 +185,11 @@ def main() -> None:
                 rounds = way(batch, size, ranks, of.budget)
                 useful, waited = lockstep(rounds)
                 row[name] = {"prompts": size, "useful": round(useful / waited, 4), "rounds": round(len(rounds) / a.minibatches, 2)}
+            times = [sampling(PROMPTS, of, ranks, np.random.default_rng(seed)) for seed in range(8)]
+            row |= {"sampling": round(float(np.mean(times)), 4), "sampling_prompts": PROMPTS, "slots": SLOTS}
             print(
                 f"{of.name:8}{ranks:6}{row['undealt']['useful']:10.3f}{row['undealt']['rounds']:8.2f}"
-                f"{row['dealt']['useful']:10.3f}{row['dealt']['rounds']:8.2f}",
+                f"{row['dealt']['useful']:10.3f}{row['dealt']['rounds']:8.2f}{row['sampling']:10.3f}",
                 flush=True,
             )
             with open(a.out, "a", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from soundrl.engine.longest_first import ExpectedLengths, rounds_of_decoding
 from soundrl.engine.packing import deal
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Draw, Request, Sampler
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.timeline import TIMELINE, WON
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.task import Task
@@ -81,7 +81,7 @@ class Rollouts:
             rounds_of_decoding([[length for i in hand for length in lengths[i]] for hand in hands], self.sampler.slots)
             for hands in (turns, self.hands)
         )
-        TIMELINE.count("longest first, seconds won (model)", TIMELINE.step.get("generate", 0.0) * (before / max(after, 1) - 1))
+        TIMELINE.count(WON, TIMELINE.step.get("generate", 0.0) * (before / max(after, 1) - 1))
 
     def _dealt(self, lengths: Sequence[float]) -> tuple[list[int], list[int]]:
         """Indices of `lengths` that this rank's engine samples, longest first, and those of them that are this rank's."""

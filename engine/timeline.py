@@ -139,6 +139,10 @@ class TraceFile:
         self.file.close()
 
 
+WON = "longest first, seconds won (model)"
+"""Counted once a step, see `soundrl.engine.rollouts`."""
+
+
 def union(spans: Iterable[Interval]) -> list[Interval]:
     """Overlapping intervals made one.
 
