@@ -79,6 +79,8 @@ class Run:
     def evaluate(self, step: int) -> None:
         """Fresh samples of the held-out problems, verified and judged like rollouts, trained on never."""
         tests = self.problems.tests
+        if not tests:
+            return
         with TIMELINE("evaluate"):
             pending = self.rollouts.evaluate([prompt for prompts in tests.values() for prompt in prompts])
             groups = self.judging.evaluated(pending, self.sampler, self.sync)
