@@ -47,9 +47,9 @@ class Judging:
         if self.phase is not None and self.phase.needed([pending]):
             sampler.sleep()
             with self.phase.awake(TIMELINE.detail):
-                pending.ask().groups()
+                pending.ask().groups(measuring=True)
             sync()  # its sleep took the sampler's weights
-        return pending.groups()
+        return pending.groups(measuring=True)
 
 
 class JudgingPhase:

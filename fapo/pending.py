@@ -144,7 +144,7 @@ class PendingGroups:
             for _, outcome, _ in pending.entries:
                 outcome.result()
 
-    def groups(self) -> list[Group]:
-        """Wait for every verdict, at most until the deadline."""
+    def groups(self, measuring: bool = False) -> list[Group]:
+        """Wait for every verdict, at most until the deadline. `measuring`: no rewards, as in an evaluation, whose groups are parts."""
         assert not self.held, "questions are held back: a sleeping judge gives no verdict"
-        return scored(list(self), whole=True)
+        return [group.made(whole=True) for group in self] if measuring else scored(list(self), whole=True)

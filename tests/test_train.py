@@ -46,6 +46,12 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert {r["policy_version"] for r in rollouts} == {1}
     assert all((r["verdict"] is not None) == (r["outcome"] == "correct") for r in rollouts)
     assert all(len(r["tokens"]) == len(r["logprobs"]) for r in rollouts)
+    evaluated = RunReader(folder).rollouts(3, "eval")
+    assert RunReader(folder).steps("eval") == [0, 3] and {row["set"] for row in evaluated} == {"arith-test", "arith-test-p2"}
+    assert len({(row["prompt_id"], row["sample"]) for row in evaluated}) == len(evaluated) == 48
+    assert {row["advantage"] for row in evaluated} == {None}  # its groups are parts, on either rank
+    right = [row["outcome"] == "correct" for row in evaluated if row["set"] == "arith-test"]
+    assert sum(right) / len(right) == metrics(folder)[-1]["eval/arith-test/accuracy"]
     assert sorted(p.name for p in (folder / "policy").iterdir()) == ["step-000002", "step-000003"]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy" / "step-000003")
     assert all(torch.isfinite(p).all() for p in model.parameters())
