@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -61,14 +61,7 @@ class StepBatch:
 
     def trained(self, index: int) -> Sample:
         """A sample as it is trained."""
-        sample = self.samples[index]
-        return Sample(
-            prompt_tokens=sample.prompt_tokens,
-            tokens=sample.tokens,
-            logprobs=sample.logprobs,
-            advantage=float(self.advantages[index]),
-            old_logprobs=self.old_logprobs.get(index),
-        )
+        return replace(self.samples[index], advantage=float(self.advantages[index]), old_logprobs=self.old_logprobs.get(index))
 
 
 @TIMELINE("rank_wait")
@@ -103,11 +96,11 @@ def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) ->
     found = sorted((row for part in parts for row in unpacked(*part)), key=lambda row: row[0])
     assert [place for place, *_ in found] == list(range(len(prompts))), "each prompt of a step has one owner"
     samples, groups, undecided, values = list[Sample](), list[range](), list[bool](), list[float]()
-    for _, own, late, known in found:
+    for _, own, late, told in found:
         groups.append(range(len(samples), len(samples) + len(own)))
         samples += own
         undecided.append(late)
-        values += known
+        values += told
     return StepBatch(samples, groups, undecided, np.array(values), owned, ranks)
 
 
