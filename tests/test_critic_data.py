@@ -16,7 +16,7 @@ from soundrl.genrm.critic_data.critic_data import command
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
 from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled
 from soundrl.genrm.critic_data.rows import select
-from soundrl.genrm.pool import judge, scorer
+from soundrl.genrm.pool import scorer
 from soundrl.genrm.verdict import unanimous
 
 NATALIA = Prompt(
@@ -183,10 +183,9 @@ def test_a_teacher_that_was_down_is_asked_again(sampled, monkeypatch):
     assert len(labels(work)) > 8 and len(server.bodies) - asked > 8 and "unknown" not in labels(work)
 
 
-def test_labels_are_written_as_they_come(sampled, monkeypatch):
-    """While most questions still wait for a place to be put, what was answered stands on the disk."""
+def test_labels_are_written_as_they_come(sampled):
+    """While most questions still wait for a place, what was answered stands on the disk."""
     words, (_, server), work = sampled
-    monkeypatch.setattr(judge, "QUEUE_BYTES", 1)
     written: list[int] = []
 
     def watching(handler: Handler, number: int) -> None:

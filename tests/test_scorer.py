@@ -23,7 +23,6 @@ from fake_judge import BAD_BODIES, MODEL, Handler, Script, Server, find_flaw, ha
 from soundrl.fapo.measures import JudgeGoneError, UnknownWatch
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.genrm.pool import judge as judge_module
 from soundrl.genrm.pool import scorer as scorer_module
 from soundrl.genrm.pool.endpoint import Endpoint
 from soundrl.genrm.pool.judge import EndpointJudge
@@ -68,7 +67,6 @@ def pool() -> Iterator[Callable[..., tuple[list[Server], EndpointJudge]]]:
         stats = judge.stats()
         assert stats["submitted"] == stats["scored"] + stats["unscored"] and stats["pending"] == 0
         assert [outstanding for _, outstanding in stats["workers"]] == [0] * len(judge.endpoints), "a place was never given back"
-        assert judge._queued_bytes == 0
     for server in servers:
         server.stop()
 
@@ -351,46 +349,6 @@ def test_late_and_doubled_replies_change_nothing(pool):
 
 
 # Bounds, balance, sameness (G14, G15, G17)
-
-
-def test_submit_blocks_while_too_much_text_waits(pool, monkeypatch):
-    monkeypatch.setattr(judge_module, "QUEUE_BYTES", 60_000)
-    gate = threading.Event()
-
-    def script(handler: Handler, number: int) -> None:
-        gate.wait(PATIENCE)
-        find_flaw(handler, number)
-
-    _, judge = pool(*[script] * 4)
-    futures: list[Future[Verdict]] = []
-    sender = threading.Thread(target=lambda: futures.extend(submit(judge, range(160))), daemon=True)
-    sender.start()
-    wait_for(lambda: judge._queued_bytes >= 60_000)
-    size = judge._queued_bytes
-    time.sleep(0.1)
-    assert sender.is_alive() and judge.stats()["submitted"] < 160 and judge._queued_bytes == size < 64_000
-    gate.set()
-    sender.join(PATIENCE)
-    assert right(results(futures)) and len(futures) == 160
-
-
-def test_close_wakes_a_blocked_submit(pool, monkeypatch):
-    monkeypatch.setattr(judge_module, "QUEUE_BYTES", 2_000)
-    _, judge = pool(hang)
-    said_of_it: list[str] = []
-
-    def send() -> None:
-        try:
-            submit(judge)
-        except RuntimeError as error:
-            said_of_it.append(str(error))
-
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
-    wait_for(lambda: judge.stats()["submitted"] >= 1)
-    judge.close()
-    sender.join(PATIENCE)
-    assert said_of_it == ["the judge is closed"] and judge.stats()["unknown"].keys() == {CLOSED}
 
 
 def test_what_waits_takes_little_memory(pool):

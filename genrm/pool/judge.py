@@ -15,11 +15,10 @@ import asyncio
 import hashlib
 import itertools
 import json
-import queue
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, as_completed
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,8 +29,6 @@ from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import critique_messages, split_paragraphs
 from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority, parse_verdict
 
-QUEUE_BYTES = 64 * 2**20
-"""Text of questions under way or waiting; `submit` blocks above it, so that a slow judge slows the sampler instead of filling memory."""
 _LATENCIES_KEPT = 10_000
 
 
@@ -111,8 +108,7 @@ class EndpointJudge:
         self._counts: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
-        self._room = threading.Condition()  # also the lock of the counters
-        self._queued_bytes = 0
+        self._lock = threading.Lock()
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="genrm-judge", daemon=True)
@@ -132,9 +128,9 @@ class EndpointJudge:
         asyncio.run_coroutine_threadsafe(self.pool.check(self.longest_prompt + self.max_tokens), self._loop).result()
 
     def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
-        """Queue one rollout; returns at once unless `QUEUE_BYTES` of questions are waiting. The future cannot be cancelled and ends in a
-        `Verdict`, `unknown(reason)` for every fault of network or model (reasons: `verdict.REASONS`). Of the questions that wait for a
-        worker the smallest `priority` goes first, then the oldest. Raises `RuntimeError` after `close`."""
+        """Queue one rollout. The future cannot be cancelled and ends in a `Verdict`, `unknown(reason)` for every fault of network or model
+        (reasons: `verdict.REASONS`). Of the questions that wait for a worker the smallest `priority` goes first, then the oldest. Raises
+        `RuntimeError` after `close`."""
         verdict: Future[Verdict] = Future()
         verdict.set_running_or_notify_cancel()
         self.critique(prompt.text, self.split(rollout.text), prompt.answer, priority).add_done_callback(
@@ -149,51 +145,36 @@ class EndpointJudge:
         `with_reference`. Askers who share a request share the first one's place in the queue as well. `fresh`: the judge itself is asked,
         with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None)
-        data = json.dumps(messages).encode()
-        key, size = hashlib.sha256(data).hexdigest(), len(data)
-        del data  # the callback below would keep it as long as the future
+        key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
         future: Future[Critique] = Future()
         future.set_running_or_notify_cancel()
-        with self._room:
-            self._room.wait_for(lambda: self._closed or self._queued_bytes < QUEUE_BYTES)
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the judge is closed")
             self._counts["submitted"] += 1
-            self._queued_bytes += size
             # Under the lock: whatever was counted reaches the loop before `close` does.
             question = Question((key, next(self._fresh) if fresh else 0), messages, len(paragraphs), priority)
             self._loop.call_soon_threadsafe(self._start, question, future)
-        future.add_done_callback(lambda _: self._leave(size))
         return future
 
     def each(self, questions: Mapping[Any, tuple[str, Sequence[str], str | None]]) -> Iterator[tuple[Any, Critique]]:
-        """The critiques of many (problem, paragraphs, reference), each as it comes; asked from a thread, as `critique` blocks meanwhile."""
-        come: queue.SimpleQueue[tuple[Any, Future[Any]]] = queue.SimpleQueue()
-
-        def ask() -> None:
-            for key, question in questions.items():
-                self.critique(*question).add_done_callback(lambda future, key=key: come.put((key, future)))
-
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(ask).add_done_callback(lambda asked: come.put((None, asked)))
-            for _ in range(len(questions) + 1):
-                key, future = come.get()
-                answer = future.result()  # of the asking itself: raises where it ended early
-                if key is not None:
-                    yield key, answer
+        """The critiques of many (problem, paragraphs, reference), each as it comes."""
+        keys = {self.critique(*question): key for key, question in questions.items()}
+        for future in as_completed([*keys]):
+            yield keys.pop(future), future.result()
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start. Example: `{"submitted": 8, "scored": 7, "unscored": 1, "pending": 0, "sound": 5, "flawed": 2,
-        "unknown": {"timeout": 1}, "deduplicated": 0, "replies": 8, "tokens": 4096, "latency_p50": 1.2, "latency_p99": 3.4,
-        "latencies": [...]}`, and those of `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
-        with self._room:
-            counts, unknown, latencies = self._counts.copy(), dict(self._unknown), list(self._latencies)
+        "unknown": {"timeout": 1}, "deduplicated": 0, "replies": 8, "tokens": 4096, "latency_p50": 1.2, "latency_p99": 3.4}`, and those of
+        `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
+        with self._lock:
+            counts, unknown, latencies = self._counts.copy(), dict(self._unknown), sorted(self._latencies)
         stats: dict[str, Any] = {name: counts[name] for name in ("submitted", "sound", "flawed", "deduplicated", "replies", "tokens")}
-        stats["scored"], stats["unscored"] = stats["sound"] + stats["flawed"], sum(unknown.values())
+        stats |= {"unknown": unknown, "scored": counts["sound"] + counts["flawed"], "unscored": sum(unknown.values())}
         stats["pending"] = stats["submitted"] - stats["scored"] - stats["unscored"]
-        ordered = sorted(latencies)
-        p50, p99 = (ordered[round(q * (len(ordered) - 1))] if ordered else 0.0 for q in (0.5, 0.99))
-        return stats | self.pool.stats() | {"unknown": unknown, "latency_p50": p50, "latency_p99": p99, "latencies": latencies}
+        for name, share in (("latency_p50", 0.5), ("latency_p99", 0.99)):
+            stats[name] = latencies[round(share * (len(latencies) - 1))] if latencies else 0.0
+        return stats | self.pool.stats()
 
     def metrics(self) -> dict[str, float]:
         """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred."""
@@ -211,18 +192,12 @@ class EndpointJudge:
 
     def close(self) -> None:
         """Cancel what is open (those futures end in `unknown("closed")`), close connections and thread. May be called twice."""
-        with self._room:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._room.notify_all()
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
         self._thread.join(timeout=5.0)
-
-    def _leave(self, size: int) -> None:
-        with self._room:
-            self._queued_bytes -= size
-            self._room.notify_all()
 
     # Everything below runs in the loop's thread: `_open` and `_cache` need no lock.
 
@@ -261,7 +236,7 @@ class EndpointJudge:
     def _deliver(self, critique: Critique, futures: list[Future[Critique]], deduplicated: int) -> None:
         verdict = critique.verdict
         counter, name = (self._unknown, verdict.reason) if verdict.kind == "unknown" else (self._counts, verdict.kind)
-        with self._room:
+        with self._lock:
             counter[name] += len(futures)
             self._counts["deduplicated"] += deduplicated
         # After the counters: who has seen the verdict finds it counted.
@@ -289,7 +264,7 @@ class EndpointJudge:
             return Critique(Verdict.unknown(TIMEOUT))
         except Failure as failure:
             return Critique(Verdict.unknown(failure.reason))
-        with self._room:
+        with self._lock:
             self._latencies.append(seconds)
             self._counts.update(replies=1, tokens=reply.tokens or 0)
         return Critique(parse_verdict(reply.text, reply.finish_reason, question.n_paragraphs), reply.tokens or 0, seconds, reply.text)
