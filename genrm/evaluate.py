@@ -85,32 +85,26 @@ def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
     for source in arguments.data:
         rows = load_labelled(source, max_rows=arguments.rows or None)
         name = source.rpartition(":")[2] if is_named(source) else Path(source).stem
-        if arguments.references and not is_named(source):
-            rows = with_references(rows, arguments.references)
-        elif not is_named(source):
-            rows = [dataclasses.replace(row, answer=None) for row in rows]
         if name in subsets:
             raise ValueError(f"two sources of --data are called {name}; rename one")
+        if not is_named(source):
+            unaided = [dataclasses.replace(row, answer=None) for row in rows]
+            rows = with_references(rows, arguments.references) if arguments.references else unaided
         subsets[name] = rows
     return subsets
 
 
 def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str, Any]:
     """What the scores were made from; verdicts of another stamp are never mixed in."""
-    digest = hashlib.sha256()
-    for rows in subsets.values():
-        for row in rows:
-            digest.update(json.dumps(dataclasses.astuple(row)).encode())
-    prompt = json.dumps([critique_messages("problem", ["step"], reference) for reference in (None, "answer")])
+    made = {
+        "data_sha256": [[dataclasses.astuple(row) for row in rows] for rows in subsets.values()],
+        "prompt_sha256": [critique_messages("problem", ["step"], reference) for reference in (None, "answer")],
+    }
     return {
-        "model": arguments.model,
         "data": {name: len(rows) for name, rows in subsets.items()},
-        "data_sha256": digest.hexdigest(),
-        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
         "references": sum(row.answer is not None for rows in subsets.values() for row in rows),
-        "votes": arguments.votes,
-        "temperature": arguments.temperature,
-        "max_tokens": arguments.max_tokens,
+        **{name: hashlib.sha256(json.dumps(what).encode()).hexdigest() for name, what in made.items()},
+        **{name: getattr(arguments, name) for name in ("model", "votes", "temperature", "max_tokens")},
     }
 
 

@@ -12,10 +12,9 @@ from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.records import Prompt, Verdict
 from soundrl.fapo.verify.box import final_box
-from soundrl.genrm.critic_data.critic_data import command
+from soundrl.genrm.critic_data.critic_data import command, select
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
 from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled
-from soundrl.genrm.critic_data.rows import select
 from soundrl.genrm.pool import scorer
 from soundrl.genrm.verdict import unanimous
 

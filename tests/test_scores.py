@@ -10,8 +10,7 @@ from fake_judge import MODEL, Server, find_flaw
 from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.data.rows import DataError
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled, with_references
-from soundrl.genrm.critic_data.rows import write_rows
+from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled, with_references, write_rows
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.scores import difference, flags, measures, sampled, score
 
@@ -163,7 +162,7 @@ BENCH = {"id": "x-1", "problem": "1+1?", "steps": ["a", "b"], "final_answer_corr
     [
         (BENCH | {"label": 2}, "label: 2 is no step of the 2; write −1"),
         (BENCH | {"label": True}, "label: true"),
-        (BENCH | {"steps": []}, "steps: a list of one or more texts"),
+        (BENCH | {"steps": []}, "steps: a list where a list of one or more texts"),
         (BENCH | {"problem": " "}, "problem"),
         (BENCH | {"final_answer_correct": "yes"}, "final_answer_correct: 'yes' where true or false"),
         (BENCH | {"answer": 3}, "answer: 3 where a text is expected"),
@@ -171,9 +170,9 @@ BENCH = {"id": "x-1", "problem": "1+1?", "steps": ["a", "b"], "final_answer_corr
         (CRITIC | {"reward_model": None}, "reward_model.ground_truth: null"),
         (CRITIC | {"extra_info": {"total_steps": 0}}, "extra_info.total_steps: 0 where a count"),
         (CRITIC | {"extra_info": {"total_steps": 3}}, "1 tagged paragraphs, but extra_info.total_steps is 3"),
-        (CRITIC | {"prompt": [{"role": "system", "content": "x"}]}, "prompt: one user message is expected"),
+        (CRITIC | {"prompt": [{"role": "system", "content": "x"}]}, "where one user message is expected"),
         (CRITIC | {"prompt": [{"role": "user", "content": ""}]}, "prompt[0].content: ''"),
-        (CRITIC | {"prompt": "text"}, "prompt: one user message is expected"),
+        (CRITIC | {"prompt": "text"}, "where one user message is expected"),
     ],
 )
 @pytest.mark.parametrize("load", [load_labelled, load_critic])

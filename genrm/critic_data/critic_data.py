@@ -18,8 +18,9 @@ import hashlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from soundrl.fapo.data.files import load_prompts
@@ -28,8 +29,7 @@ from soundrl.fapo.records import Outcome, Prompt, Verdict
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
-from soundrl.genrm.critic_data.labelled import Labelled, load_labelled
-from soundrl.genrm.critic_data.rows import select, write_rows
+from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, write_rows
 from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.pool.scorer import ScorerPool
@@ -107,34 +107,28 @@ async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: 
         for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
     ]
     clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for endpoint in policies]
-    room = asyncio.Semaphore(4 * arguments.concurrency * len(clients))
 
     async def one(key: str, prompt: Prompt, number: int) -> None:
         seed = int.from_bytes(hashlib.blake2b(f"{arguments.seed}/{key}".encode(), digest_size=4).digest(), "big") >> 1
+        sampling = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens, "seed": seed}
         messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
-        body = policies[number].body(messages, temperature=arguments.temperature, max_tokens=arguments.max_tokens, seed=seed)
-        async with room:
-            try:
-                reply, _ = await clients[number].complete(lambda: body, arguments.deadline)
-                work.add([key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"]])
-            except (Failure, TimeoutError) as fault:
-                print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
+        try:
+            reply, _ = await clients[number].complete(partial(policies[number].body, messages, **sampling), arguments.deadline)
+            work.add([key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"]])
+        except (Failure, TimeoutError) as fault:
+            print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
 
-    try:
-        for client in clients:
-            await client.check()
-        asked = [
-            one(key, prompt, number)
-            for prompt in prompts
-            for number in range(len(policies))
-            for sample in range(arguments.samples)
-            if (key := f"solution/{prompt.id}/{number}/{sample}") not in work.known
-        ]
-        for solved in counted(asyncio.as_completed(asked), len(asked), "solutions sampled"):
-            await solved
-    finally:
-        for client in clients:
-            await client.forgive()
+    for client in clients:
+        await client.check()
+    asked = [
+        one(key, prompt, number)
+        for prompt in prompts
+        for number in range(len(policies))
+        for sample in range(arguments.samples)
+        if (key := f"solution/{prompt.id}/{number}/{sample}") not in work.known
+    ]
+    for solved in counted(asyncio.as_completed(asked), len(asked), "solutions sampled"):
+        await solved
 
 
 def right_solutions(prompts: Sequence[Prompt], work: Journal, counts: Counter[str]) -> dict[str, tuple[Prompt, list[str]]]:
@@ -179,6 +173,41 @@ def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
             label = -1 if verdict.step is None else verdict.step
             rows.append(Labelled(id=key, problem=prompt.text, steps=tuple(paragraphs), label=label, answer=prompt.answer))
     return rows
+
+
+def select(rows: Iterable[Labelled], per_question: int, seed: int) -> tuple[list[Labelled], Counter[str]]:
+    """Rows to keep, in a seeded order, and how many were left out by reason.
+
+    Left out: a `duplicate` (same problem and steps), a row that `conflicts` with one of the same text and another label (both go), rows
+    above `cap` (at most `per_question` flawed and as many sound ones of a problem), and the surplus of the larger class (`balance`).
+
+    Example: three flawed and one sound solution of one problem, `per_question` 2 → one flawed, one sound; left out: cap 1, balance 1.
+    """
+    left: Counter[str] = Counter()
+    labels: dict[tuple[str, tuple[str, ...]], set[int]] = {}
+    unique: dict[tuple[str, tuple[str, ...]], Labelled] = {}
+    for row in rows:
+        key = (row.problem, row.steps)
+        left["duplicate"] += key in unique
+        labels.setdefault(key, set()).add(row.label)
+        unique.setdefault(key, row)
+    kept = [row for key, row in unique.items() if len(labels[key]) == 1]
+    left["conflict"] = len(unique) - len(kept)
+    random.Random(seed).shuffle(kept)
+    taken: Counter[tuple[str, bool]] = Counter()
+    classes: dict[bool, list[Labelled]] = {True: [], False: []}
+    for row in kept:
+        place = (row.problem, row.label >= 0)
+        taken[place] += 1
+        if taken[place] > per_question:
+            left["cap"] += 1
+        else:
+            classes[row.label >= 0].append(row)
+    size = min(map(len, classes.values()))
+    left["balance"] = sum(len(part) - size for part in classes.values())
+    out = [row for part in classes.values() for row in part[:size]]
+    random.Random(seed + 1).shuffle(out)
+    return out, +left
 
 
 def main(arguments: Planted | Sampled) -> list[Labelled]:

@@ -19,6 +19,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Question(NamedTuple):
 
 
 @dataclass(eq=False)
-class EndpointJudge:
+class EndpointJudge(AbstractContextManager["EndpointJudge"]):
     """Judges rollouts through one or many endpoints; implements `soundrl.fapo.judging.Judge`.
 
     `submitted = scored + unscored + pending` at every moment, and every future ends in a verdict. The same question (problem,
@@ -113,9 +114,6 @@ class EndpointJudge:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="genrm-judge", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> EndpointJudge:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -59,7 +59,7 @@ class Worker:
     closed_until: float = 0.0  # loop time; `Retry-After`
     probe: asyncio.Task[None] | None = None  # runs while the worker is ejected
     ejections: int = 0  # since it was last steady
-    returned: float = 0.0
+    since: float = 0.0  # loop time of its last ejection or return
 
     @property
     def ejected(self) -> bool:
@@ -85,8 +85,6 @@ class ScorerPool:
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._arrivals = itertools.count()
         self._waiting: list[tuple[Order, int, asyncio.Future[Worker], Collection[Worker], bool]] = []
-        self._hopeless = False
-        self._despair: asyncio.TimerHandle | None = None
 
     async def check(self, context: int = 0) -> None:
         """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
@@ -135,8 +133,6 @@ class ScorerPool:
 
     async def _place(self, order: Order, until: float, avoid: Collection[Worker] = (), strict: bool = False) -> Worker:
         """A place on a worker, taken; `avoid` those while others live (`strict`: in any case). Raises `Failure` where none can come."""
-        if self._hopeless:
-            raise Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False)
         if all(not worker.ejected and worker.closed_until > until for worker in self.workers):
             raise Failure(self.workers[0].reason, "every worker asks to be left alone past the deadline", retry=False)
         place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
@@ -150,15 +146,17 @@ class ScorerPool:
             raise
 
     def _dispatch(self) -> None:
-        """Give free places to those who wait, in the order of their questions."""
-        aside = []
+        """Give free places to those who wait, in the order of their questions; nobody waits where every worker has been out for long."""
+        aside, gone_since = [], asyncio.get_running_loop().time() - self.gone_after
+        hopeless = all(worker.ejected and worker.since <= gone_since for worker in self.workers)
         while self._waiting:
             entry = heapq.heappop(self._waiting)
             place, avoid, strict = entry[2:]
             if place.done():
                 continue
-            worker = self._best(avoid, strict)
-            if worker is not None:
+            if hopeless:
+                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False))
+            elif worker := self._best(avoid, strict):
                 worker.outstanding += 1
                 place.set_result(worker)
             else:
@@ -267,14 +265,12 @@ class ScorerPool:
         if worker.ejected or (not hard and 2 * (out + 1) > len(self.workers)):
             return
         loop = asyncio.get_running_loop()
-        if loop.time() - worker.returned > STEADY_SECONDS:
-            worker.ejections = 0
-        worker.ejections += 1
+        worker.ejections = worker.ejections + 1 if loop.time() - worker.since <= STEADY_SECONDS else 1
+        worker.since = loop.time()
         self.counts["ejections"] += 1
         log.warning("judge %s is left out (%s)", worker.endpoint.url, why)
         worker.probe = loop.create_task(self._until_it_answers(worker))
-        if out + 1 == len(self.workers):
-            self._despair = loop.call_later(self.gone_after, self._give_up)
+        loop.call_later(self.gone_after, self._dispatch)
 
     async def _until_it_answers(self, worker: Worker) -> None:
         attempt = worker.ejections
@@ -287,7 +283,8 @@ class ScorerPool:
                 break
             except (Failure, TimeoutError) as error:
                 log.info("judge %s is still out (%s)", worker.endpoint.url, error)
-        worker.returned = asyncio.get_running_loop().time()
+                self._dispatch()
+        worker.since = asyncio.get_running_loop().time()
         self.counts["returns"] += 1
         log.warning("judge %s is back", worker.endpoint.url)
         self._take_in([worker])
@@ -295,15 +292,4 @@ class ScorerPool:
     def _take_in(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
             worker.probe, worker.strikes, worker.closed_until = None, 0, 0.0
-        self._hopeless = False
-        if self._despair is not None:
-            self._despair.cancel()
         self._dispatch()
-
-    def _give_up(self) -> None:
-        self._hopeless = True
-        log.error("no judge has answered for %.0f s: rollouts stay without verdict until one does", self.gone_after)
-        for *_, place, _, _ in self._waiting:
-            if not place.done():
-                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False))
-        self._waiting.clear()

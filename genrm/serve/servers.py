@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,7 +42,7 @@ class ServeError(ValueError):
     """A judge could not be started, or dies whenever it is."""
 
 
-class JudgeServers:
+class JudgeServers(AbstractContextManager["JudgeServers"]):
     """Starts workers at once and watches them from a thread; `urls` are ready after `wait()`. `sleeps`: they can `sleep()` and `wake()`,
     on GPUs alone.
 
@@ -69,9 +70,6 @@ class JudgeServers:
         self._watcher = threading.Thread(target=self._watch, name="genrm-watch", daemon=True)
         for worker in self.workers:
             worker.start()
-
-    def __enter__(self) -> JudgeServers:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
