@@ -100,8 +100,8 @@ def planted_rows(arguments: Planted) -> list[Labelled]:
     return rows
 
 
-async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: Journal) -> None:
-    """`work` gets `["solution/<problem>/<policy>/<sample>", [text, why there is none]]`; what fails on the way is not written."""
+async def sample_solutions(arguments: Sampled, wanted: Sequence[tuple[str, Prompt, int]], work: Journal) -> None:
+    """`work` gets `[key, [text, why there is none]]` of each wanted (key, problem, number of the policy), but for what fails on the way."""
     policies = [
         Endpoint(url, model, token_env=arguments.policy_token_env, allow_http=arguments.allow_http)
         for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
@@ -120,31 +120,22 @@ async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: 
 
     for client in clients:
         await client.check()
-    asked = [
-        one(key, prompt, number)
-        for prompt in prompts
-        for number in range(len(policies))
-        for sample in range(arguments.samples)
-        if (key := f"solution/{prompt.id}/{number}/{sample}") not in work.known
-    ]
+    asked = [one(*solution) for solution in wanted if solution[0] not in work.known]
     for solved in counted(asyncio.as_completed(asked), len(asked), "solutions sampled"):
         await solved
 
 
-def right_solutions(prompts: Sequence[Prompt], work: Journal, counts: Counter[str]) -> dict[str, tuple[Prompt, list[str]]]:
+def right_solutions(wanted: Sequence[tuple[str, Prompt, int]], work: Journal, counts: Counter[str]) -> dict[str, tuple[Prompt, list[str]]]:
     """Problem and paragraphs of each solution whose final answer is right, by its key in `work`."""
-    by_id = {prompt.id: prompt for prompt in prompts}
     right = {}
     with Verifier() as verifier:
-        for key, value in work.known.values():
-            prompt = by_id.get(key.removeprefix("solution/").rsplit("/", 2)[0]) if key.startswith("solution/") else None
-            if prompt is None:
-                continue
-            text, cut = value
-            outcome = Outcome.NO_ANSWER if cut else verifier.verify(text, prompt.answer)
-            counts[f"solutions {outcome.value}"] += 1
-            if outcome is Outcome.CORRECT:
-                right[key] = (prompt, split_paragraphs(text))
+        for key, prompt, _ in wanted:
+            if key in work.known:
+                text, cut = work.known[key][1]
+                outcome = Outcome.NO_ANSWER if cut else verifier.verify(text, prompt.answer)
+                counts[f"solutions {outcome.value}"] += 1
+                if outcome is Outcome.CORRECT:
+                    right[key] = (prompt, split_paragraphs(text))
     return right
 
 
@@ -155,8 +146,10 @@ def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
     made_from = {name: str(getattr(arguments, name)) for name in names}
     file = arguments.out.with_name(arguments.out.name + ".work")
     work = Journal(file, made_from, lambda record: record[0], "was begun with other arguments; remove it or name another --out")
-    asyncio.run(sample_solutions(arguments, prompts, work))
-    right = right_solutions(prompts, work, counts)
+    policies, samples = range(len(arguments.policy_urls)), range(arguments.samples)
+    wanted = [(f"solution/{prompt.id}/{policy}/{i}", prompt, policy) for prompt in prompts for policy in policies for i in samples]
+    asyncio.run(sample_solutions(arguments, wanted, work))
+    right = right_solutions(wanted, work, counts)
     with arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher:
         teacher.check()
         labels = {key: Verdict(*work.known[f"label/{key}"][1]) for key in right if f"label/{key}" in work.known}
@@ -183,31 +176,23 @@ def select(rows: Iterable[Labelled], per_question: int, seed: int) -> tuple[list
 
     Example: three flawed and one sound solution of one problem, `per_question` 2 → one flawed, one sound; left out: cap 1, balance 1.
     """
-    left: Counter[str] = Counter()
-    labels: dict[tuple[str, tuple[str, ...]], set[int]] = {}
-    unique: dict[tuple[str, tuple[str, ...]], Labelled] = {}
+    texts: dict[tuple[str, tuple[str, ...]], list[Labelled]] = {}
     for row in rows:
-        key = (row.problem, row.steps)
-        left["duplicate"] += key in unique
-        labels.setdefault(key, set()).add(row.label)
-        unique.setdefault(key, row)
-    kept = [row for key, row in unique.items() if len(labels[key]) == 1]
-    left["conflict"] = len(unique) - len(kept)
-    random.Random(seed).shuffle(kept)
+        texts.setdefault((row.problem, row.steps), []).append(row)
+    agreed = [same[0] for same in texts.values() if len({row.label for row in same}) == 1]
+    random.Random(seed).shuffle(agreed)
     taken: Counter[tuple[str, bool]] = Counter()
     classes: dict[bool, list[Labelled]] = {True: [], False: []}
-    for row in kept:
+    for row in agreed:
         place = (row.problem, row.label >= 0)
         taken[place] += 1
-        if taken[place] > per_question:
-            left["cap"] += 1
-        else:
+        if taken[place] <= per_question:
             classes[row.label >= 0].append(row)
-    size = min(map(len, classes.values()))
-    left["balance"] = sum(len(part) - size for part in classes.values())
-    out = [row for part in classes.values() for row in part[:size]]
-    random.Random(seed + 1).shuffle(out)
-    return out, +left
+    capped = sum(map(len, classes.values()))
+    kept = [row for part in classes.values() for row in part[: min(map(len, classes.values()))]]
+    random.Random(seed + 1).shuffle(kept)
+    left = Counter(duplicate=sum(len(same) - 1 for same in texts.values()), conflict=len(texts) - len(agreed))
+    return kept, +(left + Counter(cap=len(agreed) - capped, balance=capped - len(kept)))
 
 
 def main(arguments: Planted | Sampled) -> list[Labelled]:

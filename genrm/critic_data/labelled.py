@@ -54,7 +54,7 @@ def load_labelled(source: str, *, max_rows: int | None = None, seed: int = 1, sp
 
 
 def _labelled(id: str, fields: dict[str, Any]) -> Labelled:
-    return (_critic if _is_critic(fields) else _processbench)(id, fields)
+    return (_processbench if fields.get("prompt") is None else _critic)(id, fields)
 
 
 def with_references(rows: list[Labelled], path: str | os.PathLike[str]) -> list[Labelled]:
@@ -112,13 +112,9 @@ def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | N
 
     def make(id: str, fields: dict[str, Any]) -> Prompt:
         # Not the row's own id, which files share.
-        return labelled_prompt(replace(_labelled(id, fields), id=id), "critic" if _is_critic(fields) else "processbench")
+        return labelled_prompt(replace(_labelled(id, fields), id=id), Path(path).stem)
 
     return load_rows(path, COLUMNS, make, max_rows, left_out)
-
-
-def _is_critic(fields: dict[str, Any]) -> bool:
-    return fields.get("prompt") is not None
 
 
 def _critic(id: str, fields: dict[str, Any]) -> Labelled:
