@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from soundrl.genrm import evaluate
 from soundrl.genrm.serve.machine import served_length
@@ -67,7 +68,7 @@ def choose(checkpoints: Sequence[Checkpoint], distance: float) -> Checkpoint:
 def measure(arguments: Arguments, folder: Path) -> Checkpoint:
     """Serve one checkpoint and judge it; an evaluation that is complete, of the same data and prompt, is only read."""
     out, name = arguments.out / folder.name, f"{arguments.run.name}-{folder.name}"
-    what = {field.name: getattr(arguments, field.name, None) for field in fields(evaluate.Arguments)}
+    what: dict[str, Any] = {field.name: getattr(arguments, field.name, None) for field in fields(evaluate.Arguments)}
     asked = evaluate.Arguments(**what | {"urls": (), "model": name, "out": out})
     scores, subsets = out / "scores.json", evaluate.read_data(asked)
     known = json.loads(scores.read_text()) if scores.exists() else {}

@@ -122,7 +122,7 @@ def _critic(id: str, fields: dict[str, Any]) -> Labelled:
     messages, model, extra = fields.get("prompt"), fields.get("reward_model"), fields.get("extra_info")
     alone = isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict) and messages[0].get("role") == "user"
     _expect(alone, "prompt", messages, "one user message is expected; write the critique prompt as one")
-    content = cast(list[dict[str, Any]], messages)[0].get("content")
+    content: Any = cast(list[dict[str, Any]], messages)[0].get("content")
     _expect(isinstance(content, str) and content.strip(), "prompt[0].content", content, "a text is expected; write the critique prompt")
     total = extra.get("total_steps") if isinstance(extra, dict) else None
     _expect(_whole(total, 1), "extra_info.total_steps", total, "a count of 1 or more is expected; write the number of paragraphs")

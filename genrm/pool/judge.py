@@ -103,8 +103,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         self.endpoints = [Endpoint(url, self.model, token_env=self.token_env, allow_http=self.allow_http) for url in addresses]
         self.pool = ScorerPool(self.endpoints, concurrency=self.concurrency, attempts=self.attempts, gone_after=self.gone_after)
         self._cache: OrderedDict[str, Critique] = OrderedDict()
-        self._open: dict[tuple[str, int], tuple[asyncio.Task[Critique], list[Future[Critique]]]] = {}
-        """By the question's slot; the loop itself holds tasks weakly."""
+        self._open: dict[tuple[str, int], asyncio.Task[Critique]] = {}
+        """By the question's slot."""
         self._fresh = itertools.count(1)
         self._counts: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
@@ -144,16 +144,13 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None)
         key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-        future: Future[Critique] = Future()
-        future.set_running_or_notify_cancel()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the judge is closed")
             self._counts["submitted"] += 1
             # Under the lock: whatever was counted reaches the loop before `close` does.
             question = Question((key, next(self._fresh) if fresh else 0), messages, len(paragraphs), priority)
-            self._loop.call_soon_threadsafe(self._start, question, future)
-        return future
+            return asyncio.run_coroutine_threadsafe(self._answer(question), self._loop)
 
     def each(self, questions: Mapping[Any, tuple[str, Sequence[str], str | None]]) -> Iterator[tuple[Any, Critique]]:
         """The critiques of many (problem, paragraphs, reference), each as it comes."""
@@ -204,42 +201,29 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         self._loop.run_forever()
         self._loop.close()
 
-    def _start(self, question: Question, future: Future[Critique]) -> None:
-        key, fresh = question.slot
-        known = None if fresh else self._cache.get(key)
-        if known is not None:
-            self._cache.move_to_end(key)
-            self._deliver(known, [future], deduplicated=1)
-        elif question.slot in self._open:
-            self._open[question.slot][1].append(future)
-        else:
-            flight = self._loop.create_task(self._judge(question))
-            self._open[question.slot] = flight, [future]
-            flight.add_done_callback(partial(self._land, question.slot))
-
-    def _land(self, slot: tuple[str, int], flight: asyncio.Task[Critique]) -> None:
-        (_, futures), (key, fresh) = self._open.pop(slot), slot
-        fault = None if flight.cancelled() else flight.exception()
-        if fault is not None:  # a fault of this program, which must be seen
-            for future in futures:
-                future.set_exception(fault)
-            return
-        critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
-        if critique.verdict.kind != "unknown" and not fresh:
+    async def _answer(self, question: Question) -> Critique:
+        """What is remembered, what comes of a request for another asker that is under way, or of one of its own."""
+        (key, fresh), flight = question.slot, self._open.get(question.slot)
+        critique = None if fresh else self._cache.get(key)
+        asks = critique is None and flight is None
+        if asks:
+            flight = self._open[question.slot] = asyncio.ensure_future(self._judge(question))
+            flight.add_done_callback(lambda _: self._open.pop(question.slot))
+        if critique is None and flight is not None:
+            await asyncio.wait({flight})
+            critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
+        assert critique is not None
+        kind, reason = critique.verdict.kind, critique.verdict.reason
+        if not fresh and kind != "unknown":
             self._cache[key] = replace(critique, seconds=0.0, text="")
+            self._cache.move_to_end(key)
             while len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
-        self._deliver(critique, futures, deduplicated=len(futures) - 1)
-
-    def _deliver(self, critique: Critique, futures: list[Future[Critique]], deduplicated: int) -> None:
-        verdict = critique.verdict
-        counter, name = (self._unknown, verdict.reason) if verdict.kind == "unknown" else (self._counts, verdict.kind)
-        with self._lock:
-            counter[name] += len(futures)
-            self._counts["deduplicated"] += deduplicated
-        # After the counters: who has seen the verdict finds it counted.
-        for future in futures:
-            future.set_result(critique)
+        with self._lock:  # before it returns: who has seen the verdict finds it counted
+            counter, name = (self._unknown, reason) if kind == "unknown" else (self._counts, kind)
+            counter[name] += 1
+            self._counts["deduplicated"] += not asks
+        return critique
 
     async def _judge(self, question: Question) -> Critique:
         try:
@@ -268,11 +252,13 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         return Critique(parse_verdict(reply.text, reply.finish_reason, question.n_paragraphs), reply.tokens or 0, seconds, reply.text)
 
     async def _rest(self) -> None:
-        await asyncio.gather(*(flight for flight, _ in self._open.values()), return_exceptions=True)
+        await asyncio.gather(*self._open.values(), return_exceptions=True)
         await self.pool.forgive()
 
     async def _shut(self) -> None:
-        for flight, _ in self._open.values():
+        for flight in self._open.values():
             flight.cancel()
         await self._rest()
+        # Those who ask; the future of one that has just ended hears of it a turn later.
+        await asyncio.gather(asyncio.sleep(0), *(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         self._loop.stop()
