@@ -39,7 +39,7 @@ def critic_reward(label: int, verdict: Verdict, steps: int, process: bool = True
     """
     if not -1 <= label < steps:
         raise ValueError(f"label {label} is no step of {steps}; it is −1 or 0 … {steps - 1}")
-    if verdict.kind == "unknown" or (verdict.kind == "flawed") != (label >= 0):
+    if outcome(label, verdict) is not Outcome.CORRECT:
         return -1.0
     if label < 0 or not process or verdict.step is None:
         return 1.0
