@@ -14,7 +14,8 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
 from soundrl.genrm.verdict import UNASKED, majority
+
+Solution = tuple[str, Sequence[str], str | None]  # the problem, the paragraphs, a reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,28 +111,29 @@ def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str,
     }
 
 
-def judge_all(judge: EndpointJudge, subsets: dict[str, list[Labelled]], journal: Journal) -> dict[tuple[str, str], dict[str, Any]]:
-    """A record a row, by subset and id: verdict, tokens, seconds, the critique. Those in `journal` are not asked for again; it holds what
-    the judge said, and no fault of the way there."""
-    rows = {(name, row.id): row for name, part in subsets.items() for row in part}
-    records = {key: journal.known[key] for key in rows if key in journal.known}
-    asked = {key: (row.problem, row.steps, row.answer) for key, row in rows.items() if key not in records}
-    for (name, id), critique in counted(judge.each(asked), len(asked), "judged"):
+def judge_all(
+    judge: EndpointJudge, questions: Mapping[str, Solution], journal: Journal, what: str, keep_text: bool = True
+) -> dict[str, dict[str, Any]]:
+    """A record a question, by its id: verdict, tokens, seconds, and with `keep_text` the critique. Those in `journal` are not asked again;
+    it holds what the judge said, and no fault of the way there."""
+    records = {id: journal.known[id] for id in questions if id in journal.known}
+    asked = {judge.critique(*question): id for id, question in questions.items() if id not in records}
+    for future in counted(as_completed([*asked]), len(asked), what):
+        id, critique = asked.pop(future), future.result()
         verdict = critique.verdict
-        record: dict[str, Any] = {"subset": name, "id": id, "verdict": [verdict.kind, verdict.step, verdict.reason]}
-        record |= {"tokens": critique.tokens, "seconds": round(critique.seconds, 3), "critique": critique.text}
-        records[name, id] = record
+        records[id] = {"id": id, "verdict": [verdict.kind, verdict.step, verdict.reason], "tokens": critique.tokens}
+        records[id] |= {"seconds": round(critique.seconds, 3)} | ({"critique": critique.text} if keep_text else {})
         if verdict.reason not in UNASKED:
-            journal.add(record)
+            journal.add(records[id])
     return records
 
 
-def summary(subsets: dict[str, list[Labelled]], records: dict[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def summary(subsets: dict[str, list[Labelled]], records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Scores by subset, and `all`: ProcessBench's average of the subsets' F1, and FlawedPositiveBench over all rows together."""
     out: dict[str, dict[str, Any]] = {}
     for name, names in [*((name, [name]) for name in subsets), ("all", list(subsets))]:
         rows = [row for part in names for row in subsets[part]]
-        own = [records[part, row.id] for part in names for row in subsets[part]]
+        own = [records[f"{part}/{row.id}"] for part in names for row in subsets[part]]
         verdicts = [Verdict(*record["verdict"]) for record in own]
         out[name] = {measure: dataclasses.asdict(value) for measure, value in score(rows, verdicts).items()}
         out[name] |= {mean: sum(record[mean] for record in own) / len(own) for mean in ("tokens", "seconds")}
@@ -163,8 +167,9 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     refusal = "holds verdicts of another judge, data or sampling; name another --out"
     with arguments.judge(arguments.urls, arguments.model) as judge:
         judge.check()
-        journal = Journal(arguments.out / "verdicts.jsonl", made_from, lambda record: (record["subset"], record["id"]), refusal)
-        records = judge_all(judge, subsets, journal)
+        journal = Journal(arguments.out / "verdicts.jsonl", made_from, refusal)
+        questions = {f"{name}/{row.id}": (row.problem, row.steps, row.answer) for name, rows in subsets.items() for row in rows}
+        records = judge_all(judge, questions, journal, "judged")
     scores = summary(subsets, records)
     unfinished = {reason: count for reason, count in scores["all"]["unknown"].items() if reason in UNASKED}
     found = {"made_from": made_from, "scores": scores, "unfinished": unfinished}

@@ -34,7 +34,7 @@ from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import split_paragraphs
-from soundrl.genrm.verdict import UNASKED, unanimous
+from soundrl.genrm.verdict import unanimous
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def planted_rows(arguments: Planted) -> list[Labelled]:
 
 
 async def sample_solutions(arguments: Sampled, wanted: Sequence[tuple[str, Prompt, int]], work: Journal) -> None:
-    """`work` gets `[key, [text, why there is none]]` of each wanted (key, problem, number of the policy), but for what fails on the way."""
+    """`work` gets the text of each wanted (id, problem, number of the policy), and whether it was cut; nothing of what fails on the way."""
     policies = [
         Endpoint(url, model, token_env=arguments.policy_token_env, allow_http=arguments.allow_http)
         for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
@@ -114,7 +114,7 @@ async def sample_solutions(arguments: Sampled, wanted: Sequence[tuple[str, Promp
         messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
         try:
             reply, _ = await clients[number].complete(partial(policies[number].body, messages, **sampling), arguments.deadline)
-            work.add([key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"]])
+            work.add({"id": key, "text": reply.text, "cut": reply.finish_reason != "stop"})
         except (Failure, TimeoutError) as fault:
             print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
 
@@ -131,8 +131,8 @@ def right_solutions(wanted: Sequence[tuple[str, Prompt, int]], work: Journal, co
     with Verifier() as verifier:
         for key, prompt, _ in wanted:
             if key in work.known:
-                text, cut = work.known[key][1]
-                outcome = Outcome.NO_ANSWER if cut else verifier.verify(text, prompt.answer)
+                text = work.known[key]["text"]
+                outcome = Outcome.NO_ANSWER if work.known[key]["cut"] else verifier.verify(text, prompt.answer)
                 counts[f"solutions {outcome.value}"] += 1
                 if outcome is Outcome.CORRECT:
                     right[key] = (prompt, split_paragraphs(text))
@@ -142,25 +142,21 @@ def right_solutions(wanted: Sequence[tuple[str, Prompt, int]], work: Journal, co
 def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
     """Solutions of the policies with a right final answer and the teacher's unanimous verdict; `counts` says what became of the others."""
     prompts = load_prompts(arguments.problems, max_rows=arguments.max_problems or None)
-    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "seed")
+    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "max_tokens", "seed")
     made_from = {name: str(getattr(arguments, name)) for name in names}
     file = arguments.out.with_name(arguments.out.name + ".work")
-    work = Journal(file, made_from, lambda record: record[0], "was begun with other arguments; remove it or name another --out")
+    work = Journal(file, made_from, "was begun with other arguments; remove it or name another --out")
     policies, samples = range(len(arguments.policy_urls)), range(arguments.samples)
     wanted = [(f"solution/{prompt.id}/{policy}/{i}", prompt, policy) for prompt in prompts for policy in policies for i in samples]
     asyncio.run(sample_solutions(arguments, wanted, work))
     right = right_solutions(wanted, work, counts)
     with arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher:
         teacher.check()
-        labels = {key: Verdict(*work.known[f"label/{key}"][1]) for key in right if f"label/{key}" in work.known}
-        asked = {key: (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items() if key not in labels}
-        for key, critique in counted(teacher.each(asked), len(asked), "solutions labelled"):
-            verdict = labels[key] = critique.verdict
-            if verdict.reason not in UNASKED:
-                work.add([f"label/{key}", [verdict.kind, verdict.step, verdict.reason]])
+        questions = {f"label/{key}": (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items()}
+        records = evaluate.judge_all(teacher, questions, work, "solutions labelled", keep_text=False)
     rows = []
     for key, (prompt, paragraphs) in right.items():
-        verdict = labels[key]
+        verdict = Verdict(*records[f"label/{key}"]["verdict"])
         counts[f"labels {verdict.reason or verdict.kind}"] += 1
         if verdict.kind != "unknown":
             label = -1 if verdict.step is None else verdict.step

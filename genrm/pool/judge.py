@@ -17,8 +17,8 @@ import itertools
 import json
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -151,12 +151,6 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
             # Under the lock: whatever was counted reaches the loop before `close` does.
             question = Question((key, next(self._fresh) if fresh else 0), messages, len(paragraphs), priority)
             return asyncio.run_coroutine_threadsafe(self._answer(question), self._loop)
-
-    def each(self, questions: Mapping[Any, tuple[str, Sequence[str], str | None]]) -> Iterator[tuple[Any, Critique]]:
-        """The critiques of many (problem, paragraphs, reference), each as it comes."""
-        keys = {self.critique(*question): key for key, question in questions.items()}
-        for future in as_completed([*keys]):
-            yield keys.pop(future), future.result()
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start. Example: `{"submitted": 8, "scored": 7, "unscored": 1, "pending": 0, "sound": 5, "flawed": 2,
