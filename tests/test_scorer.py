@@ -291,6 +291,27 @@ def test_a_hedge_that_fails_is_followed_by_another(pool, monkeypatch):
     assert judge.stats()["hedges"] == 2 and [len(server.bodies) for server in servers] == [1, 1, 1]
 
 
+def test_a_hedge_that_finds_no_place_holds_no_failed_question(pool, monkeypatch):
+    monkeypatch.setattr(ScorerPool, "_patience", lambda self: 0.05)
+    fails, free = threading.Event(), threading.Event()
+
+    def failing(handler: Handler, number: int) -> None:
+        fails.wait(PATIENCE)
+        find_flaw(handler, number) if number else handler.send(500, {})
+
+    def busy(handler: Handler, number: int) -> None:
+        free.wait(PATIENCE)
+        find_flaw(handler, number)
+
+    _, judge = pool(failing, busy, concurrency=1)
+    futures = submit(judge, range(2))
+    wait_for(lambda: waiting(judge) == 2)  # both are late, and each waits for the other's place
+    fails.set()
+    wait_for(lambda: judge.stats()["retries"] == {HTTP_5XX: 1})  # while the other worker is still busy
+    free.set()
+    assert right(results(futures))
+
+
 def test_never_more_than_half_of_the_pool_is_out_for_being_slow_or_faulty(pool):
     servers, judge = pool(*[lambda handler, number: handler.send(500, {})] * 4, attempts=6)
     assert set(results(submit(judge, range(64)))) == {Verdict.unknown(HTTP_5XX)}
