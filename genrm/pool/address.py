@@ -45,9 +45,9 @@ def checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
 def own_host(host: str) -> str | None:
     """The host to connect to where `host` is this machine, in whatever spelling; None where it is another one, or nobody knows.
 
-    Examples: `127.1`, `2130706433`, `0x7f000001`, `0.0.0.0`, `::ffff:127.0.0.1` → `127.0.0.1`; `::` → `::1`; `LOCALHOST.` → `localhost`.
-    Of names, those without a dot and our own are looked up, which /etc/hosts or the host's own resolver answers; any other is what whoever
-    answers for its domain says, and that may change.
+    Examples: `127.1`, `2130706433`, `0x7f000001`, `0.0.0.0`, `::ffff:127.0.0.1` → `127.0.0.1`; `::` → `::1`; `LOCALHOST.` → `localhost`; an
+    address of an own interface → itself. Of names, those without a dot and our own are looked up, which /etc/hosts or the host's own
+    resolver answers; any other is what whoever answers for its domain says, and that may change.
     """
     name = host.lower().rstrip(".")
     if name in _LOCALHOST or name.endswith(".localhost"):  # RFC 6761 §6.3
@@ -63,7 +63,15 @@ def own_host(host: str) -> str | None:
 
 
 def _own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
-    address = getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     if address.is_unspecified:  # "every address of this machine", as servers print it; to connect to it is left to the system
         return "127.0.0.1" if address.version == 4 else "::1"
-    return str(address) if address.is_loopback else None
+    if address.is_loopback:
+        return str(address)
+    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as route:
+        try:
+            route.connect((str(address), 9))  # sends nothing: the kernel says from where it would send
+            return str(address) if ipaddress.ip_address(route.getsockname()[0]) == address else None
+        except OSError:
+            return None

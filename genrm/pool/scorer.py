@@ -103,11 +103,10 @@ class ScorerPool:
                 except Failure as failure:
                     failed.add(worker)
                     attempts += not failure.refused  # else nobody was asked, and that worker is ejected
+                    pause = 0.0
                     if all(other in failed or other.ejected for other in self.workers):
                         failed, rounds = {worker}, rounds + 1
                         pause = self._pause(rounds)
-                    else:
-                        pause = 0.0
                     # A pause that ends past the deadline would only hold the caller.
                     if not failure.retry or attempts == self.attempts or loop.time() + pause >= end:
                         raise

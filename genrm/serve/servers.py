@@ -63,6 +63,7 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
         self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
+        self.urls: Sequence[str] = [worker.url for worker in self.workers]
         self.asleep = False
         self._looking = threading.Lock()
         """Held while workers are looked after, so that nobody is asked or started while they fall asleep."""
@@ -73,10 +74,6 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def urls(self) -> Sequence[str]:
-        return [worker.url for worker in self.workers]
 
     @property
     def started(self) -> int:
