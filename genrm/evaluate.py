@@ -14,9 +14,9 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
 from soundrl.genrm.verdict import UNASKED, majority
+
+Solution = tuple[str, Sequence[str], str | None]  # the problem, the paragraphs, a reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,108 +88,93 @@ def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
     for source in arguments.data:
         rows = load_labelled(source, max_rows=arguments.rows or None)
         name = source.rpartition(":")[2] if is_named(source) else Path(source).stem
-        if arguments.references and not is_named(source):
-            rows = with_references(rows, arguments.references)
-        elif not is_named(source):
-            rows = [dataclasses.replace(row, answer=None) for row in rows]
         if name in subsets:
             raise ValueError(f"two sources of --data are called {name}; rename one")
+        if not is_named(source):
+            unaided = [dataclasses.replace(row, answer=None) for row in rows]
+            rows = with_references(rows, arguments.references) if arguments.references else unaided
         subsets[name] = rows
     return subsets
 
 
 def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str, Any]:
     """What the scores were made from; verdicts of another stamp are never mixed in."""
-    digest = hashlib.sha256()
-    for rows in subsets.values():
-        for row in rows:
-            digest.update(json.dumps(dataclasses.astuple(row)).encode())
-    prompt = json.dumps([critique_messages("problem", ["step"], reference) for reference in (None, "answer")])
+    made = {
+        "data_sha256": [[dataclasses.astuple(row) for row in rows] for rows in subsets.values()],
+        "prompt_sha256": [critique_messages("problem", ["step"], reference) for reference in (None, "answer")],
+    }
     return {
-        "model": arguments.model,
         "data": {name: len(rows) for name, rows in subsets.items()},
-        "data_sha256": digest.hexdigest(),
-        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
         "references": sum(row.answer is not None for rows in subsets.values() for row in rows),
-        "votes": arguments.votes,
-        "temperature": arguments.temperature,
-        "max_tokens": arguments.max_tokens,
-        "soundrl": _version("soundrl"),
+        **{name: hashlib.sha256(json.dumps(what).encode()).hexdigest() for name, what in made.items()},
+        **{name: getattr(arguments, name) for name in ("model", "votes", "temperature", "max_tokens")},
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def judge_all(
-    judge: EndpointJudge, subsets: dict[str, list[Labelled]], file: Path, made_from: dict[str, Any]
-) -> dict[str, list[dict[str, Any]]]:
-    """A record a row, in the order of the rows: verdict, tokens, seconds, the critique. Those that `file` holds are not asked for again;
-    it holds what the judge said, and no fault of the way there. Raises `ValueError` where `file` was made from something else."""
-    refusal = "holds verdicts of another judge, data or sampling; name another --out"
-    journal = Journal(file, made_from, lambda record: (record["subset"], record["id"]), refusal)
-    rows = {(name, row.id): row for name, part in subsets.items() for row in part}
-    asked = {key: (row.problem, row.steps, row.answer) for key, row in rows.items() if key not in journal.known}
-    for (name, id), critique in counted(judge.each(asked), len(asked), "judged"):
+    judge: EndpointJudge, questions: Mapping[str, Solution], journal: Journal, what: str, keep_text: bool = True
+) -> dict[str, dict[str, Any]]:
+    """A record a question, by its id: verdict, tokens, seconds, and with `keep_text` the critique. Those in `journal` are not asked again;
+    it holds what the judge said, and no fault of the way there."""
+    records = {id: journal.known[id] for id in questions if id in journal.known}
+    asked = {judge.critique(*question): id for id, question in questions.items() if id not in records}
+    for future in counted(as_completed([*asked]), len(asked), what):
+        id, critique = asked.pop(future), future.result()
         verdict = critique.verdict
-        record: dict[str, Any] = {"subset": name, "id": id, "verdict": [verdict.kind, verdict.step, verdict.reason]}
-        record |= {"tokens": critique.tokens, "seconds": round(critique.seconds, 3), "critique": critique.text}
-        if verdict.reason in UNASKED:
-            journal.known[name, id] = record
-        else:
-            journal.add(record)
-    return {name: [journal.known[name, row.id] for row in part] for name, part in subsets.items()}
+        records[id] = {"id": id, "verdict": [verdict.kind, verdict.step, verdict.reason], "tokens": critique.tokens}
+        records[id] |= {"seconds": round(critique.seconds, 3)} | ({"critique": critique.text} if keep_text else {})
+        if verdict.reason not in UNASKED:
+            journal.add(records[id])
+    return records
 
 
-def summary(subsets: dict[str, list[Labelled]], records: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+def summary(subsets: dict[str, list[Labelled]], records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Scores by subset, and `all`: ProcessBench's average of the subsets' F1, and FlawedPositiveBench over all rows together."""
     out: dict[str, dict[str, Any]] = {}
-    for name, subset in [*((name, [name]) for name in subsets), ("all", list(subsets))]:
-        rows = [row for part in subset for row in subsets[part]]
-        own = [record for part in subset for record in records[part]]
+    for name, names in [*((name, [name]) for name in subsets), ("all", list(subsets))]:
+        rows = [row for part in names for row in subsets[part]]
+        own = [records[f"{part}/{row.id}"] for part in names for row in subsets[part]]
         verdicts = [Verdict(*record["verdict"]) for record in own]
-        out[name] = {
-            **{measure: dataclasses.asdict(value) for measure, value in score(rows, verdicts).items()},
-            "rows": len(rows),
-            "tokens": sum(record["tokens"] for record in own) / len(own),
-            "seconds": sum(record["seconds"] for record in own) / len(own),
-            "unknown": dict(Counter(verdict.reason for verdict in verdicts if verdict.kind == "unknown")),
-        }
+        out[name] = {measure: dataclasses.asdict(value) for measure, value in score(rows, verdicts).items()}
+        out[name] |= {mean: sum(record[mean] for record in own) / len(own) for mean in ("tokens", "seconds")}
+        out[name] |= {"rows": len(rows), "unknown": dict(Counter(verdict.reason for verdict in verdicts if verdict.kind == "unknown"))}
     out["all"]["average_f1"] = sum(out[name]["f1"]["value"] for name in subsets) / len(subsets)
     return out
 
 
-def print_table(scores: dict[str, dict[str, Any]]) -> None:
+def print_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    table = Table(*headings, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=200).print(table)
+
+
+def report(scores: dict[str, dict[str, Any]]) -> None:
     """ProcessBench on the left, FlawedPositiveBench on the right; per cent with 95 % intervals, coverage beside each."""
-    table = Table(title="Judge")
     columns = {"error acc.": "error_accuracy", "correct acc.": "correct_accuracy", "F1": "f1"}
     columns |= {"flawed: precision": "precision", "recall": "recall", "F1 (flawed)": "flawed_f1", "coverage": "coverage"}
-    for heading in ("subset", "rows", *columns, "tokens"):
-        table.add_column(heading)
-    for name, part in scores.items():
-        cells = [str(Score(**part[measure])) for measure in columns.values()]
-        table.add_row(name, str(part["rows"]), *cells, f"{part['tokens']:.0f}")
-    console = Console(width=200)
-    console.print(table)
-    console.print(f"average F1 over subsets {100 * scores['all']['average_f1']:.1f}; an unknown verdict counts as a wrong one")
+    rows = [
+        (name, str(part["rows"]), *(str(Score(**part[measure])) for measure in columns.values()), f"{part['tokens']:.0f}")
+        for name, part in scores.items()
+    ]
+    print_table("Judge", ("subset", "rows", *columns, "tokens"), rows)
+    print(f"average F1 over subsets {100 * scores['all']['average_f1']:.1f}; an unknown verdict counts as a wrong one")
 
 
 def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     subsets = read_data(arguments)
     made_from = stamp(arguments, subsets)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    refusal = "holds verdicts of another judge, data or sampling; name another --out"
     with arguments.judge(arguments.urls, arguments.model) as judge:
         judge.check()
-        records = judge_all(judge, subsets, arguments.out / "verdicts.jsonl", made_from)
+        journal = Journal(arguments.out / "verdicts.jsonl", made_from, refusal)
+        questions = {f"{name}/{row.id}": (row.problem, row.steps, row.answer) for name, rows in subsets.items() for row in rows}
+        records = judge_all(judge, questions, journal, "judged")
     scores = summary(subsets, records)
     unfinished = {reason: count for reason, count in scores["all"]["unknown"].items() if reason in UNASKED}
     found = {"made_from": made_from, "scores": scores, "unfinished": unfinished}
     (arguments.out / "scores.json").write_text(json.dumps(found, indent=2) + "\n")
-    print_table(scores)
+    report(scores)
     if unfinished:
         print(f"no reply came for {sum(unfinished.values())} rows ({unfinished}); the same command asks for them again", file=sys.stderr)
     return scores

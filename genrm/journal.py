@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,27 +12,27 @@ T = TypeVar("T")
 
 
 class Journal:
-    """A record a line, under a first line that says what all of them were made from; `known` holds them by `key`.
+    """A record a line, under a first line that says what all of them were made from; `known` holds them by their `id`.
 
     A killed run leaves half a line, which is dropped. `ValueError` (`refusal`) where the file was made from something else.
 
-    >>> Journal(Path("labels.jsonl"), {"seed": 0}, key=lambda record: record[0], refusal="remove it").add(["row 1", "sound"])
+    >>> Journal(Path("labels.jsonl"), {"seed": 0}, "remove it").add({"id": "row 1", "verdict": "sound"})
     """
 
-    def __init__(self, path: Path, made_from: dict[str, Any], key: Callable[[Any], Hashable], refusal: str) -> None:
+    def __init__(self, path: Path, made_from: dict[str, Any], refusal: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         if lines and json.loads(lines[0]) != made_from:
             raise ValueError(f"{path} {refusal}")
-        self.key = key
-        self.known: dict[Any, Any] = {key(record): record for record in (json.loads(line) for line in lines[1:] if line.endswith("\n"))}
+        records = (json.loads(line) for line in lines[1:] if line.endswith("\n"))
+        self.known: dict[str, dict[str, Any]] = {record["id"]: record for record in records}
         beside = path.with_name(path.name + ".part")
         beside.write_text("".join(json.dumps(line) + "\n" for line in [made_from, *self.known.values()]))
         beside.replace(path)
         self.sink = path.open("a")
 
-    def add(self, record: Any) -> None:
-        self.known[self.key(record)] = record
+    def add(self, record: dict[str, Any]) -> None:
+        self.known[record["id"]] = record
         self.sink.write(json.dumps(record) + "\n")
         self.sink.flush()
 

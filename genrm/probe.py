@@ -10,9 +10,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.pool.judge import EndpointJudge
-from soundrl.genrm.scores import flags_of, measures
+from soundrl.genrm.scores import flags, measures
 
 PROBE_ROWS = 100  # solutions used of the file, the first ones
 CANARIES = 20  # flawed solutions that are sent once more with an attack in them
@@ -52,9 +54,9 @@ class Probe:
         futures = [self.judge.critique(row.problem, row.steps, row.answer, fresh=True) for row in [*self.rows, *self.canaries]]
         verdicts = [future.result().verdict for future in futures]
         asked, attacked = verdicts[: len(self.rows)], verdicts[len(self.rows) :]
-        found = {name: value.item() for name, value in measures(flags_of(self.rows, asked).sum(0, keepdim=True)).items()}
+        found = measures(np.sum([flags(row, verdict) for row, verdict in zip(self.rows, asked, strict=True)], axis=0))
         names = {"precision": "precision", "recall": "recall", "f1": "flawed_f1", "over_critic": "over_critic", "coverage": "coverage"}
-        metrics = {f"genrm/probe_{name}": found[measure] for name, measure in names.items()}
+        metrics = {f"genrm/probe_{name}": found[measure].item() for name, measure in names.items()}
         metrics["genrm/probe_canary_accepted"] = sum(verdict.kind == "sound" for verdict in attacked) / len(attacked)
         self.start = self.start or metrics
         worse = {"recall": -1, "over_critic": 1, "canary_accepted": 1}

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled
 
 RESAMPLES = 2000
 # What is counted for one row; every score is a ratio of sums of these.
-FLAGS = ("wrong", "located", "right", "accepted", "judged", "positives", "negatives", "true_positive", "false_positive", "answered", "rows")
+FLAGS = ("wrong", "located", "right", "accepted", "positives", "negatives", "true_positive", "false_positive", "answered", "rows")
 
 
 @dataclass(frozen=True)
@@ -39,35 +39,24 @@ def flags(row: Labelled, verdict: Verdict) -> list[float]:
     wrong, said_flawed = row.label >= 0, verdict.kind == "flawed"
     positive, negative = row.right and wrong, row.right and not wrong
     located, accepted = wrong and said_flawed and verdict.step == row.label, not wrong and verdict.kind == "sound"
-    found = (wrong, located, not wrong, accepted, row.right, positive, negative, positive and said_flawed, negative and said_flawed)
+    found = (wrong, located, not wrong, accepted, positive, negative, positive and said_flawed, negative and said_flawed)
     return [float(flag) for flag in (*found, verdict.kind != "unknown", True)]
 
 
-def flags_of(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Tensor:
-    """[N, F], float64."""
-    return torch.tensor([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], dtype=torch.float64)
-
-
-def interval(values_B: Tensor) -> tuple[float, float]:
-    """The middle 95 %."""
-    low, high = torch.quantile(values_B, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def measures(sums_BF: Tensor) -> dict[str, Tensor]:
-    """Every measure [B] from sums of flags [B, F]; a ratio of nothing is 0.
+def measures(sums: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Every measure, of shape [] or [B], from sums of flags, [F] or [B, F]; a ratio of nothing is 0.
 
     * `error_accuracy`, `correct_accuracy`, `f1`: share of wrong rows located exactly, of right ones accepted, and their harmonic mean
       (ProcessBench, arXiv 2412.06559 §3.3).
     * `precision`, `recall`, `flawed_f1`: "flawed" as the positive class among rows with a right final answer (arXiv 2510.22543 Eq. 6).
     * `over_critic`: share of those that are sound and called flawed. `coverage`: share of all rows with a verdict.
     """
-    c = dict(zip(FLAGS, sums_BF.unbind(-1), strict=True))
+    c = dict(zip(FLAGS, np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0), strict=True))
 
-    def ratio(part: Tensor, whole: Tensor) -> Tensor:
-        return torch.where(whole > 0, part / whole.clamp(min=1e-300), torch.zeros_like(part))
+    def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(whole > 0, part / np.maximum(whole, 1e-300), 0.0)
 
-    def harmonic(a: Tensor, b: Tensor) -> Tensor:
+    def harmonic(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
         return ratio(2 * a * b, a + b)
 
     error, correct = ratio(c["located"], c["wrong"]), ratio(c["accepted"], c["right"])
@@ -77,35 +66,32 @@ def measures(sums_BF: Tensor) -> dict[str, Tensor]:
     return found | {"over_critic": ratio(c["false_positive"], c["negatives"]), "coverage": ratio(c["answered"], c["rows"])}
 
 
+def sampled(rows: Sequence[Labelled], verdicts: Sequence[Verdict], seed: int, resamples: int) -> dict[str, NDArray[np.float64]]:
+    """Every measure [1 + B]: of the rows themselves, then of `resamples` draws of as many with replacement. A seed draws the same rows each
+    time, so that judges can be paired. Raises `ValueError` where there are no rows or the lists differ in length."""
+    if not rows:
+        raise ValueError("no rows to score")
+    flags_NF = np.array([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)])
+    n = len(rows)
+    drawn_BN = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return measures(np.concatenate([flags_NF.sum(0, keepdims=True), drawn_BN @ flags_NF]))
+
+
+def as_score(values: NDArray[np.float64]) -> Score:
+    """The first value, with the middle 95 % of the others."""
+    return Score(values[0].item(), *np.quantile(values[1:], (0.025, 0.975)).tolist())
+
+
 def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Score]:
     """Every measure of `measures` with its interval (percentile bootstrap over rows, `resamples` times, seeded).
 
     Example: two rows with labels −1 and 2, verdicts sound and flawed(1): error accuracy 0, correct accuracy 1, F1 0, precision 1, recall 1.
-    Raises `ValueError` where there are no rows or the lists differ in length.
     """
-    if not rows:
-        raise ValueError("no rows to score")
-    flags_NF = flags_of(rows, verdicts)
-    spread = measures(resampled(flags_NF, seed, resamples))
-    return {name: Score(value.item(), *interval(spread[name])) for name, value in measures(flags_NF.sum(0, keepdim=True)).items()}
-
-
-def resampled(flags_NF: Tensor, seed: int, resamples: int) -> Tensor:
-    """Sums [B, F] over `resamples` draws of N rows with replacement; a seed draws the same rows each time, so judges can be paired."""
-    generator = torch.Generator().manual_seed(seed)
-    n = len(flags_NF)
-    sums = []
-    for _ in range(resamples):
-        index_N = torch.randint(n, (n,), generator=generator)
-        sums.append(torch.bincount(index_N, minlength=n).to(flags_NF) @ flags_NF)
-    return torch.stack(sums)
+    return {name: as_score(values) for name, values in sampled(rows, verdicts, seed, resamples).items()}
 
 
 def difference(
     rows: Sequence[Labelled], ours: Sequence[Verdict], theirs: Sequence[Verdict], name: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Score:
     """Measure `name` of `ours` − `theirs` on the same rows, with its paired interval."""
-    both = [flags_of(rows, verdicts) for verdicts in (ours, theirs)]
-    value = [measures(flags_NF.sum(0, keepdim=True))[name].item() for flags_NF in both]
-    spread = [measures(resampled(flags_NF, seed, resamples))[name] for flags_NF in both]
-    return Score(value[0] - value[1], *interval(spread[0] - spread[1]))
+    return as_score(sampled(rows, ours, seed, resamples)[name] - sampled(rows, theirs, seed, resamples)[name])

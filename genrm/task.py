@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import torch
+import numpy as np
 
+from soundrl.fapo import measures
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.genrm import scores
 from soundrl.genrm.critic_data.labelled import Labelled
-from soundrl.genrm.scores import FLAGS, flags, measures
 from soundrl.genrm.verdict import parse_verdict
 
-COUNTS = ("rollouts", "reward", "exact", "groups", "signal", "tokens", "cut")
+SHARED = ("reward/mean", "reward/correct", "reward/groups_with_signal", "tokens/response", "tokens/cut")
+"""Metrics of the reasoning task that mean the same here; `reward/correct` is the share of right verdicts."""
 
 
 def outcome(label: int, verdict: Verdict) -> Outcome:
@@ -37,7 +39,7 @@ def critic_reward(label: int, verdict: Verdict, steps: int, process: bool = True
     """
     if not -1 <= label < steps:
         raise ValueError(f"label {label} is no step of {steps}; it is −1 or 0 … {steps - 1}")
-    if verdict.kind == "unknown" or (verdict.kind == "flawed") != (label >= 0):
+    if outcome(label, verdict) is not Outcome.CORRECT:
         return -1.0
     if label < 0 or not process or verdict.step is None:
         return 1.0
@@ -75,41 +77,24 @@ class CriticTask:
         assign_advantages(groups, self.settings, rewards)
 
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
-        sums: dict[str, float] = dict.fromkeys((*COUNTS, *FLAGS), 0.0)
+        """The reasoning task's sums, and those of `soundrl.genrm.scores.FLAGS`."""
+        found = np.zeros(len(scores.FLAGS))
         for group in groups:
-            label = int(group.prompt.answer)
-            row = Labelled(id=group.prompt.id, problem="", steps=("",) * (group.prompt.steps or 1), label=label)
-            sums["groups"] += 1
-            sums["signal"] += any(advantage != 0.0 for advantage in group.advantages)
-            sums["rollouts"] += len(group.rollouts)
-            sums["reward"] += sum(group.rewards)
-            sums["tokens"] += sum(len(rollout.tokens) for rollout in group.rollouts)
-            sums["cut"] += sum(rollout.finish_reason == "length" for rollout in group.rollouts)
-            for verdict in group.verdicts:
-                assert verdict is not None
-                for name, flag in zip(FLAGS, flags(row, verdict), strict=True):
-                    sums[name] += flag
-        sums["exact"] = sums["located"] + sums["accepted"]
-        return sums
+            steps, label = ("",) * (group.prompt.steps or 1), int(group.prompt.answer)
+            row = Labelled(id=group.prompt.id, problem="", steps=steps, label=label)
+            found += np.sum([scores.flags(row, verdict) for verdict in group.verdicts if verdict is not None], axis=0)
+        return measures.count(groups, lam=0.0) | dict(zip(scores.FLAGS, found.tolist(), strict=True))
 
     def rates(self, sums: dict[str, float]) -> dict[str, float]:
-        """`reward/correct` is the share of right verdicts, `critic/exact` that of right verdicts with the right step."""
-        groups, rollouts = max(sums["groups"], 1.0), max(sums["rollouts"], 1.0)
-        right = sums["true_positive"] + sums["accepted"]
-        return {
-            "reward/mean": sums["reward"] / rollouts,
-            "reward/correct": right / rollouts,
-            "reward/groups_with_signal": sums["signal"] / groups,
-            "tokens/response": sums["tokens"] / rollouts,
-            "tokens/cut": sums["cut"] / rollouts,
-            **{f"critic/{name}": value for name, value in self.evaluation(sums).items() if name != "tokens"},
-        }
+        """`SHARED`, and `evaluation` under `critic/…`: `critic/exact` is the share of right verdicts with the right step."""
+        found, own = measures.rates(sums), self.evaluation(sums)
+        return {name: found[name] for name in SHARED} | {f"critic/{name}": value for name, value in own.items() if name != "tokens"}
 
     def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
         """ProcessBench's and FlawedPositiveBench's measures (`soundrl.genrm.scores.measures`), and `exact` over all rows."""
-        found = measures(torch.tensor([[sums[name] for name in FLAGS]], dtype=torch.float64))
+        found = scores.measures([sums[name] for name in scores.FLAGS])
         rollouts = max(sums["rollouts"], 1.0)
-        out = {"exact": sums["exact"] / rollouts, "tokens": sums["tokens"] / rollouts}
+        out = {"exact": (sums["located"] + sums["accepted"]) / rollouts, "tokens": sums["tokens"] / rollouts}
         return out | {name: value.item() for name, value in found.items()}
 
     def judge_metrics(self, step: int) -> dict[str, float]:

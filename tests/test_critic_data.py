@@ -12,11 +12,10 @@ from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.records import Prompt, Verdict
 from soundrl.fapo.verify.box import final_box
-from soundrl.genrm.critic_data.critic_data import command
+from soundrl.genrm.critic_data.critic_data import command, select
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
 from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled
-from soundrl.genrm.critic_data.rows import select
-from soundrl.genrm.pool import judge, scorer
+from soundrl.genrm.pool import scorer
 from soundrl.genrm.verdict import unanimous
 
 NATALIA = Prompt(
@@ -122,9 +121,15 @@ def test_sampled_rows_need_a_right_answer_and_a_unanimous_teacher_and_are_not_as
         assert "solutions wrong" in text and "labels split" in text  # witnesses: some were dropped for each reason
         rows = load_labelled(str(out))
         assert rows and {(r.label, "2+2=5" in r.steps[1]) for r in rows if "maybe" not in r.steps[1]} <= {(-1, False), (1, True)}
+        # In which order they came changes nothing.
+        work = out.with_name(out.name + ".work")
+        head, *lines = work.read_text().splitlines(keepends=True)
+        work.write_text("".join([head, *reversed(lines)]))
+        command(arguments)
+        assert out.read_bytes() == first
+        work.write_text("".join([head, *lines]))
         asked = [len(server.bodies) for server in servers]
         # Killed in the middle of writing: what is known is not asked for again.
-        work = out.with_name(out.name + ".work")
         lines = work.read_text().splitlines(keepends=True)
         work.write_text("".join(lines[:-2]) + lines[-1][:5])
         out.unlink()
@@ -167,7 +172,8 @@ def sampled(tmp_path):
 
 
 def labels(work) -> list[str]:
-    return [kind for key, (kind, *_) in map(json.loads, work.read_text().splitlines()[1:]) if key.startswith("label/")]
+    records = map(json.loads, work.read_text().splitlines()[1:])
+    return [record["verdict"][0] for record in records if record["id"].startswith("label/")]
 
 
 def test_a_teacher_that_was_down_is_asked_again(sampled, monkeypatch):
@@ -183,10 +189,9 @@ def test_a_teacher_that_was_down_is_asked_again(sampled, monkeypatch):
     assert len(labels(work)) > 8 and len(server.bodies) - asked > 8 and "unknown" not in labels(work)
 
 
-def test_labels_are_written_as_they_come(sampled, monkeypatch):
-    """While most questions still wait for a place to be put, what was answered stands on the disk."""
+def test_labels_are_written_as_they_come(sampled):
+    """While most questions still wait for a place, what was answered stands on the disk."""
     words, (_, server), work = sampled
-    monkeypatch.setattr(judge, "QUEUE_BYTES", 1)
     written: list[int] = []
 
     def watching(handler: Handler, number: int) -> None:

@@ -127,7 +127,7 @@ def test_verdict_of_a_healthy_endpoint(serve, ask):
     assert "[Reference answer]\n\n4\n" in body["messages"][0]["content"]
     stats = judge.stats()
     assert (stats["submitted"], stats["sound"], stats["flawed"], stats["requests"], stats["retries"]) == (2, 1, 1, 2, {})
-    assert len(stats["latencies"]) == 2 and 0 < stats["latency_p50"] <= stats["latency_p99"]
+    assert 0 < stats["latency_p50"] <= stats["latency_p99"]
 
 
 def test_reference_answer_can_be_left_out(serve, ask):

@@ -23,7 +23,6 @@ from fake_judge import BAD_BODIES, MODEL, Handler, Script, Server, find_flaw, ha
 from soundrl.fapo.measures import JudgeGoneError, UnknownWatch
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.genrm.pool import judge as judge_module
 from soundrl.genrm.pool import scorer as scorer_module
 from soundrl.genrm.pool.endpoint import Endpoint
 from soundrl.genrm.pool.judge import EndpointJudge
@@ -68,7 +67,6 @@ def pool() -> Iterator[Callable[..., tuple[list[Server], EndpointJudge]]]:
         stats = judge.stats()
         assert stats["submitted"] == stats["scored"] + stats["unscored"] and stats["pending"] == 0
         assert [outstanding for _, outstanding in stats["workers"]] == [0] * len(judge.endpoints), "a place was never given back"
-        assert judge._queued_bytes == 0
     for server in servers:
         server.stop()
 
@@ -293,6 +291,27 @@ def test_a_hedge_that_fails_is_followed_by_another(pool, monkeypatch):
     assert judge.stats()["hedges"] == 2 and [len(server.bodies) for server in servers] == [1, 1, 1]
 
 
+def test_a_hedge_that_finds_no_place_holds_no_failed_question(pool, monkeypatch):
+    monkeypatch.setattr(ScorerPool, "_patience", lambda self: 0.05)
+    fails, free = threading.Event(), threading.Event()
+
+    def failing(handler: Handler, number: int) -> None:
+        fails.wait(PATIENCE)
+        find_flaw(handler, number) if number else handler.send(500, {})
+
+    def busy(handler: Handler, number: int) -> None:
+        free.wait(PATIENCE)
+        find_flaw(handler, number)
+
+    _, judge = pool(failing, busy, concurrency=1)
+    futures = submit(judge, range(2))
+    wait_for(lambda: waiting(judge) == 2)  # both are late, and each waits for the other's place
+    fails.set()
+    wait_for(lambda: judge.stats()["retries"] == {HTTP_5XX: 1})  # while the other worker is still busy
+    free.set()
+    assert right(results(futures))
+
+
 def test_never_more_than_half_of_the_pool_is_out_for_being_slow_or_faulty(pool):
     servers, judge = pool(*[lambda handler, number: handler.send(500, {})] * 4, attempts=6)
     assert set(results(submit(judge, range(64)))) == {Verdict.unknown(HTTP_5XX)}
@@ -351,46 +370,6 @@ def test_late_and_doubled_replies_change_nothing(pool):
 
 
 # Bounds, balance, sameness (G14, G15, G17)
-
-
-def test_submit_blocks_while_too_much_text_waits(pool, monkeypatch):
-    monkeypatch.setattr(judge_module, "QUEUE_BYTES", 60_000)
-    gate = threading.Event()
-
-    def script(handler: Handler, number: int) -> None:
-        gate.wait(PATIENCE)
-        find_flaw(handler, number)
-
-    _, judge = pool(*[script] * 4)
-    futures: list[Future[Verdict]] = []
-    sender = threading.Thread(target=lambda: futures.extend(submit(judge, range(160))), daemon=True)
-    sender.start()
-    wait_for(lambda: judge._queued_bytes >= 60_000)
-    size = judge._queued_bytes
-    time.sleep(0.1)
-    assert sender.is_alive() and judge.stats()["submitted"] < 160 and judge._queued_bytes == size < 64_000
-    gate.set()
-    sender.join(PATIENCE)
-    assert right(results(futures)) and len(futures) == 160
-
-
-def test_close_wakes_a_blocked_submit(pool, monkeypatch):
-    monkeypatch.setattr(judge_module, "QUEUE_BYTES", 2_000)
-    _, judge = pool(hang)
-    said_of_it: list[str] = []
-
-    def send() -> None:
-        try:
-            submit(judge)
-        except RuntimeError as error:
-            said_of_it.append(str(error))
-
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
-    wait_for(lambda: judge.stats()["submitted"] >= 1)
-    judge.close()
-    sender.join(PATIENCE)
-    assert said_of_it == ["the judge is closed"] and judge.stats()["unknown"].keys() == {CLOSED}
 
 
 def test_what_waits_takes_little_memory(pool):

@@ -3,17 +3,16 @@
 import json
 import random
 
+import numpy as np
 import pytest
-import torch
 from fake_judge import MODEL, Server, find_flaw
 
 from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.data.rows import DataError
 from soundrl.fapo.records import Verdict
-from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled, with_references
-from soundrl.genrm.critic_data.rows import write_rows
+from soundrl.genrm.critic_data.labelled import Labelled, load_critic, load_labelled, with_references, write_rows
 from soundrl.genrm.pool.judge import EndpointJudge
-from soundrl.genrm.scores import difference, flags, measures, resampled, score
+from soundrl.genrm.scores import difference, flags, measures, sampled, score
 
 
 def made_up(count: int, rng: random.Random) -> list[Labelled]:
@@ -76,8 +75,7 @@ def test_a_thousand_random_prediction_sets_equal_an_independent_formula():
     for _ in range(1000):
         rows = made_up(rng.randint(1, 40), rng)
         verdicts = [JUDGES[rng.choice(list(JUDGES))](row, rng) for row in rows]
-        sums = torch.tensor([flags(r, v) for r, v in zip(rows, verdicts, strict=True)], dtype=torch.float64).sum(0, keepdim=True)
-        ours = measures(sums)
+        ours = measures(np.sum([flags(r, v) for r, v in zip(rows, verdicts, strict=True)], axis=0))
         assert (ours["f1"].item(), ours["flawed_f1"].item()) == pytest.approx(independent(rows, verdicts), abs=1e-12)
 
 
@@ -94,7 +92,8 @@ def test_intervals_cover_the_truth_and_pairing_narrows_them():
     theirs = [v if i % 10 else Verdict.sound() for i, v in enumerate(ours)]
     paired = difference(rows, ours, theirs, "error_accuracy", resamples=500)
     assert 0 < paired.low <= paired.value <= paired.high < 0.16
-    assert torch.equal(resampled(torch.eye(4, dtype=torch.float64), 1, 3), resampled(torch.eye(4, dtype=torch.float64), 1, 3))
+    first, again, other = (sampled(rows, ours, seed, 9)["error_accuracy"] for seed in (1, 1, 2))
+    assert (first == again).all() and (first[1:] != other[1:]).any()
 
 
 def test_nothing_to_score_is_refused():
@@ -163,7 +162,7 @@ BENCH = {"id": "x-1", "problem": "1+1?", "steps": ["a", "b"], "final_answer_corr
     [
         (BENCH | {"label": 2}, "label: 2 is no step of the 2; write −1"),
         (BENCH | {"label": True}, "label: true"),
-        (BENCH | {"steps": []}, "steps: a list of one or more texts"),
+        (BENCH | {"steps": []}, "steps: a list where a list of one or more texts"),
         (BENCH | {"problem": " "}, "problem"),
         (BENCH | {"final_answer_correct": "yes"}, "final_answer_correct: 'yes' where true or false"),
         (BENCH | {"answer": 3}, "answer: 3 where a text is expected"),
@@ -171,9 +170,9 @@ BENCH = {"id": "x-1", "problem": "1+1?", "steps": ["a", "b"], "final_answer_corr
         (CRITIC | {"reward_model": None}, "reward_model.ground_truth: null"),
         (CRITIC | {"extra_info": {"total_steps": 0}}, "extra_info.total_steps: 0 where a count"),
         (CRITIC | {"extra_info": {"total_steps": 3}}, "1 tagged paragraphs, but extra_info.total_steps is 3"),
-        (CRITIC | {"prompt": [{"role": "system", "content": "x"}]}, "prompt: one user message is expected"),
+        (CRITIC | {"prompt": [{"role": "system", "content": "x"}]}, "where one user message is expected"),
         (CRITIC | {"prompt": [{"role": "user", "content": ""}]}, "prompt[0].content: ''"),
-        (CRITIC | {"prompt": "text"}, "prompt: one user message is expected"),
+        (CRITIC | {"prompt": "text"}, "where one user message is expected"),
     ],
 )
 @pytest.mark.parametrize("load", [load_labelled, load_critic])

@@ -50,7 +50,7 @@ def ask(judge: EndpointJudge, count: int) -> list[Verdict]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_dead_or_stuck_server_is_started_again_and_nothing_is_lost(folder, monkeypatch, how):
     monkeypatch.setattr(server, "PROBE_SECONDS", 1.0)
-    monkeypatch.setattr(serve, "SICK_SECONDS", 1.5)
+    monkeypatch.setattr(server, "SICK_SECONDS", 1.5)
     with JudgeServers(Serving(model=folder, name=MODEL, workers=2), logs=folder) as servers:
         servers.wait(120)
         with EndpointJudge(servers.urls, MODEL, deadline=20.0, concurrency=4) as judge:
@@ -102,7 +102,7 @@ print("serving\"""",
 def test_a_full_server_that_works_is_not_killed(folder, monkeypatch, moves):
     """Its queue holds our own question back for longer than anybody would wait; the counter of its tokens moves, or it does not."""
     monkeypatch.setattr(server, "PROBE_SECONDS", 1.0)
-    monkeypatch.setattr(serve, "SICK_SECONDS", 3.0)
+    monkeypatch.setattr(server, "SICK_SECONDS", 3.0)
     command = [sys.executable, "-c", BUSY, str(Path(__file__).parent)]
     monkeypatch.setattr(Worker, "command", lambda self: [*command, str(self.port), "2+2=5", "moves" if moves else "stands"])
     unanswered: list[object] = []

@@ -18,8 +18,9 @@ import hashlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from soundrl.fapo.data.files import load_prompts
@@ -28,13 +29,12 @@ from soundrl.fapo.records import Outcome, Prompt, Verdict
 from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
-from soundrl.genrm.critic_data.labelled import Labelled, load_labelled
-from soundrl.genrm.critic_data.rows import select, write_rows
+from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, write_rows
 from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import split_paragraphs
-from soundrl.genrm.verdict import UNASKED, unanimous
+from soundrl.genrm.verdict import unanimous
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,85 +100,95 @@ def planted_rows(arguments: Planted) -> list[Labelled]:
     return rows
 
 
-async def sample_solutions(arguments: Sampled, prompts: Sequence[Prompt], work: Journal) -> None:
-    """`work` gets `["solution/<problem>/<policy>/<sample>", [text, why there is none]]`; what fails on the way is not written."""
+async def sample_solutions(arguments: Sampled, wanted: Sequence[tuple[str, Prompt, int]], work: Journal) -> None:
+    """`work` gets the text of each wanted (id, problem, number of the policy), and whether it was cut; nothing of what fails on the way."""
     policies = [
         Endpoint(url, model, token_env=arguments.policy_token_env, allow_http=arguments.allow_http)
         for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
     ]
     clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for endpoint in policies]
-    room = asyncio.Semaphore(4 * arguments.concurrency * len(clients))
 
     async def one(key: str, prompt: Prompt, number: int) -> None:
         seed = int.from_bytes(hashlib.blake2b(f"{arguments.seed}/{key}".encode(), digest_size=4).digest(), "big") >> 1
+        sampling = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens, "seed": seed}
         messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
-        body = policies[number].body(messages, temperature=arguments.temperature, max_tokens=arguments.max_tokens, seed=seed)
-        async with room:
-            try:
-                reply, _ = await clients[number].complete(lambda: body, arguments.deadline)
-                work.add([key, [reply.text, "" if reply.finish_reason == "stop" else "cut_off"]])
-            except (Failure, TimeoutError) as fault:
-                print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
+        try:
+            reply, _ = await clients[number].complete(partial(policies[number].body, messages, **sampling), arguments.deadline)
+            work.add({"id": key, "text": reply.text, "cut": reply.finish_reason != "stop"})
+        except (Failure, TimeoutError) as fault:
+            print(f"{key}: {fault or 'timeout'}", file=sys.stderr)
 
-    try:
-        for client in clients:
-            await client.check()
-        asked = [
-            one(key, prompt, number)
-            for prompt in prompts
-            for number in range(len(policies))
-            for sample in range(arguments.samples)
-            if (key := f"solution/{prompt.id}/{number}/{sample}") not in work.known
-        ]
-        for solved in counted(asyncio.as_completed(asked), len(asked), "solutions sampled"):
-            await solved
-    finally:
-        for client in clients:
-            await client.forgive()
+    for client in clients:
+        await client.check()
+    asked = [one(*solution) for solution in wanted if solution[0] not in work.known]
+    for solved in counted(asyncio.as_completed(asked), len(asked), "solutions sampled"):
+        await solved
 
 
-def right_solutions(prompts: Sequence[Prompt], work: Journal, counts: Counter[str]) -> dict[str, tuple[Prompt, list[str]]]:
+def right_solutions(wanted: Sequence[tuple[str, Prompt, int]], work: Journal, counts: Counter[str]) -> dict[str, tuple[Prompt, list[str]]]:
     """Problem and paragraphs of each solution whose final answer is right, by its key in `work`."""
-    by_id = {prompt.id: prompt for prompt in prompts}
     right = {}
     with Verifier() as verifier:
-        for key, value in work.known.values():
-            prompt = by_id.get(key.removeprefix("solution/").rsplit("/", 2)[0]) if key.startswith("solution/") else None
-            if prompt is None:
-                continue
-            text, cut = value
-            outcome = Outcome.NO_ANSWER if cut else verifier.verify(text, prompt.answer)
-            counts[f"solutions {outcome.value}"] += 1
-            if outcome is Outcome.CORRECT:
-                right[key] = (prompt, split_paragraphs(text))
+        for key, prompt, _ in wanted:
+            if key in work.known:
+                text = work.known[key]["text"]
+                outcome = Outcome.NO_ANSWER if work.known[key]["cut"] else verifier.verify(text, prompt.answer)
+                counts[f"solutions {outcome.value}"] += 1
+                if outcome is Outcome.CORRECT:
+                    right[key] = (prompt, split_paragraphs(text))
     return right
 
 
 def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
     """Solutions of the policies with a right final answer and the teacher's unanimous verdict; `counts` says what became of the others."""
     prompts = load_prompts(arguments.problems, max_rows=arguments.max_problems or None)
-    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "seed")
+    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "max_tokens", "seed")
     made_from = {name: str(getattr(arguments, name)) for name in names}
     file = arguments.out.with_name(arguments.out.name + ".work")
-    work = Journal(file, made_from, lambda record: record[0], "was begun with other arguments; remove it or name another --out")
-    asyncio.run(sample_solutions(arguments, prompts, work))
-    right = right_solutions(prompts, work, counts)
+    work = Journal(file, made_from, "was begun with other arguments; remove it or name another --out")
+    policies, samples = range(len(arguments.policy_urls)), range(arguments.samples)
+    wanted = [(f"solution/{prompt.id}/{policy}/{i}", prompt, policy) for prompt in prompts for policy in policies for i in samples]
+    asyncio.run(sample_solutions(arguments, wanted, work))
+    right = right_solutions(wanted, work, counts)
     with arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher:
         teacher.check()
-        labels = {key: Verdict(*work.known[f"label/{key}"][1]) for key in right if f"label/{key}" in work.known}
-        asked = {key: (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items() if key not in labels}
-        for key, critique in counted(teacher.each(asked), len(asked), "solutions labelled"):
-            verdict = labels[key] = critique.verdict
-            if verdict.reason not in UNASKED:
-                work.add([f"label/{key}", [verdict.kind, verdict.step, verdict.reason]])
+        questions = {f"label/{key}": (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items()}
+        records = evaluate.judge_all(teacher, questions, work, "solutions labelled", keep_text=False)
     rows = []
     for key, (prompt, paragraphs) in right.items():
-        verdict = labels[key]
+        verdict = Verdict(*records[f"label/{key}"]["verdict"])
         counts[f"labels {verdict.reason or verdict.kind}"] += 1
         if verdict.kind != "unknown":
             label = -1 if verdict.step is None else verdict.step
             rows.append(Labelled(id=key, problem=prompt.text, steps=tuple(paragraphs), label=label, answer=prompt.answer))
     return rows
+
+
+def select(rows: Iterable[Labelled], per_question: int, seed: int) -> tuple[list[Labelled], Counter[str]]:
+    """Rows to keep, in a seeded order, and how many were left out by reason.
+
+    Left out: a `duplicate` (same problem and steps), a row that `conflicts` with one of the same text and another label (both go), rows
+    above `cap` (at most `per_question` flawed and as many sound ones of a problem), and the surplus of the larger class (`balance`).
+
+    Example: three flawed and one sound solution of one problem, `per_question` 2 → one flawed, one sound; left out: cap 1, balance 1.
+    """
+    texts: dict[tuple[str, tuple[str, ...]], list[Labelled]] = {}
+    for row in rows:
+        texts.setdefault((row.problem, row.steps), []).append(row)
+    agreed = [same[0] for same in texts.values() if len({row.label for row in same}) == 1]
+    random.Random(seed).shuffle(agreed)
+    taken: Counter[tuple[str, bool]] = Counter()
+    classes: dict[bool, list[Labelled]] = {True: [], False: []}
+    for row in agreed:
+        place = (row.problem, row.label >= 0)
+        taken[place] += 1
+        if taken[place] <= per_question:
+            classes[row.label >= 0].append(row)
+    capped = sum(map(len, classes.values()))
+    kept = [row for part in classes.values() for row in part[: min(map(len, classes.values()))]]
+    random.Random(seed + 1).shuffle(kept)
+    left = Counter(duplicate=sum(len(same) - 1 for same in texts.values()), conflict=len(texts) - len(agreed))
+    return kept, +(left + Counter(cap=len(agreed) - capped, balance=capped - len(kept)))
 
 
 def main(arguments: Planted | Sampled) -> list[Labelled]:

@@ -23,11 +23,6 @@ _MARK = re.compile(r"<<([^<>=\n]*)=([^<>=\n]*)>>")
 _SHOWN = re.compile(r"<<[^<>=\n]*=([0-9]+)>>\1(?![\d,]|\.\d)")
 
 
-def marked_steps(solution: str) -> list[str]:
-    """The lines of a reference solution without the last one, `#### 72`."""
-    return [line.strip() for line in solution.split("\n") if line.strip() and not line.startswith("####")]
-
-
 def plain(step: str) -> str:
     """`"Half is 48/2 = <<48/2=24>>24."` → `"Half is 48/2 = 24."`"""
     return _MARK.sub("", step)
@@ -89,7 +84,8 @@ def _needed(step: str, following: str) -> bool:
 
 
 def _steps(prompt: Prompt) -> list[str]:
-    steps = marked_steps(prompt.solution or "")
+    """The lines of the reference solution without the last one, `#### 72`."""
+    steps = [line.strip() for line in (prompt.solution or "").split("\n") if line.strip() and not line.startswith("####")]
     if not steps:
         raise ValueError(f"{prompt.id}: solution: {shown(prompt.solution)}; flaws are planted into GSM8K's worked solutions")
     return steps

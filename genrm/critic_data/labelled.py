@@ -1,15 +1,23 @@
 """Solutions whose first wrong step is known: what judges are measured on, and critics are trained on.
 
-Sources: ProcessBench's files (arXiv 2412.06559), rows of FAPO-Critic (arXiv 2510.22543 §4.1), and functions that make rows, named
-by their import path.
+Read from ProcessBench's files (arXiv 2412.06559), rows of FAPO-Critic (arXiv 2510.22543 §4.1), and functions that make rows, named
+by their import path; written in FAPO-Critic's schema:
+
+    {"data_source": "fapo_critic", "prompt": [{"role": "user", "content": …}], "ability": "math_critic",
+     "reward_model": {"style": "rule", "ground_truth": 2}, "extra_info": {"question_index": 7, "split": "train", "total_steps": 5}}
+
+One object a line, every field of one type in all rows, so that `datasets` and pyarrow read it as it is.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.data.left_out import LeftOut, load_rows
@@ -46,7 +54,7 @@ def load_labelled(source: str, *, max_rows: int | None = None, seed: int = 1, sp
 
 
 def _labelled(id: str, fields: dict[str, Any]) -> Labelled:
-    return (_critic if _is_critic(fields) else _processbench)(id, fields)
+    return (_processbench if fields.get("prompt") is None else _critic)(id, fields)
 
 
 def with_references(rows: list[Labelled], path: str | os.PathLike[str]) -> list[Labelled]:
@@ -59,32 +67,30 @@ def _words(text: str) -> str:
     return re.sub(r"\W+", " ", text).strip().lower()
 
 
-def _processbench(id: str, fields: dict[str, Any]) -> Labelled:
-    problem, steps, label, right = (fields.get(key) for key in ("problem", "steps", "label", "final_answer_correct"))
-    if not isinstance(problem, str) or not problem.strip():
-        raise RowError(f"{shown(problem)} where a text is expected; write ProcessBench's fields", "problem")
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
-        raise RowError(f"a list of one or more texts is expected, found {shown(steps)}; cut the solution into steps", "steps")
-    if not isinstance(right, bool):
-        raise RowError(f"{shown(right)} where true or false is expected; write one", "final_answer_correct")
-    answer = fields.get("answer")
-    if answer is not None and not isinstance(answer, str):
-        raise RowError(f"{shown(answer)} where a text is expected; write it as a string or leave it out", "answer")
-    own = fields.get("id")
-    return Labelled(
-        id=own if isinstance(own, str) else id,
-        problem=problem,
-        steps=tuple(steps),
-        label=_label("label", label, len(steps)),
-        right=right,
-        answer=answer,
-    )
+def _expect(good: object, field: str, value: object, what: str) -> None:
+    if not good:
+        raise RowError(f"{shown(value)} where {what}", field)
 
 
-def _label(field: str, value: object, steps: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < steps:
+def _whole(value: object, least: int, end: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < end
+
+
+def _label(field: str, value: Any, steps: int) -> int:
+    if not _whole(value, -1, steps):
         raise RowError(f"{shown(value)} is no step of the {steps}; write −1 (no error) or 0 … {steps - 1}", field)
     return value
+
+
+def _processbench(id: str, fields: dict[str, Any]) -> Labelled:
+    own, problem, steps, label, right, answer = (fields.get(key) for key in COLUMNS[:6])
+    _expect(isinstance(problem, str) and problem.strip(), "problem", problem, "a text is expected; write ProcessBench's fields")
+    texts = isinstance(steps, list) and steps and all(isinstance(step, str) for step in steps)
+    _expect(texts, "steps", steps, "a list of one or more texts is expected; cut the solution into steps")
+    _expect(isinstance(right, bool), "final_answer_correct", right, "true or false is expected; write one")
+    _expect(isinstance(answer, str | None), "answer", answer, "a text is expected; write it as a string or leave it out")
+    id, steps = own if isinstance(own, str) else id, tuple(cast(list[str], steps))
+    return Labelled(id=id, problem=str(problem), steps=steps, label=_label("label", label, len(steps)), right=right is True, answer=answer)
 
 
 # A tag of FAPO-Critic's, at the beginning of a line.
@@ -106,37 +112,48 @@ def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | N
 
     def make(id: str, fields: dict[str, Any]) -> Prompt:
         # Not the row's own id, which files share.
-        return labelled_prompt(replace(_labelled(id, fields), id=id), "critic" if _is_critic(fields) else "processbench")
+        return labelled_prompt(replace(_labelled(id, fields), id=id), Path(path).stem)
 
     return load_rows(path, COLUMNS, make, max_rows, left_out)
 
 
-def _is_critic(fields: dict[str, Any]) -> bool:
-    return fields.get("prompt") is not None
-
-
 def _critic(id: str, fields: dict[str, Any]) -> Labelled:
-    """A row of FAPO-Critic's schema, its problem, reference and paragraphs taken out of the critique prompt again.
-
-    `{"prompt": [{"role": "user", "content"}], "reward_model": {"ground_truth": int}, "extra_info": {"total_steps": int}}`
-    """
+    """A row of FAPO-Critic's schema, its problem, reference and paragraphs taken out of the critique prompt again."""
     messages, model, extra = fields.get("prompt"), fields.get("reward_model"), fields.get("extra_info")
-    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
-        raise RowError(f"one user message is expected, found {shown(messages)}; write the critique prompt as one", "prompt")
-    content = messages[0].get("content")
-    if not isinstance(content, str) or not content.strip():
-        raise RowError(f"{shown(content)} where a text is expected; write the critique prompt", "prompt[0].content")
+    alone = isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict) and messages[0].get("role") == "user"
+    _expect(alone, "prompt", messages, "one user message is expected; write the critique prompt as one")
+    content: Any = cast(list[dict[str, Any]], messages)[0].get("content")
+    _expect(isinstance(content, str) and content.strip(), "prompt[0].content", content, "a text is expected; write the critique prompt")
     total = extra.get("total_steps") if isinstance(extra, dict) else None
-    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
-        raise RowError(f"{shown(total)} where a count of 1 or more is expected; write the number of paragraphs", "extra_info.total_steps")
-    label = _label("reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, total)
-    marks = list(_SECTION.finditer(content))
-    parts = {
-        mark[1]: content[mark.end() : after.start() if after else len(content)].strip()
-        for mark, after in zip(marks, [*marks[1:], None], strict=True)
-    }
+    _expect(_whole(total, 1), "extra_info.total_steps", total, "a count of 1 or more is expected; write the number of paragraphs")
+    label = _label("reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, cast(int, total))
+    pieces = _SECTION.split(content)  # what stands before, then heading and text in turns
+    parts = {heading: text.strip() for heading, text in zip(pieces[1::2], pieces[2::2], strict=True)}
     problem = parts.get("Math Problem") or parts.get("Problem")
     steps = tuple(text for _, text in _PARAGRAPH.findall(parts.get("AI Solution") or parts.get("Solution") or ""))
     if not problem or len(steps) != total:
         raise RowError(f"{len(steps)} tagged paragraphs, but extra_info.total_steps is {total}; tag as FAPO-Critic does", "prompt")
     return Labelled(id=id, problem=problem, steps=steps, label=label, answer=parts.get("Ground Truth") or parts.get("Reference answer"))
+
+
+def to_row(row: Labelled, question: int, split: str) -> dict[str, Any]:
+    """A labelled solution in FAPO-Critic's schema, in the words of our judge's prompt."""
+    return {
+        "data_source": "fapo_critic",
+        "prompt": critique_messages(row.problem, row.steps, row.answer),
+        "ability": "math_critic",
+        "reward_model": {"style": "rule", "ground_truth": row.label},
+        "extra_info": {"question_index": question, "split": split, "total_steps": len(row.steps)},
+    }
+
+
+def write_rows(path: Path, rows: Sequence[Labelled], split: str) -> None:
+    """Written beside and renamed at once; questions are numbered in the order in which they first come."""
+    numbers: dict[str, int] = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", encoding="utf-8") as file:
+        for row in rows:
+            number = numbers.setdefault(row.problem, len(numbers))
+            file.write(json.dumps(to_row(row, number, split), ensure_ascii=False) + "\n")
+    beside.replace(path)

@@ -158,30 +158,27 @@ class Endpoint:
 
     async def _explained(self, failure: Failure) -> str:
         """What is at fault, and what to do."""
-        where = f"{self.url}/chat/completions"
-        if failure.status in (401, 403):
-            state = "was refused" if os.environ.get(self.token_env) else "is missing"
-            return f"{where} answers HTTP {failure.status}: the token {state}; put the right one into ${self.token_env}"
-        if failure.reason == UNREACHABLE:
-            return f"no answer from {where} ({failure.detail}): start the judge there or correct genrm.urls"
-        if failure.status in (400, 404, 422):
-            served = await self._served()
-            if served and self.model not in served:
-                names = ", ".join(ascii(name)[:80] for name in list(served)[:8])
-                return f"{self.url} has no model {self.model!r}: set genrm.model to one that it serves ({names})"
-            if failure.status == 404:
-                return f"{where} does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"
-        if failure.name:
-            both = f"'{self.model}={ascii(failure.name)[1:-1][:80]}'"
-            return (
-                f"{where} answers {failure.detail}: set genrm.model to the name it answers with, or, if that is the same model, to {both}"
-            )
-        if failure.reason == BAD_REPLY:
-            hint = "genrm.urls must name an OpenAI-compatible chat endpoint, and genrm.model the name it answers with"
-            return f"{where} gives no usable reply ({failure.detail}): {hint}"
+        where, status, detail = f"{self.url}/chat/completions", failure.status, failure.detail
+        served = await self._served() if status in (400, 404, 422) else {}
+        names = ", ".join(ascii(name)[:80] for name in list(served)[:8])
+        token = "was refused" if os.environ.get(self.token_env) else "is missing"
+        both = f"'{self.model}={ascii(failure.name or '')[1:-1][:80]}'"
         # The question was one short sum: hardly anything in it can be refused but its form.
-        cure = "give the model's tokenizer a chat template (vllm serve --chat-template); " if failure.status == 400 else ""
-        return f"{where} refuses a trial request ({failure.detail}): {cure}see the server's log, or correct genrm.urls"
+        template = "give the model's tokenizer a chat template (vllm serve --chat-template); " if status == 400 else ""
+        cures = (
+            (status in (401, 403), f"answers HTTP {status}: the token {token}; put the right one into ${self.token_env}"),
+            (failure.reason == UNREACHABLE, f"gives no answer ({detail}): start the judge there or correct genrm.urls"),
+            (served and self.model not in served, f"has no model {self.model!r}: set genrm.model to one that it serves ({names})"),
+            (status == 404, "does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"),
+            (failure.name, f"answers {detail}: set genrm.model to the name it answers with, or, if that is the same model, to {both}"),
+            (
+                failure.reason == BAD_REPLY,
+                f"gives no usable reply ({detail}): genrm.urls must name an OpenAI-compatible chat endpoint, and genrm.model the name it "
+                "answers with",
+            ),
+            (True, f"refuses a trial request ({detail}): {template}see the server's log, or correct genrm.urls"),
+        )
+        return f"{where} {next(cure for applies, cure in cures if applies)}"
 
     async def _served(self) -> dict[str, dict[str, Any]]:
         """What `/models` lists, by name; empty where the endpoint has no such list, or it does not come in time."""

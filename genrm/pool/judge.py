@@ -15,14 +15,14 @@ import asyncio
 import hashlib
 import itertools
 import json
-import queue
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
@@ -30,8 +30,6 @@ from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import critique_messages, split_paragraphs
 from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority, parse_verdict
 
-QUEUE_BYTES = 64 * 2**20
-"""Text of questions under way or waiting; `submit` blocks above it, so that a slow judge slows the sampler instead of filling memory."""
 _LATENCIES_KEPT = 10_000
 
 
@@ -45,7 +43,17 @@ class Critique:
     text: str = ""  # what the judge wrote (of the first vote); empty for a remembered answer
 
 
-class EndpointJudge:
+class Question(NamedTuple):
+    """What is asked for one solution."""
+
+    slot: tuple[str, int]  # the digest of its words, and a number of its own where it is asked afresh (else 0)
+    messages: list[dict[str, str]]
+    n_paragraphs: int
+    priority: int
+
+
+@dataclass(eq=False)
+class EndpointJudge(AbstractContextManager["EndpointJudge"]):
     """Judges rollouts through one or many endpoints; implements `soundrl.fapo.judging.Judge`.
 
     `submitted = scored + unscored + pending` at every moment, and every future ends in a verdict. The same question (problem,
@@ -61,70 +69,51 @@ class EndpointJudge:
     Raises `ValueError`, naming the setting and its cure, for an address or a number that cannot work.
     """
 
-    def __init__(
-        self,
-        urls: str | Sequence[str],
-        model: str,
-        *,
-        token_env: str = "SOUNDRL_GENRM_TOKEN",
-        allow_http: bool = False,
-        with_reference: bool = True,
-        temperature: float = 0.0,
-        votes: int = 1,
-        top_p: float = 1.0,
-        max_tokens: int = 8192,
-        longest_prompt: int = 1,
-        deadline: float = 600.0,
-        step_deadline: float = 3600.0,
-        concurrency: int = 64,
-        attempts: int = 4,
-        gone_after: float | None = None,
-        cache_size: int = 65_536,
-        split: Callable[[str], Sequence[str]] = split_paragraphs,
-        decide: Callable[[Sequence[Verdict]], Verdict] = majority,
-    ):
-        """What the settings mean beyond their names:
+    urls: str | Sequence[str]
+    model: str
+    _: KW_ONLY
+    token_env: str = "SOUNDRL_GENRM_TOKEN"
+    allow_http: bool = False
+    with_reference: bool = True
+    temperature: float = 0.0
+    votes: int = 1  # replies a question, of which `decide` makes one verdict
+    top_p: float = 1.0
+    max_tokens: int = 8192
+    longest_prompt: int = 1  # tokens that an endpoint must have room for beside `max_tokens`; `check` asks those that tell
+    deadline: float = 600.0  # seconds from a question's first request to its verdict, retries included
+    step_deadline: float = 3600.0  # the same from `submit`, the wait for a free worker included
+    concurrency: int = 64  # requests under way at once, on each endpoint
+    attempts: int = 4
+    gone_after: float | None = None  # seconds without any live endpoint until questions fail at once
+    cache_size: int = 65_536
+    split: Callable[[str], Sequence[str]] = split_paragraphs  # cuts a solution into the paragraphs that verdicts count
+    decide: Callable[[Sequence[Verdict]], Verdict] = majority  # or `verdict.unanimous`
 
-        * `deadline`: seconds from a question's first request to its verdict, retries included; `step_deadline`: the same from `submit`,
-          the wait for a free worker included; `gone_after`: seconds without any live endpoint until questions fail at once.
-        * `concurrency`: requests under way at once, on each endpoint.
-        * `votes`: replies a question, of which `decide` makes one verdict (`verdict.majority` or `verdict.unanimous`).
-        * `longest_prompt`: tokens that an endpoint must have room for beside `max_tokens`; `check` asks those that tell.
-        * `split` cuts a solution into the paragraphs that verdicts count.
-        """
-        if min(deadline, step_deadline) <= 0 or min(concurrency, attempts, max_tokens, votes) < 1 or temperature < 0:
+    def __post_init__(self) -> None:
+        least = min(self.concurrency, self.attempts, self.max_tokens, self.votes)
+        if min(self.deadline, self.step_deadline) <= 0 or least < 1 or self.temperature < 0:
             raise ValueError(
                 "genrm: deadline must be above 0, concurrency, attempts, max_tokens and votes at least 1, temperature at least 0"
             )
-        if votes > 1 and temperature == 0:
-            raise ValueError(f"genrm: {votes} votes at temperature 0 are one vote {votes} times; set a temperature above 0, or 1 vote")
-        addresses = [urls] if isinstance(urls, str) else urls
-        self.endpoints = [Endpoint(url, model, token_env=token_env, allow_http=allow_http) for url in addresses]
-        self.with_reference = with_reference
-        self.votes, self.context = votes, longest_prompt + max_tokens
-        self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        self.deadline, self.step_deadline = deadline, step_deadline
-        self.split, self.decide = split, decide
-        self.pool = ScorerPool(self.endpoints, concurrency=concurrency, attempts=attempts, gone_after=gone_after)
+        if self.votes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"genrm: {self.votes} votes at temperature 0 are one vote {self.votes} times; set a temperature above 0, or 1 vote"
+            )
+        addresses = [self.urls] if isinstance(self.urls, str) else self.urls
+        self.endpoints = [Endpoint(url, self.model, token_env=self.token_env, allow_http=self.allow_http) for url in addresses]
+        self.pool = ScorerPool(self.endpoints, concurrency=self.concurrency, attempts=self.attempts, gone_after=self.gone_after)
         self._cache: OrderedDict[str, Critique] = OrderedDict()
-        self._cache_size = cache_size
-        self._open: dict[tuple[str, int], list[Future[Critique]]] = {}
-        """By question, and by a number of its own where it is asked afresh (else 0)."""
+        self._open: dict[tuple[str, int], asyncio.Task[Critique]] = {}
+        """By the question's slot."""
         self._fresh = itertools.count(1)
-        self._flights: set[asyncio.Task[Critique]] = set()
         self._counts: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._queued_bytes = 0
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="genrm-judge", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> EndpointJudge:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -134,12 +123,12 @@ class EndpointJudge:
         `Endpoint.check`), within 30 s, and `RuntimeError` after `close`."""
         if self._closed:
             raise RuntimeError("the judge is closed")
-        asyncio.run_coroutine_threadsafe(self.pool.check(self.context), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self.pool.check(self.longest_prompt + self.max_tokens), self._loop).result()
 
     def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
-        """Queue one rollout; returns at once unless `QUEUE_BYTES` of questions are waiting. The future cannot be cancelled and ends in a
-        `Verdict`, `unknown(reason)` for every fault of network or model (reasons: `verdict.REASONS`). Of the questions that wait for a
-        worker the smallest `priority` goes first, then the oldest. Raises `RuntimeError` after `close`."""
+        """Queue one rollout. The future cannot be cancelled and ends in a `Verdict`, `unknown(reason)` for every fault of network or model
+        (reasons: `verdict.REASONS`). Of the questions that wait for a worker the smallest `priority` goes first, then the oldest. Raises
+        `RuntimeError` after `close`."""
         verdict: Future[Verdict] = Future()
         verdict.set_running_or_notify_cancel()
         self.critique(prompt.text, self.split(rollout.text), prompt.answer, priority).add_done_callback(
@@ -154,53 +143,27 @@ class EndpointJudge:
         `with_reference`. Askers who share a request share the first one's place in the queue as well. `fresh`: the judge itself is asked,
         with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None)
-        data = json.dumps(messages).encode()
-        key, size = hashlib.sha256(data).hexdigest(), len(data)
-        del data  # the callback below would keep it as long as the future
-        future: Future[Critique] = Future()
-        future.set_running_or_notify_cancel()
-        with self._room:
-            self._room.wait_for(lambda: self._closed or self._queued_bytes < QUEUE_BYTES)
+        key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the judge is closed")
             self._counts["submitted"] += 1
-            self._queued_bytes += size
             # Under the lock: whatever was counted reaches the loop before `close` does.
-            slot = (key, next(self._fresh) if fresh else 0)
-            self._loop.call_soon_threadsafe(self._start, slot, messages, len(paragraphs), priority, future)
-        future.add_done_callback(lambda _: self._leave(size))
-        return future
-
-    def each(self, questions: Mapping[Any, tuple[str, Sequence[str], str | None]]) -> Iterator[tuple[Any, Critique]]:
-        """The critiques of many (problem, paragraphs, reference), each as it comes; asked from a thread, as `critique` blocks meanwhile."""
-        come: queue.SimpleQueue[tuple[Any, Future[Any]]] = queue.SimpleQueue()
-
-        def ask() -> None:
-            for key, question in questions.items():
-                self.critique(*question).add_done_callback(lambda future, key=key: come.put((key, future)))
-
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(ask).add_done_callback(lambda asked: come.put((None, asked)))
-            for _ in range(len(questions) + 1):
-                key, future = come.get()
-                answer = future.result()  # of the asking itself: raises where it ended early
-                if key is not None:
-                    yield key, answer
+            question = Question((key, next(self._fresh) if fresh else 0), messages, len(paragraphs), priority)
+            return asyncio.run_coroutine_threadsafe(self._answer(question), self._loop)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start. Example: `{"submitted": 8, "scored": 7, "unscored": 1, "pending": 0, "sound": 5, "flawed": 2,
-        "unknown": {"timeout": 1}, "deduplicated": 0, "replies": 8, "tokens": 4096, "latency_p50": 1.2, "latency_p99": 3.4,
-        "latencies": [...]}`, and those of `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
+        "unknown": {"timeout": 1}, "deduplicated": 0, "replies": 8, "tokens": 4096, "latency_p50": 1.2, "latency_p99": 3.4}`, and those of
+        `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
         with self._lock:
-            counts, unknown, latencies = dict(self._counts), dict(self._unknown), list(self._latencies)
-        stats: dict[str, Any] = {
-            name: counts.get(name, 0) for name in ("submitted", "sound", "flawed", "deduplicated", "replies", "tokens")
-        }
-        stats["scored"], stats["unscored"] = stats["sound"] + stats["flawed"], sum(unknown.values())
+            counts, unknown, latencies = self._counts.copy(), dict(self._unknown), sorted(self._latencies)
+        stats: dict[str, Any] = {name: counts[name] for name in ("submitted", "sound", "flawed", "deduplicated", "replies", "tokens")}
+        stats |= {"unknown": unknown, "scored": counts["sound"] + counts["flawed"], "unscored": sum(unknown.values())}
         stats["pending"] = stats["submitted"] - stats["scored"] - stats["unscored"]
-        ordered = sorted(latencies)
-        p50, p99 = (ordered[round(q * (len(ordered) - 1))] if ordered else 0.0 for q in (0.5, 0.99))
-        return stats | self.pool.stats() | {"unknown": unknown, "latency_p50": p50, "latency_p99": p99, "latencies": latencies}
+        for name, share in (("latency_p50", 0.5), ("latency_p99", 0.99)):
+            stats[name] = latencies[round(share * (len(latencies) - 1))] if latencies else 0.0
+        return stats | self.pool.stats()
 
     def metrics(self) -> dict[str, float]:
         """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred."""
@@ -218,86 +181,61 @@ class EndpointJudge:
 
     def close(self) -> None:
         """Cancel what is open (those futures end in `unknown("closed")`), close connections and thread. May be called twice."""
-        with self._room:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._room.notify_all()
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
         self._thread.join(timeout=5.0)
 
-    def _leave(self, size: int) -> None:
-        with self._room:
-            self._queued_bytes -= size
-            self._room.notify_all()
-
-    # Everything below runs in the loop's thread: `_open`, `_flights` and `_cache` need no lock.
+    # Everything below runs in the loop's thread: `_open` and `_cache` need no lock.
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
         self._loop.close()
 
-    def _start(
-        self, slot: tuple[str, int], messages: list[dict[str, str]], n_paragraphs: int, priority: int, future: Future[Critique]
-    ) -> None:
-        key, fresh = slot
-        known = None if fresh else self._cache.get(key)
-        if known is not None:
-            self._cache.move_to_end(key)
-            self._deliver(known, [future], deduplicated=1)
-        elif slot in self._open:
-            self._open[slot].append(future)
-        else:
-            self._open[slot] = [future]
-            flight = self._loop.create_task(self._judge(key, messages, n_paragraphs, priority))
-            self._flights.add(flight)  # the loop itself holds tasks weakly
-            flight.add_done_callback(partial(self._land, slot))
-
-    def _land(self, slot: tuple[str, int], flight: asyncio.Task[Critique]) -> None:
-        self._flights.discard(flight)
-        futures, (key, fresh) = self._open.pop(slot), slot
-        fault = None if flight.cancelled() else flight.exception()
-        if fault is not None:  # a fault of this program, which must be seen
-            for future in futures:
-                future.set_exception(fault)
-            return
-        critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
-        if critique.verdict.kind != "unknown" and not fresh:
+    async def _answer(self, question: Question) -> Critique:
+        """What is remembered, what comes of a request for another asker that is under way, or of one of its own."""
+        (key, fresh), flight = question.slot, self._open.get(question.slot)
+        critique = None if fresh else self._cache.get(key)
+        asks = critique is None and flight is None
+        if asks:
+            flight = self._open[question.slot] = asyncio.ensure_future(self._judge(question))
+            flight.add_done_callback(lambda _: self._open.pop(question.slot))
+        if critique is None and flight is not None:
+            await asyncio.wait({flight})
+            critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
+        assert critique is not None
+        kind, reason = critique.verdict.kind, critique.verdict.reason
+        if not fresh and kind != "unknown":
             self._cache[key] = replace(critique, seconds=0.0, text="")
-            while len(self._cache) > self._cache_size:
+            self._cache.move_to_end(key)
+            while len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
-        self._deliver(critique, futures, deduplicated=len(futures) - 1)
+        with self._lock:  # before it returns: who has seen the verdict finds it counted
+            counter, name = (self._unknown, reason) if kind == "unknown" else (self._counts, kind)
+            counter[name] += 1
+            self._counts["deduplicated"] += not asks
+        return critique
 
-    def _deliver(self, critique: Critique, futures: list[Future[Critique]], deduplicated: int) -> None:
-        verdict = critique.verdict
-        with self._lock:
-            if verdict.kind == "unknown":
-                self._unknown[verdict.reason] += len(futures)
-            else:
-                self._counts[verdict.kind] += len(futures)
-            self._counts["deduplicated"] += deduplicated
-        # After the counters: who has seen the verdict finds it counted.
-        for future in futures:
-            future.set_result(critique)
-
-    async def _judge(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, priority: int) -> Critique:
-        keys = [f"{key}{vote or ''}" for vote in range(self.votes)]
+    async def _judge(self, question: Question) -> Critique:
         try:
             async with asyncio.timeout(self.step_deadline):
-                votes = await asyncio.gather(*(self._vote(key, messages, n_paragraphs, priority) for key in keys))
+                votes = await asyncio.gather(*(self._vote(question, vote) for vote in range(self.votes)))
         except TimeoutError:
             return Critique(Verdict.unknown(TIMEOUT))
         tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
         return Critique(self.decide([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
 
-    async def _vote(self, key: str, messages: list[dict[str, str]], n_paragraphs: int, priority: int) -> Critique:
-        sampling = dict(self.sampling)
-        if sampling["temperature"] > 0:
-            sampling["seed"] = int(hashlib.sha256(key.encode()).hexdigest()[:7], 16)
+    async def _vote(self, question: Question, vote: int) -> Critique:
+        sampling: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        if self.temperature > 0:
+            sampling["seed"] = int(hashlib.sha256(f"{question.slot[0]}{vote or ''}".encode()).hexdigest()[:7], 16)
         # Made when it is sent: as text in a request's body a question would be held twice while it waits.
+        make_body = partial(self.endpoints[0].body, question.messages, **sampling)
         try:
-            reply, seconds = await self.pool.complete(lambda: self.endpoints[0].body(messages, **sampling), self.deadline, priority)
+            reply, seconds = await self.pool.complete(make_body, self.deadline, question.priority)
         except TimeoutError:
             return Critique(Verdict.unknown(TIMEOUT))
         except Failure as failure:
@@ -305,16 +243,16 @@ class EndpointJudge:
         with self._lock:
             self._latencies.append(seconds)
             self._counts.update(replies=1, tokens=reply.tokens or 0)
-        return Critique(parse_verdict(reply.text, reply.finish_reason, n_paragraphs), reply.tokens or 0, seconds, reply.text)
+        return Critique(parse_verdict(reply.text, reply.finish_reason, question.n_paragraphs), reply.tokens or 0, seconds, reply.text)
 
     async def _rest(self) -> None:
-        await asyncio.gather(*self._flights, return_exceptions=True)
+        await asyncio.gather(*self._open.values(), return_exceptions=True)
         await self.pool.forgive()
 
     async def _shut(self) -> None:
-        flights = list(self._flights)
-        for flight in flights:
+        for flight in self._open.values():
             flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
-        await self.pool.forgive()
+        await self._rest()
+        # Those who ask; the future of one that has just ended hears of it a turn later.
+        await asyncio.gather(asyncio.sleep(0), *(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         self._loop.stop()

@@ -8,7 +8,7 @@ wrong, and what is done (the thresholds are the constants below):
 * A request takes far longer than others do: a copy goes to another free worker (a *hedge*), and where that fails one to the next; the
   first answer counts.
 * A worker refuses connections: it is *ejected*, gets nothing more, and is tried by a real generation of one token, with growing pauses,
-  until it answers. One that fails three times in a row, or loses three hedges, is ejected as well, but never more than half of the pool.
+  until it answers. One with three strikes in a row (failures, lost hedges) is ejected as well, but never more than half of the pool.
 * No worker is left for a while: what waits fails, and new requests fail at once, until one returns.
 
 Runs in one event loop; deadlines are the caller's (`asyncio.timeout`), and cancelling closes the connection.
@@ -22,10 +22,10 @@ import itertools
 import logging
 import random
 import statistics
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from soundrl.genrm.pool.endpoint import Endpoint, Failure, Reply
@@ -33,7 +33,7 @@ from soundrl.genrm.verdict import BAD_REPLY, HTTP_5XX, UNREACHABLE
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0  # seconds before the same worker is asked again, or an ejected one probed
-FAILURES_IN_A_ROW = 3
+STRIKES = 3
 STEADY_SECONDS = 60.0  # a worker that has served this long since its return starts again with the first pause
 PROBE_SECONDS = 20.0
 GONE_SECONDS = 30.0  # how long questions wait for any worker at all, where nobody is expected to start one again
@@ -46,20 +46,20 @@ Order = tuple[int, int]  # a question's priority and arrival, smallest first
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Worker:
     """One endpoint and what is known of it."""
 
-    def __init__(self, endpoint: Endpoint, slots: int):
-        self.endpoint, self.slots = endpoint, slots
-        self.outstanding = 0
-        self.requests = 0
-        self.failures = 0  # in a row; a success ends it, and so it does for hedges lost
-        self.hedges_lost = 0
-        self.reason = UNREACHABLE  # of its last failure
-        self.closed_until = 0.0  # loop time; `Retry-After`
-        self.probe: asyncio.Task[None] | None = None  # runs while the worker is ejected
-        self.ejections = 0  # since it was last steady
-        self.returned = 0.0
+    endpoint: Endpoint
+    slots: int
+    outstanding: int = 0
+    requests: int = 0
+    strikes: int = 0  # failures and lost hedges in a row; a reply ends it
+    reason: str = UNREACHABLE  # of its last failure
+    closed_until: float = 0.0  # loop time; `Retry-After`
+    probe: asyncio.Task[None] | None = None  # runs while the worker is ejected
+    ejections: int = 0  # since it was last steady
+    since: float = 0.0  # loop time of its last ejection or return
 
     @property
     def ejected(self) -> bool:
@@ -80,14 +80,11 @@ class ScorerPool:
         """`requests`, `hedges`, `ejections`, `returns`."""
         self.retries: Counter[str] = Counter()
         """By the reason of the failure before."""
-        self._lock = threading.Lock()
         # Its own generator: the jitter of retries must not move the run's random numbers.
         self._jitter = random.Random()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._arrivals = itertools.count()
         self._waiting: list[tuple[Order, int, asyncio.Future[Worker], Collection[Worker], bool]] = []
-        self._hopeless = False
-        self._despair: asyncio.TimerHandle | None = None
 
     async def check(self, context: int = 0) -> None:
         """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
@@ -106,43 +103,35 @@ class ScorerPool:
                 except Failure as failure:
                     failed.add(worker)
                     attempts += not failure.refused  # else nobody was asked, and that worker is ejected
+                    pause = 0.0
                     if all(other in failed or other.ejected for other in self.workers):
                         failed, rounds = {worker}, rounds + 1
                         pause = self._pause(rounds)
-                    else:
-                        pause = 0.0
                     # A pause that ends past the deadline would only hold the caller.
                     if not failure.retry or attempts == self.attempts or loop.time() + pause >= end:
                         raise
-                    self._count(self.retries, failure.reason)
+                    self.retries[failure.reason] += 1
                     await asyncio.sleep(pause)
                     worker = await self._place(order, until=end, avoid=failed)
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the start, and by worker (in the order of the endpoints) requests so far and under way."""
-        with self._lock:
-            counts, retries = {name: self.counts[name] for name in ("requests", "hedges", "ejections", "returns")}, dict(self.retries)
+        """Counters since the start, and by worker (in the order of the endpoints) requests so far and under way. From any thread."""
+        counts = {name: self.counts[name] for name in ("requests", "hedges", "ejections", "returns")}
         alive, workers = sum(not w.ejected for w in self.workers), [(w.requests, w.outstanding) for w in self.workers]
-        return counts | {"retries": retries, "alive": alive, "workers": workers}
+        return counts | {"retries": dict(self.retries), "alive": alive, "workers": workers}
 
     async def forgive(self) -> None:
         """End probes and take every worker in again; no request may be under way."""
         probes = [worker.probe for worker in self.workers if worker.probe is not None]
         for probe in probes:
             probe.cancel()
-        if self._despair is not None:
-            self._despair.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
-        for worker in self.workers:
-            worker.probe, worker.failures, worker.hedges_lost, worker.closed_until = None, 0, 0, 0.0
-        self._hopeless = False
+        self._take_in(self.workers)
 
     # Places
 
     async def _place(self, order: Order, until: float, avoid: Collection[Worker] = (), strict: bool = False) -> Worker:
         """A place on a worker, taken; `avoid` those while others live (`strict`: in any case). Raises `Failure` where none can come."""
-        if self._hopeless:
-            raise Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False)
         if all(not worker.ejected and worker.closed_until > until for worker in self.workers):
             raise Failure(self.workers[0].reason, "every worker asks to be left alone past the deadline", retry=False)
         place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
@@ -156,15 +145,17 @@ class ScorerPool:
             raise
 
     def _dispatch(self) -> None:
-        """Give free places to those who wait, in the order of their questions."""
-        aside = []
+        """Give free places to those who wait, in the order of their questions; nobody waits where every worker has been out for long."""
+        aside, gone_since = [], asyncio.get_running_loop().time() - self.gone_after
+        hopeless = all(worker.ejected and worker.since <= gone_since for worker in self.workers)
         while self._waiting:
             entry = heapq.heappop(self._waiting)
             place, avoid, strict = entry[2:]
             if place.done():
                 continue
-            worker = self._best(avoid, strict)
-            if worker is not None:
+            if hopeless:
+                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False))
+            elif worker := self._best(avoid, strict):
                 worker.outstanding += 1
                 place.set_result(worker)
             else:
@@ -190,48 +181,47 @@ class ScorerPool:
     async def _attempt(self, worker: Worker, body: bytes, order: Order) -> Reply:
         """One request at `worker`, whose place is taken; where it takes too long a hedge, and another where that one fails. Raises
         `Failure`, the last of them."""
-        first, asked = self._send(worker, body), [worker]
+        asked, failed, first = [worker], 0, self._send(worker, body)
         running = {first}
         try:
-            await self._wait_patiently(first)
             while True:
-                if running == {first} and not first.done() and len(asked) < len(self.workers):
-                    running |= await self._hedge(first, body, order, asked)
+                if running == {first} and failed < len(asked) < len(self.workers):
+                    running.add(asyncio.ensure_future(self._hedge(body, order, asked, late=failed > 0)))
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                good = next((task for task in done if task.exception() is None), None)
-                if good is not None:
-                    if good is not first and not first.done():
-                        worker.hedges_lost += 1
-                        if worker.hedges_lost >= FAILURES_IN_A_ROW:
-                            self._eject(worker, "loses every hedge", hard=False)
-                    return good.result()
-                if not running:
+                faults = {task: task.exception() for task in done}
+                failed += sum(fault is not None for fault in faults.values())
+                if None in faults.values():
+                    if not first.done():
+                        self._strike(worker, "loses every hedge")
+                    return next(task for task in done if faults[task] is None).result()
+                if first.done() and failed >= len(asked):  # a hedge that still waits for its place is no hope
                     return done.pop().result()  # raises
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _hedge(self, first: asyncio.Task[Reply], body: bytes, order: Order, asked: list[Worker]) -> set[asyncio.Task[Reply]]:
-        """The request again, at a worker that joins `asked`, as soon as one is free; empty where `first` ends before."""
-        place, hedge = asyncio.ensure_future(self._place(order, until=float("inf"), avoid=tuple(asked), strict=True)), set()
-        try:
-            await asyncio.wait({first, place}, return_when=asyncio.FIRST_COMPLETED)
-            if not first.done() and place.exception() is None:
-                asked.append(place.result())
-                hedge = {self._send(place.result(), body)}
-                self._count(self.counts, "hedges")
-        finally:
-            if not hedge:
-                place.cancel()
-                (late,) = await asyncio.gather(place, return_exceptions=True)
-                if isinstance(late, Worker):  # a place that came with the end of `first`, or as we were cancelled
-                    self._release(late)
-        return hedge
+    async def _hedge(self, body: bytes, order: Order, asked: list[Worker], late: bool) -> Reply:
+        """The request again, once it is `late`, at a worker that joins `asked`, as soon as one is free."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        # What is too long may not be known yet when it begins.
+        while not late and ((patience := self._patience()) is None or loop.time() < started + patience):
+            await asyncio.sleep(FIRST_PAUSE if patience is None else started + patience - loop.time())
+        other = await self._place(order, until=float("inf"), avoid=tuple(asked), strict=True)
+        asked.append(other)
+        self.counts["hedges"] += 1
+        return await self._send(other, body)
+
+    def _patience(self) -> float | None:
+        """Seconds after which a request is hedged; None (never) until there is something to compare with."""
+        if len(self._latencies) < 20:
+            return None
+        return max(LEAST_PATIENCE, HEDGE_AFTER * statistics.median(self._latencies))
 
     def _send(self, worker: Worker, body: bytes) -> asyncio.Task[Reply]:
         async def exchange() -> Reply:
-            self._count(self.counts, "requests")
+            self.counts["requests"] += 1
             worker.requests += 1
             started = time.monotonic()
             try:
@@ -240,7 +230,7 @@ class ScorerPool:
                 self._failed(worker, failure)
                 raise
             self._latencies.append(time.monotonic() - started)
-            worker.failures = worker.hedges_lost = 0
+            worker.strikes = 0
             return reply
 
         task = asyncio.get_running_loop().create_task(exchange())
@@ -255,33 +245,16 @@ class ScorerPool:
             worker.closed_until = max(worker.closed_until, loop.time() + failure.retry_after)
             loop.call_at(worker.closed_until, self._dispatch)
         if failure.reason in _EJECTING:
-            worker.failures += 1
-            if failure.refused or worker.failures >= FAILURES_IN_A_ROW:
-                self._eject(worker, failure.detail, hard=failure.refused)
+            self._strike(worker, failure.detail, refused=failure.refused)
 
-    async def _wait_patiently(self, task: asyncio.Task[Reply]) -> None:
-        """Until `task` ends or has taken too long; what is too long may not be known yet when it begins."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        while not task.done():
-            patience, waited = self._patience(), loop.time() - started
-            if patience is not None and waited >= patience:
-                return
-            await asyncio.wait({task}, timeout=FIRST_PAUSE if patience is None else patience - waited)
-
-    def _patience(self) -> float | None:
-        """Seconds after which a request is hedged; None (never) until there is something to compare with."""
-        if len(self._latencies) < 20:
-            return None
-        return max(LEAST_PATIENCE, HEDGE_AFTER * statistics.median(self._latencies))
+    def _strike(self, worker: Worker, why: str, refused: bool = False) -> None:
+        worker.strikes += 1
+        if refused or worker.strikes >= STRIKES:
+            self._eject(worker, why, hard=refused)
 
     def _pause(self, attempt: int) -> float:
         """`FIRST_PAUSE` doubled each time, of which a random half is waited for certain."""
         return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempt - 1, 16)) * self._jitter.uniform(0.5, 1.0)
-
-    def _count(self, counter: Counter[str], name: str) -> None:
-        with self._lock:
-            counter[name] += 1
 
     # Ejection and return
 
@@ -291,14 +264,12 @@ class ScorerPool:
         if worker.ejected or (not hard and 2 * (out + 1) > len(self.workers)):
             return
         loop = asyncio.get_running_loop()
-        if loop.time() - worker.returned > STEADY_SECONDS:
-            worker.ejections = 0
-        worker.ejections += 1
-        self._count(self.counts, "ejections")
+        worker.ejections = worker.ejections + 1 if loop.time() - worker.since <= STEADY_SECONDS else 1
+        worker.since = loop.time()
+        self.counts["ejections"] += 1
         log.warning("judge %s is left out (%s)", worker.endpoint.url, why)
         worker.probe = loop.create_task(self._until_it_answers(worker))
-        if out + 1 == len(self.workers):
-            self._despair = loop.call_later(self.gone_after, self._give_up)
+        loop.call_later(self.gone_after, self._dispatch)
 
     async def _until_it_answers(self, worker: Worker) -> None:
         attempt = worker.ejections
@@ -311,19 +282,13 @@ class ScorerPool:
                 break
             except (Failure, TimeoutError) as error:
                 log.info("judge %s is still out (%s)", worker.endpoint.url, error)
-        worker.failures = worker.hedges_lost = 0
-        worker.probe, worker.returned = None, asyncio.get_running_loop().time()
-        self._count(self.counts, "returns")
+                self._dispatch()
+        worker.since = asyncio.get_running_loop().time()
+        self.counts["returns"] += 1
         log.warning("judge %s is back", worker.endpoint.url)
-        self._hopeless = False
-        if self._despair is not None:
-            self._despair.cancel()
-        self._dispatch()
+        self._take_in([worker])
 
-    def _give_up(self) -> None:
-        self._hopeless = True
-        log.error("no judge has answered for %.0f s: rollouts stay without verdict until one does", self.gone_after)
-        for *_, place, _, _ in self._waiting:
-            if not place.done():
-                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False))
-        self._waiting.clear()
+    def _take_in(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            worker.probe, worker.strikes, worker.closed_until = None, 0, 0.0
+        self._dispatch()

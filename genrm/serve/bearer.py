@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-Message = MutableMapping[str, Any]
-App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class RequireBearer:
     """`--middleware soundrl.genrm.serve.bearer.RequireBearer`; the token is `VLLM_API_KEY`'s, and KeyError ends a server without one."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app, self.expected = app, f"Bearer {os.environ['VLLM_API_KEY']}".encode()
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), self.expected):
             await self.app(scope, receive, send)
         elif scope["type"] == "http":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import math
 import os
 import re
 import signal
@@ -16,12 +19,17 @@ from soundrl.genrm.pool.address import own_host
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.serve.machine import group_runs, positions, reserve_port, visible_gpus
 
+START_SECONDS = 600.0  # a large model loads for minutes
+SICK_SECONDS = 120.0  # without a token for us or anybody: behind a full queue our own question may wait for longer
 PROBE_SECONDS = 20.0
 ORDER_SECONDS = 120.0
 """To fall asleep or wake up: weights cross the bus in seconds, 64 GB of them in half a minute where host memory is slow."""
+MAX_RESTARTS = 5
 LEAST_BATCHED_TOKENS = 8192
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _CAUSE = re.compile(r"\b\w*(?:Error|Exception): ")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +82,10 @@ class Worker:
         self.log = folder / f"genrm-{number}.log"
         self.endpoint = Endpoint(self.url, settings.name, allow_http=True)
         self.process: subprocess.Popen[bytes] | None = None
-        self.restarts = 0
-        self.loading = False  # started, and has not generated yet
-        self.healthy = 0.0  # when it last generated a token (`time.monotonic`)
-        self.made: float | None = None  # tokens generated, as it last said
+        self.started = 0  # processes so far
+        self.restarts = 0  # in a row, without a generation between them
+        self.until = 0.0  # when it counts as stuck (`time.monotonic`)
+        self.made = math.nan  # tokens generated, as it last said
         self._token = token
 
     def command(self) -> list[str]:
@@ -117,6 +125,7 @@ class Worker:
         return kept | {"VLLM_LOGGING_LEVEL": "WARNING"} | own
 
     def start(self) -> None:
+        self.started, self.until = self.started + 1, time.monotonic() + START_SECONDS
         with self.log.open("ab") as sink:
             # A session of its own: the server's children end with it, and an interrupt from the keyboard is ours to handle. The pipe
             # to its guard ends when this process does, in whatever way.
@@ -129,17 +138,23 @@ class Worker:
         """Ask the whole session to end, then kill it; nobody of it runs afterwards: whoever comes next needs its port and its memory."""
         if self.process is None:
             return
-        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            end = time.monotonic() + 5.0
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
-            except ProcessLookupError:
-                break
-            end = time.monotonic() + patience
-            while (left := group_runs(self.process.pid)) and time.monotonic() < end:
+            while (runs := group_runs(self.process.pid)) and time.monotonic() < end:
                 time.sleep(0.02)
-            if not left:
+            if not runs:
                 break
         self.process.wait()
+
+    def start_again(self) -> None:
+        """Not one that dies whenever it is started: the pool has ejected it, and the run stops where no judge is left."""
+        if self.restarts < MAX_RESTARTS:
+            self.restarts += 1
+            log.warning("judge %s %s: started again (%s)", self.url, "is stuck" if self.alive else "has died", self.log)
+            self.stop()
+            self.start()
 
     @property
     def alive(self) -> bool:
@@ -151,36 +166,43 @@ class Worker:
             asyncio.run(asyncio.wait_for(self.endpoint.probe(), PROBE_SECONDS))
         except (Failure, TimeoutError) as error:
             return error
-        self._well()
+        self.well()
         return None
 
-    def works(self) -> bool:
-        """Whether it generates: a token for us, or, where our question waits behind a full queue, more for others than when last asked."""
-        if self.fault() is None:
-            return True
-        before, self.made = self.made, self._made()
-        moved = before is not None and self.made is not None and self.made > before
-        if moved:
-            self._well()
-        return moved
+    def awaited(self, end: float, restarts: int = 0) -> Failure | TimeoutError | None:
+        """None as soon as it has generated a token; its fault at `end` (`time.monotonic`), or where no patience helps: it refuses the very
+        question, or has ended and was started again `restarts` times."""
+        while (fault := self.fault()) is not None:
+            refuses = isinstance(fault, Failure) and not fault.retry
+            if refuses or time.monotonic() > end or (not self.alive and self.restarts >= restarts):
+                return fault
+            time.sleep(0.25)
+        return None
 
-    def _well(self) -> None:
-        self.healthy, self.restarts, self.loading = time.monotonic(), 0, False
+    def look(self) -> None:
+        """Put off the time at which it counts as stuck, where it generates: a token for us or, where our question waits in a full queue,
+        more for others than when last asked."""
+        if self.alive and self.fault() is not None:
+            before, self.made = self.made, self._made()
+            if self.made > before:
+                self.well()
 
-    def _made(self) -> float | None:
-        """Tokens generated since its start, by vLLM's counter; None where it does not say."""
-        lines = (asyncio.run(self._exchange("GET", "metrics", PROBE_SECONDS)) or b"").decode(errors="replace").splitlines()
-        counts = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:generation_tokens_total")]
-        return sum(counts) if counts else None
+    def well(self) -> None:
+        self.until, self.restarts = time.monotonic() + SICK_SECONDS, 0
 
-    async def obeys(self, order: str) -> bool:
+    def _made(self) -> float:
+        """Tokens generated since its start, by vLLM's counter; NaN where it does not say."""
+        said = (self._exchange("GET", "metrics", PROBE_SECONDS) or b"").decode(errors="replace")
+        counts = re.findall(r"^vllm:generation_tokens_total.* (\S+)$", said, re.MULTILINE)
+        return sum(map(float, counts)) if counts else math.nan
+
+    def obeys(self, order: str) -> bool:
         """Whether it has done what is asked of it (`sleep?level=1`, `wake_up`) within `ORDER_SECONDS`."""
-        return await self._exchange("POST", order, ORDER_SECONDS) is not None
+        return self._exchange("POST", order, ORDER_SECONDS) is not None
 
-    async def _exchange(self, method: str, route: str, seconds: float) -> bytes | None:
+    def _exchange(self, method: str, route: str, seconds: float) -> bytes | None:
         try:
-            async with asyncio.timeout(seconds):
-                status, _, content = await self.endpoint.exchange(method, f"{self.root}/{route}", None)
+            status, _, content = asyncio.run(asyncio.wait_for(self.endpoint.exchange(method, f"{self.root}/{route}", None), seconds))
         except (Failure, TimeoutError):
             return None
         return content if status == 200 else None

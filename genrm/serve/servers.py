@@ -22,27 +22,27 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 from soundrl.genrm.pool.endpoint import Failure
-from soundrl.genrm.serve.server import LOOPBACK, Serving, Worker
+from soundrl.genrm.serve.server import LOOPBACK, MAX_RESTARTS, SICK_SECONDS, START_SECONDS, Serving, Worker
 
 TOKEN_ENV = "SOUNDRL_GENRM_TOKEN"
-START_SECONDS = 600.0  # a large model loads for minutes
 LOOK_SECONDS = 5.0
-SICK_SECONDS = 120.0  # without a token for us or anybody: behind a full queue our own question may wait for longer
-MAX_RESTARTS = 5  # in a row, without a generation between them
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-class ServeError(RuntimeError):
+class ServeError(ValueError):
     """A judge could not be started, or dies whenever it is."""
 
 
-class JudgeServers:
+class JudgeServers(AbstractContextManager["JudgeServers"]):
     """Starts workers at once and watches them from a thread; `urls` are ready after `wait()`. `sleeps`: they can `sleep()` and `wake()`,
     on GPUs alone.
 
@@ -63,45 +63,42 @@ class JudgeServers:
         self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
-        self.started = 0  # processes started so far, restarts included
+        self.urls: Sequence[str] = [worker.url for worker in self.workers]
         self.asleep = False
         self._looking = threading.Lock()
         """Held while workers are looked after, so that nobody is asked or started while they fall asleep."""
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="genrm-watch", daemon=True)
         for worker in self.workers:
-            self._start(worker)
-
-    def __enter__(self) -> JudgeServers:
-        return self
+            worker.start()
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
-    def urls(self) -> Sequence[str]:
-        return [worker.url for worker in self.workers]
+    def started(self) -> int:
+        """Processes so far, restarts included."""
+        return sum(worker.started for worker in self.workers)
 
     def wait(self, seconds: float = START_SECONDS) -> None:
         """Until every worker has generated a token; then they are watched. Raises `ServeError` with the last line of the log of one that
         has ended or is not ready in time, and `ValueError` where one refuses the very question (no chat template)."""
         end = time.monotonic() + seconds
         for worker in self.workers:
-            while (fault := worker.fault()) is not None:
-                if isinstance(fault, Failure) and not fault.retry:  # no patience helps
-                    asyncio.run(worker.endpoint.check())  # raises, and says why
-                if not worker.alive or time.monotonic() > end:
-                    status = worker.process and worker.process.returncode
-                    what = f"is not ready after {seconds:.0f} s" if worker.alive else f"ended with status {status}"
-                    raise ServeError(f"the judge's server {what}: {worker.last_words()} ({worker.log})")
-                time.sleep(0.25)
+            fault = worker.awaited(end)
+            if isinstance(fault, Failure) and not fault.retry:
+                asyncio.run(worker.endpoint.check())  # raises, and says why
+            if fault is not None:
+                status = worker.process and worker.process.returncode
+                what = f"is not ready after {seconds:.0f} s" if worker.alive else f"ended with status {status}"
+                raise ServeError(f"the judge's server {what}: {worker.last_words()} ({worker.log})")
         if not self._watcher.is_alive():
             self._watcher.start()
 
     def sleep(self) -> None:
         """Every worker gives its GPU memory back, or is killed: afterwards others may take it. Nothing may be under way."""
         with self._looking:
-            for worker, obeyed in zip(self.workers, self._order("sleep?level=1"), strict=True):
+            for worker, obeyed in zip(self.workers, self._all(lambda worker: worker.obeys("sleep?level=1")), strict=True):
                 if not obeyed:
                     log.warning("judge %s does not fall asleep: killed until it is needed again (%s)", worker.url, worker.log)
                     worker.stop()
@@ -111,18 +108,15 @@ class JudgeServers:
         """Until every worker has generated a token. One that does not wake is started again; one that does not come back in `seconds` is
         named in a warning and left to the watch, as any that dies: the pool goes on without it."""
         with self._looking:
-            for worker, obeyed in zip(self.workers, self._order("wake_up"), strict=True):
-                worker.healthy = time.monotonic()
+            for worker, obeyed in zip(self.workers, self._all(lambda worker: worker.obeys("wake_up")), strict=True):
+                worker.until = time.monotonic() + SICK_SECONDS
                 if not obeyed:
-                    self._start_again(worker)
+                    worker.start_again()
             self.asleep = False
         end = time.monotonic() + seconds
         for worker in self.workers:
-            while worker.fault() is not None:
-                if time.monotonic() > end or (not worker.alive and worker.restarts == MAX_RESTARTS):
-                    log.warning("judge %s has not woken up: %s (%s)", worker.url, worker.last_words(), worker.log)
-                    break
-                time.sleep(0.25)
+            if worker.awaited(end, MAX_RESTARTS) is not None:
+                log.warning("judge %s has not woken up: %s (%s)", worker.url, worker.last_words(), worker.log)
 
     def close(self) -> None:
         """End all processes. May be called twice."""
@@ -133,36 +127,20 @@ class JudgeServers:
             worker.stop()
             worker.held.close()
 
-    def _start(self, worker: Worker) -> None:
-        worker.start()
-        worker.healthy, worker.loading = time.monotonic(), True
-        self.started += 1
-
-    def _start_again(self, worker: Worker) -> None:
-        if worker.restarts == MAX_RESTARTS:
-            return  # the pool has ejected it, and the run stops where no judge is left
-        worker.restarts += 1
-        log.warning("judge %s %s: started again (%s)", worker.url, "is stuck" if worker.alive else "has died", worker.log)
-        worker.stop()
-        self._start(worker)
-
-    def _order(self, order: str) -> list[bool]:
-        async def all_at_once() -> list[bool]:
-            return await asyncio.gather(*(worker.obeys(order) for worker in self.workers))
-
-        return asyncio.run(all_at_once())
+    def _all(self, what: Callable[[Worker], T]) -> list[T]:
+        """At once: one that lets us wait makes nobody else look sick."""
+        with ThreadPoolExecutor(len(self.workers)) as hands:
+            return list(hands.map(what, self.workers))
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             with self._looking:
                 if self.asleep:
                     continue
-                with ThreadPoolExecutor(len(self.workers)) as eyes:  # at once: one that lets us wait makes nobody else look sick
-                    working = list(eyes.map(lambda worker: worker.alive and worker.works(), self.workers))
-                for worker, works in zip(self.workers, working, strict=True):
-                    patience = START_SECONDS if worker.loading else SICK_SECONDS
-                    if not (works or (worker.alive and time.monotonic() - worker.healthy < patience)):
-                        self._start_again(worker)
+                self._all(Worker.look)
+                for worker in self.workers:
+                    if not worker.alive or time.monotonic() > worker.until:
+                        worker.start_again()
 
 
 def main(settings: Serving) -> None:
