@@ -46,7 +46,7 @@ sys.path.insert(0, sys.argv[1])
 from fake_judge import BAD_BODIES, NO_VERDICT, Server, find_flaw, half_a_body, hang, short_content_length
 port, seconds, faults = int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 def answer(handler):
-    planted = re.search(r"Say nothing (\\d)", handler.body["messages"][0]["content"])
+    planted = re.search(r"Say nothing (\\d+)", handler.body["messages"][0]["content"])
     handler.send(200, NO_VERDICT[int(planted[1])][0]) if planted else find_flaw(handler, 0)
 def twice(handler):
     answer(handler)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,13 @@ from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
 from soundrl.genrm.journal import Journal, counted
-from soundrl.genrm.pool.judge import EndpointJudge
+from soundrl.genrm.pool.judge import Critique, EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
 from soundrl.genrm.verdict import UNASKED, majority
 
 Solution = tuple[str, Sequence[str], str | None]  # the problem, the paragraphs, a reference
+AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +112,22 @@ def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str,
     }
 
 
+def answers(judge: EndpointJudge, questions: Sequence[tuple[str, Solution]]) -> Iterator[tuple[str, Critique]]:
+    """As they come. A question's text is held until it is answered, so at most `AT_ONCE` are asked."""
+    for start in range(0, len(questions), AT_ONCE):
+        asked = {judge.critique(*question): id for id, question in questions[start : start + AT_ONCE]}
+        for future in as_completed([*asked]):
+            yield asked.pop(future), future.result()
+
+
 def judge_all(
     judge: EndpointJudge, questions: Mapping[str, Solution], journal: Journal, what: str, keep_text: bool = True
 ) -> dict[str, dict[str, Any]]:
     """A record a question, by its id: verdict, tokens, seconds, and with `keep_text` the critique. Those in `journal` are not asked again;
     it holds what the judge said, and no fault of the way there."""
     records = {id: journal.known[id] for id in questions if id in journal.known}
-    asked = {judge.critique(*question): id for id, question in questions.items() if id not in records}
-    for future in counted(as_completed([*asked]), len(asked), what):
-        id, critique = asked.pop(future), future.result()
+    left = [(id, question) for id, question in questions.items() if id not in records]
+    for id, critique in counted(answers(judge, left), len(left), what):
         verdict = critique.verdict
         records[id] = {"id": id, "verdict": [verdict.kind, verdict.step, verdict.reason], "tokens": critique.tokens}
         records[id] |= {"seconds": round(critique.seconds, 3)} | ({"critique": critique.text} if keep_text else {})

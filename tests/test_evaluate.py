@@ -1,15 +1,18 @@
 """The command that judges the judge, against a scripted endpoint: scores, resumption, refusals."""
 
 import json
+from concurrent.futures import Future
 
 import pytest
 from fake_judge import MODEL, Server, find_flaw, said
 
 from soundrl.engine.recipes import ARITH_SOLUTIONS
+from soundrl.fapo.pending import done
+from soundrl.fapo.records import Verdict
 from soundrl.genrm import evaluate
 from soundrl.genrm.evaluate import Arguments, command, main
 from soundrl.genrm.pool import scorer
-from soundrl.genrm.pool.judge import EndpointJudge
+from soundrl.genrm.pool.judge import Critique, EndpointJudge
 
 
 def bench(path, count: int = 12) -> str:
@@ -147,3 +150,19 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
             main, Arguments, ["--data", str(tmp_path / "none.json"), "--urls", "http://127.0.0.1:1", "--model", "x", "--out", str(tmp_path)]
         )
     assert ended.value.code == 2 and "no such file" in capsys.readouterr().err
+
+
+def test_only_so_many_questions_are_held(monkeypatch):
+    """The next are asked when those before have been answered; all at once they would fill memory with their texts."""
+    monkeypatch.setattr(evaluate, "AT_ONCE", 2)
+    asked: list[str] = []
+
+    class Judge:
+        def critique(self, problem: str, steps: list[str], reference: str | None) -> Future:
+            asked.append(problem)
+            return done(Critique(Verdict.sound()))
+
+    said = evaluate.answers(Judge(), [(name, (name, ["1"], None)) for name in "abcde"])  # type: ignore[arg-type]
+    first = next(said)
+    assert asked == ["a", "b"] and first[1].verdict == Verdict.sound()
+    assert {first[0], *(name for name, _ in said)} == set("abcde") and asked == [*"abcde"]
