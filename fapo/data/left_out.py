@@ -27,8 +27,7 @@ class LeftOut:
     def add(self, file: str, read: int, faults: Sequence[RowError]) -> None:
         """`faults` of the first `read` rows of `file`. A file that is read twice counts once."""
         self.read[file] = max(read, self.read[file])
-        for fault in faults:
-            self.rows.setdefault(fault.place, fault)
+        self.rows = {fault.place: fault for fault in faults} | self.rows
 
     def __str__(self) -> str:
         """One line: the one fault, or how many there are and the first of them."""
@@ -36,15 +35,14 @@ class LeftOut:
 
     def ordered(self) -> list[RowError]:
         """By file, in the order of reading, and row."""
-        files = {file: place for place, file in enumerate(self.read)}
-        split = {fault.place: fault.place.rpartition(":") for fault in self.rows.values()}
-        return sorted(self.rows.values(), key=lambda fault: (files[split[fault.place][0]], int(split[fault.place][2])))
+        files = list(self.read)
+        return sorted(self.rows.values(), key=lambda fault: (files.index(fault.at[0]), fault.at[1]))
 
     def counts(self) -> list[str]:
         """`college.jsonl: left out 7 of 2,818 rows (answer 6, prompt 1)`, a line a file that has some."""
         fields: dict[str, Counter[str]] = {}
         for fault in self.ordered():
-            fields.setdefault(fault.place.rpartition(":")[0], Counter())[fault.field or "row"] += 1
+            fields.setdefault(fault.at[0], Counter())[fault.field or "row"] += 1
         return [
             f"{file}: left out {found.total():,} of {self.read[file]:,} rows ({', '.join(f'{name} {n:,}' for name, n in found.items())})"
             for file, found in fields.items()
@@ -52,16 +50,11 @@ class LeftOut:
 
     def write(self, path: Path) -> None:
         """An object a line: file, row, field, reason. Where nothing is left out there is no file."""
-        if not self.rows:
-            path.unlink(missing_ok=True)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        with beside.open("w", encoding="utf-8") as out:
-            for fault in self.ordered():
-                file, _, row = fault.place.rpartition(":")
-                out.write(json.dumps({"file": file, "row": int(row), "field": fault.field, "reason": fault.reason}) + "\n")
-        os.replace(beside, path)
+        path.unlink(missing_ok=True)
+        if self.rows:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = ({"file": fault.at[0], "row": fault.at[1], "field": fault.field, "reason": fault.reason} for fault in self.ordered())
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def summary(faults: Sequence[RowError], read: int) -> str:

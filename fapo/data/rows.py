@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from decimal import Decimal
@@ -33,6 +34,12 @@ class RowError(DataError):
         super().__init__(reason)
         self.reason, self.field, self.place = reason, field, place
 
+    @property
+    def at(self) -> tuple[str, int]:
+        """File and row of its place."""
+        file, _, row = self.place.rpartition(":")
+        return file, int(row)
+
     def __str__(self) -> str:
         return ": ".join(part for part in (self.place, self.field, self.reason) if part)
 
@@ -48,17 +55,13 @@ def shown(value: object, limit: int = 60) -> str:
     ("'a\\\\na\\\\na\\\\na\\\\n'…", 'null', 'an object')
     """
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, (str, bytes)):
         return repr(value[:limit]) + ("…" if len(value) > limit else "")
-    if isinstance(value, Twice):
-        return "a key that stands twice"
-    if isinstance(value, Decimal):
-        return str(value)[:limit]
-    if isinstance(value, (int, float)):
-        text = repr(value)
-        return text[:limit] + ("…" if len(text) > limit else "")
-    return {dict: "an object", list: "a list"}.get(type(value), f"a value of type {type(value).__name__}")
+    if isinstance(value, (int, float, Decimal)):
+        return str(value)[:limit] + ("…" if len(str(value)) > limit else "")
+    kinds = {dict: "an object", list: "a list", Twice: "a key that stands twice"}
+    return kinds.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
@@ -125,6 +128,7 @@ def _integer(text: str) -> int | str:
     return int(text) if len(text) < 4000 else text  # Python converts no more than 4,300 digits
 
 
+_BLANK = re.compile(r"[ \t\r\n]*")
 # What is not read stops nothing: NaN and 1e999, which are no JSON or no double, are values like others here.
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Decimal, parse_int=_integer)
 
@@ -192,9 +196,7 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Rows:
     del data
 
     def skip(position: int) -> int:
-        while position < len(text) and text[position] in " \t\r\n":
-            position += 1
-        return position
+        return _BLANK.match(text, position).end()  # pyright: ignore[reportOptionalMemberAccess]  # it matches nothing, too
 
     position, row = skip(skip(0) + 1), 0
     closed = text.startswith("]", position)

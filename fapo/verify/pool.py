@@ -139,10 +139,8 @@ class WorkerPool:
         memory_limit: int = 512 * 1024**2,
         stall_limit: float = 120.0,
     ) -> None:
-        numbers = {"workers": workers, "cpu_limit": cpu_limit, "gold_cpu_limit": gold_cpu_limit, "stall_limit": stall_limit}
-        for name, value in numbers.items():
-            if not value > 0:
-                raise ValueError(f"the verifier's {name} is {value}, but must be positive")
+        if min(workers, cpu_limit, gold_cpu_limit, stall_limit) <= 0:
+            raise ValueError(f"the verifier's {workers=}, {cpu_limit=}, {gold_cpu_limit=} and {stall_limit=} must be positive")
         self.cpu_limit, self.gold_cpu_limit = cpu_limit, gold_cpu_limit
         self.counts: Counter[str] = Counter()
         """Comparisons that ended a process, by result: `cpu`, `gold/cpu`, `memory`, `crash`, `killed`, `stuck` (see `submit`)."""
@@ -166,7 +164,8 @@ class WorkerPool:
         * `killed`, `stuck`: two processes were killed from outside (the system's out-of-memory killer), stood still, or did not start:
           nothing is known of the answer.
 
-        Raises `RuntimeError` where the pool is closed, or this is a fork of the process that made it.
+        Raises `RuntimeError` where the pool is closed, or this is a fork of the process that made it; so do futures that are not done when
+        it is closed.
         """
         if os.getpid() != self._owner:
             raise RuntimeError("a verifier cannot be used in a fork of the process that made it; make one there")
@@ -178,18 +177,14 @@ class WorkerPool:
         return future
 
     def close(self) -> None:
-        """Ends all processes; pairs that are not decided yet are cancelled or fail with `RuntimeError`."""
+        """Ends all processes; pairs that are not decided yet fail."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            for worker in self.workers:
-                worker.interrupt()
-        with contextlib.suppress(queue.Empty):
-            while job := self._jobs.get_nowait():
-                job[-1].cancel()
-        for _ in self._threads:
-            self._jobs.put(None)
+            if not self._closed:
+                self._closed = True
+                for worker in self.workers:
+                    worker.interrupt()
+                for _ in self._threads:
+                    self._jobs.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -197,12 +192,9 @@ class WorkerPool:
         worker: _Worker | None = None
         while job := self._jobs.get():
             gold, answer, limit, future = job
-            if self._closed or not future.set_running_or_notify_cancel():
-                future.cancel()
-                continue
-            result = ""
+            result = "killed"
             for _ in range(2):
-                why = "signal"
+                why = "by a signal"
                 try:
                     worker = worker or self._start()
                     result = worker.ask(gold, answer, self.gold_cpu_limit, limit)
@@ -215,7 +207,7 @@ class WorkerPool:
                 if result not in _AGAIN or self._closed:
                     break
                 if result in ("killed", "stuck"):
-                    logger.warning("a verifier process was %s (%s)", result, why)
+                    logger.warning("a verifier process was %s: %s", result, why)
             if self._closed and result in ("killed", "stuck", "crash"):
                 future.set_exception(RuntimeError("the verifier was closed"))
             else:
