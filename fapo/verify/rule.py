@@ -3,38 +3,36 @@ r"""The strict rule in front of math-verify: it decides the clear cases and refu
 `rule(gold, answer)` compares two answers (box contents, not responses) and says correct, wrong, unparseable, or undecided; only undecided
 pairs go to math-verify. It evaluates nothing and is linear in the length of the text.
 
-A number must be given as a number. Where the reference is a number (integer, decimal, fraction, mixed number, scientific notation) the
-answer must be one too, and the two are compared as `fractions.Fraction`:
+A number must be given as a number. Where the reference is one (integer, decimal, fraction, mixed number, scientific notation) the answer must
+be one too, and the two are compared as `fractions.Fraction`:
 
 * `042`, `42.`, `1,000` = `1{,}000` = `1 000` = `1000`, `\frac12` = `0.5` = `2/4`, `2\frac12` = `5/2`, `0.\overline{3}` = `1/3` are equal.
 * `3+4`, `\sqrt{49}`, `5!`, `10 \bmod 7`, `84/12` are not carried out and are wrong for 7, 120, 3, 7: a policy would otherwise learn to box
-  the question. Where the reference itself is such an expression, math-verify decides.
-* `3/3` and `7/1` leave nothing to carry out, and are 1 and 7.
+  the question. (`3/3` and `7/1` leave nothing to carry out.) Where the reference itself is such an expression, math-verify decides.
 * `0.333333` is not 1/3: rounded answers are wrong. A decimal of 12 or more significant digits, all of them true, is what a program prints,
-  and counts: 0.0833333333333333 for 1/12, 4.123105625617661 for `\sqrt{17}`.
-* An exact form may be followed by its approximation, if that is true to its last digit: `\frac13 \approx 0.333` is 1/3.
+  and counts: 0.0833333333333333 for 1/12, 4.123105625617661 for `\sqrt{17}`. An exact form may be followed by its approximation, if that is
+  true to its last digit: `\frac13 \approx 0.333` is 1/3.
 * `1.000` is one, not a thousand. The answer `2,74` is 2.74 where the reference is a number; the reference `1,22` is a list.
 
-Styles and signs with one meaning change nothing (`plain`). Names are dropped (`x=7`, `x \in …`), equations are not (`8=7`, `2x=7`,
-`|x|=7`), chains are wrong (`x=5=7`; `names`). A unit may be left out, and is read over where the reference has none; where both have one
-they must agree, and no unit is converted. Words that change a value, or that are nobody's unit, must stand in the reference too (`units`).
-`28` and `0.28` count for `28\%`, and `28\%` counts for a reference 28, as problems that ask for a percentage have it; it does not for 0.28.
-A base may be left out (`204` for `204_5`), not added. `(1,2)`, `[1,2]` and `\{1,2\}` differ; a bare list is a set without braces, in any
-order, and may also stand for a tuple in the tuple's order, as a tuple may for `x=1, y=2`. An interval may stand for an inequality, an
-inequality for no interval.
+Styles and signs with one meaning change nothing (`plain`). Names are dropped, equations are not, chains are wrong (`names`). A unit may be
+left out, and is read over where the reference has none; where both have one they must agree, and no unit is converted. Words that change a
+value, or that are nobody's unit, must stand in the reference too (`units`). `28` and `0.28` count for `28\%`, and `28\%` counts for a
+reference 28, as problems that ask for a percentage have it; it does not for 0.28. A base may be left out (`204` for `204_5`), not added.
+`(1,2)`, `[1,2]` and `\{1,2\}` differ; a bare list is a set without braces, in any order, and may also stand for a tuple in the tuple's order,
+as a tuple may for `x=1, y=2`. An interval may stand for an inequality, an inequality for no interval.
 
-Signs of inexactness or congruence (`\approx`, `\equiv`, `\bmod`, `\neq`) and operators that are not carried out (`!`, `\sum`, `\int`, …)
-must stand in the reference to be allowed in the answer. Text must be the same words; a choice letter may be followed by its choice
-(`C) 12`), yes or no by a reason. Letters keep their case.
+Signs of inexactness or congruence (`\approx`, `\bmod`, `\neq`) and operators that are not carried out (`!`, `\sum`, …) must stand in the
+reference to be allowed in the answer. Text must be the same words; a choice letter may be followed by its choice (`C) 12`), yes or no by a
+reason. Letters keep their case.
 
-The false accepts of math-verify 0.9.0 that this is made against were found by measurement; `tests/test_strict.py` lists them, and
-`tests/test_real_outputs.py` holds what this costs on real answers.
+`tests/test_strict.py` lists the false accepts of math-verify 0.9.0 that this is made against, found by measurement;
+`tests/test_real_outputs.py` holds what it costs on real answers.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from soundrl.fapo.records import Outcome
@@ -111,12 +109,11 @@ def parsed_part(gold: str) -> str | None:
     plain = plain.replace(r"\%", " ").strip()
     if not (";" in plain and "=" in plain):
         plain = _cut_unit(drop_names(plain, plain)[0])[0]
+    nodes = [read(plain)]
+    for node in nodes:
+        nodes += node.items if isinstance(node, Group) else ()
     # A fault here (a chain, a unit alone) means that nothing but the same text is ever equal to it, and nothing is parsed.
-    return exact_decimals(plain) if plain and _holds_opaque(read(plain)) else None
-
-
-def _holds_opaque(node: Node) -> bool:
-    return isinstance(node, Opaque) or (isinstance(node, Group) and any(_holds_opaque(item) for item in node.items))
+    return exact_decimals(plain) if plain and any(isinstance(node, Opaque) for node in nodes) else None
 
 
 @lru_cache(maxsize=4096)
@@ -163,8 +160,7 @@ def _compare(gold: str, answer: str) -> Ruling:
     gold, answer = gold.replace(r"\%", " ").strip(), answer.replace(r"\%", " ").strip()
 
     if ";" in gold and "," in gold and "=" in gold and "=" not in answer:
-        # `p=5, q=2; p=7, q=2`: a list of assignments, which math-verify reads as tuples.
-        return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
+        return _undecided(gold, answer)  # `p=5, q=2; p=7, q=2`: a list of assignments, which math-verify reads as tuples
     gold, answer, fault = drop_names(gold, answer)
     if fault:
         return _wrong(fault)
@@ -175,7 +171,7 @@ def _compare(gold: str, answer: str) -> Ruling:
         return _wrong("unit")
     if gold_percents != answer_percents and (gold_unit or answer_unit):
         return _wrong("unit")
-    if sorted(_texts(answer)) != sorted(_texts(gold)) and _texts(answer):
+    if _texts(answer) not in ([], _texts(gold)):
         return _wrong("text")
 
     gold_node, answer_node = read(gold), read(answer)
@@ -202,7 +198,7 @@ def _compare(gold: str, answer: str) -> Ruling:
     for pattern, what in ((_TOWER, "tower of powers"), (_HUGE, "huge number")):
         if pattern.search(answer) and not pattern.search(gold.replace(r"\exp", "e^{^")):
             return Ruling(Outcome.UNPARSEABLE, what)
-    return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
+    return _undecided(gold, answer)
 
 
 def _compare_approximated(gold: str, answer: str) -> Ruling:
@@ -211,15 +207,16 @@ def _compare_approximated(gold: str, answer: str) -> Ruling:
     if not exact or not re.fullmatch(r"[-+]?\d*\.\d+", decimal):
         return _wrong("relation")
     ruling = _compare(gold, exact)
-    if ruling.outcome is None:
-        return Ruling(None, ruling.reason, ruling.gold, rf"{ruling.answer} \approx {decimal}")
-    if ruling.outcome is not Outcome.CORRECT:
-        return ruling
-    value = _cut_unit(drop_names(gold, "0")[0])[0]
-    node = read(value)
-    if isinstance(node, Opaque):
-        return Ruling(None, "undecided", exact_decimals(value), rf"{exact_decimals(value)} \approx {decimal}")
-    return ruling if isinstance(node, Scalar) and prints(decimal, node.value, digits=1) else _wrong("relation")
+    if ruling.outcome is Outcome.CORRECT:
+        value = _cut_unit(drop_names(gold, "0")[0])[0]
+        if not isinstance(node := read(value), Opaque):
+            return ruling if isinstance(node, Scalar) and prints(decimal, node.value, digits=1) else _wrong("relation")
+        ruling = _undecided(value, value)
+    return ruling if ruling.outcome else replace(ruling, answer=rf"{ruling.answer} \approx {decimal}")
+
+
+def _undecided(gold: str, answer: str) -> Ruling:
+    return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
 
 
 def _wrong(reason: str) -> Ruling:
@@ -310,7 +307,7 @@ def _words(text: str) -> str | None:
 
 
 def _texts(text: str) -> list[str]:
-    return [" ".join(match.split()).casefold() for match in _TEXT.findall(text) if match.strip()]
+    return sorted(" ".join(match.split()).casefold() for match in _TEXT.findall(text) if match.strip())
 
 
 def _letters(text: str) -> set[str]:

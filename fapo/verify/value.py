@@ -46,15 +46,12 @@ Node = Scalar | Group | Opaque
 
 # No group of thousands begins with 0: `0,111` is no 111.
 _NUMBER = r"(?:[1-9]\d{0,2}(?:[,' ]\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
-_POWER = r"\^(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))"
 _PLAIN = re.compile(rf"([-+]?)\s*({_NUMBER})")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
-_SCIENTIFIC = re.compile(rf"([-+]?)\s*(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10{_POWER}")
+_SCIENTIFIC = re.compile(rf"([-+]?)\s*(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10\^(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))")
 _E_NOTATION = re.compile(r"[-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,3}")
-_FRACTION = re.compile(
-    r"([-+]?)\s*(?:(\d+)\s*)?(?:\\frac\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d)))"
-)
-_SLASH = re.compile(r"([-+]?)\s*(?:(\d+) )?\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?\s*/\s*\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?")
+_FRAC = re.compile(r"\s*\\frac\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d))")
+_DIVISION = re.compile(r"([-+]?)\s*(?:(\d+) )?\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?\s*/\s*\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?")
 _REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 _ENCLOSED = re.compile(r"(\\\{|[(\[\]])(.+)(\\\}|[)\]])", re.DOTALL)
 _DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
@@ -71,10 +68,8 @@ def read_number(text: str) -> Scalar | None:
     if re.fullmatch(r"[-+]?0,\d{3,}", text):
         # As a list it would be written with a space; `0,1` and `1,22` may be lists, as `2,16` is.
         return Scalar(Fraction(text.replace(",", ".")))
-    match = _FRACTION.fullmatch(text)
-    if match:
-        return _division(match[1], match[2], match[3] or match[4], match[5] or match[6])
-    match = _SLASH.fullmatch(text)
+    # `2\frac{1}{2}` is `2 1/(2)`.
+    match = _DIVISION.fullmatch(_FRAC.sub(r" \1\2/(\3\4)", text).strip())
     if match:
         return _division(match[1], match[2], match[3].replace(",", ""), match[4].replace(",", ""))
     match = _SCIENTIFIC.fullmatch(text)
