@@ -80,8 +80,6 @@ _CHOICE = re.compile(r"(?i:(?:the )?(?:correct )?(?:option|choice)(?: is)?)?[\s:
 _OTHERS = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?i:not|wrong|incorrect|except|or|but|maybe|neither|nor|yes|no|true|false)\b")
 _CLAUSE = re.compile(r"(?i:(yes|no|true|false)(?:\s*[,.;:]|\s+(?:because|since|as)\b))(.*)", re.DOTALL)
 _BASE_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-_TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\text\{\s*degrees?\s*\}|(?<=\d)\s*degrees?\b")
 
 
 @lru_cache(maxsize=4096)
@@ -108,7 +106,7 @@ def parsed_part(gold: str) -> str | None:
         return None
     plain = plain.replace(r"\%", " ").strip()
     if not (";" in plain and "=" in plain):
-        plain = _cut_unit(drop_names(plain, plain)[0])[0]
+        plain = cut_unit(drop_names(plain, plain)[0])[0]
     nodes = [read(plain)]
     for node in nodes:
         nodes += node.items if isinstance(node, Group) else ()
@@ -164,7 +162,7 @@ def _compare(gold: str, answer: str) -> Ruling:
     gold, answer, fault = drop_names(gold, answer)
     if fault:
         return _wrong(fault)
-    (gold, gold_unit), (answer, answer_unit) = map(_cut_unit, (gold, answer))
+    (gold, gold_unit), (answer, answer_unit) = map(cut_unit, (gold, answer))
     if not gold or not answer:
         return _wrong("text")
     if gold_unit != answer_unit and (gold_unit and answer_unit or gold_unit.startswith("!") or answer_unit.startswith(("!", "?"))):
@@ -208,7 +206,7 @@ def _compare_approximated(gold: str, answer: str) -> Ruling:
         return _wrong("relation")
     ruling = _compare(gold, exact)
     if ruling.outcome is Outcome.CORRECT:
-        value = _cut_unit(drop_names(gold, "0")[0])[0]
+        value = cut_unit(drop_names(gold, "0")[0])[0]
         if not isinstance(node := read(value), Opaque):
             return ruling if isinstance(node, Scalar) and prints(decimal, node.value, digits=1) else _wrong("relation")
         ruling = _undecided(value, value)
@@ -312,11 +310,3 @@ def _texts(text: str) -> list[str]:
 
 def _letters(text: str) -> set[str]:
     return set(re.findall("[A-Za-z]", _COMMAND.sub(" ", _TEXT.sub(" ", text))))
-
-
-def _cut_unit(text: str) -> tuple[str, str]:
-    """Degrees are a unit, except in a trigonometric function, where math-verify would read them as radians."""
-    if _TRIGONOMETRY.search(text):
-        text = re.sub(r"(\d+(?:\.\d+)?)\s*(?:" + _DEGREES.pattern + ")", r"(\1\\pi/180)", text)
-    value, unit = cut_unit(text)
-    return _DEGREES.sub(" ", value).strip(), unit
