@@ -123,8 +123,8 @@ def _plain_prompt(id: str, fields: Fields, source: str, instruction: str) -> Pro
     if key == "prompt" and re.match(r"""\[\s*\{\s*["'](?:role|content)["']""", text):
         raise RowError(f"{shown(text)} is a list of messages, written as a text; write it as a list", key)
     solution, reward = _optional("solution", fields.get("solution")), fields.get("reward_model")
-    answers = {"answer": fields.get("answer"), "reward_model.ground_truth": reward.get("ground_truth") if isinstance(reward, dict) else None}
-    answers |= {"solution": solution} if key == "prompt" else {}
+    truth = reward.get("ground_truth") if isinstance(reward, dict) else None
+    answers = {"answer": fields.get("answer"), "reward_model.ground_truth": truth, "solution": solution if key == "prompt" else None}
     field, answer = next(((field, answer) for field, answer in answers.items() if answer is not None), ("answer", None))
     if solution is None and isinstance(answer, str) and "\n####" in answer:
         solution = answer

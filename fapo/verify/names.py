@@ -72,7 +72,7 @@ def _is_list(text: str) -> bool:
 
 
 def _without_names(golds: list[str], answers: list[str], answer: str) -> tuple[str, str]:
-    """A list with names and one without. `3, 2` and `(3, 2)` are not `x = 2, y = 3`; the solutions `x_1 = 2, x_2 = 3` may come in any order."""
+    """A list with names and one without: `3, 2` is not `x = 2, y = 3`, but the solutions `x_1 = 2, x_2 = 3` may come in any order."""
     letters = {name.strip()[:1] for name, *_ in map(sides, golds) if re.match(r"\s*[A-Za-z](?![A-Za-z])", name)}
     if len(letters) < len(golds) or not all(len(sides(item)) == 2 for item in golds):
         return _values(golds), answer

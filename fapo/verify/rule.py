@@ -3,8 +3,8 @@ r"""The strict rule in front of math-verify: it decides the clear cases and refu
 `rule(gold, answer)` compares two answers (box contents, not responses) and says correct, wrong, unparseable, or undecided; only undecided
 pairs go to math-verify. It evaluates nothing and is linear in the length of the text.
 
-A number must be given as a number. Where the reference is one (integer, decimal, fraction, mixed number, scientific notation) the answer must
-be one too, and the two are compared as `fractions.Fraction`:
+A number must be given as a number. Where the reference is one (integer, decimal, fraction, mixed number, scientific notation) the answer
+must be one too, and the two are compared as `fractions.Fraction`:
 
 * `042`, `42.`, `1,000` = `1{,}000` = `1 000` = `1000`, `\frac12` = `0.5` = `2/4`, `2\frac12` = `5/2`, `0.\overline{3}` = `1/3` are equal.
 * `3+4`, `\sqrt{49}`, `5!`, `10 \bmod 7`, `84/12` are not carried out and are wrong for 7, 120, 3, 7: a policy would otherwise learn to box
@@ -18,8 +18,8 @@ Styles and signs with one meaning change nothing (`plain`). Names are dropped, e
 left out, and is read over where the reference has none; where both have one they must agree, and no unit is converted. Words that change a
 value, or that are nobody's unit, must stand in the reference too (`units`). `28` and `0.28` count for `28\%`, and `28\%` counts for a
 reference 28, as problems that ask for a percentage have it; it does not for 0.28. A base may be left out (`204` for `204_5`), not added.
-`(1,2)`, `[1,2]` and `\{1,2\}` differ; a bare list is a set without braces, in any order, and may also stand for a tuple in the tuple's order,
-as a tuple may for `x=1, y=2`. An interval may stand for an inequality, an inequality for no interval.
+`(1,2)`, `[1,2]` and `\{1,2\}` differ; a bare list is a set without braces, in any order, and may also stand for a tuple in the tuple's
+order, as a tuple may for `x=1, y=2`. An interval may stand for an inequality, an inequality for no interval.
 
 Signs of inexactness or congruence (`\approx`, `\bmod`, `\neq`) and operators that are not carried out (`!`, `\sum`, …) must stand in the
 reference to be allowed in the answer. Text must be the same words; a choice letter may be followed by its choice (`C) 12`), yes or no by a
