@@ -4,8 +4,8 @@ What a comparison may take is counted in CPU seconds of its process, which stand
 result. (CPU seconds are not the same on every processor; the limits are many times what any right answer was seen to need.) The wall clock
 ends only a process that makes no progress at all: one that was stopped, or sleeps.
 
-A comparison over its limit is killed: `future.result(timeout)` alone would stop waiting and leave it busy, so that a few hostile answers
-would tie up the pool. The next is made in a fork of a process that has everything imported, which takes milliseconds (`worker`).
+A comparison over its limit is killed, or a few hostile answers would tie up the pool. The next is made in a fork of a process that has
+everything imported, which takes milliseconds (`worker`).
 """
 
 from __future__ import annotations
@@ -37,10 +37,6 @@ of earlier answers."""
 logger = logging.getLogger(__name__)
 
 
-class _Stuck(OSError):
-    """The process has used no CPU time for too long."""
-
-
 def cpu_seconds(pid: int) -> float:
     """CPU seconds of a whole process, all threads, resolved to microseconds; OSError where there is no such process any more."""
     # Linux's clock id of another process (clock_getcpuclockid(3)): the inverted pid above three bits that say "scheduler's clock".
@@ -51,7 +47,6 @@ class _Worker:
     """One process of `worker`, and the fork of it that compares."""
 
     def __init__(self, memory_limit: int, stall_limit: float) -> None:
-        self._stall_limit = stall_limit
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.settimeout(stall_limit)
         # A narrow environment: nothing of the trainer's (tokens, CUDA, proxies) is of use in there.
@@ -70,7 +65,8 @@ class _Worker:
         self._fork, self._asked = self.process.pid, 0
 
     def ask(self, gold: str, answer: str, gold_limit: float, limit: float) -> str:
-        """The result of one comparison. Raises `OSError` where the process has gone or is stuck: it is of no more use."""
+        """The result of one comparison. Raises `OSError` where the process has gone, `TimeoutError` where it is stuck: it is of no more
+        use."""
         # A number, since one that was asked in vain may be answered later: its fork had been killed before it took the request.
         self._asked += 1
         self._connection.send(json.dumps([self._asked, gold, answer, gold_limit, limit]).encode())
@@ -98,7 +94,7 @@ class _Worker:
             except TimeoutError:
                 before, used = used, cpu_seconds(self._fork)
                 if used - before < _TICK:
-                    raise _Stuck(f"process {self._fork} has used no CPU time for {self._stall_limit:g} seconds") from None
+                    raise TimeoutError(f"process {self._fork} has used no CPU time for {self._connection.gettimeout():g} seconds") from None
             else:
                 if not message:
                     raise OSError(f"process {self.process.pid} has ended (exit status {self.process.wait()})")
@@ -199,7 +195,7 @@ class WorkerPool:
                     worker = worker or self._start()
                     result = worker.ask(gold, answer, self.gold_cpu_limit, limit)
                 except OSError as error:
-                    result, why = "stuck" if isinstance(error, _Stuck) else "killed", str(error)
+                    result, why = "stuck" if isinstance(error, TimeoutError) else "killed", str(error)
                     worker = self._end(worker)
                 if result in ("cpu", "gold/cpu", *_AGAIN):
                     with self._lock:
