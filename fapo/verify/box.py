@@ -147,8 +147,7 @@ def _top_level_boxes(text: str, *, to_end: bool = False) -> list[tuple[int, str,
                 closed.pop()
             closed.append((*opened, match.end()))
     last_end = closed[-1][2] if closed else 0
-    unclosed = next((opened for opened in stack if opened and opened[0] >= last_end), None)
-    if unclosed:
+    if unclosed := next((opened for opened in stack if opened and opened[0] >= last_end), None):
         closed = [*closed, (*unclosed, len(text) + 1)] if to_end else []
     return [(start, _BOX_COMMAND.sub("", text[inner : end - 1]).strip(), end) for start, inner, end in closed]
 

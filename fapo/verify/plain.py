@@ -88,8 +88,7 @@ def normalise(text: str) -> str:
     # A string literal in which `\frac` was not escaped holds a form feed.
     text = _ROOT.sub(r"\\sqrt{\1}", _FORM_FEED.sub(r"\\frac", _HTML.sub(r"\2", _MARKDOWN.sub(r"\2", text))))
     text = _RAISED.sub(_raise, text).translate(_SIGNS)
-    strange = _STRANGE.search(text)
-    if strange:
+    if strange := _STRANGE.search(text):
         raise Refused(f"character U+{ord(strange.group()):04X}")
     if _COMMANDS.search(text):
         raise Refused("a command that is not mathematics")

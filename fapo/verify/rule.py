@@ -148,8 +148,7 @@ def _compare(gold: str, answer: str) -> Ruling:
     if _bases(answer) not in ([], _bases(gold)):
         return _wrong("base")
     gold, answer = _BASED.sub(r"\1", gold), _BASED.sub(r"\1", answer)
-    words = _compare_words(gold, answer)
-    if words is not None:
+    if (words := _compare_words(gold, answer)) is not None:
         return words
 
     gold_percents, answer_percents = gold.count(r"\%"), answer.count(r"\%")
@@ -185,8 +184,7 @@ def _compare(gold: str, answer: str) -> Ruling:
             gold_node = read(gold, inside=True)
         elif read_decimal_comma(answer) == gold_node.value:
             return Ruling(Outcome.CORRECT, "decimal comma")
-    equal = _equal(gold_node, answer_node)
-    if equal is not None:
+    if (equal := _equal(gold_node, answer_node)) is not None:
         return Ruling(Outcome.CORRECT, "equal") if equal else _wrong("different")
     if _letters(gold) != _letters(answer) and _letters(gold.lower()) == _letters(answer.lower()):
         return _wrong("letter case")
@@ -282,8 +280,7 @@ def _compare_words(gold: str, answer: str) -> Ruling | None:
         return Ruling(Outcome.CORRECT, "same words")
     flat = " ".join(_TEXT.sub(r" \1 ", answer).split())
     for pattern in (_CHOICE, _CLAUSE):
-        match = pattern.fullmatch(flat)
-        if match:
+        if match := pattern.fullmatch(flat):
             *said, rest = match.groups(default="")
             if "".join(said).casefold() == gold_words.casefold() and not _OTHERS.search(rest):
                 return Ruling(Outcome.CORRECT, "choice")

@@ -60,8 +60,7 @@ _DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
 def read_number(text: str) -> Scalar | None:
     """Reads a number: integer, decimal, fraction, mixed number, scientific notation or repeating decimal; None where it is not one. Raises
     `Refused` for a denominator of 0."""
-    match = _PLAIN.fullmatch(text)
-    if match:
+    if match := _PLAIN.fullmatch(text):
         digits = re.sub("[,' ]", "", match[2])
         value = _signed(match[1], Fraction(digits + "0" if digits.endswith(".") else digits))
         return Scalar(value, grouped="," in match[2], decimal=match[1] + digits)
@@ -69,17 +68,14 @@ def read_number(text: str) -> Scalar | None:
         # As a list it would be written with a space; `0,1` and `1,22` may be lists, as `2,16` is.
         return Scalar(Fraction(text.replace(",", ".")))
     # `2\frac{1}{2}` is `2 1/(2)`.
-    match = _DIVISION.fullmatch(_FRAC.sub(r" \1\2/(\3\4)", text).strip())
-    if match:
+    if match := _DIVISION.fullmatch(_FRAC.sub(r" \1\2/(\3\4)", text).strip()):
         return _division(match[1], match[2], match[3].replace(",", ""), match[4].replace(",", ""))
-    match = _SCIENTIFIC.fullmatch(text)
-    if match:
+    if match := _SCIENTIFIC.fullmatch(text):
         factor = Fraction(re.sub("[,' ]", "", match[2]).rstrip(".")) if match[2] else Fraction(1)
         return Scalar(_signed(match[1], factor * Fraction(10) ** int(match[3] or match[4])))
     if _E_NOTATION.fullmatch(text):
         return Scalar(Fraction(text))
-    match = _REPEATING.fullmatch(text)
-    if match:
+    if match := _REPEATING.fullmatch(text):
         start = Fraction(int(match[2] + match[3] or "0"), 10 ** len(match[3]))
         return Scalar(_signed(match[1], start + Fraction(int(match[4]), (10 ** len(match[4]) - 1) * 10 ** len(match[3]))))
     return None

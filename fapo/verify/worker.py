@@ -143,8 +143,7 @@ def serve(connection: socket.socket, memory_limit: int) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     send(connection, "fork", 0, os.getpid())
     for _ in range(ANSWERS_PER_WORKER):
-        message = connection.recv(MAX_MESSAGE)
-        if not message:
+        if not (message := connection.recv(MAX_MESSAGE)):
             return 0
         number, gold, answer, gold_limit, limit = json.loads(message)
         result = "gold"
@@ -198,17 +197,15 @@ def main() -> None:
     gc.freeze()
     # SIGTERM to the group ends the fork at once; this process reaps it, finds nobody to tell, and goes.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    status = REPLACE << 8
-    while status:
-        if status != REPLACE << 8:
-            send(connection, "ended", 0, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
+    parent, code = os.getpid(), REPLACE
+    while code:
+        if (pid := os.fork()) == 0:
             end_with_parent()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os._exit(serve(connection, int(sys.argv[2])) if os.getppid() == parent else 0)
-        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, REPLACE):
+            send(connection, "ended", 0, max(-code, 0))
 
 
 if __name__ == "__main__":
