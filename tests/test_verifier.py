@@ -42,7 +42,7 @@ def children(pid):
 
 
 def processes_of(verifier):
-    return [worker.process.pid for worker in list(verifier.pool.workers)]
+    return [worker.process.pid for worker in verifier.pool.workers if worker.process]
 
 
 def workers_of(verifier):
@@ -386,9 +386,9 @@ def test_a_worker_killed_from_outside_is_replaced():
         for pid in workers_of(verifier):
             os.kill(pid, 9)
         assert verdict(verifier, "x^2-1", "(x+1)(x-1)") is Outcome.CORRECT
-        (worker,) = verifier.pool.workers
-        worker.process.kill()
-        worker.process.wait()
+        (process,) = [worker.process for worker in verifier.pool.workers if worker.process]
+        process.kill()
+        process.wait()
         for _ in range(3):
             assert verdict(verifier, "x^2-1", "(x-1)(1+x)") is Outcome.CORRECT
         assert not verifier.counts["unknown"] and verifier.pool.counts["killed"]
@@ -446,6 +446,15 @@ verifier.submit_answer({BOMB[1]!r}, {BOMB[0]!r})
 def test_workers_import_no_torch():
     code = "import sys, soundrl.fapo.verify.worker as w; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_what_is_queued_fails_when_the_verifier_is_closed():
+    """Without a wait for any of it: each would take as long as its limit."""
+    with Verifier(workers=1, cpu_limit=600) as verifier:
+        futures = [verifier.submit_answer(BOMB[1], BOMB[0]) for _ in range(50)]
+        while not (workers := workers_of(verifier)) or cpu_seconds(workers[0]) < 0.3:
+            time.sleep(0.05)
+    assert all(isinstance(future.exception(timeout=0), RuntimeError) for future in futures)
 
 
 def test_closed():

@@ -44,17 +44,23 @@ def cpu_seconds(pid: int) -> float:
 
 
 class _Worker:
-    """One process of `worker`, and the fork of it that compares."""
+    """One process of `worker`, started when it is needed, and the fork of it that compares."""
 
     def __init__(self, memory_limit: int, stall_limit: float) -> None:
+        self._memory_limit, self._stall_limit = memory_limit, stall_limit
+        self.process: subprocess.Popen[bytes] | None = None
+        self.closed = False
+        """True = what is started is ended at once."""
+
+    def _start(self) -> subprocess.Popen[bytes]:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connection.settimeout(stall_limit)
+        self._connection.settimeout(self._stall_limit)
         # A narrow environment: nothing of the trainer's (tokens, CUDA, proxies) is of use in there.
         environment = {key: os.environ[key] for key in ("PATH", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
         environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-m", "soundrl.fapo.verify.worker", str(theirs.fileno()), str(memory_limit)],
+                [sys.executable, "-P", "-s", "-m", "soundrl.fapo.verify.worker", str(theirs.fileno()), str(self._memory_limit)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
@@ -63,16 +69,20 @@ class _Worker:
                 start_new_session=True,
             )
         self._fork, self._asked = self.process.pid, 0
+        if self.closed:
+            self.interrupt()
+        return self.process
 
     def ask(self, gold: str, answer: str, gold_limit: float, limit: float) -> str:
         """The result of one comparison. Raises `OSError` where the process has gone, `TimeoutError` where it is stuck: it is of no more
         use."""
+        process = self.process or self._start()
         # A number, since one that was asked in vain may be answered later: its fork had been killed before it took the request.
         self._asked += 1
         self._connection.send(json.dumps([self._asked, gold, answer, gold_limit, limit]).encode())
         is_read = False
         while True:
-            kind, number, value = self._receive()
+            kind, number, value = self._receive(process)
             if kind == "fork":
                 self._fork = value
             elif number not in (0, self._asked):
@@ -86,7 +96,7 @@ class _Worker:
             else:
                 return "crash" if value in _CRASHES else "killed"
 
-    def _receive(self) -> list:
+    def _receive(self, process: subprocess.Popen[bytes]) -> list:
         used = -1.0
         while True:
             try:
@@ -94,26 +104,29 @@ class _Worker:
             except TimeoutError:
                 before, used = used, cpu_seconds(self._fork)
                 if used - before < _TICK:
-                    raise TimeoutError(f"process {self._fork} has used no CPU time for {self._connection.gettimeout():g} seconds") from None
+                    raise TimeoutError(f"process {self._fork} has used no CPU time for {self._stall_limit:g} seconds") from None
             else:
                 if not message:
-                    raise OSError(f"process {self.process.pid} has ended (exit status {self.process.wait()})")
+                    raise OSError(f"process {process.pid} has ended (exit status {process.wait()})")
                 return json.loads(message)
 
     def interrupt(self) -> None:
         """Ends the fork, also one that is stopped; the process too, where it has none yet."""
         for signum in (signal.SIGTERM, signal.SIGCONT):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signum)
+                if process := self.process:
+                    os.killpg(process.pid, signum)
 
     def end(self) -> None:
-        self._connection.close()
-        self.interrupt()
-        try:
-            self.process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        if process := self.process:
+            self._connection.close()
+            self.interrupt()
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            self.process = None
 
 
 class WorkerPool:
@@ -140,14 +153,12 @@ class WorkerPool:
         self.cpu_limit, self.gold_cpu_limit = cpu_limit, gold_cpu_limit
         self.counts: Counter[str] = Counter()
         """Comparisons that ended a process, by result: `cpu`, `gold/cpu`, `memory`, `crash`, `killed`, `stuck` (see `submit`)."""
-        self.workers: set[_Worker] = set()
-        """The processes that are running."""
-        self._process_limits = memory_limit, stall_limit
+        self.workers = [_Worker(memory_limit, stall_limit) for _ in range(workers)]
         self._owner = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[str, str, float, Future[str]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        self._threads = [threading.Thread(target=self._serve, name=f"verifier-{index}", daemon=True) for index in range(workers)]
+        self._threads = [threading.Thread(target=self._serve, args=[worker], name="verifier", daemon=True) for worker in self.workers]
         for thread in self._threads:
             thread.start()
 
@@ -178,48 +189,33 @@ class WorkerPool:
             if not self._closed:
                 self._closed = True
                 for worker in self.workers:
+                    worker.closed = True
                     worker.interrupt()
-                for _ in self._threads:
                     self._jobs.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _serve(self) -> None:
-        worker: _Worker | None = None
+    def _serve(self, worker: _Worker) -> None:
         while job := self._jobs.get():
             gold, answer, limit, future = job
             result = "killed"
             for _ in range(2):
-                why = "by a signal"
+                if self._closed:
+                    break
                 try:
-                    worker = worker or self._start()
-                    result = worker.ask(gold, answer, self.gold_cpu_limit, limit)
+                    result, why = worker.ask(gold, answer, self.gold_cpu_limit, limit), "by a signal"
                 except OSError as error:
                     result, why = "stuck" if isinstance(error, TimeoutError) else "killed", str(error)
-                    worker = self._end(worker)
+                    worker.end()
                 if result in ("cpu", "gold/cpu", *_AGAIN):
                     with self._lock:
                         self.counts[result] += 1
-                if result not in _AGAIN or self._closed:
+                if result not in _AGAIN:
                     break
-                if result in ("killed", "stuck"):
+                if result in ("killed", "stuck") and not self._closed:
                     logger.warning("a verifier process was %s: %s", result, why)
             if self._closed and result in ("killed", "stuck", "crash"):
                 future.set_exception(RuntimeError("the verifier was closed"))
             else:
                 future.set_result(result)
-        self._end(worker)
-
-    def _start(self) -> _Worker:
-        with self._lock:
-            if self._closed:
-                raise OSError("the verifier is closed")
-            worker = _Worker(*self._process_limits)
-            self.workers.add(worker)
-        return worker
-
-    def _end(self, worker: _Worker | None) -> None:
-        if worker:
-            with self._lock:
-                self.workers.discard(worker)
-            worker.end()
+        worker.end()
