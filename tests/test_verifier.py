@@ -270,6 +270,16 @@ def test_without_the_limit_a_hostile_answer_goes_on():
             future.result(timeout=1200)
 
 
+def test_a_limit_holds_also_where_the_trainer_blocks_its_signal():
+    """A process inherits what the thread that starts it blocks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    try:
+        with Verifier(workers=1, cpu_limit=0.2) as verifier:
+            assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE and verifier.counts["unparseable/cpu"] == 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_time_passes_for_a_worker_only_while_it_runs(monkeypatch):
     """A worker that is stopped for longer than its limit still gives its verdict: a busy machine in the extreme."""
     with Verifier(workers=1, cpu_limit=1.0) as verifier:

@@ -188,6 +188,9 @@ def end_with_parent() -> None:
 def main() -> None:
     """Entry of the process."""
     end_with_parent()
+    # What the trainer's thread blocks or ignores is inherited, and would lift the limit.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     connection = socket.socket(fileno=int(sys.argv[1]))
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
