@@ -31,7 +31,11 @@ class LeftOut:
 
     def __str__(self) -> str:
         """One line: the one fault, or how many there are and the first of them."""
-        return summary(self.ordered(), self.read.total())
+        faults = self.ordered()
+        if len(faults) == 1:
+            return str(faults[0])
+        more = f" | and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+        return f"{len(faults):,} of {self.read.total():,} rows cannot be used: {' | '.join(map(str, faults[:SHOWN]))}{more}"
 
     def ordered(self) -> list[RowError]:
         """By file, in the order of reading, and row."""
@@ -55,14 +59,6 @@ class LeftOut:
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = ({"file": fault.at[0], "row": fault.at[1], "field": fault.field, "reason": fault.reason} for fault in self.ordered())
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def summary(faults: Sequence[RowError], read: int) -> str:
-    """`faults` in one line, of `read` rows."""
-    if len(faults) == 1:
-        return str(faults[0])
-    more = f" | and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
-    return f"{len(faults):,} of {read:,} rows cannot be used: {' | '.join(map(str, faults[:SHOWN]))}{more}"
 
 
 def load_rows(
@@ -90,8 +86,8 @@ def load_rows(
             faults.append(error)
         if row == max_rows or (len(faults) == HOPELESS and not found):
             break
-    if left_out is not None:
-        left_out.add(file, row, faults)
-    elif faults:
-        raise DataError(summary(faults, row))
+    out = LeftOut() if left_out is None else left_out
+    out.add(file, row, faults)
+    if left_out is None and faults:
+        raise DataError(str(out))
     return found

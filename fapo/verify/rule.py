@@ -86,15 +86,13 @@ _BASE_WORDS = "zero one two three four five six seven eight nine ten eleven twel
 def plain_gold(gold: str) -> str:
     """A reference in plain form (`normalise`), its boxes taken off; whether the parser can read it, `Verifier.check_golds` says.
     `ValueError` where it is empty, too long, or holds characters or commands that are never read; the message shows it."""
-    if not gold.strip():
-        raise ValueError("the reference answer is empty")
     try:
         plain = normalise(reference_part(gold) if len(gold) <= MAX_LENGTH else gold)
+        if not plain:
+            raise Refused("it is empty, or holds nothing but layout")
         read(plain)
     except Refused as error:
         raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
-    if not plain:
-        raise ValueError(f"the reference answer {gold[:200]!r} holds nothing but layout")
     return plain
 
 
@@ -127,10 +125,8 @@ def rule(gold: str, answer: str) -> Ruling:
     if answer.strip() == gold.strip():
         return Ruling(Outcome.CORRECT, "same text")
     try:
-        plain_answer = normalise(answer)
-        if not plain_answer:
-            return Ruling(Outcome.UNPARSEABLE, "nothing but layout")
-        return _compare(reference, plain_answer)
+        plain = normalise(answer)
+        return _compare(reference, plain) if plain else Ruling(Outcome.UNPARSEABLE, "nothing but layout")
     except Refused as error:
         return Ruling(Outcome.UNPARSEABLE, str(error))
 
