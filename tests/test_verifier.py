@@ -404,6 +404,21 @@ def test_a_worker_killed_from_outside_is_replaced():
         assert not verifier.counts["unknown"] and verifier.pool.counts["killed"]
 
 
+def test_a_late_answer_is_not_taken_for_the_next_ones():
+    """A fork that is killed before it takes its request leaves it to the next fork, and the request is asked again: two answers come."""
+    with Verifier(workers=1) as verifier:
+        assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
+        for number in range(20):
+            (pid,) = workers_of(verifier)
+            os.kill(pid, signal.SIGKILL)
+            while pid in workers_of(verifier):
+                time.sleep(0.001)
+            assert verdict(verifier, f"x^2-{number}", f"-{number}+x^2") is Outcome.CORRECT
+            assert verdict(verifier, f"x^2-{number}", f"-{number + 1}+x^2") is Outcome.WRONG
+            assert verdict(verifier, f"x^2-{number}", f"x \\cdot x-{number}") is Outcome.CORRECT
+        assert verifier.pool.counts == {"killed": 20} and not verifier.counts["unknown"]
+
+
 # Processes
 
 
