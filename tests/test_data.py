@@ -447,7 +447,7 @@ def test_bad_lists(text: str, message: str, tmp_path: Path) -> None:
     [
         ([PLAIN, {"problem": "p", "answer": None}], ":2: answer: missing; every row needs it"),
         ([{"problem": "p", "answer": float("nan")}], f":1: answer: nan {NO_ANSWER}"),
-        ([{"problem": b"p", "answer": "1"}], f":1: problem: an object {NOT_TEXT}"),
+        ([{"problem": b"p", "answer": "1"}], f":1: problem: b'p' {NOT_TEXT}"),
         ([{"query": "p"}], ":1: problem: missing (fields: none); write problem and answer, or prompt and reward_model"),
         ([PLAIN, PLAIN, {"problem": "", "answer": "1"}], ":3: problem: empty; write a text"),
     ],
@@ -535,18 +535,10 @@ def test_parquet_bombs_end_in_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(load_prompts(path, max_rows=1)) == 1
 
 
-def test_crash_of_the_parquet_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_parquet(tmp_path / "a.parquet", [PLAIN] * 3)
-    crash = tmp_path / "parquet_rows.py"
-    crash.write_text("import os, json; print(json.dumps({'problem': 'p', 'answer': '1'}), flush=True); os.abort()")
-    monkeypatch.setattr(rows, "__file__", str(tmp_path / "rows.py"))
-    assert error_of(path) == f"{path}: pyarrow crashed after row 1 (exit status -6): damaged file; write it again"
-
-
 def test_broken_files_never_crash(tmp_path: Path) -> None:
     """Flipped and cut bytes end in rows or in a `DataError`, in all formats."""
     generator = random.Random(0)
-    for write, tries in ((as_jsonl, 500), (as_list, 500), (as_parquet, 12)):
+    for write, tries in ((as_jsonl, 500), (as_list, 500), (as_parquet, 500)):
         whole = Path(write(tmp_path / "whole", [PLAIN, {**PLAIN, "problem": "é" * 40}] * 3))
         refused = 0
         for index in range(tries):

@@ -1,6 +1,7 @@
 """The verifier end to end: verdicts, limits of CPU time and memory, isolation, threads, and math-verify's own cases."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -17,7 +18,6 @@ import mathverify_cases
 import pytest
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify import pool
 from soundrl.fapo.verify.pool import cpu_seconds
 from soundrl.fapo.verify.verifier import Verifier
 
@@ -35,6 +35,23 @@ def verifier():
 
 def verdict(verifier, gold, answer):
     return verifier.submit_answer(answer, gold).result()
+
+
+def children(pid):
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def processes_of(verifier):
+    return [worker.process.pid for worker in verifier.pool.workers if worker.process]
+
+
+def workers_of(verifier):
+    """The forks that compare."""
+    found = []
+    for pid in processes_of(verifier):
+        with contextlib.suppress(OSError):  # ended by now
+            found += children(pid)
+    return found
 
 
 # Verdicts
@@ -191,11 +208,9 @@ def test_no_reference_raises_whatever_the_answer(verifier, gold):
 
 def test_numbers_and_words_are_checked_without_a_process():
     with Verifier(workers=1) as verifier:
-        for pid in (verifier.pool._server._process.pid, *children(verifier.pool._server._process.pid)):
-            os.kill(pid, signal.SIGSTOP)
-        assert (
-            verifier.check_golds(["7", "1,000", r"\frac{1}{2}", "(1, 2)", r"\text{Evelyn}", "B", r"12\text{ cm}"] * 1000) == [None] * 7000
-        )
+        golds = ["7", "1,000", r"\frac{1}{2}", "(1, 2)", r"\text{Evelyn}", "B", r"12\text{ cm}"]
+        assert verifier.check_golds(golds * 1000) == [None] * 7000 and not processes_of(verifier)
+        assert verifier.check_golds([r"\sqrt{2}"]) == [None] and processes_of(verifier)
 
 
 def test_real_references_can_be_compared_with(verifier):
@@ -247,7 +262,7 @@ def test_without_the_limit_a_hostile_answer_goes_on():
     """The inverse of the test above: what is ended at the limit still runs at several times as much."""
     with Verifier(workers=1, cpu_limit=1000) as verifier:
         future = verifier.submit_answer(BOMB[1], BOMB[0])
-        while not (workers := children(verifier.pool._server._process.pid)) or cpu_seconds(workers[0]) < 2:
+        while not (workers := workers_of(verifier)) or cpu_seconds(workers[0]) < 2:
             time.sleep(0.05)
         assert not future.done()
         verifier.close()
@@ -255,18 +270,28 @@ def test_without_the_limit_a_hostile_answer_goes_on():
             future.result(timeout=1200)
 
 
+def test_a_limit_holds_also_where_the_trainer_blocks_its_signal():
+    """A process inherits what the thread that starts it blocks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    try:
+        with Verifier(workers=1, cpu_limit=0.2) as verifier:
+            assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE and verifier.counts["unparseable/cpu"] == 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_time_passes_for_a_worker_only_while_it_runs(monkeypatch):
     """A worker that is stopped for longer than its limit still gives its verdict: a busy machine in the extreme."""
     with Verifier(workers=1, cpu_limit=1.0) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
-        (pid,) = children(verifier.pool._server._process.pid)
+        (pid,) = workers_of(verifier)
         os.kill(pid, signal.SIGSTOP)
         future = verifier.submit_answer("(x-1)(x+1)", "x^2-1")
         time.sleep(1.5)
         assert Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "T" and not future.done()
         os.kill(pid, signal.SIGCONT)
         assert future.result() is Outcome.CORRECT
-        assert children(verifier.pool._server._process.pid) == [pid] and not verifier.pool.counts
+        assert workers_of(verifier) == [pid] and not verifier.pool.counts
 
 
 def test_the_reading_of_a_reference_is_not_charged_to_the_answer():
@@ -281,10 +306,8 @@ def test_the_reading_of_a_reference_is_not_charged_to_the_answer():
         assert "reading it takes math-verify more than 0.0001 CPU seconds" in str(verifier.check_golds([gold]))
 
 
-def test_a_worker_over_its_limit_that_replies_before_anybody_looks_is_over_it_all_the_same(monkeypatch):
-    """The verdict may not depend on how late the waiting thread is scheduled."""
-    waits = pool.receive
-    monkeypatch.setattr(pool, "receive", lambda *arguments: waits(*arguments[:3]))
+def test_a_worker_over_its_limit_that_is_done_before_anybody_looks_is_over_it_all_the_same():
+    """The verdict may not depend on when the kernel looks: this limit ends between two of its ticks."""
     with Verifier(workers=1, cpu_limit=1e-4) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.UNPARSEABLE
         assert verifier.counts["unparseable/cpu"] == 1
@@ -297,13 +320,6 @@ def test_memory_limit():
         assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE
         assert verifier.counts["unparseable/memory"] + verifier.counts["unparseable/crash"] == 1
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
-
-
-def workers_of(verifier):
-    try:
-        return children(verifier.pool._server._process.pid)
-    except OSError:  # closed by now
-        return []
 
 
 @pytest.fixture
@@ -367,7 +383,8 @@ def test_a_verifier_without_processes_knows_nothing(monkeypatch):
     """The machine cannot start one any more: the run is stopped by the share of unknown outcomes, not by an exception in mid step."""
     with Verifier(workers=1) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
-        verifier.pool._server._process.kill()
+        (pid,) = processes_of(verifier)
+        os.kill(pid, signal.SIGKILL)
         monkeypatch.setattr(sys, "executable", "/bin/false")
         assert verdict(verifier, "x^2-1", "(x+1)(x-1)") is Outcome.UNKNOWN
         assert verdict(verifier, "7", "7") is Outcome.CORRECT
@@ -376,21 +393,33 @@ def test_a_verifier_without_processes_knows_nothing(monkeypatch):
 def test_a_worker_killed_from_outside_is_replaced():
     with Verifier(workers=1) as verifier:
         assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
-        for pid in children(verifier.pool._server._process.pid):
+        for pid in workers_of(verifier):
             os.kill(pid, 9)
         assert verdict(verifier, "x^2-1", "(x+1)(x-1)") is Outcome.CORRECT
-        os.kill(verifier.pool._server._process.pid, 9)
-        verifier.pool._server._process.wait()
+        (process,) = [worker.process for worker in verifier.pool.workers if worker.process]
+        process.kill()
+        process.wait()
         for _ in range(3):
             assert verdict(verifier, "x^2-1", "(x-1)(1+x)") is Outcome.CORRECT
         assert not verifier.counts["unknown"] and verifier.pool.counts["killed"]
 
 
+def test_a_late_answer_is_not_taken_for_the_next_ones():
+    """A fork that is killed before it takes its request leaves it to the next fork, and the request is asked again: two answers come."""
+    with Verifier(workers=1) as verifier:
+        assert verdict(verifier, "x^2-1", "(x-1)(x+1)") is Outcome.CORRECT
+        for number in range(20):
+            (pid,) = workers_of(verifier)
+            os.kill(pid, signal.SIGKILL)
+            while pid in workers_of(verifier):
+                time.sleep(0.001)
+            assert verdict(verifier, f"x^2-{number}", f"-{number}+x^2") is Outcome.CORRECT
+            assert verdict(verifier, f"x^2-{number}", f"-{number + 1}+x^2") is Outcome.WRONG
+            assert verdict(verifier, f"x^2-{number}", f"x \\cdot x-{number}") is Outcome.CORRECT
+        assert verifier.pool.counts == {"killed": 20} and not verifier.counts["unknown"]
+
+
 # Processes
-
-
-def children(pid):
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 def test_nothing_is_left_behind():
@@ -403,10 +432,9 @@ def test_nothing_is_left_behind():
         with Verifier(workers=2, cpu_limit=0.2) as verifier:
             assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE  # which ends its worker
             verdict(verifier, r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")
-            server = verifier.pool._server._process.pid
-            workers = children(server)
-            assert workers
-        assert not any(Path(f"/proc/{pid}").exists() for pid in (server, *workers))
+            processes, workers = processes_of(verifier), workers_of(verifier)
+            assert processes and workers
+        assert not any(Path(f"/proc/{pid}").exists() for pid in (*processes, *workers))
     assert resources() == before
 
 
@@ -417,19 +445,17 @@ def test_killed_workers_leave_no_zombies_and_no_descriptors():
         for _ in range(10):
             assert verdict(verifier, *BOMB) is Outcome.UNPARSEABLE
         assert len(os.listdir("/proc/self/fd")) <= before
-        assert len(children(verifier.pool._server._process.pid)) <= 1
+        assert len(workers_of(verifier)) <= 1
 
 
 def test_the_interpreter_ends_and_takes_the_processes_along():
     """Without `close`, with a worker in the middle of a hostile answer."""
     code = f"""
 import os
-from soundrl.fapo.verify import pool
-from soundrl.fapo.verify.pool import cpu_seconds
 from soundrl.fapo.verify.verifier import Verifier
 verifier = Verifier(workers=1, cpu_limit=600)
 print(verifier.submit_answer("(x-1)(x+1)", "x^2-1").result().value)
-print(verifier.pool._server._process.pid, flush=True)
+print([worker.process.pid for worker in verifier.pool.workers][0], flush=True)
 verifier.submit_answer({BOMB[1]!r}, {BOMB[0]!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200, check=True)
@@ -445,6 +471,15 @@ verifier.submit_answer({BOMB[1]!r}, {BOMB[0]!r})
 def test_workers_import_no_torch():
     code = "import sys, soundrl.fapo.verify.worker as w; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_what_is_queued_fails_when_the_verifier_is_closed():
+    """Without a wait for any of it: each would take as long as its limit."""
+    with Verifier(workers=1, cpu_limit=600) as verifier:
+        futures = [verifier.submit_answer(BOMB[1], BOMB[0]) for _ in range(50)]
+        while not (workers := workers_of(verifier)) or cpu_seconds(workers[0]) < 0.3:
+            time.sleep(0.05)
+    assert all(isinstance(future.exception(timeout=0), RuntimeError) for future in futures)
 
 
 def test_closed():

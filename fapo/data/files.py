@@ -122,12 +122,10 @@ def _plain_prompt(id: str, fields: Fields, source: str, instruction: str) -> Pro
     text = _text(key, fields[key])
     if key == "prompt" and re.match(r"""\[\s*\{\s*["'](?:role|content)["']""", text):
         raise RowError(f"{shown(text)} is a list of messages, written as a text; write it as a list", key)
-    answer, solution = fields.get("answer"), _optional("solution", fields.get("solution"))
-    field = "answer"
-    if answer is None and isinstance(fields.get("reward_model"), dict):
-        field, answer = "reward_model.ground_truth", _object("reward_model", fields["reward_model"]).get("ground_truth")
-    if answer is None and key == "prompt":
-        field, answer = "solution", solution
+    solution, reward = _optional("solution", fields.get("solution")), fields.get("reward_model")
+    truth = reward.get("ground_truth") if isinstance(reward, dict) else None
+    answers = {"answer": fields.get("answer"), "reward_model.ground_truth": truth, "solution": solution if key == "prompt" else None}
+    field, answer = next(((field, answer) for field, answer in answers.items() if answer is not None), ("answer", None))
     if solution is None and isinstance(answer, str) and "\n####" in answer:
         solution = answer
     kept = _answer(field, answer)
@@ -152,15 +150,11 @@ def _chat_prompt(id: str, fields: Fields, source: str, instruction: str) -> Prom
 
 def _message(field: str, value: object) -> dict[str, str]:
     present = {key: part for key, part in _object(field, value).items() if part is not None and key in PARTS}
-    for key, part in present.items():
-        if not isinstance(part, str):
-            raise RowError(f"{shown(part)} where a text is expected; write a string", f"{field}.{key}")
     role = present.get("role")
     if role not in ROLES:
         raise RowError(f"{shown(role)}; use one of {', '.join(ROLES)}", f"{field}.role")
-    if role == "user" or "content" not in present:
-        _text(f"{field}.content", present.get("content"))
-    return {key: _encodable(f"{field}.{key}", part) for key, part in present.items() if isinstance(part, str)}
+    present.setdefault("content", None)
+    return {key: _text(f"{field}.{key}", part, may_be_empty=(role, key) != ("user", "content")) for key, part in present.items()}
 
 
 def _object(field: str, value: object) -> dict[str, object]:
@@ -169,17 +163,13 @@ def _object(field: str, value: object) -> dict[str, object]:
     return value
 
 
-def _text(field: str, value: object) -> str:
+def _text(field: str, value: object, may_be_empty: bool = False) -> str:
     if value is None:
         raise RowError("missing; every row needs it", field)
     if not isinstance(value, str):
         raise RowError(f"{shown(value)} where a text is expected; write a string", field)
-    if not value.strip():
+    if not (may_be_empty or value.strip()):
         raise RowError("empty; write a text", field)
-    return _encodable(field, value)
-
-
-def _encodable(field: str, value: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -197,4 +187,4 @@ def _answer(field: str, value: object) -> str:
 
 def _optional(field: str, value: object) -> str | None:
     """None also for an empty text, which many files write where they have nothing."""
-    return None if value is None or value == "" or (isinstance(value, str) and value.isspace()) else _text(field, value)
+    return None if value is None or (isinstance(value, str) and not value.strip()) else _text(field, value)

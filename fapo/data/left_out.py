@@ -27,24 +27,26 @@ class LeftOut:
     def add(self, file: str, read: int, faults: Sequence[RowError]) -> None:
         """`faults` of the first `read` rows of `file`. A file that is read twice counts once."""
         self.read[file] = max(read, self.read[file])
-        for fault in faults:
-            self.rows.setdefault(fault.place, fault)
+        self.rows = {fault.place: fault for fault in faults} | self.rows
 
     def __str__(self) -> str:
         """One line: the one fault, or how many there are and the first of them."""
-        return summary(self.ordered(), self.read.total())
+        faults = self.ordered()
+        if len(faults) == 1:
+            return str(faults[0])
+        more = f" | and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+        return f"{len(faults):,} of {self.read.total():,} rows cannot be used: {' | '.join(map(str, faults[:SHOWN]))}{more}"
 
     def ordered(self) -> list[RowError]:
         """By file, in the order of reading, and row."""
-        files = {file: place for place, file in enumerate(self.read)}
-        split = {fault.place: fault.place.rpartition(":") for fault in self.rows.values()}
-        return sorted(self.rows.values(), key=lambda fault: (files[split[fault.place][0]], int(split[fault.place][2])))
+        files = list(self.read)
+        return sorted(self.rows.values(), key=lambda fault: (files.index(fault.at[0]), fault.at[1]))
 
     def counts(self) -> list[str]:
         """`college.jsonl: left out 7 of 2,818 rows (answer 6, prompt 1)`, a line a file that has some."""
         fields: dict[str, Counter[str]] = {}
         for fault in self.ordered():
-            fields.setdefault(fault.place.rpartition(":")[0], Counter())[fault.field or "row"] += 1
+            fields.setdefault(fault.at[0], Counter())[fault.field or "row"] += 1
         return [
             f"{file}: left out {found.total():,} of {self.read[file]:,} rows ({', '.join(f'{name} {n:,}' for name, n in found.items())})"
             for file, found in fields.items()
@@ -52,24 +54,11 @@ class LeftOut:
 
     def write(self, path: Path) -> None:
         """An object a line: file, row, field, reason. Where nothing is left out there is no file."""
-        if not self.rows:
-            path.unlink(missing_ok=True)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        with beside.open("w", encoding="utf-8") as out:
-            for fault in self.ordered():
-                file, _, row = fault.place.rpartition(":")
-                out.write(json.dumps({"file": file, "row": int(row), "field": fault.field, "reason": fault.reason}) + "\n")
-        os.replace(beside, path)
-
-
-def summary(faults: Sequence[RowError], read: int) -> str:
-    """`faults` in one line, of `read` rows."""
-    if len(faults) == 1:
-        return str(faults[0])
-    more = f" | and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
-    return f"{len(faults):,} of {read:,} rows cannot be used: {' | '.join(map(str, faults[:SHOWN]))}{more}"
+        path.unlink(missing_ok=True)
+        if self.rows:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = ({"file": fault.at[0], "row": fault.at[1], "field": fault.field, "reason": fault.reason} for fault in self.ordered())
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def load_rows(
@@ -97,8 +86,8 @@ def load_rows(
             faults.append(error)
         if row == max_rows or (len(faults) == HOPELESS and not found):
             break
-    if left_out is not None:
-        left_out.add(file, row, faults)
-    elif faults:
-        raise DataError(summary(faults, row))
+    out = LeftOut() if left_out is None else left_out
+    out.add(file, row, faults)
+    if left_out is None and faults:
+        raise DataError(str(out))
     return found

@@ -6,6 +6,7 @@ what has several is refused; what is no wrapping stays as it is, spelling and al
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 
@@ -48,6 +49,8 @@ def plain_reference(value: object) -> str | None:
         return plain_reference(next(iter(value.values())))
     if value is None:
         return None
+    if isinstance(value, float) and math.isfinite(value):  # of Parquet: a double, in its shortest spelling
+        value = Decimal(repr(value))
     if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) <= MAX_EXPONENT:
         return format(value, "f").removesuffix(".0")
     if isinstance(value, int) and not isinstance(value, bool):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+BATCH_ROWS = 64  # of a Parquet file, at a time: few, since run-length coding may repeat a text that is stored once in every row
 MAX_ROW_CHARS = 1 << 20
 """Texts of a Parquet row's columns that are read, together; of the other formats `MAX_TOTAL_CHARS` bounds what is kept."""
 MAX_LINE_BYTES = 1 << 24  # longest line of a JSONL file, with what is not read: generations and traces run to megabytes
@@ -34,6 +34,12 @@ class RowError(DataError):
         super().__init__(reason)
         self.reason, self.field, self.place = reason, field, place
 
+    @property
+    def at(self) -> tuple[str, int]:
+        """File and row of its place."""
+        file, _, row = self.place.rpartition(":")
+        return file, int(row)
+
     def __str__(self) -> str:
         return ": ".join(part for part in (self.place, self.field, self.reason) if part)
 
@@ -49,17 +55,13 @@ def shown(value: object, limit: int = 60) -> str:
     ("'a\\\\na\\\\na\\\\na\\\\n'…", 'null', 'an object')
     """
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, (str, bytes)):
         return repr(value[:limit]) + ("…" if len(value) > limit else "")
-    if isinstance(value, Twice):
-        return "a key that stands twice"
-    if isinstance(value, Decimal):
-        return str(value)[:limit]
-    if isinstance(value, (int, float)):
-        text = repr(value)
-        return text[:limit] + ("…" if len(text) > limit else "")
-    return {dict: "an object", list: "a list"}.get(type(value), f"a value of type {type(value).__name__}")
+    if isinstance(value, (int, float, Decimal)):
+        return str(value)[:limit] + ("…" if len(str(value)) > limit else "")
+    kinds = {dict: "an object", list: "a list", Twice: "a key that stands twice"}
+    return kinds.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
@@ -126,6 +128,7 @@ def _integer(text: str) -> int | str:
     return int(text) if len(text) < 4000 else text  # Python converts no more than 4,300 digits
 
 
+_BLANK = re.compile(r"[ \t\r\n]*")
 # What is not read stops nothing: NaN and 1e999, which are no JSON or no double, are values like others here.
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Decimal, parse_int=_integer)
 
@@ -193,9 +196,7 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Rows:
     del data
 
     def skip(position: int) -> int:
-        while position < len(text) and text[position] in " \t\r\n":
-            position += 1
-        return position
+        return _BLANK.match(text, position).end()  # pyright: ignore[reportOptionalMemberAccess]  # it matches nothing, too
 
     position, row = skip(skip(0) + 1), 0
     closed = text.startswith("]", position)
@@ -219,28 +220,40 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Rows:
 
 
 def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, ...]) -> Rows:
-    # -P: the script's folder stays off the child's path.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("parquet_rows.py")), os.path.abspath(path), str(MAX_ROW_CHARS), *columns]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        assert child.stdout is not None
-        row = 0
-        try:
-            for line in child.stdout:
-                # A child that dies leaves half a line.
-                if not line.endswith(b"\n"):
-                    break
-                if line.startswith(b'"'):
-                    raise DataError(name + json.loads(line))
-                row += 1
-                if line.startswith(b"["):
-                    yield row, RowError(*json.loads(line))
-                else:
-                    yield row, _fields(_decode(line.decode("utf-8"), 0, "write the file again")[0], "write the file again")
-            child.wait()
-        finally:
-            # Where fewer rows were wanted, or one was refused; a child that has ended is left alone.
-            child.kill()
-    if child.returncode:
-        raise DataError(f"{name}: pyarrow crashed after row {row} (exit status {child.returncode}): damaged file; write it again")
+    """Only leaves that are read are decoded: what stands beside them may be megabytes, dates, or not a number. Their sizes are never asked
+    of the footer, which ends the whole process where that is damaged (an uncaught C++ exception, pyarrow 26.0.1)."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"{name}: Parquet needs pyarrow ({error}); pip install 'soundrl[train]', or write .jsonl") from None
+    row = 0
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            if twice := [column for column in columns if names.count(column.partition(".")[0]) > 1]:
+                raise DataError(f"{name}: two columns are named {twice[0].partition('.')[0]!r}; rename one")
+            leaves = [f"{file.schema.column(index).path}." for index in range(len(file.schema))]
+            wanted = [column for column in columns if any(leaf.startswith(f"{column}.") for leaf in leaves)]
+            for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
+                for index in range(batch.num_rows):
+                    (fields,) = batch.slice(index, 1).to_pylist()
+                    row += 1
+                    fault = f"texts longer than {MAX_ROW_CHARS} characters; shorten the row"
+                    yield row, RowError(fault) if _text_size(fields) > MAX_ROW_CHARS else fields
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}:{row + 1}: no valid UTF-8 ({error.reason}); write texts as UTF-8") from None
+    except DataError:
+        raise
+    except (pa.ArrowException, ValueError, OverflowError, RecursionError, OSError, MemoryError) as error:
+        raise DataError(f"{name}: no valid Parquet after row {row} ({shown(str(error), 120)}); write the file again") from None
     if row == 0:
         raise DataError(f"{name}: no rows; it needs at least one")
+
+
+def _text_size(value: object) -> int:
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_text_size, value)) if isinstance(value, (list, tuple)) else 0

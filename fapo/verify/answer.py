@@ -51,9 +51,9 @@ _PLACEHOLDER = re.compile(r"[\s\W_]*(?:(?:your|the|final|numerical)\s+)*(?:answe
 _SPELLINGS = 8  # who writes an answer in more ways than these is hedging, and would make the comparison slow
 _NO_VALUE = re.compile(r"[ \t*_]*(?:(?:final[ \t]+)?answer[ \t*_:]*)?", re.IGNORECASE)
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:：]?[\s*_]*(?=\S)", re.IGNORECASE
+    r"\A(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:：]?[\s*_]*(?=\S)", re.IGNORECASE
 )
-_FENCE = re.compile(r"\s*(?:\$\$|\\\[|```\w*)\s*\n")
+_FENCE = re.compile(r"\A(?:\$\$|\\\[|```\w*)\s*\n")
 
 
 def asked_form(texts: Iterable[str]) -> str | None:
@@ -71,13 +71,12 @@ def final_answer(response: str, *, form: str | None = "box", parts: int = 1, thi
     box = final_box(text, parts=parts)
     said = FORMS[form](text) if form in FORMS else []
     if not said:
-        return None if box is None else _settled(box)
+        return box and _settled(box)
     start, last = said[-1]
     if box is None and re.search(r"\\[bf]box(?:ed)?\s*\{", text[start:]):
         return None
     paragraph = paragraph_of(text, start)
-    answer = _content(last, parts)
-    if answer is None:
+    if (answer := _content(last, parts)) is None:
         return None
     others = [other.text for place, value in said[:-1] if place >= paragraph and (other := _content(value, parts))]
     others += [box.text, *box.others] if box and box.start >= paragraph else []
@@ -100,11 +99,9 @@ def _same(one: str, other: str) -> bool:
 
 def _content(value: str, parts: int) -> Box | None:
     """What a form holds, without Markdown; of a box in it the content."""
-    box = final_box(value, parts=parts)
-    if box:
+    if box := final_box(value, parts=parts):
         return box
-    value = value.strip(" \t\r\n*_`")
-    value = value[match.end() :] if (match := _LEAD.match(value)) else value
+    value = _LEAD.sub("", value.strip(" \t\r\n*_`"), count=1)
     if value.count("}") > value.count("{"):  # \textbf{Answer: 34}
         value = value[: value.rindex("}")]
     return Box(value) if value else None
@@ -114,8 +111,7 @@ def _first_line(text: str, start: int, end: int) -> str:
     """The rest of the line; where that is empty, the next line that is not, behind the opening of a display or a fence."""
     value = text[start:end]
     if _NO_VALUE.fullmatch(value.partition("\n")[0]):
-        value = value.partition("\n")[2].lstrip()
-        value = _FENCE.sub("", value, count=1) if _FENCE.match(value) else value
+        value = _FENCE.sub("", value.partition("\n")[2].lstrip(), count=1)
     return value.partition("\n")[0]
 
 

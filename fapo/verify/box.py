@@ -66,25 +66,18 @@ def final_box(text: str, *, parts: int = 1) -> Box | None:
         return None
     paragraph = paragraph_of(text, boxes[-1][0])
     boxes = [box for box in boxes if box[0] >= paragraph]
-
     runs: list[list[str]] = []
-    previous_end = -1
-    for start, inner, end in boxes:
-        content = _unwrap(text[inner : end - 1])
-        if runs and _CONNECTIVE.fullmatch(text, previous_end, start):
+    for words, (_, content, _) in zip(["", *_between(text, boxes)], boxes, strict=True):
+        if runs and _CONNECTIVE.fullmatch(words):
             runs[-1].append(content)
         else:
             runs.append([content])
-        previous_end = end
-    if 1 < parts == len(boxes) and len(runs) > 1:
-        listed = _listed(text, paragraph, boxes)
-        if listed:
-            return Box(listed, start=paragraph)
-    answers = [_join(run) for run in runs]
-    answer = answers[-1]
+    if 1 < parts == len(boxes) and len(runs) > 1 and (listed := _listed(text, paragraph, boxes)):
+        return Box(listed, start=paragraph)
+    *others, answer = map(_join, runs)
     if not answer:
         return None
-    return Box(answer, tuple(other for other in answers if other and plain(other) != plain(answer)), paragraph)
+    return Box(answer, tuple(other for other in others if other and plain(other) != plain(answer)), paragraph)
 
 
 def paragraph_of(text: str, place: int) -> int:
@@ -110,29 +103,35 @@ def reference_part(text: str) -> str:
         return text
     boxes = _top_level_boxes(text, to_end=True)
     is_open = bool(boxes) and boxes[-1][2] > len(text)
-    between = [text[left[2] : right[0]] for left, right in zip(boxes, boxes[1:], strict=False)]
+    between = _between(text, boxes)
     if not is_open and all(_OPERATOR.fullmatch(words) for words in between):
         return text
-    contents = [_unwrap(text[inner : end - 1]) for _, inner, end in boxes]
-    if any(_TAKEN_BACK.search(words) and not _CONNECTIVE.fullmatch(words) for words in between):
-        return contents[-1]
-    return _join(contents)
+    contents = [content for _, content, _ in boxes]
+    return contents[-1] if _is_taken_back(between) else _join(contents)
 
 
-def _listed(text: str, start: int, boxes: list[tuple[int, int, int]]) -> str:
+def _listed(text: str, start: int, boxes: list[tuple[int, str, int]]) -> str:
     """The boxes as a list, with the names in front of them where each has one; empty where the words around them take something back."""
-    before = [text[left:right] for left, right in zip([start, *(box[2] for box in boxes)], (box[0] for box in boxes), strict=False)]
-    if any(_TAKEN_BACK.search(words) and not _CONNECTIVE.fullmatch(words) for words in [*before[1:], text[boxes[-1][2] :]]):
+    between = _between(text, boxes)
+    if _is_taken_back([*between, text[boxes[-1][2] :]]):
         return ""
-    contents = [_unwrap(text[inner : end - 1]) for _, inner, end in boxes]
-    names = [_NAMED.search(words[-40:]) for words in before]
+    contents = [content for _, content, _ in boxes]
+    names = [_NAMED.search(words[-40:]) for words in (text[start : boxes[0][0]], *between)]
     if all(names):
         contents = [f"{name[1]} = {content}" for name, content in zip(names, contents, strict=True) if name]
     return ", ".join(contents) if all(contents) else ""
 
 
-def _top_level_boxes(text: str, *, to_end: bool = False) -> list[tuple[int, int, int]]:
-    """The closed boxes that lie in no other closed box: (start of the command, start of the content, end after the brace).
+def _between(text: str, boxes: list[tuple[int, str, int]]) -> list[str]:
+    return [text[left[2] : right[0]] for left, right in zip(boxes, boxes[1:], strict=False)]
+
+
+def _is_taken_back(parts: list[str]) -> bool:
+    return any(_TAKEN_BACK.search(words) and not _CONNECTIVE.fullmatch(words) for words in parts)
+
+
+def _top_level_boxes(text: str, *, to_end: bool = False) -> list[tuple[int, str, int]]:
+    """The closed boxes that lie in no other closed box: (start of the command, content, end after the brace).
 
     None at all where a box is opened after the last closed one and never closed, unless such a box reaches `to_end`.
     """
@@ -140,34 +139,22 @@ def _top_level_boxes(text: str, *, to_end: bool = False) -> list[tuple[int, int,
     stack: list[tuple[int, int] | None] = []
     for match in _TOKEN.finditer(text):
         token = match.group()
-        if token[-1] == "{" and len(token) > 2:
-            stack.append((match.start(), match.end()))
-        elif token == "{":
-            stack.append(None)
-        elif token == "}" and stack:
-            opened = stack.pop()
-            if opened is not None:
-                # Boxes close from the inside out: those that started later are inside this one.
-                while closed and closed[-1][0] > opened[0]:
-                    closed.pop()
-                closed.append((opened[0], opened[1], match.end()))
+        if token[-1] == "{" and token != r"\{":
+            stack.append(match.span() if len(token) > 1 else None)
+        elif token == "}" and stack and (opened := stack.pop()):
+            # Boxes close from the inside out: those that started later are inside this one.
+            while closed and closed[-1][0] > opened[0]:
+                closed.pop()
+            closed.append((*opened, match.end()))
     last_end = closed[-1][2] if closed else 0
-    unclosed = next((opened for opened in stack if opened is not None and opened[0] >= last_end), None)
-    if unclosed:
-        return [*closed, (*unclosed, len(text) + 1)] if to_end else []
-    return closed
-
-
-def _unwrap(content: str) -> str:
-    # Most contents hold no box: the search is a cheap way out.
-    return _BOX_COMMAND.sub("", content).strip() if "box" in content else content.strip()
+    if unclosed := next((opened for opened in stack if opened and opened[0] >= last_end), None):
+        closed = [*closed, (*unclosed, len(text) + 1)] if to_end else []
+    return [(start, _BOX_COMMAND.sub("", text[inner : end - 1]).strip(), end) for start, inner, end in closed]
 
 
 def _join(contents: list[str]) -> str:
     kept = [content for content in contents if content]
-    if len({plain(content) for content in kept}) == 1:
-        return kept[0]
-    return ", ".join(kept)
+    return kept[0] if len(set(map(plain, kept))) == 1 else ", ".join(kept)
 
 
 def plain(content: str) -> str:

@@ -7,6 +7,7 @@ r"""Names in answers: takes `x =` off `x = 7`, refuses the equations and chains 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from soundrl.fapo.verify.plain import squeeze
 from soundrl.fapo.verify.units import CHANGES_THE_VALUE
@@ -37,23 +38,29 @@ _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 
 def drop_names(gold: str, answer: str) -> tuple[str, str, str]:
     r"""Both without `x =` or `x \in` in front, and what is wrong where the answer is a chain or an equation and the reference is not."""
-    if _is_list(gold) or _is_list(answer):
-        return _drop_names_of_list(gold, answer)
-    gold_parts, answer_parts = sides(gold), sides(answer)
+    is_list = _is_list(gold) or _is_list(answer)
+    gold_items, answer_items = (split(text, ",;") if is_list else [text] for text in (gold, answer))
+    gold_sides, answer_sides = list(map(sides, gold_items)), list(map(sides, answer_items))
+    if not _are_named(gold_sides):
+        for parts in answer_sides:
+            if len(parts) > 2 or (len(parts) == 2 and not _is_name(parts[0])):
+                return gold, answer, "chain" if len(parts) > 2 else "equation"
+        return gold, _values(answer_items) if _are_named(answer_sides) else answer, ""
+    if is_list:
+        if not _are_named(answer_sides):
+            return *_without_names(gold_items, answer_items, answer), ""
+        if (function := _constant_function(gold_sides)) and function == _constant_function(answer_sides):
+            return _values(gold_items), _values(answer_items), ""
+        return gold, answer, ""
+    (gold_parts,), (answer_parts,) = gold_sides, answer_sides
     if len(answer_parts) > 2 and answer_parts != gold_parts:
         return gold, answer, "chain"
-    if len(answer_parts) == 2 and len(gold_parts) == 1:
-        if not _is_name(answer_parts[0]):
-            return gold, answer, "equation"
-        answer = answer_parts[1]
-    elif len(gold_parts) == 2 and len(answer_parts) == 1:
-        if not _is_name(gold_parts[0]):
-            return gold, answer, "no equation"
-        gold = gold_parts[1]
-    elif len(gold_parts) == len(answer_parts) == 2:
+    if len(gold_parts) == 2 and len(answer_parts) == 1:
+        return _values([gold]), answer, "" if _is_name(gold_parts[0]) else "no equation"
+    if len(gold_parts) == len(answer_parts) == 2:
         if squeeze(gold_parts[0]) == squeeze(answer_parts[0]):
-            gold, answer = gold_parts[1], answer_parts[1]
-        elif read_number(gold_parts[1]) and read_number(answer_parts[1]) and _is_name(gold_parts[0]) and "(" not in gold_parts[0]:
+            return gold_parts[1], answer_parts[1], ""
+        if read_number(gold_parts[1]) and read_number(answer_parts[1]) and _is_name(gold_parts[0]) and "(" not in gold_parts[0]:
             return gold, answer, "other name"
     return gold, answer, ""
 
@@ -64,44 +71,28 @@ def _is_list(text: str) -> bool:
     return len(split(text, ",;")) > 1 and (len(parts) > 2 or read_number(parts[-1]) is None)
 
 
-def _drop_names_of_list(gold: str, answer: str) -> tuple[str, str, str]:
-    gold_items, answer_items = split(gold, ",;"), split(answer, ",;")
-    gold_named = [item for item in gold_items if len(sides(item)) > 1]
-    if gold_named and any(len(sides(item)) > 1 for item in answer_items):
-        function = _constant_function(gold_items)
-        if function and function == _constant_function(answer_items):
-            return _strip_each(gold_items), _strip_each(answer_items), ""
-        return gold, answer, ""
-    if gold_named:
-        values = _strip_each(gold_items)
-        if len(gold_named) == len(gold_items) and _are_distinct(gold_items):
-            # `3, 2` and `(3, 2)` are not `x = 2, y = 3`; the solutions `x_1 = 2, x_2 = 3` may come in any order.
-            whole = read(answer)
-            return f"({values})", answer if isinstance(whole, Group) and whole.kind == "()" else f"({', '.join(answer_items)})", ""
-        return values, answer, ""
-    for item in answer_items:
-        parts = sides(item)
-        if len(parts) > 2 or (len(parts) == 2 and not _is_name(parts[0])):
-            return gold, answer, "chain" if len(parts) > 2 else "equation"
-        answer = _strip_each(answer_items) if len(parts) == 2 else answer
-    return gold, answer, ""
+def _without_names(golds: list[str], answers: list[str], answer: str) -> tuple[str, str]:
+    """A list with names and one without: `3, 2` is not `x = 2, y = 3`, but the solutions `x_1 = 2, x_2 = 3` may come in any order."""
+    letters = {name.strip()[:1] for name, *_ in map(sides, golds) if re.match(r"\s*[A-Za-z](?![A-Za-z])", name)}
+    if len(letters) < len(golds) or not all(len(sides(item)) == 2 for item in golds):
+        return _values(golds), answer
+    whole = read(answer)
+    return f"({_values(golds)})", answer if isinstance(whole, Group) and whole.kind == "()" else f"({', '.join(answers)})"
 
 
-def _strip_each(items: list[str]) -> str:
+def _are_named(items: Iterable[list[str]]) -> bool:
+    return any(len(parts) > 1 for parts in items)
+
+
+def _values(items: list[str]) -> str:
     both = [sides(item) for item in items]
     return ", ".join(parts[1] if len(parts) == 2 and _is_name(parts[0]) else item for parts, item in zip(both, items, strict=True))
 
 
-def _are_distinct(items: list[str]) -> bool:
-    """Whether each element has a letter of its own for its name, as in `x = 2, y = 3`."""
-    letters = {parts[0].strip()[:1] for parts in map(sides, items) if len(parts) == 2 and re.match(r"\s*[A-Za-z](?![A-Za-z])", parts[0])}
-    return len(letters) == len(items)
-
-
-def _constant_function(items: list[str]) -> str:
+def _constant_function(items: list[list[str]]) -> str:
     """`W` of `W(n) = 1, W(n) = -1`: the variable n or x says nothing where no value has a letter. Empty = no such list."""
     names = set()
-    for name, *values in map(sides, items):
+    for name, *values in items:
         match = _FUNCTION.fullmatch(name)
         names.add(match.groups() if match and len(values) == 1 and not re.search("[A-Za-z]", values[0]) else ("", ""))
     return names.pop()[0] if len(names) == 1 else ""

@@ -73,13 +73,8 @@ _CONJUNCTION = re.compile(
 )
 _PERCENT = re.compile(r"\\text\{\s*(?:percent|percentage|per cent|pct)\s*\}|\\%|(?<=[\d\s}])(?:percentage|per ?cent|pct)\b")
 _ANSWER = re.compile(r"\A(?i:(?:\\text\{)?(?:the )?(?:final )?answer(?: is)?\b\}?\s*[:=]?\s*)(?=\S)")
-_RELATIONS = (
-    (r"\\neq ", re.compile(r"\\(?:neq?|not\s*=)(?![a-zA-Z])|!=")),
-    (r"\\leq ", re.compile(r"\\(?:leq?|leqslant)(?![a-zA-Z])|<=")),
-    (r"\\geq ", re.compile(r"\\(?:geq?|geqslant)(?![a-zA-Z])|>=")),
-    ("<", re.compile(r"\\lt(?![a-zA-Z])")),
-    (">", re.compile(r"\\gt(?![a-zA-Z])")),
-)
+_RELATION = re.compile(r"\\(neq?|not\s*=|leq?|leqslant|lt|geq?|geqslant|gt)(?![a-zA-Z])|([!<>])=")
+_RELATIONS = {"n": r"\neq ", "!": r"\neq ", "l": r"\leq ", "<": r"\leq ", "g": r"\geq ", ">": r"\geq ", "lt": "<", "gt": ">"}
 _ARGUMENT = re.compile(r"(?:\\[A-Za-z]+\s*\w?|[\^_]|(?<!\\)[}\]])\s*\Z")
 _MARK = re.compile(r"\\.|[^\\]", re.DOTALL)
 _SINGLE = re.compile(r"([_^])\s*\{([A-Za-z0-9])\}")
@@ -93,8 +88,7 @@ def normalise(text: str) -> str:
     # A string literal in which `\frac` was not escaped holds a form feed.
     text = _ROOT.sub(r"\\sqrt{\1}", _FORM_FEED.sub(r"\\frac", _HTML.sub(r"\2", _MARKDOWN.sub(r"\2", text))))
     text = _RAISED.sub(_raise, text).translate(_SIGNS)
-    strange = _STRANGE.search(text)
-    if strange:
+    if strange := _STRANGE.search(text):
         raise Refused(f"character U+{ord(strange.group()):04X}")
     if _COMMANDS.search(text):
         raise Refused("a command that is not mathematics")
@@ -102,8 +96,7 @@ def normalise(text: str) -> str:
 
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z()\[\]])", r"\\", text)  # escaped once too often
-    text = re.sub(r"(?<=\d)\s*\{,\s*\}\s*(?=\d{3})", ",", text)
-    text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ",", text)
+    text = re.sub(r"(?<=\d)\s*\{,\s*\}\s*(?=\d{3})|(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ",", text)
     text = _COLOUR.sub(" ", text.replace(r"\$", "\x01"))
     text = _LAYOUT.sub(lambda match: "" if match.group()[-1].isalpha() else " ", text).replace("\x01", r"\$")
     text = _FRAC.sub(r"\\\1", _SPACE.sub(" ", text))
@@ -114,8 +107,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"(?<!\\)%", r"\\%", _drop_braces(text.replace("{}", "")))
     text = _PERCENT.sub(r"\\% ", text)
     text = _CONJUNCTION.sub(lambda match: match[1] or ", ", text)
-    for sign, spelling in _RELATIONS:
-        text = spelling.sub(sign, text)
+    text = _RELATION.sub(lambda match: _RELATIONS.get(match[1]) or _RELATIONS[(match[1] or match[2])[0]], text)
     return _ANSWER.sub("", " ".join(text.split())).rstrip(".,;:\\ ").lstrip(",; ")
 
 
@@ -127,9 +119,7 @@ def squeeze(text: str) -> str:
 
 def marks(text: str) -> Iterator[tuple[int, str]]:
     r"""Place and sign of every character that no backslash stands before; `\{` and `\}` count as one sign each."""
-    for match in _MARK.finditer(text):
-        if len(match.group()) == 1 or match.group()[1] in "{}":
-            yield match.start(), match.group()
+    return ((match.start(), match.group()) for match in _MARK.finditer(text) if len(match.group()) == 1 or match.group()[1] in "{}")
 
 
 def closing(text: str, start: int) -> int:
@@ -187,7 +177,5 @@ def _check_braces(text: str) -> None:
         braces += (sign == "{") - (sign == "}")
         if braces < 0:
             break
-    if braces:
-        raise Refused("unbalanced braces")
-    if deepest > MAX_DEPTH:
-        raise Refused(f"nested deeper than {MAX_DEPTH}")
+    if braces or deepest > MAX_DEPTH:
+        raise Refused("unbalanced braces" if braces else f"nested deeper than {MAX_DEPTH}")

@@ -3,38 +3,36 @@ r"""The strict rule in front of math-verify: it decides the clear cases and refu
 `rule(gold, answer)` compares two answers (box contents, not responses) and says correct, wrong, unparseable, or undecided; only undecided
 pairs go to math-verify. It evaluates nothing and is linear in the length of the text.
 
-A number must be given as a number. Where the reference is a number (integer, decimal, fraction, mixed number, scientific notation) the
-answer must be one too, and the two are compared as `fractions.Fraction`:
+A number must be given as a number. Where the reference is one (integer, decimal, fraction, mixed number, scientific notation) the answer
+must be one too, and the two are compared as `fractions.Fraction`:
 
 * `042`, `42.`, `1,000` = `1{,}000` = `1 000` = `1000`, `\frac12` = `0.5` = `2/4`, `2\frac12` = `5/2`, `0.\overline{3}` = `1/3` are equal.
 * `3+4`, `\sqrt{49}`, `5!`, `10 \bmod 7`, `84/12` are not carried out and are wrong for 7, 120, 3, 7: a policy would otherwise learn to box
-  the question. Where the reference itself is such an expression, math-verify decides.
-* `3/3` and `7/1` leave nothing to carry out, and are 1 and 7.
+  the question. (`3/3` and `7/1` leave nothing to carry out.) Where the reference itself is such an expression, math-verify decides.
 * `0.333333` is not 1/3: rounded answers are wrong. A decimal of 12 or more significant digits, all of them true, is what a program prints,
-  and counts: 0.0833333333333333 for 1/12, 4.123105625617661 for `\sqrt{17}`.
-* An exact form may be followed by its approximation, if that is true to its last digit: `\frac13 \approx 0.333` is 1/3.
+  and counts: 0.0833333333333333 for 1/12, 4.123105625617661 for `\sqrt{17}`. An exact form may be followed by its approximation, if that is
+  true to its last digit: `\frac13 \approx 0.333` is 1/3.
 * `1.000` is one, not a thousand. The answer `2,74` is 2.74 where the reference is a number; the reference `1,22` is a list.
 
-Styles and signs with one meaning change nothing (`plain`). Names are dropped (`x=7`, `x \in …`), equations are not (`8=7`, `2x=7`,
-`|x|=7`), chains are wrong (`x=5=7`; `names`). A unit may be left out, and is read over where the reference has none; where both have one
-they must agree, and no unit is converted. Words that change a value, or that are nobody's unit, must stand in the reference too (`units`).
-`28` and `0.28` count for `28\%`, and `28\%` counts for a reference 28, as problems that ask for a percentage have it; it does not for 0.28.
-A base may be left out (`204` for `204_5`), not added. `(1,2)`, `[1,2]` and `\{1,2\}` differ; a bare list is a set without braces, in any
-order, and may also stand for a tuple in the tuple's order, as a tuple may for `x=1, y=2`. An interval may stand for an inequality, an
-inequality for no interval.
+Styles and signs with one meaning change nothing (`plain`). Names are dropped, equations are not, chains are wrong (`names`). A unit may be
+left out, and is read over where the reference has none; where both have one they must agree, and no unit is converted. Words that change a
+value, or that are nobody's unit, must stand in the reference too (`units`). `28` and `0.28` count for `28\%`, and `28\%` counts for a
+reference 28, as problems that ask for a percentage have it; it does not for 0.28. A base may be left out (`204` for `204_5`), not added.
+`(1,2)`, `[1,2]` and `\{1,2\}` differ; a bare list is a set without braces, in any order, and may also stand for a tuple in the tuple's
+order, as a tuple may for `x=1, y=2`. An interval may stand for an inequality, an inequality for no interval.
 
-Signs of inexactness or congruence (`\approx`, `\equiv`, `\bmod`, `\neq`) and operators that are not carried out (`!`, `\sum`, `\int`, …)
-must stand in the reference to be allowed in the answer. Text must be the same words; a choice letter may be followed by its choice
-(`C) 12`), yes or no by a reason. Letters keep their case.
+Signs of inexactness or congruence (`\approx`, `\bmod`, `\neq`) and operators that are not carried out (`!`, `\sum`, …) must stand in the
+reference to be allowed in the answer. Text must be the same words; a choice letter may be followed by its choice (`C) 12`), yes or no by a
+reason. Letters keep their case.
 
-The false accepts of math-verify 0.9.0 that this is made against were found by measurement; `tests/test_strict.py` lists them, and
-`tests/test_real_outputs.py` holds what this costs on real answers.
+`tests/test_strict.py` lists the false accepts of math-verify 0.9.0 that this is made against, found by measurement;
+`tests/test_real_outputs.py` holds what it costs on real answers.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from soundrl.fapo.records import Outcome
@@ -82,23 +80,19 @@ _CHOICE = re.compile(r"(?i:(?:the )?(?:correct )?(?:option|choice)(?: is)?)?[\s:
 _OTHERS = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\b(?i:not|wrong|incorrect|except|or|but|maybe|neither|nor|yes|no|true|false)\b")
 _CLAUSE = re.compile(r"(?i:(yes|no|true|false)(?:\s*[,.;:]|\s+(?:because|since|as)\b))(.*)", re.DOTALL)
 _BASE_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-_TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\text\{\s*degrees?\s*\}|(?<=\d)\s*degrees?\b")
 
 
 @lru_cache(maxsize=4096)
 def plain_gold(gold: str) -> str:
     """A reference in plain form (`normalise`), its boxes taken off; whether the parser can read it, `Verifier.check_golds` says.
     `ValueError` where it is empty, too long, or holds characters or commands that are never read; the message shows it."""
-    if not gold.strip():
-        raise ValueError("the reference answer is empty")
     try:
         plain = normalise(reference_part(gold) if len(gold) <= MAX_LENGTH else gold)
+        if not plain:
+            raise Refused("it is empty, or holds nothing but layout")
         read(plain)
     except Refused as error:
         raise ValueError(f"the reference answer {gold[:200]!r} cannot be used: {error}") from error
-    if not plain:
-        raise ValueError(f"the reference answer {gold[:200]!r} holds nothing but layout")
     return plain
 
 
@@ -110,13 +104,12 @@ def parsed_part(gold: str) -> str | None:
         return None
     plain = plain.replace(r"\%", " ").strip()
     if not (";" in plain and "=" in plain):
-        plain = _cut_unit(drop_names(plain, plain)[0])[0]
+        plain = cut_unit(drop_names(plain, plain)[0])[0]
+    nodes = [read(plain)]
+    for node in nodes:
+        nodes += node.items if isinstance(node, Group) else ()
     # A fault here (a chain, a unit alone) means that nothing but the same text is ever equal to it, and nothing is parsed.
-    return exact_decimals(plain) if plain and _holds_opaque(read(plain)) else None
-
-
-def _holds_opaque(node: Node) -> bool:
-    return isinstance(node, Opaque) or (isinstance(node, Group) and any(_holds_opaque(item) for item in node.items))
+    return exact_decimals(plain) if plain and any(isinstance(node, Opaque) for node in nodes) else None
 
 
 @lru_cache(maxsize=4096)
@@ -132,10 +125,8 @@ def rule(gold: str, answer: str) -> Ruling:
     if answer.strip() == gold.strip():
         return Ruling(Outcome.CORRECT, "same text")
     try:
-        plain_answer = normalise(answer)
-        if not plain_answer:
-            return Ruling(Outcome.UNPARSEABLE, "nothing but layout")
-        return _compare(reference, plain_answer)
+        plain = normalise(answer)
+        return _compare(reference, plain) if plain else Ruling(Outcome.UNPARSEABLE, "nothing but layout")
     except Refused as error:
         return Ruling(Outcome.UNPARSEABLE, str(error))
 
@@ -153,8 +144,7 @@ def _compare(gold: str, answer: str) -> Ruling:
     if _bases(answer) not in ([], _bases(gold)):
         return _wrong("base")
     gold, answer = _BASED.sub(r"\1", gold), _BASED.sub(r"\1", answer)
-    words = _compare_words(gold, answer)
-    if words is not None:
+    if (words := _compare_words(gold, answer)) is not None:
         return words
 
     gold_percents, answer_percents = gold.count(r"\%"), answer.count(r"\%")
@@ -163,19 +153,18 @@ def _compare(gold: str, answer: str) -> Ruling:
     gold, answer = gold.replace(r"\%", " ").strip(), answer.replace(r"\%", " ").strip()
 
     if ";" in gold and "," in gold and "=" in gold and "=" not in answer:
-        # `p=5, q=2; p=7, q=2`: a list of assignments, which math-verify reads as tuples.
-        return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
+        return _undecided(gold, answer)  # `p=5, q=2; p=7, q=2`: a list of assignments, which math-verify reads as tuples
     gold, answer, fault = drop_names(gold, answer)
     if fault:
         return _wrong(fault)
-    (gold, gold_unit), (answer, answer_unit) = map(_cut_unit, (gold, answer))
+    (gold, gold_unit), (answer, answer_unit) = map(cut_unit, (gold, answer))
     if not gold or not answer:
         return _wrong("text")
     if gold_unit != answer_unit and (gold_unit and answer_unit or gold_unit.startswith("!") or answer_unit.startswith(("!", "?"))):
         return _wrong("unit")
     if gold_percents != answer_percents and (gold_unit or answer_unit):
         return _wrong("unit")
-    if sorted(_texts(answer)) != sorted(_texts(gold)) and _texts(answer):
+    if _texts(answer) not in ([], _texts(gold)):
         return _wrong("text")
 
     gold_node, answer_node = read(gold), read(answer)
@@ -191,8 +180,7 @@ def _compare(gold: str, answer: str) -> Ruling:
             gold_node = read(gold, inside=True)
         elif read_decimal_comma(answer) == gold_node.value:
             return Ruling(Outcome.CORRECT, "decimal comma")
-    equal = _equal(gold_node, answer_node)
-    if equal is not None:
+    if (equal := _equal(gold_node, answer_node)) is not None:
         return Ruling(Outcome.CORRECT, "equal") if equal else _wrong("different")
     if _letters(gold) != _letters(answer) and _letters(gold.lower()) == _letters(answer.lower()):
         return _wrong("letter case")
@@ -202,7 +190,7 @@ def _compare(gold: str, answer: str) -> Ruling:
     for pattern, what in ((_TOWER, "tower of powers"), (_HUGE, "huge number")):
         if pattern.search(answer) and not pattern.search(gold.replace(r"\exp", "e^{^")):
             return Ruling(Outcome.UNPARSEABLE, what)
-    return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
+    return _undecided(gold, answer)
 
 
 def _compare_approximated(gold: str, answer: str) -> Ruling:
@@ -211,15 +199,16 @@ def _compare_approximated(gold: str, answer: str) -> Ruling:
     if not exact or not re.fullmatch(r"[-+]?\d*\.\d+", decimal):
         return _wrong("relation")
     ruling = _compare(gold, exact)
-    if ruling.outcome is None:
-        return Ruling(None, ruling.reason, ruling.gold, rf"{ruling.answer} \approx {decimal}")
-    if ruling.outcome is not Outcome.CORRECT:
-        return ruling
-    value = _cut_unit(drop_names(gold, "0")[0])[0]
-    node = read(value)
-    if isinstance(node, Opaque):
-        return Ruling(None, "undecided", exact_decimals(value), rf"{exact_decimals(value)} \approx {decimal}")
-    return ruling if isinstance(node, Scalar) and prints(decimal, node.value, digits=1) else _wrong("relation")
+    if ruling.outcome is Outcome.CORRECT:
+        value = cut_unit(drop_names(gold, "0")[0])[0]
+        if not isinstance(node := read(value), Opaque):
+            return ruling if isinstance(node, Scalar) and prints(decimal, node.value, digits=1) else _wrong("relation")
+        ruling = _undecided(value, value)
+    return ruling if ruling.outcome else replace(ruling, answer=rf"{ruling.answer} \approx {decimal}")
+
+
+def _undecided(gold: str, answer: str) -> Ruling:
+    return Ruling(None, "undecided", exact_decimals(gold), exact_decimals(answer))
 
 
 def _wrong(reason: str) -> Ruling:
@@ -287,8 +276,7 @@ def _compare_words(gold: str, answer: str) -> Ruling | None:
         return Ruling(Outcome.CORRECT, "same words")
     flat = " ".join(_TEXT.sub(r" \1 ", answer).split())
     for pattern in (_CHOICE, _CLAUSE):
-        match = pattern.fullmatch(flat)
-        if match:
+        if match := pattern.fullmatch(flat):
             *said, rest = match.groups(default="")
             if "".join(said).casefold() == gold_words.casefold() and not _OTHERS.search(rest):
                 return Ruling(Outcome.CORRECT, "choice")
@@ -310,16 +298,8 @@ def _words(text: str) -> str | None:
 
 
 def _texts(text: str) -> list[str]:
-    return [" ".join(match.split()).casefold() for match in _TEXT.findall(text) if match.strip()]
+    return sorted(" ".join(match.split()).casefold() for match in _TEXT.findall(text) if match.strip())
 
 
 def _letters(text: str) -> set[str]:
     return set(re.findall("[A-Za-z]", _COMMAND.sub(" ", _TEXT.sub(" ", text))))
-
-
-def _cut_unit(text: str) -> tuple[str, str]:
-    """Degrees are a unit, except in a trigonometric function, where math-verify would read them as radians."""
-    if _TRIGONOMETRY.search(text):
-        text = re.sub(r"(\d+(?:\.\d+)?)\s*(?:" + _DEGREES.pattern + ")", r"(\1\\pi/180)", text)
-    value, unit = cut_unit(text)
-    return _DEGREES.sub(" ", value).strip(), unit

@@ -2,9 +2,8 @@ r"""Finds where a response's thinking ends. What is thought is not read, and a r
 
 Every usual pair of marks is known, in any case: `<think>` (DeepSeek, Qwen, GLM, …) and its spellings `<thinking>`, `<thought>`,
 `<reasoning>`, `<seed:think>`; `[THINK]` (Magistral), `◁think▷` (Kimi), `<|begin_of_thought|>` (Sky-T1), `<|START_THINKING|>` (Command A),
-`<|inner_prefix|>` (Apertus), `<unused94>thought` and `<|channel>thought` (Gemma); and the channels of gpt-oss, also as
-they read when special tokens are
-left out: `analysis…assistantfinal…`.
+`<|inner_prefix|>` (Apertus), `<unused94>thought` and `<|channel>thought` (Gemma); and the channels of gpt-oss, also as they read when
+special tokens are left out: `analysis…assistantfinal…`.
 
 A mark closes the first open part of its kind and all that was opened within it, so that a mark that is only mentioned in thought does not
 swallow the answer. Text behind the last part counts. Where a part is still open there is no answer, and it does not matter whether
@@ -25,9 +24,8 @@ _MARK = re.compile(
     rf"|\[(?P<b_close>/?)(?P<b>{_WORD})\]"
     rf"|◁(?P<c_close>/?)(?P<c>{_WORD})▷"
     rf"|<\|(?P<d_close>/|end_?(?:of_?)?)?(?:(?:begin|start)_?(?:of_?)?)?(?P<d>{_WORD})\|>"
-    r"|<\|inner_(?:prefix|(?P<e_close>suffix))(?P<e>)\|>"
-    r"|<unused94>\s*(?P<f>thoughts?)?|(?P<f_close><unused95>)"
-    r"|<\|channel>\s*(?P<g>thoughts?)|(?P<g_close><channel\|>)",
+    r"|(?P<e><\|inner_(?:prefix|(?P<e_close>suffix))\|>)|(?P<f><unused94>\s*(?:thoughts?)?|(?P<f_close><unused95>))"
+    r"|(?P<g><\|channel>\s*thoughts?|(?P<g_close><channel\|>))",
     re.IGNORECASE,
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
@@ -119,6 +117,5 @@ def _open_parts(text: str, parts: list[str]) -> tuple[list[str], int]:
 
 def _kind(mark: re.Match[str]) -> str:
     """One name for what may close what: models mix `<think>` and `</thinking>`, not `<think>` and `</reasoning>`."""
-    shape = next(kind for kind in _KINDS if mark[f"{kind}_close"] or mark[kind] is not None) if "unused94" not in mark[0].lower() else "f"
-    word = (mark[shape] or "").lower() if shape in "abcd" else ""
-    return shape + word[:5]
+    shape = next(kind for kind in _KINDS if mark[kind] is not None)
+    return shape + (mark[shape].lower()[:5] if shape in "abcd" else "")

@@ -39,55 +39,57 @@ _POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
 _TEXT_UNIT = re.compile(rf"(.*?[^\s\\])\s*((?:\\text\{{[^{{}}]*\}}{_POWER}[\s/.]*)+)\Z", re.DOTALL)
 _PLAIN_UNIT = re.compile(rf"(.*?[\d)}}])\s*([A-Za-z][A-Za-z /.]*{_POWER})\Z", re.DOTALL)
 _CURRENCY = re.compile(r"([-+]?)\s*(\\\$|[€£¥])\s*(.+)|(.+?)\s*(\\\$|[€£¥])", re.DOTALL)
-_DEGREES = re.compile(r"(.*\S)\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:(?:\\text\{)?\s*([CFK])\}?)?|(.*\S)\s*\\degree\s*", re.DOTALL)
+_TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_DEGREE = r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"
+_DEGREES_AT_END = re.compile(rf"(.*\S)\s*(?:{_DEGREE})\s*(?:(?:\\text\{{)?\s*([CFK])\}}?)?", re.DOTALL)
+_DEGREES = rf"{_DEGREE}|\\text\{{\s*degrees?\s*\}}|(?<=\d)\s*degrees?\b"
 
 
 def cut_unit(text: str) -> tuple[str, str]:
     """Returns the text without the words at its end, and the unit that they are; empty = none.
 
-    Words that change the value begin with `!` there, words that are nobody's unit with `?`.
+    Words that change the value begin with `!` there, words that are nobody's unit with `?`. Degrees are a unit wherever they stand, except
+    in a trigonometric function, where math-verify would read them as radians.
     """
+    if _TRIGONOMETRY.search(text):
+        text = re.sub(rf"(\d+(?:\.\d+)?)\s*(?:{_DEGREES})", r"(\1\\pi/180)", text)
     text = re.sub(r"\(\s*(\\text\{[^{}]*\})\s*\)\Z", r"\1", text)  # 12 (hours)
-    currency = _CURRENCY.fullmatch(text)
-    if currency:
-        rest, unit = _cut_words((currency[1] or "") + (currency[3] or currency[4] or ""))
+    if currency := _CURRENCY.fullmatch(text):
+        text, unit = _cut_words((currency[1] or "") + (currency[3] or currency[4] or ""))
         sign = (currency[2] or currency[5]).lstrip("\\")
-        return rest, unit if unit.startswith(("!", "?")) else sign if unit in ("", sign) else f"{sign} {unit}"
-    degrees = _DEGREES.fullmatch(text)
-    if degrees:
-        return degrees[1] or degrees[3], f"degree {degrees[2]}" if degrees[2] else "degree"
-    return _cut_words(text)
+        unit = unit if unit.startswith(("!", "?")) else sign if unit in ("", sign) else f"{sign} {unit}"
+    elif degrees := _DEGREES_AT_END.fullmatch(text):
+        text, unit = degrees[1], f"degree {degrees[2] or ''}".strip()
+    else:
+        text, unit = _cut_words(text)
+    return re.sub(_DEGREES, " ", text).strip(), unit
 
 
 def _cut_words(text: str) -> tuple[str, str]:
     match = _TEXT_UNIT.fullmatch(text)
-    if match:
-        name = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match[2])
-    else:
+    if not match:
         match = _PLAIN_UNIT.fullmatch(text)
         # A single plain letter is a variable: `7 m` is a product, `7\text{ m}` is a length.
         if not match or len(match[2].strip()) == 1 or not all(_is_known(word) or len(word) > 3 for word in _words(match[2])):
             return text, ""
-        name = match[2]
+    value, name = match[1].strip(), re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match[2])
     words = _words(name)
     # M, B and T are millions, billions and trillions.
     if re.search(r"\b[MBT]\b", name) or CHANGES_THE_VALUE.search(" ".join(words)) or re.search(r"\d", re.sub(r"\^\s*\{?\s*[23]", "", name)):
-        return match[1].strip(), "!" + " ".join(name.lower().split())
+        return value, "!" + " ".join(name.lower().split())
     known = any(_is_known(word) or (len(word) > 3 and word.endswith("s") and not _NO_PLURAL.match(word)) for word in words)
-    return match[1].strip(), ("" if known else "?") + _canonical(name)
+    return value, ("" if known else "?") + _canonical(name)
 
 
 def _canonical(name: str) -> str:
     """One spelling for a unit: `square centimeters`, `sq cm` and `cm^2` are the same."""
-    text = name.lower().replace("{", "").replace("}", "").replace(" per ", "/").replace(" an ", "/").replace(" a ", "/")
+    text = re.sub(r" (?:per|an?) ", "/", re.sub("[{}]", "", name.lower()))
     power = re.search(r"\^\s*([23])", text)
-    text = re.sub(r"\^\s*[23]", " ", text)
-    words = text.replace("/", " / ").replace(".", " ").split()
     exponent = power[1] if power else ""
+    words = re.sub(r"\^\s*[23]", " ", text).replace("/", " / ").replace(".", " ").split()
     if words and words[0] in ("square", "sq", "cubic", "cu"):
         exponent = "3" if words.pop(0).startswith("cu") else "2"
-    parts = "".join(_CANONICAL.get(_singular(word), _singular(word)) + " " for word in words)
-    joined = parts.replace(" / ", "/").strip()
+    joined = " ".join(_CANONICAL.get(_singular(word), _singular(word)) for word in words).replace(" / ", "/")
     return _CANONICAL.get(joined, joined) + exponent
 
 

@@ -46,15 +46,12 @@ Node = Scalar | Group | Opaque
 
 # No group of thousands begins with 0: `0,111` is no 111.
 _NUMBER = r"(?:[1-9]\d{0,2}(?:[,' ]\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
-_POWER = r"\^(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))"
 _PLAIN = re.compile(rf"([-+]?)\s*({_NUMBER})")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
-_SCIENTIFIC = re.compile(rf"([-+]?)\s*(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10{_POWER}")
+_SCIENTIFIC = re.compile(rf"([-+]?)\s*(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10\^(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))")
 _E_NOTATION = re.compile(r"[-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,3}")
-_FRACTION = re.compile(
-    r"([-+]?)\s*(?:(\d+)\s*)?(?:\\frac\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d)))"
-)
-_SLASH = re.compile(r"([-+]?)\s*(?:(\d+) )?\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?\s*/\s*\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?")
+_FRAC = re.compile(r"\s*\\frac\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+(?:\.\d+)?)\s*\}|(\d))")
+_DIVISION = re.compile(r"([-+]?)\s*(?:(\d+) )?\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?\s*/\s*\(?([-+]?\d[\d,]*(?:\.\d+)?)\)?")
 _REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 _ENCLOSED = re.compile(r"(\\\{|[(\[\]])(.+)(\\\}|[)\]])", re.DOTALL)
 _DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
@@ -63,28 +60,22 @@ _DECIMAL = re.compile(r"[-+]?(\d*)\.(\d+)")
 def read_number(text: str) -> Scalar | None:
     """Reads a number: integer, decimal, fraction, mixed number, scientific notation or repeating decimal; None where it is not one. Raises
     `Refused` for a denominator of 0."""
-    match = _PLAIN.fullmatch(text)
-    if match:
+    if match := _PLAIN.fullmatch(text):
         digits = re.sub("[,' ]", "", match[2])
         value = _signed(match[1], Fraction(digits + "0" if digits.endswith(".") else digits))
         return Scalar(value, grouped="," in match[2], decimal=match[1] + digits)
     if re.fullmatch(r"[-+]?0,\d{3,}", text):
         # As a list it would be written with a space; `0,1` and `1,22` may be lists, as `2,16` is.
         return Scalar(Fraction(text.replace(",", ".")))
-    match = _FRACTION.fullmatch(text)
-    if match:
-        return _division(match[1], match[2], match[3] or match[4], match[5] or match[6])
-    match = _SLASH.fullmatch(text)
-    if match:
+    # `2\frac{1}{2}` is `2 1/(2)`.
+    if match := _DIVISION.fullmatch(_FRAC.sub(r" \1\2/(\3\4)", text).strip()):
         return _division(match[1], match[2], match[3].replace(",", ""), match[4].replace(",", ""))
-    match = _SCIENTIFIC.fullmatch(text)
-    if match:
+    if match := _SCIENTIFIC.fullmatch(text):
         factor = Fraction(re.sub("[,' ]", "", match[2]).rstrip(".")) if match[2] else Fraction(1)
         return Scalar(_signed(match[1], factor * Fraction(10) ** int(match[3] or match[4])))
     if _E_NOTATION.fullmatch(text):
         return Scalar(Fraction(text))
-    match = _REPEATING.fullmatch(text)
-    if match:
+    if match := _REPEATING.fullmatch(text):
         start = Fraction(int(match[2] + match[3] or "0"), 10 ** len(match[3]))
         return Scalar(_signed(match[1], start + Fraction(int(match[4]), (10 ** len(match[4]) - 1) * 10 ** len(match[3]))))
     return None

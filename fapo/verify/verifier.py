@@ -1,9 +1,8 @@
 r"""Says whether a response's final answer is the reference answer: correct, wrong, no answer, unparseable, or unknown.
 
 Three stages: `answer` finds the answer, `rule` decides the clear cases in the caller's thread, and what is left goes to math-verify in
-processes with a limit of CPU time, see `pool`. math-verify's own timeouts are SIGALRM, which works in the main thread only (versions
-before 0.9 then answered "wrong" in silence), and is off here. The verdict is the same from any thread and from asyncio, however busy the
-machine is.
+processes with a limit of CPU time, see `pool`. (math-verify's own timeouts are SIGALRM, which works in the main thread only, and are off.)
+The verdict is the same from any thread and from asyncio, however busy the machine is.
 
 What each outcome means:
 
@@ -13,8 +12,6 @@ What each outcome means:
 * `unparseable`: there is an answer, but it is too long, in another alphabet, math-verify cannot read it, or comparing it takes more CPU
   time or memory than the limits: a property of the answer. Also where the reference cannot be read, which `check_golds` finds at start.
 * `unknown`: the machine's fault: two processes were killed from outside or stood still. Such a rollout leaves its group.
-
-`Verifier.counts` has them by reason: `unparseable/cpu`, `unknown/killed`, ….
 """
 
 from __future__ import annotations
@@ -67,12 +64,12 @@ class Verifier:
         try:
             parts = list_length(gold)
         except ValueError:
-            return self._decided(Outcome.UNPARSEABLE, "gold")
+            return self._decide(Outcome.UNPARSEABLE, "gold")
         answer = final_answer(response, form=form, parts=parts, thinks=thinks)
         if answer is None:
-            return self._decided(Outcome.NO_ANSWER, "none")
+            return self._decide(Outcome.NO_ANSWER, "none")
         if answer.hedged:
-            return self._decided(Outcome.WRONG, "hedged")
+            return self._decide(Outcome.WRONG, "hedged")
         return self.submit_answer(answer.text, gold)
 
     def submit_answer(self, answer: str, gold: str) -> Future[Outcome]:
@@ -80,12 +77,19 @@ class Verifier:
         try:
             ruling = rule(gold, answer)
         except ValueError:
-            return self._decided(Outcome.UNPARSEABLE, "gold")
+            return self._decide(Outcome.UNPARSEABLE, "gold")
         if ruling.outcome is not None:
-            return self._decided(ruling.outcome, ruling.reason)
+            return self._decide(ruling.outcome, ruling.reason)
         outcome: Future[Outcome] = Future()
-        outcome.set_running_or_notify_cancel()
-        self.pool.submit(ruling.gold, ruling.answer).add_done_callback(lambda done: self._finish(done, outcome))
+        outcome.set_running_or_notify_cancel()  # from here on nobody can cancel it
+
+        def finish(done: Future[str]) -> None:
+            if error := done.exception():
+                outcome.set_exception(error)
+            else:
+                self._decide(_OUTCOMES.get(done.result(), Outcome.UNPARSEABLE), done.result(), outcome)
+
+        self.pool.submit(ruling.gold, ruling.answer).add_done_callback(finish)
         return outcome
 
     def check_golds(self, golds: Iterable[str]) -> list[str | None]:
@@ -95,17 +99,14 @@ class Verifier:
         Raises `RuntimeError` where the verifier's processes fail, so that nothing is known of the references.
         """
         golds = list(golds)
-        faults: dict[str, str | None] = {}
+        faults: dict[str, str | None] = dict.fromkeys(golds)
         parsed: dict[str, Future[str]] = {}
-        for gold in dict.fromkeys(golds):
-            faults[gold] = None
+        for gold in faults:
             try:
-                part = parsed_part(gold)
+                if (part := parsed_part(gold)) is not None:
+                    parsed[gold] = self.pool.submit(part, part, checks_gold=True)
             except ValueError as error:
                 faults[gold] = str(error)
-                continue
-            if part is not None:
-                parsed[gold] = self.pool.submit(part, part, checks_gold=True)
         for gold, future in parsed.items():
             result = future.result()
             if result in ("killed", "stuck"):
@@ -131,23 +132,10 @@ class Verifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decided(self, outcome: Outcome, reason: str) -> Future[Outcome]:
-        self._count(outcome, reason)
-        future: Future[Outcome] = Future()
-        future.set_result(outcome)
-        return future
-
-    def _count(self, outcome: Outcome, reason: str) -> None:
+    def _decide(self, outcome: Outcome, reason: str, future: Future[Outcome] | None = None) -> Future[Outcome]:
         with self._lock:
             self.counts[outcome.value] += 1
             self.counts[f"{outcome.value}/{reason}"] += 1
-
-    def _finish(self, done: Future[str], outcome: Future[Outcome]) -> None:
-        if done.cancelled():
-            outcome.set_exception(RuntimeError("the verifier was closed"))
-        elif error := done.exception():
-            outcome.set_exception(error)
-        else:
-            verdict = _OUTCOMES.get(done.result(), Outcome.UNPARSEABLE)
-            self._count(verdict, done.result())
-            outcome.set_result(verdict)
+        future = future or Future()
+        future.set_result(outcome)
+        return future

@@ -1,18 +1,22 @@
-r"""The process side of the verifier: imports math-verify once, forks a worker per request, compares what the workers are sent.
+r"""The process side of the verifier: imports math-verify once, and compares what it is sent in a fork of itself.
 
-    python -P -s -m soundrl.fapo.verify.worker CONTROL_FD MEMORY_LIMIT_BYTES
+    python -P -s -m soundrl.fapo.verify.worker SOCKET_FD MEMORY_LIMIT_BYTES
 
 This process has one thread and never imports torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of
-vLLM, torch and gloo, is never forked. A message is one packet of JSON. On the control socket 0, with a socket attached, forks a worker,
-which is answered by its pid; a pid reaps that worker, which is answered by the signal that ended it (0 = it ended by itself). A pid is
-reaped only when asked, so it cannot be given to another process before. When the trainer goes away, by whatever signal, the control
-socket ends, and all workers are killed and reaped.
+vLLM, torch and gloo, is never forked. The fork answers; this process waits for its end, tells of it where it was not planned, and forks
+the next. Both write packets of JSON to the one socket: `["fork", 0, pid]`, `["read", number, ""]` where the reference of that request is
+parsed, `["result", number, text]`, `["ended", 0, signal]` (0 = it ended by itself). When the trainer goes away, by whatever signal, both
+end.
+
+The limit of CPU time is the kernel's: a timer on the process's own CPU clock ends the fork by SIGPROF, which C loops and the parser's
+recursion cannot escape.
 
 Only math-verify's LaTeX route is used. Its other route hands text to sympy's `parse_expr`, which evaluates Python.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -25,13 +29,15 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from soundrl.fapo.verify.value import prints
 
-ANSWERS_PER_WORKER = 500  # a worker is replaced after so many answers: sympy's caches only grow
+ANSWERS_PER_WORKER = 500  # a fork is replaced after so many answers: sympy's caches only grow
+REPLACE = 3  # exit status of such a fork
 WARM_UP = (
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), (r"\{1, \pi\}", r"\{\pi, 1\}"), (r"1, \sqrt{3}", r"\sqrt{3}, 1"),
     (r"x^{2} - 1", r"(x-1)(x+1)"), (r"\frac{x+2}{7} - 3y", r"\frac{x}{7} + \frac{2}{7}"), (r"(3, \frac{\pi}{2})", r"(3, \pi/2)"),
@@ -131,80 +137,80 @@ def _differ_as_numbers(gold: Any, answer: Any) -> bool:
     return bool(gap > Float(Rational(1, 10**14)) * abs(first))
 
 
-def serve_worker(connection: socket.socket, memory_limit: int) -> None:
-    """Answers requests until the other side has gone, or until this worker is to be replaced.
-
-    A request has two replies, since its reference is not charged to the answer: `{cpu}` when the reference is parsed (once a worker), and
-    `{cpu, result, last}`; `cpu` is this process's CPU clock in seconds. The first is left out where the reference decides.
-    """
+def serve(connection: socket.socket, memory_limit: int) -> int:
+    """Answers `[number, gold, answer, gold_cpu_limit, cpu_limit]`; returns the process's exit status: 0 = the other side has gone."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for served in range(1, ANSWERS_PER_WORKER + 1):
-        message = connection.recv(MAX_MESSAGE)
-        if not message:
-            return
-        request, result = json.loads(message), "gold"
+    send(connection, "fork", 0, os.getpid())
+    for _ in range(ANSWERS_PER_WORKER):
+        if not (message := connection.recv(MAX_MESSAGE)):
+            return 0
+        number, gold, answer, gold_limit, limit = json.loads(message)
+        result = "gold"
         try:
-            if parse_answer(request["gold"]):
-                send(connection, {"cpu": time.process_time()})
-                result = compare(request["gold"], request["answer"])
+            # The reference is parsed once a fork, and not charged to the answer.
+            if limited(gold_limit, parse_answer, gold):
+                send(connection, "read", number)
+                result = limited(limit, compare, gold, answer)
         except MemoryError:
             result = "memory"
         # sympy swallows a MemoryError now and then and goes on; the peak tells. An equality that was found is an equality.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if result not in ("equal", "memory") and peak > 0.9 * memory_limit:
+        if result != "equal" and peak > 0.9 * memory_limit:
             result = "memory"
-        last = result == "memory" or served == ANSWERS_PER_WORKER or peak > 0.7 * memory_limit
-        send(connection, {"cpu": time.process_time(), "result": result, "last": last})
-        if last:
-            return
+        send(connection, "result", number, result)
+        if result == "memory" or peak > 0.7 * memory_limit:
+            break
+    return REPLACE
 
 
-def serve_control(control: socket.socket, memory_limit: int) -> None:
-    """Forks and reaps workers as asked; kills and reaps all of them when the other side has gone."""
-    workers: set[int] = set()
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
-        if not message:
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            return
-        if asked := json.loads(message):
-            _, status = os.waitpid(asked, 0)
-            workers.discard(asked)
-            send(control, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
-            continue
-        server = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            control.close()
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != server:
-                os._exit(1)
-            with socket.socket(fileno=descriptors[0]) as connection:
-                serve_worker(connection, memory_limit)
-            os._exit(0)
-        os.close(descriptors[0])
-        workers.add(pid)
-        send(control, pid)
+def limited(seconds: float, function: Callable[..., Any], *arguments: str) -> Any:
+    """The function's result; SIGPROF ends this process where it takes more CPU time. The kernel looks at its ticks, so that what ends
+    between two of them is measured here."""
+    start = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        return function(*arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        if time.process_time() - start > seconds:
+            os.kill(os.getpid(), signal.SIGPROF)
 
 
-def send(connection: socket.socket, message: Any) -> None:
-    connection.send(json.dumps(message).encode())
+def send(connection: socket.socket, kind: str, number: int, value: int | str = "") -> None:
+    connection.send(json.dumps([kind, number, value]).encode())
+
+
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
     """Entry of the process."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    end_with_parent()
+    # What the trainer's thread blocks or ignores is inherited, and would lift the limit.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    connection = socket.socket(fileno=int(sys.argv[1]))
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     for gold, answer in WARM_UP:
         compare(gold, answer)
     # What is imported lives as long as the process: no fork's garbage collector needs to walk, and so copy, it.
     gc.freeze()
-    serve_control(control, int(sys.argv[2]))
+    # SIGTERM to the group ends the fork at once; this process reaps it, finds nobody to tell, and goes.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent, code = os.getpid(), REPLACE
+    while code:
+        if (pid := os.fork()) == 0:
+            end_with_parent()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os._exit(serve(connection, int(sys.argv[2])) if os.getppid() == parent else 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, REPLACE):
+            send(connection, "ended", 0, max(-code, 0))
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(BrokenPipeError):
+        main()
