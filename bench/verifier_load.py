@@ -23,6 +23,7 @@ from typing import Any
 from record import ROOT, machine
 
 from soundrl.fapo.records import Outcome
+from soundrl.fapo.verify.pool import cpu_seconds
 from soundrl.fapo.verify.rule import plain_gold, rule
 from soundrl.fapo.verify.value import Opaque, read, split
 from soundrl.fapo.verify.verifier import Verifier
@@ -79,16 +80,18 @@ def measure(right: list[tuple[str, str]], busy: int, hostile_limit: float) -> di
     try:
         wall, cpu = [], []
         with Verifier() as verifier:
-            ask = verifier.pool._ask
+            for worker in verifier.pool.workers:
+                worker.ask("1", "1", 60.0, 60.0)  # starts its process
 
-            def timed(worker: Any, *others: Any) -> tuple[str, bool]:
-                start, used = time.monotonic(), worker.cpu()
-                result = ask(worker, *others)
-                wall.append(time.monotonic() - start)
-                cpu.append(worker.cpu() - used)
-                return result
+                def timed(*pair: Any, worker: Any = worker, ask: Any = worker.ask) -> str:
+                    start, fork, used = time.monotonic(), worker._fork, cpu_seconds(worker._fork)
+                    result = ask(*pair)
+                    wall.append(time.monotonic() - start)
+                    if worker._fork == fork:
+                        cpu.append(cpu_seconds(fork) - used)
+                    return result
 
-            verifier.pool._ask = timed  # pyright: ignore[reportAttributeAccessIssue]
+                worker.ask = timed
             futures = [verifier.submit_answer(answer, gold) for gold, answer in right]
             outcomes = Counter(future.result().value for future in futures)
         with Verifier(cpu_limit=hostile_limit) as verifier:
