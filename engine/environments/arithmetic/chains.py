@@ -208,8 +208,6 @@ class ArithSource:
         self.seed, self.split, self.place = seed, split, place
         self.name = f"arith-{split}" + (f"-p{place}" if place else "")
 
-    size = None  # endless
-
     def problem(self, index: int) -> Problem:
         rng = random.Random(f"{self.name}/{self.seed}/{index}")  # a string seeds through SHA-512: the same on every platform
         while True:

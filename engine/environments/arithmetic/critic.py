@@ -71,8 +71,6 @@ class ArithCriticSource:
         self.problems = chains.ArithSource(seed, split)
         self.name = f"arith-critic-{split}" + ("-unseen" if unseen else "")
 
-    size = None  # endless
-
     def _id(self, index: int) -> str:
         return f"{self.name}:{self.seed}:{index}"
 
