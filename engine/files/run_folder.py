@@ -92,7 +92,7 @@ class RunFolder:
         return aside
 
     def _open(self, config: Config) -> None:
-        (self.path / "config.json").write_text(json.dumps({"format": FORMAT, **config.as_dict()}, indent=2) + "\n")
+        (self.path / "config.json").write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n")
         self.metrics = (self.path / "metrics.jsonl").open("a")
         self.trace = TraceFile(self.path / "trace.json")
         try:
