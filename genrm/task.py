@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 
+from soundrl.fapo.measures import common, common_rates, share
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.task import Task
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.scores import FLAGS, flags, measures
 from soundrl.genrm.verdict import parse_verdict
-
-COUNTS = ("rollouts", "reward", "exact", "groups", "signal", "tokens", "cut")
 
 
 def outcome(label: int, verdict: Verdict) -> Outcome:
@@ -44,8 +44,8 @@ def critic_reward(label: int, verdict: Verdict, steps: int, process: bool = True
     return 1.0 - abs(verdict.step - label) / steps
 
 
-class CriticTask:
-    """Trains a GenRM (see `soundrl.fapo.task.Task`): verdicts are read from the rollouts, labels stand in the prompts.
+class CriticTask(Task):
+    """Trains a GenRM: verdicts are read from the rollouts, labels stand in the prompts. A critic that gives no verdict is paid for it.
 
     `process` adds R_process to the reward. Of `settings` the length penalty and the normalisation are used.
     """
@@ -53,9 +53,6 @@ class CriticTask:
     def __init__(self, settings: RewardSettings, process: bool) -> None:
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
         self.settings, self.process = replace(settings, lam=0.0), process
-
-    def ready(self) -> None:
-        """Labels stand in the prompts."""
 
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         pending = PendingGroups(prompts, self.assign, decisive=False)
@@ -75,48 +72,24 @@ class CriticTask:
         assign_advantages(groups, self.settings, rewards)
 
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
-        sums: dict[str, float] = dict.fromkeys((*COUNTS, *FLAGS), 0.0)
+        sums = common(groups) | dict.fromkeys(FLAGS, 0.0)
         for group in groups:
             label = int(group.prompt.answer)
             row = Labelled(id=group.prompt.id, problem="", steps=("",) * (group.prompt.steps or 1), label=label)
-            sums["groups"] += 1
-            sums["signal"] += any(advantage != 0.0 for advantage in group.advantages)
-            sums["rollouts"] += len(group.rollouts)
-            sums["reward"] += sum(group.rewards)
-            sums["tokens"] += sum(len(rollout.tokens) for rollout in group.rollouts)
-            sums["cut"] += sum(rollout.finish_reason == "length" for rollout in group.rollouts)
             for verdict in group.verdicts:
                 assert verdict is not None
                 for name, flag in zip(FLAGS, flags(row, verdict), strict=True):
                     sums[name] += flag
-        sums["exact"] = sums["located"] + sums["accepted"]
         return sums
 
     def rates(self, sums: dict[str, float]) -> dict[str, float]:
         """`reward/correct` is the share of right verdicts, `critic/exact` that of right verdicts with the right step."""
-        groups, rollouts = max(sums["groups"], 1.0), max(sums["rollouts"], 1.0)
-        right = sums["true_positive"] + sums["accepted"]
-        return {
-            "reward/mean": sums["reward"] / rollouts,
-            "reward/correct": right / rollouts,
-            "reward/groups_with_signal": sums["signal"] / groups,
-            "tokens/response": sums["tokens"] / rollouts,
-            "tokens/cut": sums["cut"] / rollouts,
-            **{f"critic/{name}": value for name, value in self.evaluation(sums).items() if name != "tokens"},
-        }
+        right = (sums["true_positive"] + sums["accepted"]) / max(sums["rollouts"], 1.0)
+        own = {f"critic/{name}": value for name, value in self.evaluation(sums).items() if name != "tokens"}
+        return common_rates(sums) | {"reward/correct": right} | own
 
     def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
         """ProcessBench's and FlawedPositiveBench's measures (`soundrl.genrm.scores.measures`), and `exact` over all rows."""
         found = measures(torch.tensor([[sums[name] for name in FLAGS]], dtype=torch.float64))
-        rollouts = max(sums["rollouts"], 1.0)
-        out = {"exact": sums["exact"] / rollouts, "tokens": sums["tokens"] / rollouts}
+        out = {"exact": (sums["located"] + sums["accepted"]) / max(sums["rollouts"], 1.0), "tokens": share(sums, "tokens", "rollouts")}
         return out | {name: value.item() for name, value in found.items()}
-
-    def judge_metrics(self, step: int) -> dict[str, float]:
-        return {}
-
-    def watch(self, step: int, metrics: dict[str, float]) -> None:
-        """A critic that gives no verdict is paid for it; nothing has to stop the run."""
-
-    def close(self) -> None:
-        """Holds nothing."""
