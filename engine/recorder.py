@@ -42,7 +42,7 @@ class Recorder:
         self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}
         self.folder.log(step, metrics)
         self.folder.save_rollouts(step, groups)
-        self._save_trace()
+        self.folder.save_trace(TIMELINE.drain())
         self.progress.step(step, metrics)
         return metrics
 
@@ -61,9 +61,6 @@ class Recorder:
 
     def end(self) -> None:
         """The last word, and the folder is closed."""
-        self._save_trace()
+        self.folder.save_trace(TIMELINE.drain())
         self.progress.summary(self.before, self.after | self.rollouts, TIMELINE.spent(), str(self.folder.path))
         self.folder.close()
-
-    def _save_trace(self) -> None:
-        self.folder.save_trace(event for part in self.ranks.gather(TIMELINE.drain()) for event in part)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.exchange import StepBatch
@@ -60,14 +58,13 @@ class Rollouts:
         mine = {(asked[number // samples][0], number % samples) for number in own}
         problems = [prompts[i] for i in sorted({number // samples for number in own})]
         pending = self._collect(problems, requests, measuring=True, mine=mine)
-        places = {id_: i for i, (id_, _) in enumerate(asked)}
-        found = [number for group in pending for r in group.rollouts for number in (places[r.prompt_id], len(r.tokens))]
-        known: dict[int, list[int]] = {}
-        for part in self.ranks.gather_array(np.array(found, np.int64)):
-            for i, length in part.reshape(-1, 2).tolist():
-                known.setdefault(i, []).append(length)
-        for i in sorted(known):
-            self.expected.learn(asked[i][0], len(asked[i][1]), known[i])
+        first = {id_: i * samples for i, (id_, _) in enumerate(asked)}
+        found = [0.0] * (len(asked) * samples)
+        for rollout in (rollout for group in pending for rollout in group.rollouts):
+            found[first[rollout.prompt_id] + rollout.sample] = len(rollout.tokens)
+        found = self.ranks.sum(found)  # each length is some rank's, and 0 on all others
+        for id_, tokens in asked:
+            self.expected.learn(id_, len(tokens), found[first[id_] : first[id_] + samples])
         return pending
 
     def learn(self, prompts: Sequence[Prompt], batch: StepBatch) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import math
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,15 +51,12 @@ class RunFolder:
         undo = contextlib.ExitStack()
         with undone(undo.close):
             aside, failure = None, ""
-            if self.writes:
-                try:
-                    aside = self._take(undo)
-                except OSError as error:
-                    failure = (
-                        f"run.folder: cannot write {error.filename or self.path} ({os.strerror(error.errno or 0)}); choose another one"
-                    )
-                except ValueError as error:
-                    failure = str(error)
+            try:
+                aside = self._take(undo) if self.writes else None
+            except OSError as error:
+                failure = f"run.folder: cannot write {error.filename or self.path} ({os.strerror(error.errno or 0)}); choose another one"
+            except ValueError as error:
+                failure = str(error)
             aside, failure = self.ranks.gather((aside, failure))[0]
             if failure:
                 raise ValueError(failure)
@@ -73,17 +71,14 @@ class RunFolder:
     def _take(self, undo: contextlib.ExitStack) -> Path | None:
         """Lock the folder and empty it; where the earlier run is then."""
         aside = lock = None
-        new = not self.path.exists()
         if (self.path / "metrics.jsonl").exists():
             lock = locked(self.path)
-            number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}.{n}").exists())
-            aside = self.path.with_name(f"{self.path.name}.{number}")
+            aside = next(old for n in itertools.count(1) if not (old := self.path.with_name(f"{self.path.name}.{n}")).exists())
             self.path.rename(aside)
             undo.callback(aside.rename, self.path)
-            new = True
-        (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
-        if new:
+        if not self.path.exists():
             undo.callback(remove, self.path)
+        (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         self.lock = locked(self.path)
         if lock is not None:
             lock.close()
@@ -128,10 +123,11 @@ class RunFolder:
         if not self.writes:
             self.ranks.gather(rows)
 
-    def save_trace(self, events: Iterable[dict[str, Any]]) -> None:
-        """Events of any rank, see `soundrl.engine.timeline`."""
+    def save_trace(self, events: Sequence[dict[str, Any]]) -> None:
+        """This rank's events, see `soundrl.engine.timeline`. A collective."""
+        parts = self.ranks.gather(events)
         if self.trace is not None:
-            self.trace.add(events)
+            self.trace.add(event for part in parts for event in part)
 
     def close(self) -> None:
         for sink in (self.metrics, self.board, self.trace, self.lock):
