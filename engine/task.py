@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment
 from soundrl.engine.judges import build_judge, build_probe
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.ranks import Ranks
-from soundrl.fapo.pending import done
-from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task
 from soundrl.genrm.task import CriticTask
@@ -25,16 +22,12 @@ def build_task(config: Config, environment: Environment, ranks: Ranks, say: Call
         return CriticTask(settings, process=config.run.task == "critic"), None
     built = build_judge(config, environment, ranks, say)
 
-    def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
-        said = environment.check(prompt, rollout)
-        return done(said) if isinstance(said, Outcome) else said
-
     def close() -> None:
         environment.close()
         built.close()
 
     task = ReasoningTask(
-        verify=verify,
+        verify=environment.check,
         judge=built.judge,
         settings=settings,
         max_unknown=config.genrm.max_unknown,

@@ -67,7 +67,7 @@ class OracleJudge(Judge):
 class ReasoningTask:
     """Verifies every rollout as it finishes and sends the correct ones to the judge at once, earlier prompts first where they queue."""
 
-    verify: Callable[[Prompt, Rollout], Future[Outcome]]
+    verify: Callable[[Prompt, Rollout], Outcome | Future[Outcome]]
     judge: Judge | None
     """None leaves every verdict None (plain GRPO)."""
     settings: RewardSettings
@@ -140,7 +140,8 @@ class ReasoningTask:
 
         for rollout in rollouts:
             group = pending.by_prompt[rollout.prompt_id]
-            outcome, verdict = self.verify(group.prompt, rollout), Future()
+            said, verdict = self.verify(group.prompt, rollout), Future()
+            outcome = done(said) if isinstance(said, Outcome) else said
             group.add(rollout, outcome, verdict)
             if self.judge_sleeps and judge is self.judge:
                 pending.held.append((outcome, partial(ask, rollout, verdict)))
