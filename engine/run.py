@@ -9,6 +9,7 @@ from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.judges import build_judge
 from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
@@ -45,7 +46,8 @@ class Run:
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps else None
-            self.task, self.phase = build_task(config, environment, ranks, progress.say)
+            self.judge = build_judge(config, environment, ranks, progress.say)
+            self.task = build_task(config, environment, self.judge, ranks)
             self.policy = Policy(start, encode.tokenizer, config.model, ranks)
             for line in cards(config):
                 progress.say(line)
@@ -73,14 +75,14 @@ class Run:
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
             self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.ranks)
         with users_mistakes(), TIMELINE("start_judge"):
-            self.task.ready()
+            self.judge.ready()
         self.sync()
         TIMELINE.take()
 
     def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
         """The judge's phase where it has one, and then what it says of itself; None: it is awake throughout, and is asked later."""
-        if self.phase is not None:
-            return self.phase(pending, partial(self.task.judge_metrics, step))
+        if (phase := self.judge.phase) is not None:
+            return phase(pending, partial(self.task.judge_metrics, step))
         if not self.config.run.overlap:
             with TIMELINE("judge_wait"):
                 pending.groups()
@@ -91,9 +93,9 @@ class Run:
         tests = self.problems.tests
         with TIMELINE("evaluate"):
             pending = self.rollouts.evaluate([prompt for prompts in tests.values() for prompt in prompts])
-            if self.phase is not None and self.phase.needed(pending):
+            if (phase := self.judge.phase) is not None and phase.needed(pending):
                 self.sampler.sleep()
-                with self.phase.awake(TIMELINE.detail):
+                with phase.awake(TIMELINE.detail):
                     pending.ask().groups()
                 self.sync()  # its sleep took the sampler's weights
             groups = pending.groups()
@@ -115,6 +117,7 @@ class Run:
     def end(self) -> None:
         self.recorder.end()
         self.task.close()
+        self.judge.close()
         if self.samples:
             self.sampler.close()
         self.ranks.stop()

@@ -20,9 +20,6 @@ class Task(Protocol):
     """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
     `soundrl.genrm.task.CriticTask` for the GenRM."""
 
-    def ready(self) -> None:
-        """Wait until everything that `collect` asks is there; a collective. ValueError where it does not come."""
-
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         """Consume `rollouts` in whatever order they finish; `measuring`, not training: an oracle judges where there is one."""
         ...
@@ -75,7 +72,6 @@ class ReasoningTask:
     truth: Oracle | None = None
     """Measures the judge, and judges evaluations."""
     probe: Callable[[int], dict[str, float]] = lambda step: {}
-    ready: Callable[[], None] = lambda: None
     end: Callable[[], None] = lambda: None
     deadline: float | None = None
     """Seconds from the end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the
