@@ -34,7 +34,7 @@ class BuiltJudge:
     phase: JudgingPhase | None = None
     """Where the judge sleeps but for a phase of its own."""
     close: Callable[[], None] = lambda: None
-    """Ends the servers that were started for it."""
+    """Ends its connections, and the servers that were started for it."""
 
 
 def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:
@@ -89,6 +89,11 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         ranks.barrier()
         judge.check()
 
+    def close() -> None:
+        judge.close()
+        if servers is not None:
+            servers.close()
+
     # On CPU servers load while the policy does. On a GPU vLLM measures, as it starts, what memory others leave: nobody else may move then.
     beside = g.judge == "serve" and ranks.device.type == "cpu" and not why  # who is put to sleep has loaded
     if not beside:
@@ -99,7 +104,7 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         judge,
         ready if beside else lambda: None,
         JudgingPhase(judge, servers, ranks) if why else None,
-        (lambda: None) if servers is None else servers.close,
+        close,
     )
 
 

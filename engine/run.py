@@ -116,7 +116,7 @@ class Run:
 
     def end(self) -> None:
         self.recorder.end()
-        self.task.close()
+        self.problems.environment.close()
         self.judge.close()
         if self.samples:
             self.sampler.close()

@@ -23,7 +23,6 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge, rank
         max_unknown=config.genrm.max_unknown,
         truth=type(environment).oracle,
         probe=build_probe(config, built.judge, ranks),
-        end=environment.close,
         deadline=config.genrm.deadline[1],
         judge_sleeps=built.phase is not None,
     )

@@ -46,9 +46,6 @@ class Task(Protocol):
         """What the judge says of itself, and a probe of it where one is due."""
         return {}
 
-    def close(self) -> None:
-        """End what the task has started."""
-
 
 class OracleJudge(Judge):
     """A judge that knows: verdicts come from a function, at once."""
@@ -72,7 +69,6 @@ class ReasoningTask:
     truth: Oracle | None = None
     """Measures the judge, and judges evaluations."""
     probe: Callable[[int], dict[str, float]] = lambda step: {}
-    end: Callable[[], None] = lambda: None
     deadline: float | None = None
     """Seconds from the end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the
     judge takes."""
@@ -101,11 +97,6 @@ class ReasoningTask:
 
     def judge_metrics(self, step: int) -> dict[str, float]:
         return {} if self.judge is None else self.judge.metrics() | self.probe(step)
-
-    def close(self) -> None:
-        self.end()
-        if self.judge is not None:
-            self.judge.close()
 
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         """Each rollout is verified and judged while the next are sampled."""
