@@ -156,7 +156,6 @@ class Problems:
 
     def demonstrations(self, encode: Encoder) -> Demonstrations:
         """(step, steps in all) → the warm start's samples of that step, over all ranks; `check` has seen that they can be made."""
-        encode.response("")
         made = self.environment.demonstrations(self.train)
         return lambda step, steps: [Sample(prompt_tokens=encode(row), tokens=encode.response(said)) for row, said in made(step, steps)]
 

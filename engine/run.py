@@ -47,13 +47,13 @@ class Run:
             self.stream = PromptStream(self.problems.train, config.run.seed)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps else None
             self.judge = build_judge(config, environment, ranks, progress.say)
-            self.task = build_task(config, environment, self.judge, ranks)
+            self.task = build_task(config, environment, self.judge)
             self.policy = Policy(start, encode.tokenizer, config.model, ranks)
             for line in cards(config):
                 progress.say(line)
         if ranks.main:
             self.problems.left_out.write(self.folder.path / "left_out.jsonl")
-        self.recorder = Recorder(self.folder, self.task, ranks, progress)
+        self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
         self.trainer = Trainer(self.policy, config.optim, config.loss, config.rollout.temperature, config.rollout.max_new_tokens)
         progress.say(f"{config.run.name}: {self.policy.describe()} on {ranks.describe()}")
         if demonstrations is not None:
@@ -82,7 +82,7 @@ class Run:
     def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
         """The judge's phase where it has one, and then what it says of itself; None: it is awake throughout, and is asked later."""
         if (phase := self.judge.phase) is not None:
-            return phase(pending, partial(self.task.judge_metrics, step))
+            return phase(pending, partial(self.judge.metrics, step))
         if not self.config.run.overlap:
             with TIMELINE("judge_wait"):
                 pending.groups()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment
-from soundrl.engine.judges import BuiltJudge, build_probe
-from soundrl.engine.ranks import Ranks
+from soundrl.engine.judges import BuiltJudge
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task
 from soundrl.genrm.task import CriticTask
 
 
-def build_task(config: Config, environment: Environment, built: BuiltJudge, ranks: Ranks) -> Task:
+def build_task(config: Config, environment: Environment, built: BuiltJudge) -> Task:
     """With the judge that has been `built`, which belongs to the run."""
     settings = reward_settings(config)
     if config.run.critic:
@@ -22,7 +21,6 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge, rank
         settings=settings,
         max_unknown=config.genrm.max_unknown,
         truth=type(environment).oracle,
-        probe=build_probe(config, built.judge, ranks),
         deadline=config.genrm.deadline[1],
         judge_sleeps=built.phase is not None,
     )

@@ -42,10 +42,6 @@ class Task(Protocol):
     def watch(self, step: int, metrics: dict[str, float]) -> None:
         """Raise where the run should not go on."""
 
-    def judge_metrics(self, step: int) -> dict[str, float]:
-        """What the judge says of itself, and a probe of it where one is due."""
-        return {}
-
 
 class OracleJudge(Judge):
     """A judge that knows: verdicts come from a function, at once."""
@@ -68,7 +64,6 @@ class ReasoningTask:
     max_unknown: float = 1.0
     truth: Oracle | None = None
     """Measures the judge, and judges evaluations."""
-    probe: Callable[[int], dict[str, float]] = lambda step: {}
     deadline: float | None = None
     """Seconds from the end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the
     judge takes."""
@@ -94,9 +89,6 @@ class ReasoningTask:
             out["flawed_ratio"] = sums["flawed"] / max(sums["correct"] - sums["unknown"], 1.0)
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
         return out
-
-    def judge_metrics(self, step: int) -> dict[str, float]:
-        return {} if self.judge is None else self.judge.metrics() | self.probe(step)
 
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         """Each rollout is verified and judged while the next are sampled."""
