@@ -33,8 +33,7 @@ class Rollouts:
         """Sample and verify this rank's groups of `prompts`, the step's in their global order; each correct rollout goes to the judge as
         it finishes, while others are still sampled."""
         rollout, run = self.config.rollout, self.config.run
-        seeds = {"run_seed": run.seed, "phase": "train", "step": step}
-        draw = Draw(**seeds, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
+        draw = Draw(run_seed=run.seed, phase="train", step=step, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
         asked = [(prompt.id, self.encode(prompt)) for prompt in prompts]
         hand, own = self._dealt([self.expected(id_, len(tokens)) for id_, tokens in asked])
         requests = draw.requests([asked[i] for i in hand], rollout.samples)

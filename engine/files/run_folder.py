@@ -163,8 +163,7 @@ def relocated(config: Config, old: Path, new: Path) -> Config:
             return str(new / Path(value).resolve().relative_to(parent))
         return value
 
-    def group(settings: Any, *names: str) -> Any:
-        return dataclasses.replace(settings, **{name: moved(getattr(settings, name)) for name in names})
-
-    data, genrm = group(config.data, "train", "test"), group(config.genrm, "model", "probe")
-    return dataclasses.replace(config, model=group(config.model, "path"), data=data, genrm=genrm)
+    for group, name in (("model", "path"), ("data", "train"), ("data", "test"), ("genrm", "model"), ("genrm", "probe")):
+        settings = getattr(config, group)
+        config = dataclasses.replace(config, **{group: dataclasses.replace(settings, **{name: moved(getattr(settings, name))})})
+    return config
