@@ -76,9 +76,10 @@ class RunFolder:
             aside = next(old for n in itertools.count(1) if not (old := self.path.with_name(f"{self.path.name}.{n}")).exists())
             self.path.rename(aside)
             undo.callback(aside.rename, self.path)
-        if not self.path.exists():
-            undo.callback(remove, self.path)
+        new = not self.path.exists()
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
+        if new:
+            undo.callback(remove, self.path)
         self.lock = locked(self.path)
         if lock is not None:
             lock.close()
