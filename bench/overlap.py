@@ -125,7 +125,7 @@ class Bench:
             self.trainer.train(parts)
         seconds = time.perf_counter() - start
         share = TIMELINE.judged(pending.calls(), self.ranks).get("genrm/overlap", 0.0)
-        task.close()
+        judge.close()
         return seconds, share
 
 

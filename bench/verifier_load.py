@@ -91,7 +91,7 @@ def measure(right: list[tuple[str, str]], busy: int, hostile_limit: float) -> di
                         cpu.append(cpu_seconds(fork) - used)
                     return result
 
-                worker.ask = timed
+                worker.ask = timed  # type: ignore[assignment]
             futures = [verifier.submit_answer(answer, gold) for gold, answer in right]
             outcomes = Counter(future.result().value for future in futures)
         with Verifier(cpu_limit=hostile_limit) as verifier:

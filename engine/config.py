@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal, get_type_hints
@@ -10,12 +11,6 @@ from typing import Literal, get_type_hints
 from soundrl.engine.environments.environment import NAMED, environment_of
 from soundrl.fapo.data.files import INSTRUCTION
 from soundrl.kernels.loss_rule import LossRule
-
-
-def require(holds: bool, message: str) -> None:
-    """ValueError with `message`, which names the setting, the conflict and the cure, unless `holds`."""
-    if not holds:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,106 +198,97 @@ class Config:
     genrm: Genrm = field(default_factory=Genrm)
 
     def __post_init__(self) -> None:
-        rollout, optim, loss, genrm = self.rollout, self.optim, self.loss, self.genrm
+        for conflict in self._conflicts():
+            raise ValueError(conflict)
+
+    def _conflicts(self) -> Iterator[str]:
+        """Each names the setting, what is wrong with it and the cure."""
+        model, run, rollout, optim, loss, genrm = self.model, self.run, self.rollout, self.optim, self.loss, self.genrm
         for setting in POSITIVE:
-            require((value := attrgetter(setting)(self)) > 0, f"{setting} is {value}, but must be > 0")
+            if not (value := attrgetter(setting)(self)) > 0:  # NaN is none of these either
+                yield f"{setting} is {value}, but must be > 0"
         for setting in NOT_NEGATIVE:
-            require((value := attrgetter(setting)(self)) >= 0, f"{setting} is {value}, but must be ≥ 0")
-        require(
-            rollout.prompts % optim.minibatch_prompts == 0,
-            f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
-            "mini-batches hold whole groups of one rollout batch: set one a multiple of the other",
-        )
-        require(rollout.samples >= 2, f"rollout.samples {rollout.samples} leaves no group to compare with; set at least 2")
-        require(
-            rollout.max_new_tokens < self.model.max_length,
-            f"rollout.max_new_tokens {rollout.max_new_tokens} leaves no room for a prompt in model.max_length "
-            f"{self.model.max_length}; raise model.max_length or shorten responses",
-        )
-        require(
-            optim.microbatch_tokens >= self.model.max_length,
-            f"optim.microbatch_tokens {optim.microbatch_tokens} cannot hold one sequence of model.max_length "
-            f"{self.model.max_length}; raise optim.microbatch_tokens or lower model.max_length",
-        )
+            if not (value := attrgetter(setting)(self)) >= 0:
+                yield f"{setting} is {value}, but must be ≥ 0"
+        if rollout.prompts % optim.minibatch_prompts:
+            yield (
+                f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
+                "mini-batches hold whole groups of one rollout batch: set one a multiple of the other"
+            )
+        if rollout.samples < 2:
+            yield f"rollout.samples {rollout.samples} leaves no group to compare with; set at least 2"
+        if rollout.max_new_tokens >= model.max_length:
+            yield (
+                f"rollout.max_new_tokens {rollout.max_new_tokens} leaves no room for a prompt in model.max_length {model.max_length}; "
+                "raise model.max_length or shorten responses"
+            )
+        if optim.microbatch_tokens < model.max_length:
+            yield (
+                f"optim.microbatch_tokens {optim.microbatch_tokens} cannot hold one sequence of model.max_length {model.max_length}; "
+                "raise optim.microbatch_tokens or lower model.max_length"
+            )
         try:
             loss.rule()
         except ValueError as error:
-            raise ValueError(f"loss.{error}") from None
-        require(
-            loss.variant != "bnpo",
-            "loss.variant bnpo divides by each micro-batch's own tokens, so packing would change the gradient; use dapo",
-        )
-        require(self.fapo.lam >= 0, f"fapo.lam {self.fapo.lam} would reward flaws; use a value ≥ 0 (the paper's range is 0 … 2)")
-        require(
-            0 <= self.fapo.overlong[0] < rollout.max_new_tokens,
-            f"fapo.overlong begins {self.fapo.overlong[0]} tokens before the end; that must be below rollout.max_new_tokens "
-            f"{rollout.max_new_tokens}",
-        )
-        require(
-            genrm.judge != "none" or self.fapo.lam == 0,
-            f"genrm.judge is none, so fapo.lam {self.fapo.lam} has no verdicts to act on; set --fapo.lam 0 or name a judge",
-        )
-        require(
-            genrm.judge != "endpoint" or len(genrm.urls) > 0,
-            "genrm.judge is endpoint, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1",
-        )
-        require(
-            genrm.judge not in ("endpoint", "serve") or bool(genrm.model),
-            f"genrm.judge is {genrm.judge}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder",
-        )
-        require(
-            genrm.judge != "oracle" or environment_of(self.data.train).oracle is not None,
-            f"genrm.judge is oracle, which knows the embedded world only, but data.train is {self.data.train}; use endpoint or none",
-        )
-        require(
-            not self.run.critic or genrm.judge == "none",
-            f"run.task {self.run.task} needs no judge, but genrm.judge is {genrm.judge}; set --genrm.judge none --fapo.lam 0",
-        )
-        require(
-            not genrm.probe[0] or (genrm.judge in ("endpoint", "serve") and genrm.probe[1] > 0),
-            f"genrm.probe is {genrm.probe[0]} {genrm.probe[1]}, but genrm.judge is {genrm.judge}; "
-            "probes need judge endpoint or serve, and at least 1 step",
-        )
-        name = self.run.name
-        require(
-            name.isprintable() and name == name.strip(" .") and name not in ("", "fresh", "logs") and name[0] != "-" and "/" not in name,
-            f"run.name is {ascii(name)}; use letters, digits, spaces and signs but /, no - in front, no space or point at either end, "
-            "and not fresh or logs, which stand there already",
-        )
-        require(len(name.encode()) <= 200, f"run.name is {len(name.encode())} bytes long; use at most 200")
-        require(0 <= genrm.max_unknown <= 1, f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1")
-        require(self.run.gate > 1, f"run.gate {self.run.gate} can never be met; use e.g. 1.05")
-        samples, temperature, top_p = self.run.eval_sampling
-        require(
-            samples >= 1 and temperature > 0 and 0 < top_p <= 1,
-            f"run.eval_sampling is {samples} {temperature} {top_p}; use at least 1 rollout, a temperature above 0 and a top-p in (0, 1]",
-        )
-        require(
-            0 < genrm.deadline[0] <= genrm.deadline[1] <= WEEK,
-            f"genrm.deadline is {genrm.deadline[0]} {genrm.deadline[1]}; use seconds above 0, the second not below the first, up to {WEEK}",
-        )
-        require(
-            genrm.sampling[0] >= 0 and genrm.sampling[1] >= 1 and (genrm.sampling[1] == 1 or genrm.sampling[0] > 0),
-            f"genrm.sampling is {genrm.sampling[0]} {genrm.sampling[1]}; use a temperature of at least 0, above 0 for more than one vote",
-        )
-        require(
-            self.model.path not in NAMED or self.model.path == self.data.train,
-            f"model.path {self.model.path} knows only the characters of its own problems, but data.train is {self.data.train}; "
-            f"name a model folder, or set --data.train {self.model.path}",
-        )
+            yield f"loss.{error}"
+        if loss.variant == "bnpo":
+            yield "loss.variant bnpo divides by each micro-batch's own tokens, so packing would change the gradient; use dapo"
+        if not self.fapo.lam >= 0:
+            yield f"fapo.lam {self.fapo.lam} would reward flaws; use a value ≥ 0 (the paper's range is 0 … 2)"
+        if not 0 <= (begin := self.fapo.overlong[0]) < (longest := rollout.max_new_tokens):
+            yield f"fapo.overlong begins {begin} tokens before the end; that must be below rollout.max_new_tokens {longest}"
+        asked = f"genrm.judge is {genrm.judge}"
+        if genrm.judge == "none" and self.fapo.lam != 0:
+            yield f"{asked}, so fapo.lam {self.fapo.lam} has no verdicts to act on; set --fapo.lam 0 or name a judge"
+        if genrm.judge == "endpoint" and not genrm.urls:
+            yield f"{asked}, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1"
+        if self.judged_elsewhere and not genrm.model:
+            yield f"{asked}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder"
+        if genrm.judge == "oracle" and environment_of(self.data.train).oracle is None:
+            yield f"{asked}, which knows the embedded world only, but data.train is {self.data.train}; use endpoint or none"
+        if run.critic and genrm.judge != "none":
+            yield f"run.task {run.task} needs no judge, but {asked}; set --genrm.judge none --fapo.lam 0"
+        name, every = genrm.probe
+        if name and (every < 1 or not self.judged_elsewhere):
+            yield f"genrm.probe is {name} {every}, but {asked}; probes need judge endpoint or serve, and at least 1 step"
+        name = run.name
+        if not name.isprintable() or name != name.strip(" .") or name in ("", "fresh", "logs") or name[0] == "-" or "/" in name:
+            yield (
+                f"run.name is {ascii(name)}; use letters, digits, spaces and signs but /, no - in front, no space or point at either end, "
+                "and not fresh or logs, which stand there already"
+            )
+        if len(name.encode()) > 200:
+            yield f"run.name is {len(name.encode())} bytes long; use at most 200"
+        if not 0 <= genrm.max_unknown <= 1:
+            yield f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1"
+        if not run.gate > 1:
+            yield f"run.gate {run.gate} can never be met; use e.g. 1.05"
+        k, t, p = run.eval_sampling
+        if not (k >= 1 and t > 0 and 0 < p <= 1):
+            yield f"run.eval_sampling is {k} {t} {p}; use at least 1 rollout, a temperature above 0 and a top-p in (0, 1]"
+        first, last = genrm.deadline
+        if not 0 < first <= last <= WEEK:
+            yield f"genrm.deadline is {first} {last}; use seconds above 0, the second not below the first, up to {WEEK}"
+        t, votes = genrm.sampling
+        if not (t >= 0 and votes >= 1 and (votes == 1 or t > 0)):
+            yield f"genrm.sampling is {t} {votes}; use a temperature of at least 0, above 0 for more than one vote"
+        if model.path in NAMED and model.path != self.data.train:
+            yield (
+                f"model.path {model.path} knows only the characters of its own problems, but data.train is {self.data.train}; "
+                f"name a model folder, or set --data.train {model.path}"
+            )
 
     def check_memory(self, device: str) -> None:
         """ValueError where `rollout.memory` cannot be what it means on `device` (cuda or cpu)."""
-        require(
-            device == "cpu" or self.rollout.memory < 1,
-            f"rollout.memory {self.rollout.memory} is a share on a GPU, which the trainer needs as well; set e.g. --rollout.memory 0.4",
-        )
+        if device != "cpu" and (share := self.rollout.memory) >= 1:
+            raise ValueError(f"rollout.memory {share} is a share on a GPU, which the trainer needs as well; set e.g. --rollout.memory 0.4")
 
     def engines(self, ranks: int, device: str) -> int:
         """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where they or a GPU's share do not fit."""
         self.check_memory(device)
         parallel = self.rollout.tensor_parallel
-        require(ranks % parallel == 0, f"rollout.tensor_parallel {parallel} does not divide the {ranks} ranks; start a multiple of it")
+        if ranks % parallel:
+            raise ValueError(f"rollout.tensor_parallel {parallel} does not divide the {ranks} ranks; start a multiple of it")
         return ranks // parallel
 
     @property
@@ -312,10 +298,12 @@ class Config:
     @property
     def longest_wait(self) -> float:
         """Seconds that a rank may wait in a collective for one that samples, saves, or waits for its verdicts and then those of a probe."""
-        return 1800.0 + (2 * self.genrm.deadline[1] if self.genrm.judge in ("endpoint", "serve") else 0.0)
+        return 1800.0 + (2 * self.genrm.deadline[1] if self.judged_elsewhere else 0.0)
 
-    def as_dict(self) -> dict:
-        return dataclasses.asdict(self)
+    @property
+    def judged_elsewhere(self) -> bool:
+        """Whether verdicts come from other processes, by HTTP."""
+        return self.genrm.judge in ("endpoint", "serve")
 
 
 WEEK = 604_800
@@ -328,8 +316,3 @@ NOT_NEGATIVE = (
     "data.test_rows model.rope_base_length warm_start.steps optim.warmup_steps optim.weight_decay run.steps run.eval_every run.export_every"
 ).split()
 GROUPS: dict[str, type] = get_type_hints(Config)
-
-
-def count_settings() -> int:
-    """Number of settings a user can change (the budget is 72)."""
-    return sum(len(dataclasses.fields(group)) for group in GROUPS.values())

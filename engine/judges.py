@@ -34,7 +34,12 @@ class BuiltJudge:
     phase: JudgingPhase | None = None
     """Where the judge sleeps but for a phase of its own."""
     close: Callable[[], None] = lambda: None
-    """Ends the servers that were started for it."""
+    """Ends its connections, and the servers that were started for it."""
+    probe: Callable[[int], dict[str, float]] = lambda step: {}
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What it says of itself, and a probe of it where one is due."""
+        return {} if self.judge is None else self.judge.metrics() | self.probe(step)
 
 
 def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:
@@ -89,6 +94,11 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         ranks.barrier()
         judge.check()
 
+    def close() -> None:
+        judge.close()
+        if servers is not None:
+            servers.close()
+
     # On CPU servers load while the policy does. On a GPU vLLM measures, as it starts, what memory others leave: nobody else may move then.
     beside = g.judge == "serve" and ranks.device.type == "cpu" and not why  # who is put to sleep has loaded
     if not beside:
@@ -99,7 +109,8 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         judge,
         ready if beside else lambda: None,
         JudgingPhase(judge, servers, ranks) if why else None,
-        (lambda: None) if servers is None else servers.close,
+        close,
+        build_probe(config, judge, ranks),
     )
 
 
@@ -120,12 +131,10 @@ def over_ranks(parts: list[dict[str, float]]) -> dict[str, float]:
     return out
 
 
-def build_probe(config: Config, judge: Judge | None, ranks: Ranks) -> Callable[[int], dict[str, float]]:
+def build_probe(config: Config, judge: EndpointJudge, ranks: Ranks) -> Callable[[int], dict[str, float]]:
     """The probe of `genrm.probe`, on rank 0; nothing where there is none."""
     name, every = config.genrm.probe
-    if not name or not ranks.main or not isinstance(judge, EndpointJudge):
-        return lambda step: {}
-    return Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every)
+    return Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every) if name and ranks.main else lambda step: {}
 
 
 def serial_phase(config: Config, ranks: Ranks) -> str:

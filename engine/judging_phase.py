@@ -8,48 +8,16 @@ before the last of them has given its memory back. Nothing is hidden: `genrm/ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.samplers.sampler import Sampler
 from soundrl.engine.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups
-from soundrl.fapo.records import Group
-from soundrl.fapo.task import Task
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.serve.servers import JudgeServers
-
-
-@dataclass(frozen=True)
-class Judging:
-    """When the judge of a run judges: while others sample and train, or in a phase of its own. What it says of itself comes with it."""
-
-    task: Task
-    phase: JudgingPhase | None
-    overlap: bool
-
-    def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
-        """Collective. Metrics of a judge that had its phase; None: it is awake throughout, and says them whenever it is asked."""
-        if self.phase is not None:
-            return self.phase(pending, partial(self.task.judge_metrics, step))
-        if not self.overlap:
-            with TIMELINE("judge_wait"):
-                pending.groups()
-        return None
-
-    def evaluated(self, pending: PendingGroups, sampler: Sampler, sync: Callable[[], object]) -> list[Group]:
-        """The groups of an evaluation. Collective; a judge that sleeps has a phase where there is a question."""
-        if self.phase is not None and self.phase.needed([pending]):
-            sampler.sleep()
-            with self.phase.awake(TIMELINE.detail):
-                pending.ask().groups(measuring=True)
-            sync()  # its sleep took the sampler's weights
-        return pending.groups(measuring=True)
 
 
 class JudgingPhase:
@@ -66,9 +34,9 @@ class JudgingPhase:
                 pending.ask().groups()
             return also()
 
-    def needed(self, batches: Iterable[PendingGroups]) -> bool:
+    def needed(self, pending: PendingGroups) -> bool:
         """Whether any rank has a question."""
-        return self.ranks.sum([float(sum(pending.questions for pending in batches))])[0] > 0
+        return self.ranks.sum([float(pending.questions)])[0] > 0
 
     @contextmanager
     def awake(self, timed: Callable[[str], AbstractContextManager]) -> Iterator[None]:

@@ -27,7 +27,7 @@ class ExpectedLengths:
         """
         return self.known.get(prompt_id, prompt_length * (self.response / self.prompt if self.prompt else 1.0))
 
-    def learn(self, prompt_id: str, prompt_length: int, lengths: Sequence[int]) -> None:
+    def learn(self, prompt_id: str, prompt_length: int, lengths: Sequence[float]) -> None:
         """The prompt's responses had so many tokens each."""
         if not lengths:
             return

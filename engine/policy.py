@@ -117,12 +117,12 @@ class Policy:
         if fault := next(filter(None, self.ranks.gather(fault)), ""):
             raise ValueError(fault)
 
-    def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter, unsharded, in `settings.dtype`, by its Hugging Face name and in model order (tied ones once).
+    def named_full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter, unsharded, in `dtype` (None: `settings.dtype`), by its Hugging Face name and in model order (tied ones once).
 
         A collective: all ranks must exhaust it together. One tensor is alive at a time unless the caller keeps more.
         """
-        dtype = getattr(torch, self.settings.dtype)
+        dtype = dtype or getattr(torch, self.settings.dtype)
         for name, parameter in self.model.named_parameters():
             assert isinstance(parameter, DTensor)
             # Cast the shard first: the gather moves half the bytes in bf16.
@@ -195,11 +195,7 @@ class Policy:
 
         Written beside and renamed at once, so that `folder` is never half written. A collective; rank 0 writes.
         """
-        state = {}
-        for name, parameter in self.model.named_parameters():
-            full = parameter.detach().full_tensor()  # type: ignore[union-attr]
-            if self.ranks.main:
-                state[name] = full.cpu()
+        state = {name: full.cpu() for name, full in self.named_full_tensors(torch.float32) if self.ranks.main}
         if self.ranks.main:
             with whole(folder) as beside:
                 beside.mkdir(parents=True)

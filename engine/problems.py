@@ -96,18 +96,16 @@ class Problems:
         asked = dict(zip([key for part in keys.values() for key in part], rows, strict=True))
         golds = list(dict.fromkeys(row.answer for row in rows))
         warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
+        share = slice(ranks.rank, None, ranks.size)
         mine: Faults = {}
-        for key, row in list(asked.items())[ranks.rank :: ranks.size]:
+        for key, row in list(asked.items())[share]:
             try:
                 encode(row)
             except RowError as error:
                 mine["prompt", key] = error.reason
-        own = golds[ranks.rank :: ranks.size]
-        mine |= {("answer", gold): why for gold, why in zip(own, self.environment.unusable(own), strict=True) if why}
-        mine |= {("solution", row.id): why for row in warm[ranks.rank :: ranks.size] if (why := self._solution_fault(row, encode))}
-        faults: Faults = {}
-        for part in ranks.gather(mine):
-            faults |= part
+        mine |= {("answer", gold): why for gold, why in zip(golds[share], self.environment.unusable(golds[share]), strict=True) if why}
+        mine |= {("solution", row.id): why for row in warm[share] if (why := self._solution_fault(row, encode))}
+        faults: Faults = {key: why for part in ranks.gather(mine) for key, why in part.items()}
         for name, part in keys.items():
             if (distinct := len(set(part))) < len(part):
                 say(f"{name}: {len(part):,} rows, {distinct:,} distinct problems")
@@ -158,7 +156,6 @@ class Problems:
 
     def demonstrations(self, encode: Encoder) -> Demonstrations:
         """(step, steps in all) → the warm start's samples of that step, over all ranks; `check` has seen that they can be made."""
-        encode.response("")
         made = self.environment.demonstrations(self.train)
         return lambda step, steps: [Sample(prompt_tokens=encode(row), tokens=encode.response(said)) for row, said in made(step, steps)]
 

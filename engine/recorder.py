@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from soundrl.engine.files.run_folder import RunFolder
-from soundrl.engine.judges import over_ranks
+from soundrl.engine.judges import BuiltJudge, over_ranks
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
@@ -19,8 +19,8 @@ Metrics = dict[str, float]
 class Recorder:
     """Writes to `folder` and shows `progress`. Every method is a collective."""
 
-    def __init__(self, folder: RunFolder, task: Task, ranks: Ranks, progress: Progress) -> None:
-        self.folder, self.task, self.ranks, self.progress = folder, task, ranks, progress
+    def __init__(self, folder: RunFolder, task: Task, judge: BuiltJudge, ranks: Ranks, progress: Progress) -> None:
+        self.folder, self.task, self.judge, self.ranks, self.progress = folder, task, judge, ranks, progress
         self.before: Metrics = {}
         """What was measured first: the evaluation before training, the rollouts of the first step"""
         self.after: Metrics = {}
@@ -36,13 +36,13 @@ class Recorder:
         for part in measured:
             metrics |= part
         # Every rank stops by what all see.
-        metrics |= over_ranks(self.ranks.gather(self.task.judge_metrics(step) if judge is None else judge))
+        metrics |= over_ranks(self.ranks.gather(self.judge.metrics(step) if judge is None else judge))
         metrics |= TIMELINE.take() | peak_memory()
         self.before = figures | self.before
         self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}
         self.folder.log(step, metrics)
         self.folder.save_rollouts(step, groups)
-        self._save_trace()
+        self.folder.save_trace(TIMELINE.drain())
         self.progress.step(step, metrics)
         return metrics
 
@@ -61,9 +61,6 @@ class Recorder:
 
     def end(self) -> None:
         """The last word, and the folder is closed."""
-        self._save_trace()
+        self.folder.save_trace(TIMELINE.drain())
         self.progress.summary(self.before, self.after | self.rollouts, TIMELINE.spent(), str(self.folder.path))
         self.folder.close()
-
-    def _save_trace(self) -> None:
-        self.folder.save_trace(event for part in self.ranks.gather(TIMELINE.drain()) for event in part)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.exchange import StepBatch
@@ -35,8 +33,7 @@ class Rollouts:
         """Sample and verify this rank's groups of `prompts`, the step's in their global order; each correct rollout goes to the judge as
         it finishes, while others are still sampled."""
         rollout, run = self.config.rollout, self.config.run
-        seeds = {"run_seed": run.seed, "phase": "train", "step": step}
-        draw = Draw(**seeds, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
+        draw = Draw(run_seed=run.seed, phase="train", step=step, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
         asked = [(prompt.id, self.encode(prompt)) for prompt in prompts]
         hand, own = self._dealt([self.expected(id_, len(tokens)) for id_, tokens in asked])
         requests = draw.requests([asked[i] for i in hand], rollout.samples)
@@ -60,14 +57,13 @@ class Rollouts:
         mine = {(asked[number // samples][0], number % samples) for number in own}
         problems = [prompts[i] for i in sorted({number // samples for number in own})]
         pending = self._collect(problems, requests, measuring=True, mine=mine)
-        places = {id_: i for i, (id_, _) in enumerate(asked)}
-        found = [number for group in pending for r in group.rollouts for number in (places[r.prompt_id], len(r.tokens))]
-        known: dict[int, list[int]] = {}
-        for part in self.ranks.gather_array(np.array(found, np.int64)):
-            for i, length in part.reshape(-1, 2).tolist():
-                known.setdefault(i, []).append(length)
-        for i in sorted(known):
-            self.expected.learn(asked[i][0], len(asked[i][1]), known[i])
+        first = {id_: i * samples for i, (id_, _) in enumerate(asked)}
+        found = [0.0] * (len(asked) * samples)
+        for rollout in (rollout for group in pending for rollout in group.rollouts):
+            found[first[rollout.prompt_id] + rollout.sample] = len(rollout.tokens)
+        found = self.ranks.sum(found)  # each length is some rank's, and 0 on all others
+        for id_, tokens in asked:
+            self.expected.learn(id_, len(tokens), found[first[id_] : first[id_] + samples])
         return pending
 
     def learn(self, prompts: Sequence[Prompt], batch: StepBatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
-from soundrl.engine.judging_phase import Judging
+from soundrl.engine.judges import build_judge
 from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
@@ -23,6 +25,7 @@ from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.measures import TooManyUnknownError
+from soundrl.fapo.pending import PendingGroups
 
 
 class Run:
@@ -43,14 +46,14 @@ class Run:
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps else None
-            self.task, phase = build_task(config, environment, ranks, progress.say)
+            self.judge = build_judge(config, environment, ranks, progress.say)
+            self.task = build_task(config, environment, self.judge)
             self.policy = Policy(start, encode.tokenizer, config.model, ranks)
             for line in cards(config):
                 progress.say(line)
         if ranks.main:
             self.problems.left_out.write(self.folder.path / "left_out.jsonl")
-        self.judging = Judging(self.task, phase, config.run.overlap)
-        self.recorder = Recorder(self.folder, self.task, ranks, progress)
+        self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
         self.trainer = Trainer(self.policy, config.optim, config.loss, config.rollout.temperature, config.rollout.max_new_tokens)
         progress.say(f"{config.run.name}: {self.policy.describe()} on {ranks.describe()}")
         if demonstrations is not None:
@@ -72,9 +75,18 @@ class Run:
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
             self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.ranks)
         with users_mistakes(), TIMELINE("start_judge"):
-            self.task.ready()
+            self.judge.ready()
         self.sync()
         TIMELINE.take()
+
+    def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
+        """The judge's phase where it has one, and then what it says of itself; None: it is awake throughout, and is asked later."""
+        if (phase := self.judge.phase) is not None:
+            return phase(pending, partial(self.judge.metrics, step))
+        if not self.config.run.overlap:
+            with TIMELINE("judge_wait"):
+                pending.groups()
+        return None
 
     def evaluate(self, step: int) -> None:
         """Fresh samples of the held-out problems, verified and judged like rollouts, trained on never."""
@@ -83,7 +95,12 @@ class Run:
             return
         with TIMELINE("evaluate"):
             pending = self.rollouts.evaluate([prompt for prompts in tests.values() for prompt in prompts])
-            groups = self.judging.evaluated(pending, self.sampler, self.sync)
+            if (phase := self.judge.phase) is not None and phase.needed(pending):
+                self.sampler.sleep()
+                with phase.awake(TIMELINE.detail):
+                    pending.ask().groups(measuring=True)
+                self.sync()  # its sleep took the sampler's weights
+            groups = pending.groups(measuring=True)
         self.recorder.evaluation(step, tests, groups)
 
     def watch(self, step: int, metrics: dict[str, float]) -> None:
@@ -101,7 +118,8 @@ class Run:
 
     def end(self) -> None:
         self.recorder.end()
-        self.task.close()
+        self.problems.environment.close()
+        self.judge.close()
         if self.samples:
             self.sampler.close()
         self.ranks.stop()

@@ -25,9 +25,7 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
             f"temperature {sync.temperature}; it must be started with logprobs_mode='processed_logprobs'"
         )
     names = [name for name, _ in sync.policy.named_full_tensors()]
-    sent = set(sync.sent)
-    unsent = [name for name in names if name not in sent]
-    if unsent:
+    if unsent := [name for name in names if name not in sync.sent]:
         return found + f"{len(unsent)} of {len(names)} tensors were never sent; the first is {unsent[0]}"
     sync.sampler.reset_cache()
     if sync.gate().exp_abs_dlogp <= sync.limit:

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
-
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment
-from soundrl.engine.judges import build_judge, build_probe
-from soundrl.engine.judging_phase import JudgingPhase
-from soundrl.engine.ranks import Ranks
-from soundrl.fapo.pending import done
-from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.engine.judges import BuiltJudge
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task
 from soundrl.genrm.task import CriticTask
 
 
-def build_task(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Task, JudgingPhase | None]:
-    """With the phase of a judge that sleeps, which `say` tells. Endpoints have been checked (they answer); a judge that loads beside the
-    policy is waited for by `Task.ready`."""
+def build_task(config: Config, environment: Environment, built: BuiltJudge) -> Task:
+    """With the judge that has been `built`, which belongs to the run."""
     settings = reward_settings(config)
     if config.run.critic:
-        return CriticTask(settings, process=config.run.task == "critic"), None
-    built = build_judge(config, environment, ranks, say)
-
-    def verify(prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
-        said = environment.check(prompt, rollout)
-        return done(said) if isinstance(said, Outcome) else said
-
-    def close() -> None:
-        environment.close()
-        built.close()
-
-    task = ReasoningTask(
-        verify=verify,
+        return CriticTask(settings, process=config.run.task == "critic")
+    return ReasoningTask(
+        verify=environment.check,
         judge=built.judge,
         settings=settings,
         max_unknown=config.genrm.max_unknown,
         truth=type(environment).oracle,
-        probe=build_probe(config, built.judge, ranks),
-        ready=built.ready,
-        end=close,
         deadline=config.genrm.deadline[1],
         judge_sleeps=built.phase is not None,
     )
-    return task, built.phase
 
 
 def reward_settings(config: Config) -> RewardSettings:

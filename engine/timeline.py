@@ -65,7 +65,7 @@ class Timeline:
             self.total[name] = self.total.get(name, 0.0) + spent
             if name == "judge_wait" and self.keeps:
                 self.waits.append((start, end))
-            self._event(name, "phase", start, end)
+            self._event(name, "X", start, cat="phase", dur=round((end - start) * 1e6))
             self.path.pop()
         RANK.enter(", ".join(self.path) or f"after {name}")  # not where an error came out: that is where it happened
 
@@ -76,18 +76,15 @@ class Timeline:
         try:
             yield
         finally:
-            self._event(name, "detail", start, time.perf_counter())
+            self._event(name, "X", start, cat="detail", dur=round((time.perf_counter() - start) * 1e6))
 
-    def _event(self, name: str, category: str, start: float, end: float) -> None:
+    def _event(self, name: str, mark: str, at: float, **more: Any) -> None:
         if self.keeps:
-            place = {"ts": round((start + self.offset) * 1e6), "dur": round((end - start) * 1e6), "pid": self.rank, "tid": 0}
-            self.events.append({"name": name, "cat": category, "ph": "X", **place})
+            self.events.append({"name": name, "ph": mark, "ts": round((at + self.offset) * 1e6), "pid": self.rank, "tid": 0, **more})
 
     def count(self, name: str, value: float) -> None:
         """A number of this moment: a counter's curve in the trace."""
-        if self.keeps:
-            at = round((time.perf_counter() + self.offset) * 1e6)
-            self.events.append({"name": name, "ph": "C", "ts": at, "pid": self.rank, "args": {name: value}})
+        self._event(name, "C", time.perf_counter(), args={name: value})
 
     def judged(self, calls: Iterable[tuple[str, float, float]], ranks: Ranks) -> dict[str, float]:
         """Put the judge calls of the step that ends here (name, start, end by `time.perf_counter`) into the trace. A collective; returns
@@ -96,8 +93,7 @@ class Timeline:
         for name, start, end in calls:
             spans.append((start, end))
             for mark, at in (("b", start), ("e", end)):
-                place = {"ts": round((at + self.offset) * 1e6), "pid": self.rank, "tid": 0}
-                self.events.append({"name": name, "cat": "judge", "ph": mark, "id": f"{self.rank}/{name}/{round(start * 1e6)}", **place})
+                self._event(name, mark, at, cat="judge", id=f"{self.rank}/{name}/{round(start * 1e6)}")
         waits, self.waits = self.waits, []
         waited, judging = ranks.sum(list(hidden(waits, spans)))
         return {"genrm/overlap": 1 - waited / judging} if judging else {}

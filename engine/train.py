@@ -37,7 +37,7 @@ def train_step(run: Run, step: int) -> None:
         run.sampler.sleep()
         batch = exchange(prompts, pending, ranks)  # every rank: tokens, log-probabilities and outcomes of all rollouts
         run.rollouts.learn(prompts, batch)
-        judge = run.judging.before_training(step, pending)
+        judge = run.before_training(step, pending)
         trained = run.trainer.train(minibatches(batch, config.optim.minibatch_prompts, config.optim.microbatch_tokens))
         with TIMELINE("judge_wait"):  # verdicts that change no advantage: λ = 0
             pending.groups()

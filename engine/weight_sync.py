@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
-from soundrl.engine.samplers.sampler import Request, Sampler, derived_seed
+from soundrl.engine.samplers.sampler import Draw, Sampler
 from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.trainer import Trainer
 from soundrl.kernels.policy_loss import is_logprob
@@ -105,19 +105,11 @@ class WeightSync:
         """Sample at least `least` tokens on each engine and score them with the trainer's own packed forward pass."""
         length = min(PROBE_TOKENS, self.room)
         count = max(len(self.prompts), math.ceil(least / length))
-        requests = [
-            Request(
-                prompt_id=f"probe:{i}",
-                sample=0,
-                prompt_tokens=self.prompts[i % len(self.prompts)],
-                seed=derived_seed(self.sampler.engine, "probe", self.sampler.version, str(i), 0),
-                temperature=self.temperature,
-                max_new_tokens=length,
-                ignore_end=True,
-            )
-            for i in range(count)
-        ]
-        rollouts = sorted(self.sampler.generate(requests), key=lambda r: int(r.prompt_id.split(":")[1]))
+        draw = Draw(
+            run_seed=self.sampler.engine, phase="probe", step=self.sampler.version, temperature=self.temperature, max_new_tokens=length
+        )
+        asked = [replace(draw.request(str(i), self.prompts[i % len(self.prompts)], 0), ignore_end=True) for i in range(count)]
+        rollouts = sorted(self.sampler.generate(asked), key=lambda r: int(r.prompt_id))
         samples = [Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs) for r in rollouts]
         gaps, tokens, left_out = {self.temperature: 0.0, 1.0: 0.0}, 0, 0
         # As many micro-batches on every rank: the lengths are the same.

@@ -23,12 +23,10 @@ class Judge(Protocol):
 
     def check(self) -> None:
         """Prove that the judge can be used. Raises `ValueError`, one line that names the setting and its cure."""
-        ...
 
     def metrics(self) -> dict[str, float]:
         """`genrm/…` metrics of this judge since the start (seconds, counts); empty where there is nothing to tell."""
-        ...
+        return {}
 
     def close(self) -> None:
         """Stop working; futures still open end in `unknown("closed")`. May be called twice."""
-        ...

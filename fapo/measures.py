@@ -3,114 +3,111 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import is_flawed, is_unknown
 
-COUNTS = (
-    "rollouts",
-    "correct",
-    "flawed",
-    "unknown",
-    "judged",
-    "reward",
-    "flawed_advantage",
-    "groups",
-    "past_shift",
-    "signal",
-    "tokens",
-    "cut",
-    "kept",
-    "verify_unknown",
-    "unparseable",
-    "no_answer",
-    "true_flawed",
-    "found_flawed",
-    "false_alarms",
-)
-
 Oracle = Callable[[Prompt, Rollout], Verdict]
 
 
+def common(groups: Sequence[Group]) -> dict[str, float]:
+    """Sums that every task counts; they add up over ranks. An evaluation has no rewards, and none of its rollouts leaves a group."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [reward for group in groups for reward, kept in zip(group.rewards, group.kept, strict=True) if kept]
+    return {
+        "groups": len(groups),
+        "signal": sum(any(advantage != 0.0 for advantage in group.advantages) for group in groups),
+        "rollouts": len(rollouts),
+        "kept": len(rewards),
+        "reward": sum(rewards),
+        "tokens": sum(len(rollout.tokens) for rollout in rollouts),
+        "cut": sum(rollout.finish_reason == "length" for rollout in rollouts),
+    }
+
+
 def count(groups: Sequence[Group], lam: float, truth: Oracle | None = None) -> dict[str, float]:
-    """Sums that add up over ranks; `rates` turns them into metrics. α, β, γ: sound, wrong, flawed rollouts of a group.
+    """The reasoning task's sums; `rates` turns them into metrics.
 
     `truth`, where there is one (the embedded world's oracle), says of every correct rollout whether it is flawed: the judge is measured.
     """
-    sums: dict[str, float] = dict.fromkeys(COUNTS, 0.0)
-    for group in groups:
-        correct = sum(outcome is Outcome.CORRECT for outcome in group.outcomes)
-        flawed = [is_flawed(verdict) for verdict in group.verdicts]
-        unknown = sum(is_unknown(verdict) for verdict in group.verdicts)
-        outcomes = Counter(group.outcomes)
-        wrong, sound = len(group.rollouts) - correct - outcomes[Outcome.UNKNOWN], correct - sum(flawed) - unknown
-        sums["groups"] += 1
-        # ρ = α/β > 2/λ − 1: the group pushes its flawed rollouts down (App. A); written without the division by β = 0.
-        sums["past_shift"] += lam > 0 and correct > 0 and sound > (2 / lam - 1) * wrong
-        sums["signal"] += any(advantage != 0.0 for advantage in group.advantages)
-        sums["rollouts"] += len(group.rollouts)
-        sums["correct"] += correct
-        sums["flawed"] += sum(flawed)
-        sums["unknown"] += unknown
-        sums["judged"] += sum(verdict is not None for verdict in group.verdicts)
-        # An evaluation has no rewards, and none of its rollouts leaves a group.
-        sums["kept"] += sum(group.kept)
-        sums["reward"] += sum(reward for reward, kept in zip(group.rewards, group.kept, strict=True) if kept)
-        sums["flawed_advantage"] += sum(a for a, f in zip(group.advantages, flawed, strict=True) if f) if group.advantages else 0.0
-        sums["tokens"] += sum(len(rollout.tokens) for rollout in group.rollouts)
-        sums["cut"] += sum(rollout.finish_reason == "length" for rollout in group.rollouts)
-        sums["verify_unknown"] += outcomes[Outcome.UNKNOWN]
-        sums["unparseable"] += outcomes[Outcome.UNPARSEABLE]
-        sums["no_answer"] += outcomes[Outcome.NO_ANSWER]
-        if truth is not None:
-            for rollout, outcome, said in zip(group.rollouts, group.outcomes, flawed, strict=True):
-                if outcome is Outcome.CORRECT:
-                    is_so = is_flawed(truth(group.prompt, rollout))
-                    sums["true_flawed"] += is_so
-                    sums["found_flawed"] += is_so and said
-                    sums["false_alarms"] += said and not is_so
-    return sums
+    outcomes = Counter(outcome for group in groups for outcome in group.outcomes)
+    verdicts = [verdict for group in groups for verdict in group.verdicts if verdict is not None]
+    of_flawed = [a for group in groups for a, verdict in zip(group.advantages, group.verdicts, strict=False) if is_flawed(verdict)]
+    told = []
+    if truth is not None:
+        told = [
+            (is_flawed(truth(group.prompt, rollout)), is_flawed(verdict))
+            for group in groups
+            for rollout, outcome, verdict in zip(group.rollouts, group.outcomes, group.verdicts, strict=True)
+            if outcome is Outcome.CORRECT
+        ]
+    return common(groups) | {
+        "correct": outcomes[Outcome.CORRECT],
+        "verify_unknown": outcomes[Outcome.UNKNOWN],
+        "unparseable": outcomes[Outcome.UNPARSEABLE],
+        "no_answer": outcomes[Outcome.NO_ANSWER],
+        "judged": len(verdicts),
+        "flawed": sum(map(is_flawed, verdicts)),
+        "unknown": sum(map(is_unknown, verdicts)),
+        "flawed_advantage": sum(of_flawed),
+        "past_shift": sum(past_shift(group, lam) for group in groups),
+        "true_flawed": sum(so for so, _ in told),
+        "found_flawed": sum(so and said for so, said in told),
+        "false_alarms": sum(said and not so for so, said in told),
+    }
 
 
-def rates(sums: dict[str, float], truth: bool = False) -> dict[str, float]:
-    """Metrics of a step from the sums over all ranks; a share of nothing is 0. With `truth` the judge's precision and recall against it.
-    The flawed share and ρ are of rollouts with a verdict, sound or flawed, and are left out where none has one."""
+def past_shift(group: Group, lam: float) -> bool:
+    """ρ = α/β > 2/λ − 1 (α, β: sound and wrong rollouts): the group pushes its flawed ones down (App. A). Without the division by β = 0."""
+    correct = group.outcomes.count(Outcome.CORRECT)
+    sound = correct - sum(is_flawed(verdict) or is_unknown(verdict) for verdict in group.verdicts)
+    wrong = len(group.outcomes) - correct - group.outcomes.count(Outcome.UNKNOWN)
+    return lam > 0 and correct > 0 and sound > (2 / lam - 1) * wrong
 
-    def share(part: str, whole: str) -> float:
-        return sums[part] / sums[whole] if sums[whole] else 0.0
 
+def share(sums: Mapping[str, float], part: str, whole: str) -> float:
+    """A share of nothing is 0."""
+    return sums[part] / sums[whole] if sums[whole] else 0.0
+
+
+def common_rates(sums: Mapping[str, float]) -> dict[str, float]:
+    """What every task says of a step."""
+    return {
+        "reward/mean": share(sums, "reward", "kept"),
+        "reward/groups_with_signal": share(sums, "signal", "groups"),
+        "tokens/response": share(sums, "tokens", "rollouts"),
+        "tokens/cut": share(sums, "cut", "rollouts"),
+    }
+
+
+def rates(sums: Mapping[str, float], truth: bool = False) -> dict[str, float]:
+    """Metrics of a step from the sums over all ranks. With `truth` the judge's precision and recall against it. The flawed share and ρ are
+    of rollouts with a verdict, sound or flawed, and are left out where none has one."""
     told, wrong = sums["judged"] - sums["unknown"], sums["rollouts"] - sums["verify_unknown"] - sums["correct"]
     sound = told - sums["flawed"]
-    of_verdicts = (
-        {"fapo/flawed_ratio": sums["flawed"] / told, "fapo/rho": sound / wrong if wrong else float(sound > 0) * 1e9} if told else {}
-    )
-    against_truth = {
-        "fapo/true_flawed_ratio": share("true_flawed", "correct"),
-        "genrm/precision": share("found_flawed", "flawed"),
-        "genrm/recall": share("found_flawed", "true_flawed"),
-        "genrm/over_critic": sums["false_alarms"] / max(sums["correct"] - sums["true_flawed"], 1.0),
+    out = common_rates(sums) | {
+        "reward/correct": sums["correct"] / verified(sums),
+        "reward/no_answer": share(sums, "no_answer", "rollouts"),
+        "reward/unparseable": share(sums, "unparseable", "rollouts"),
+        "verify/unknown": share(sums, "verify_unknown", "rollouts"),
+        "fapo/past_shift": share(sums, "past_shift", "groups"),
+        "fapo/flawed_advantage": share(sums, "flawed_advantage", "flawed"),
+        "genrm/unknown": share(sums, "unknown", "judged"),
     }
-    return (
-        (against_truth if truth else {})
-        | of_verdicts
-        | {
-            "reward/mean": share("reward", "kept"),
-            "reward/correct": sums["correct"] / verified(sums),
-            "reward/no_answer": share("no_answer", "rollouts"),
-            "reward/unparseable": share("unparseable", "rollouts"),
-            "reward/groups_with_signal": share("signal", "groups"),
-            "verify/unknown": share("verify_unknown", "rollouts"),
-            "fapo/past_shift": share("past_shift", "groups"),
-            "fapo/flawed_advantage": share("flawed_advantage", "flawed"),
-            "genrm/unknown": share("unknown", "judged"),
-            "tokens/response": share("tokens", "rollouts"),
-            "tokens/cut": share("cut", "rollouts"),
+    if told:
+        out |= {"fapo/flawed_ratio": sums["flawed"] / told, "fapo/rho": sound / wrong if wrong else float(sound > 0) * 1e9}
+    if truth:
+        out |= {
+            "fapo/true_flawed_ratio": share(sums, "true_flawed", "correct"),
+            "genrm/precision": share(sums, "found_flawed", "flawed"),
+            "genrm/recall": share(sums, "found_flawed", "true_flawed"),
+            "genrm/over_critic": sums["false_alarms"] / max(sums["correct"] - sums["true_flawed"], 1.0),
         }
-    )
+    return out
 
 
-def verified(sums: dict[str, float]) -> float:
+def verified(sums: Mapping[str, float]) -> float:
     """Rollouts whose outcome is known: what shares of right answers are taken of; at least 1."""
     return max(sums["rollouts"] - sums["verify_unknown"], 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -36,16 +37,16 @@ class PendingGroup:
     def __init__(self, prompt: Prompt, assign: Callable[[Sequence[Group]], None], decisive: bool) -> None:
         self.prompt, self.assign, self.decisive = prompt, assign, decisive
         self.entries: list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]] = []
+        """By sample index."""
         self.until: float | None = None
         self._group: Group | None = None
 
     def add(self, rollout: Rollout, outcome: Future[Outcome], verdict: Future[Verdict | None]) -> None:
-        self.entries.append((rollout, outcome, verdict))
+        insort(self.entries, (rollout, outcome, verdict), key=lambda entry: entry[0].sample)
 
     @property
     def rollouts(self) -> list[Rollout]:
-        """By sample index."""
-        return [rollout for rollout, _, _ in self._sorted()]
+        return [rollout for rollout, _, _ in self.entries]
 
     @property
     def undecided(self) -> bool:
@@ -61,25 +62,22 @@ class PendingGroup:
     def made(self, whole: bool = False) -> Group:
         """The group without rewards: waits for every verdict where advantages hang on one, or where it must be `whole`. A verdict that is
         not there by `until` (`time.monotonic`) is unknown(timeout), and stays so."""
-        if self._group is None and not whole and not self.undecided:
-            return self._make(lambda verdict: verdict.result() if verdict.done() else None)  # who is late is None, and would change nothing
-        if self._group is None:
-            self._group = self._make(self._verdict)
-        return self._group
-
-    def _sorted(self) -> list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]]:
-        return sorted(self.entries, key=lambda entry: entry[0].sample)
+        if self._group is not None:
+            return self._group
+        waits = whole or self.undecided
+        group = Group(
+            prompt=self.prompt,
+            rollouts=self.rollouts,
+            outcomes=[outcome.result() for _, outcome, _ in self.entries],
+            # Where nothing hangs on it, who is late is None, and would change nothing.
+            verdicts=[self._verdict(verdict) if waits or verdict.done() else None for _, _, verdict in self.entries],
+        )
+        if waits:
+            self._group = group
+        return group
 
     def _left(self) -> float | None:
         return None if self.until is None else max(0.0, self.until - time.monotonic())
-
-    def _make(self, verdict_of: Callable[[Future[Verdict | None]], Verdict | None]) -> Group:
-        return Group(
-            prompt=self.prompt,
-            rollouts=self.rollouts,
-            outcomes=[outcome.result() for _, outcome, _ in self._sorted()],
-            verdicts=[verdict_of(verdict) for _, _, verdict in self._sorted()],
-        )
 
     def _verdict(self, verdict: Future[Verdict | None]) -> Verdict | None:
         try:

@@ -20,17 +20,12 @@ class Task(Protocol):
     """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
     `soundrl.genrm.task.CriticTask` for the GenRM."""
 
-    def ready(self) -> None:
-        """Wait until everything that `collect` asks is there; a collective. ValueError where it does not come."""
-        ...
-
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         """Consume `rollouts` in whatever order they finish; `measuring`, not training: an oracle judges where there is one."""
         ...
 
     def assign(self, groups: Sequence[Group]) -> None:
         """Fill `kept`, `rewards` and `advantages` of every group, in place."""
-        ...
 
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
         """Sums that add up over ranks, always the same names in the same order; of groups without rewards too."""
@@ -46,16 +41,9 @@ class Task(Protocol):
 
     def watch(self, step: int, metrics: dict[str, float]) -> None:
         """Raise where the run should not go on."""
-        ...
-
-    def judge_metrics(self, step: int) -> dict[str, float]:
-        """What the judge says of itself, and a probe of it where one is due."""
-        ...
-
-    def close(self) -> None: ...
 
 
-class OracleJudge:
+class OracleJudge(Judge):
     """A judge that knows: verdicts come from a function, at once."""
 
     def __init__(self, oracle: Callable[[Prompt, Rollout], Verdict]) -> None:
@@ -64,30 +52,18 @@ class OracleJudge:
     def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
         return done(self.oracle(prompt, rollout))
 
-    def check(self) -> None:
-        """Always ready."""
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-    def close(self) -> None:
-        """Holds nothing."""
-
 
 @dataclass
 class ReasoningTask:
     """Verifies every rollout as it finishes and sends the correct ones to the judge at once, earlier prompts first where they queue."""
 
-    verify: Callable[[Prompt, Rollout], Future[Outcome]]
+    verify: Callable[[Prompt, Rollout], Outcome | Future[Outcome]]
     judge: Judge | None
     """None leaves every verdict None (plain GRPO)."""
     settings: RewardSettings
     max_unknown: float = 1.0
     truth: Oracle | None = None
     """Measures the judge, and judges evaluations."""
-    probe: Callable[[int], dict[str, float]] = lambda step: {}
-    ready: Callable[[], None] = lambda: None
-    end: Callable[[], None] = lambda: None
     deadline: float | None = None
     """Seconds from the end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the
     judge takes."""
@@ -114,60 +90,40 @@ class ReasoningTask:
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
         return out
 
-    def judge_metrics(self, step: int) -> dict[str, float]:
-        """The judge's own metrics, and those of a probe where one is due."""
-        return {} if self.judge is None else self.judge.metrics() | self.probe(step)
-
-    def close(self) -> None:
-        """End the verifier's processes and the judge's connections."""
-        self.end()
-        if self.judge is not None:
-            self.judge.close()
-
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
-        """Consume `rollouts` in whatever order they finish; each is verified and judged while the next are sampled."""
+        """Each rollout is verified and judged while the next are sampled."""
         judge = OracleJudge(self.truth) if measuring and self.truth is not None and self.judge is not None else self.judge
         decisive = self.judge is not None and self.settings.lam > 0
         pending = PendingGroups(prompts, self.assign, decisive, self.deadline)
         # Mini-batches train in this order: verdicts that are needed first are asked for first.
         places = {prompt.id: place for place, prompt in enumerate(prompts)}
-        holds_back = self.judge_sleeps and judge is self.judge
+
+        def ask(rollout: Rollout, verdict: Future[Verdict | None], outcome: Future[Outcome]) -> None:
+            """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
+            try:
+                if judge is None or outcome.result() is not Outcome.CORRECT:
+                    verdict.set_result(None)
+                    return
+                call = Call(time.perf_counter())
+                answer = judge.submit(pending.by_prompt[rollout.prompt_id].prompt, rollout, places[rollout.prompt_id])
+                if not answer.done():
+                    pending.asked[f"{rollout.prompt_id} {rollout.sample}"] = call
+
+                def deliver(v: Future[Verdict]) -> None:
+                    call.end = time.perf_counter()
+                    verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
+
+                answer.add_done_callback(deliver)
+            except Exception as error:  # noqa: BLE001 — re-raised in PendingGroup.made; a callback's exception would vanish
+                verdict.set_exception(error)
+
         for rollout in rollouts:
-            prompt = pending.by_prompt[rollout.prompt_id].prompt
-            outcome = self.verify(prompt, rollout)
-            verdict: Future[Verdict | None] = Future()
-            ask = partial(self._judge, judge, prompt, rollout, places[prompt.id], verdict, pending.asked)
-            if holds_back:
-                pending.held.append((outcome, ask))
+            group = pending.by_prompt[rollout.prompt_id]
+            said, verdict = self.verify(group.prompt, rollout), Future()
+            outcome = done(said) if isinstance(said, Outcome) else said
+            group.add(rollout, outcome, verdict)
+            if self.judge_sleeps and judge is self.judge:
+                pending.held.append((outcome, partial(ask, rollout, verdict)))
             else:
-                outcome.add_done_callback(ask)
-            pending.by_prompt[rollout.prompt_id].add(rollout, outcome, verdict)
+                outcome.add_done_callback(partial(ask, rollout, verdict))
         return pending.sampled()
-
-    @staticmethod
-    def _judge(
-        judge: Judge | None,
-        prompt: Prompt,
-        rollout: Rollout,
-        place: int,
-        verdict: Future[Verdict | None],
-        asked: dict[str, Call],
-        outcome: Future[Outcome],
-    ) -> None:
-        """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
-        try:
-            if judge is None or outcome.result() is not Outcome.CORRECT:
-                verdict.set_result(None)
-                return
-            call = Call(time.perf_counter())
-            answer = judge.submit(prompt, rollout, place)
-            if not answer.done():
-                asked[f"{rollout.prompt_id} {rollout.sample}"] = call
-
-            def deliver(v: Future[Verdict]) -> None:
-                call.end = time.perf_counter()
-                verdict.set_exception(e) if (e := v.exception()) else verdict.set_result(v.result())
-
-            answer.add_done_callback(deliver)
-        except Exception as error:  # noqa: BLE001 — re-raised in PendingGroup.group; a callback's exception would vanish
-            verdict.set_exception(error)

@@ -7,16 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from soundrl.fapo import measures
+from soundrl.fapo.measures import common, common_rates, share
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.task import Task
 from soundrl.genrm import scores
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.verdict import parse_verdict
-
-SHARED = ("reward/mean", "reward/correct", "reward/groups_with_signal", "tokens/response", "tokens/cut")
-"""Metrics of the reasoning task that mean the same here; `reward/correct` is the share of right verdicts."""
 
 
 def outcome(label: int, verdict: Verdict) -> Outcome:
@@ -46,8 +44,8 @@ def critic_reward(label: int, verdict: Verdict, steps: int, process: bool = True
     return 1.0 - abs(verdict.step - label) / steps
 
 
-class CriticTask:
-    """Trains a GenRM (see `soundrl.fapo.task.Task`): verdicts are read from the rollouts, labels stand in the prompts.
+class CriticTask(Task):
+    """Trains a GenRM: verdicts are read from the rollouts, labels stand in the prompts. A critic that gives no verdict is paid for it.
 
     `process` adds R_process to the reward. Of `settings` the length penalty and the normalisation are used.
     """
@@ -55,9 +53,6 @@ class CriticTask:
     def __init__(self, settings: RewardSettings, process: bool) -> None:
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
         self.settings, self.process = replace(settings, lam=0.0), process
-
-    def ready(self) -> None:
-        """Labels stand in the prompts."""
 
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
         pending = PendingGroups(prompts, self.assign, decisive=False)
@@ -77,31 +72,22 @@ class CriticTask:
         assign_advantages(groups, self.settings, rewards)
 
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
-        """The reasoning task's sums, and those of `soundrl.genrm.scores.FLAGS`."""
+        """What every task counts, and the sums of `soundrl.genrm.scores.FLAGS`."""
         found = np.zeros(len(scores.FLAGS))
         for group in groups:
             steps, label = ("",) * (group.prompt.steps or 1), int(group.prompt.answer)
             row = Labelled(id=group.prompt.id, problem="", steps=steps, label=label)
             found += np.sum([scores.flags(row, verdict) for verdict in group.verdicts if verdict is not None], axis=0)
-        return measures.count(groups, lam=0.0) | dict(zip(scores.FLAGS, found.tolist(), strict=True))
+        return common(groups) | dict(zip(scores.FLAGS, found.tolist(), strict=True))
 
     def rates(self, sums: dict[str, float]) -> dict[str, float]:
-        """`SHARED`, and `evaluation` under `critic/…`: `critic/exact` is the share of right verdicts with the right step."""
-        found, own = measures.rates(sums), self.evaluation(sums)
-        return {name: found[name] for name in SHARED} | {f"critic/{name}": value for name, value in own.items() if name != "tokens"}
+        """`reward/correct` is the share of right verdicts, `critic/exact` that of right verdicts with the right step."""
+        right = (sums["true_positive"] + sums["accepted"]) / max(sums["rollouts"], 1.0)
+        own = {f"critic/{name}": value for name, value in self.evaluation(sums).items() if name != "tokens"}
+        return common_rates(sums) | {"reward/correct": right} | own
 
     def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
         """ProcessBench's and FlawedPositiveBench's measures (`soundrl.genrm.scores.measures`), and `exact` over all rows."""
         found = scores.measures([sums[name] for name in scores.FLAGS])
-        rollouts = max(sums["rollouts"], 1.0)
-        out = {"exact": (sums["located"] + sums["accepted"]) / rollouts, "tokens": sums["tokens"] / rollouts}
+        out = {"exact": (sums["located"] + sums["accepted"]) / max(sums["rollouts"], 1.0), "tokens": share(sums, "tokens", "rollouts")}
         return out | {name: value.item() for name, value in found.items()}
-
-    def judge_metrics(self, step: int) -> dict[str, float]:
-        return {}
-
-    def watch(self, step: int, metrics: dict[str, float]) -> None:
-        """A critic that gives no verdict is paid for it; nothing has to stop the run."""
-
-    def close(self) -> None:
-        """Holds nothing."""

@@ -7,7 +7,7 @@ from single_turn import assert_single_user_turn
 
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic import chains
-from soundrl.engine.environments.arithmetic.critic import STUDENT, UNSEEN, ArithCriticSource, critique
+from soundrl.engine.environments.arithmetic.critic import UNSEEN, ArithCriticSource, critique
 from soundrl.engine.environments.arithmetic.models import critic_tokenizer
 from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.files.run_reader import RunReader
@@ -76,7 +76,7 @@ def test_rows_are_right_in_their_answer_and_labelled_by_the_oracle():
     for source in (ArithCriticSource(0), ArithCriticSource(0, "test", unseen=True)):
         rows = [source.row(i) for i in range(400)]
         kinds = Counter(row.kind for row in rows)
-        assert kinds.keys() == {"sound", *(UNSEEN if source.unseen else (STUDENT,))} and 160 < kinds["sound"] < 240
+        assert kinds.keys() == {"sound", *(UNSEEN if source.unseen else ("student",))} and 160 < kinds["sound"] < 240
         for row in rows:
             text = "\n".join(row.steps) + "\n"
             flaw = chains.first_flaw(row.chain, text)

@@ -84,12 +84,12 @@ def test_judges_wake_are_asked_and_sleep(servers):
         with TIMELINE("step"):
             with TIMELINE("generate"):
                 pending = collected(judge, sleeps=True)
-            assert seen(servers) == ["asked", "sleep?level=1"] and phase.needed([pending]) and pending.questions == 4
+            assert seen(servers) == ["asked", "sleep?level=1"] and phase.needed(pending) and pending.questions == 4
             with pytest.raises(AssertionError, match="questions are held back"):
                 pending.groups()
             assert phase(pending, lambda: {"probe": float(len(seen(servers)))}) == {"probe": 4.0}  # asked before it sleeps again
             groups = pending.groups()
-            assert not phase.needed([pending])
+            assert not phase.needed(pending)
             with TIMELINE("train"):
                 pass
         assert [[v and v.kind for v in group.verdicts] for group in groups] == [[None, "flawed", None, "sound"]] * 2

@@ -134,7 +134,7 @@ def sampling(rank: int, ranks: int, shared: int, lengths: dict[str, int], sample
     config, engine = RECIPES["arith"](), Engine(lengths)
     rollout = dataclasses.replace(config.rollout, tensor_parallel=shared, samples=samples)
     config = dataclasses.replace(config, rollout=rollout, run=dataclasses.replace(config.run, eval_sampling=(samples, 1.0, 1.0)))
-    of = SimpleNamespace(rank=rank, size=ranks, gather_array=lambda own: [own])
+    of = SimpleNamespace(rank=rank, size=ranks, sum=lambda values: values)
     return engine, Rollouts(TASK, engine, lambda p: np.ones(len(p.text)), config, of)  # type: ignore[arg-type]
 
 

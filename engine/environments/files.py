@@ -61,4 +61,5 @@ class ProblemFiles(Environment):
         return self.verifier.submit(text, prompt.answer, prompt.form, self.thoughts.opened_by(rollout.prompt_tokens))
 
     def close(self) -> None:
-        self.verifier.close()
+        if "verifier" in vars(self):  # else nothing has been checked
+            self.verifier.close()

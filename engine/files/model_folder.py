@@ -49,9 +49,7 @@ def check_folder(path: str | Path, setting: str = "model.path", trains: bool = T
     trained here (a judge) may be quantized, and its architecture is its server's affair."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(
-            f"{setting} {path} is no folder; name a Hugging Face folder, or convert one: python -m soundrl.engine.tools.convert"
-        )
+        raise ValueError(f"{setting} {path} is no folder; name a Hugging Face folder, or make one: python -m soundrl.engine.tools.convert")
     try:
         config = read_config(folder, trains)
         for file in weight_files(folder):
@@ -176,26 +174,20 @@ def opened(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file} is no whole safetensors file ({error}); download it again") from None
 
 
-def whole_tensor(name: str, shape: Sequence[int]) -> slice:
-    return slice(None)
-
-
 def read_tensors(
-    folder: Path, wanted: Callable[[str], bool], rows: Callable[[str, Sequence[int]], slice] = whole_tensor
+    folder: Path, wanted: Callable[[str], bool], rows: Callable[[str, Sequence[int]], slice] = lambda name, shape: slice(None)
 ) -> Iterator[tuple[str, Tensor]]:
     """Every `wanted` tensor of the folder, once, as stored: of a floating type and finite. The others are counted in one line of the log
     where they are stored buffers, else refused; what is missing is for the caller to say. `rows(name, shape)` of it alone are read."""
     where: dict[str, Path] = {}
-    unknown, buffers = list[str](), list[str]()
     for file in weight_files(folder):
         with opened(file) as reader:
             for name in reader.keys():
                 if name in where:
                     raise ValueError(f"{file.name} and {where[name].name} in {folder} both hold {name}; remove the one that is out of date")
                 where[name] = file
-                if not wanted(name):
-                    (buffers if BUFFERS.search(name) else unknown).append(name)
-    if unknown:
+    buffers = [name for name in where if not wanted(name) and BUFFERS.search(name)]
+    if unknown := [name for name in where if not wanted(name) and not BUFFERS.search(name)]:
         raise ValueError(
             f"{folder}: {len(unknown)} tensors unknown (first: {unknown[0]}); they do not belong to config.json: download both again"
         )
@@ -203,17 +195,13 @@ def read_tensors(
         logging.getLogger(__name__).info("%s: %d stored buffers are not read (first: %s)", folder, len(buffers), buffers[0])
     for file in dict.fromkeys(where.values()):
         with opened(file) as reader:
-            for name in reader.keys():
-                if not wanted(name):
-                    continue
+            for name in filter(wanted, reader.keys()):
                 stored = reader.get_slice(name)
                 if (kind := stored.get_dtype()) not in FLOATS:
                     raise ValueError(f"{file}: {name} is stored as {kind}, which is no plain floating type; get the unquantized model")
-                shape = stored.get_shape()
-                part = rows(name, shape)
+                part = rows(name, shape := stored.get_shape())
                 tensor = stored[part] if shape else reader.get_tensor(name)
-                broken = int((~tensor.isfinite()).sum())
-                if broken:
+                if broken := int((~tensor.isfinite()).sum()):
                     raise ValueError(
                         f"{file}: {name} holds {broken} values that are NaN or infinite; download it again, or take an earlier export"
                     )
@@ -241,8 +229,7 @@ def end_tokens(folder: Path, tokenizer: Any) -> list[int]:
         if (folder / name).is_file():
             eos = read_json(folder / name).get("eos_token_id")
             ids |= {id_ for id_ in (eos if isinstance(eos, list) else [eos]) if isinstance(id_, int) and id_ >= 0}
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
+    ids |= {tokenizer.eos_token_id} - {None}
     if not ids:
         raise ValueError(
             f"{folder} names no end-of-sequence token, in neither generation_config.json, config.json nor the tokenizer; add eos_token_id"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import math
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,15 +51,12 @@ class RunFolder:
         undo = contextlib.ExitStack()
         with undone(undo.close):
             aside, failure = None, ""
-            if self.writes:
-                try:
-                    aside = self._take(undo)
-                except OSError as error:
-                    failure = (
-                        f"run.folder: cannot write {error.filename or self.path} ({os.strerror(error.errno or 0)}); choose another one"
-                    )
-                except ValueError as error:
-                    failure = str(error)
+            try:
+                aside = self._take(undo) if self.writes else None
+            except OSError as error:
+                failure = f"run.folder: cannot write {error.filename or self.path} ({os.strerror(error.errno or 0)}); choose another one"
+            except ValueError as error:
+                failure = str(error)
             aside, failure = self.ranks.gather((aside, failure))[0]
             if failure:
                 raise ValueError(failure)
@@ -73,14 +71,12 @@ class RunFolder:
     def _take(self, undo: contextlib.ExitStack) -> Path | None:
         """Lock the folder and empty it; where the earlier run is then."""
         aside = lock = None
-        new = not self.path.exists()
         if (self.path / "metrics.jsonl").exists():
             lock = locked(self.path)
-            number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}.{n}").exists())
-            aside = self.path.with_name(f"{self.path.name}.{number}")
+            aside = next(old for n in itertools.count(1) if not (old := self.path.with_name(f"{self.path.name}.{n}")).exists())
             self.path.rename(aside)
             undo.callback(aside.rename, self.path)
-            new = True
+        new = not self.path.exists()
         (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
         if new:
             undo.callback(remove, self.path)
@@ -92,7 +88,7 @@ class RunFolder:
         return aside
 
     def _open(self, config: Config) -> None:
-        (self.path / "config.json").write_text(json.dumps({"format": FORMAT, **config.as_dict()}, indent=2) + "\n")
+        (self.path / "config.json").write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n")
         self.metrics = (self.path / "metrics.jsonl").open("a")
         self.trace = TraceFile(self.path / "trace.json")
         try:
@@ -128,10 +124,11 @@ class RunFolder:
         if not self.writes:
             self.ranks.gather(rows)
 
-    def save_trace(self, events: Iterable[dict[str, Any]]) -> None:
-        """Events of any rank, see `soundrl.engine.timeline`."""
+    def save_trace(self, events: Sequence[dict[str, Any]]) -> None:
+        """This rank's events, see `soundrl.engine.timeline`. A collective."""
+        parts = self.ranks.gather(events)
         if self.trace is not None:
-            self.trace.add(events)
+            self.trace.add(event for part in parts for event in part)
 
     def close(self) -> None:
         for sink in (self.metrics, self.board, self.trace, self.lock):
@@ -167,8 +164,7 @@ def relocated(config: Config, old: Path, new: Path) -> Config:
             return str(new / Path(value).resolve().relative_to(parent))
         return value
 
-    def group(settings: Any, *names: str) -> Any:
-        return dataclasses.replace(settings, **{name: moved(getattr(settings, name)) for name in names})
-
-    data, genrm = group(config.data, "train", "test"), group(config.genrm, "model", "probe")
-    return dataclasses.replace(config, model=group(config.model, "path"), data=data, genrm=genrm)
+    for group, name in (("model", "path"), ("data", "train"), ("data", "test"), ("genrm", "model"), ("genrm", "probe")):
+        settings = getattr(config, group)
+        config = dataclasses.replace(config, **{group: dataclasses.replace(settings, **{name: moved(getattr(settings, name))})})
+    return config

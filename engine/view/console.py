@@ -9,7 +9,7 @@ import time
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from soundrl.engine.timeline import shares
 
@@ -67,9 +67,8 @@ class Progress:
 
     def summary(self, before: dict[str, float], after: dict[str, float], seconds: dict[str, float], folder: str) -> None:
         """The last word: each measure before and after, where there is one, then where the time went."""
-        table = Table(title="What the run did", show_edge=False)
-        for heading in ("measure", "before", "after"):
-            table.add_column(heading, justify="left" if heading == "measure" else "right")
+        figures = [Column(name, justify="right") for name in ("before", "after")]
+        table = Table("measure", *figures, title="What the run did", show_edge=False)
         critic = any(name.endswith("/error_accuracy") for name in after)
         for name in after:
             words = "rollouts: right verdicts" if critic and name == "reward/correct" else plain_words(name)

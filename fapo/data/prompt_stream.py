@@ -5,68 +5,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Protocol, cast
+from typing import Protocol
 
 from soundrl.fapo.records import Prompt
 
 
 class PromptSource(Protocol):
-    """Where prompts come from when they are not a list: finite (`size` of them) or endless (`size` is None, prompt i made from i)."""
-
-    @property
-    def size(self) -> int | None: ...
+    """Problems without an end, made from their number."""
 
     def prompt(self, index: int) -> Prompt:
-        """Prompt `index` ≥ 0 (below `size` where that is set): the same one on every call and every rank."""
+        """Prompt `index` ≥ 0: the same one on every call and every rank."""
         ...
 
 
 class PromptStream:
-    """Takes prompts of a list or a source in an order that follows from `seed` and the prompts' ids alone.
+    """Takes prompts of a list or an endless source in an order that follows from `seed` and the prompts' ids alone.
 
-    Every rank takes the same. A finite source is shuffled anew each epoch and every prompt comes once per epoch, also where a batch crosses
-    its end; such a batch can hold a prompt twice (see `distinct`). An endless source comes in order of its index.
+    Every rank takes the same. A list is shuffled anew each epoch and every prompt comes once per epoch, also where a batch crosses its end;
+    such a batch can hold a prompt twice (see `distinct`). An endless source comes in order of its index.
 
     Example: of four prompts a, b, c, d in the order c, a, d, b, `take(3)` gives `[c, a, d]`.
 
-    Raises `ValueError` where there are no prompts, or two have the same id.
+    `cursor` is the number of prompts taken so far. ValueError where there are no prompts, or two have the same id.
     """
 
     def __init__(self, prompts: Sequence[Prompt] | PromptSource, seed: int) -> None:
-        self._seed, self._cursor = seed, 0
-        self._source: PromptSource = cast(PromptSource, prompts) if hasattr(prompts, "prompt") else _Listed(cast(Sequence[Prompt], prompts))
-        self._size = self._source.size
-        if self._size is not None and self._size < 1:
-            raise ValueError("no prompts: the data set is empty")
+        self.prompts, self.seed, self.cursor = prompts, seed, 0
         # An endless source is known by its beginning.
-        first = [self._source.prompt(index) for index in range(16 if self._size is None else self._size)]
+        first = prompts if isinstance(prompts, Sequence) else [prompts.prompt(index) for index in range(16)]
+        if not first:
+            raise ValueError("no prompts: the data set is empty")
         self._ids = [prompt.id for prompt in first]
         if len(set(self._ids)) < len(self._ids):
             twice = next(id for index, id in enumerate(self._ids) if id in self._ids[:index])
             raise ValueError(f"two prompts have the id {twice!r}: seeds are derived from ids, so give files different names")
-        self._digest = _digest(first, self._size)
+        self._digest = _digest(first)
         self._epoch, self._order = -1, list[int]()
-
-    @property
-    def cursor(self) -> int:
-        """Number of prompts taken so far."""
-        return self._cursor
-
-    @property
-    def epoch(self) -> int:
-        """Number of whole epochs taken; 0 for ever where the source is endless."""
-        return 0 if self._size is None else self._cursor // self._size
 
     def take(self, number: int) -> list[Prompt]:
         """The next `number` prompts; ValueError below one."""
         if number < 1:
             raise ValueError(f"{number} prompts: take at least one")
-        begin, self._cursor = self._cursor, self._cursor + number
-        return [self._source.prompt(self._index(position)) for position in range(begin, begin + number)]
+        begin, self.cursor = self.cursor, self.cursor + number
+        return [self._at(position) for position in range(begin, self.cursor)]
 
     def state_dict(self) -> dict[str, int | str]:
         """Plain JSON: the cursor, and the seed and data it belongs to. The same on every rank, and for every number of them."""
-        return {"cursor": self._cursor, "seed": self._seed, "digest": self._digest}
+        return {"cursor": self.cursor, "seed": self.seed, "digest": self._digest}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Goes on at the cursor of `state`. Raises `ValueError` where it was made with other data or another seed."""
@@ -76,21 +61,20 @@ class PromptStream:
             raise ValueError(
                 f"the data differ from those of the checkpoint (digest {self._digest}, was {state['digest']!r}): name the same data"
             )
-        if state["seed"] != self._seed:
-            raise ValueError(f"the order was made with seed {state['seed']!r}, now {self._seed}: set the same seed")
+        if state["seed"] != self.seed:
+            raise ValueError(f"the order was made with seed {state['seed']!r}, now {self.seed}: set the same seed")
         cursor = state["cursor"]
         if not isinstance(cursor, int) or isinstance(cursor, bool) or cursor < 0:
             raise ValueError(f"cursor {cursor!r}: expected a count of prompts")
-        self._cursor = cursor
+        self.cursor = cursor
 
-    def _index(self, position: int) -> int:
-        """The source's index of the prompt at `position` of the stream."""
-        if self._size is None:
-            return position
-        epoch, place = divmod(position, self._size)
+    def _at(self, position: int) -> Prompt:
+        if not isinstance(self.prompts, Sequence):
+            return self.prompts.prompt(position)
+        epoch, place = divmod(position, len(self._ids))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, shuffled(self._ids, self._seed, epoch)
-        return self._order[place]
+            self._epoch, self._order = epoch, shuffled(self._ids, self.seed, epoch)
+        return self.prompts[self._order[place]]
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -123,23 +107,9 @@ def shuffled(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
     return sorted(range(len(ids)), key=key)
 
 
-class _Listed:
-    """A list as a `PromptSource`."""
-
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self._prompts = tuple(prompts)
-
-    @property
-    def size(self) -> int:
-        return len(self._prompts)
-
-    def prompt(self, index: int) -> Prompt:
-        return self._prompts[index]
-
-
-def _digest(prompts: Sequence[Prompt], size: int | None) -> str:
+def _digest(prompts: Sequence[Prompt]) -> str:
     """16 hex digits of ids, texts and answers, in any order; ids alone would not show that a file was edited in place."""
-    total = blake2b(str(size).encode(), digest_size=8)
+    total = blake2b(digest_size=8)
     for prompt in sorted(prompts, key=lambda prompt: prompt.id):
         for part in (prompt.id, prompt.text, prompt.answer):
             data = part.encode("utf-8", "surrogatepass")

@@ -99,7 +99,7 @@ class Runs:
                 pending.ask().groups()
             late += sum(not group.ready for group in pending)
             trainer.train(minibatches(exchange(prompts, pending, self.ranks), PROMPTS // 2, BUDGET))
-        task.close()
+        judge.close()
         return self.digest(), late
 
     def released_by_training(self, overlap: bool, deadline: float) -> dict:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
@@ -99,6 +100,11 @@ def without_carry(left: int, sign: str, right: int) -> int:
     return 10 * tens + units
 
 
+def written(lines: Sequence[str], answer: str) -> str:
+    """`written(["71+2=73"], "3") == "71+2=73\\n#3\\n"`."""
+    return "".join(f"{line}\n" for line in [*lines, f"#{answer}"])
+
+
 def demonstration(problem: Problem, rng: random.Random, planted: bool, rate: float = 1.0) -> str:
     """A worked solution; with `planted`, one with the flaws of a careless student (errors propagate), `rate` times as many."""
     sloppy = planted and rng.random() < rate * SLOPPY
@@ -110,8 +116,7 @@ def demonstration(problem: Problem, rng: random.Random, planted: bool, rate: flo
     lines, value = [], problem.start
     for i, (sign, operand) in enumerate(problem.operations):
         if i == guess:
-            final = problem.answer if rng.random() < GUESS_RIGHT else str(rng.randrange(10))
-            return "".join(f"{line}\n" for line in [*lines, f"#{final}"])
+            return written(lines, problem.answer if rng.random() < GUESS_RIGHT else str(rng.randrange(10)))
         result = without_carry(value, sign, operand) if sloppy else OPERATIONS[sign](value, operand)
         if planted and rng.random() < rate * STEP_TENS:
             result += rng.choice((-10, 10))
@@ -124,7 +129,7 @@ def demonstration(problem: Problem, rng: random.Random, planted: bool, rate: flo
     final = digit(value, problem.place)
     if planted and rng.random() < rate * FINAL_DIGIT:
         final = str(rng.randrange(10))
-    return "".join(f"{line}\n" for line in [*lines, f"#{final}"])
+    return written(lines, final)
 
 
 def parse(text: str) -> Problem:
@@ -203,19 +208,17 @@ class ArithSource:
     """
 
     def __init__(self, seed: int, split: str = "train", place: int | None = None) -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"split {split!r} is unknown; use 'train' or 'test'")
         self.seed, self.split, self.place = seed, split, place
         self.name = f"arith-{split}" + (f"-p{place}" if place else "")
 
-    size = None  # endless
-
     def problem(self, index: int) -> Problem:
-        rng = random.Random(f"{self.name}/{self.seed}/{index}")  # a string seeds through SHA-512: the same on every platform
-        while True:
-            problem = draw(rng, self.place)
-            if held_out(problem) == (self.split == "test"):
-                return problem
+        return self.drawn(random.Random(f"{self.name}/{self.seed}/{index}"))  # a string seeds through SHA-512: the same on every platform
+
+    def drawn(self, rng: random.Random) -> Problem:
+        """One of the split."""
+        while held_out(problem := draw(rng, self.place)) != (self.split == "test"):
+            pass
+        return problem
 
     def prompt(self, index: int) -> Prompt:
         return self._prompt(index, self.problem(index))

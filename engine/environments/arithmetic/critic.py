@@ -16,7 +16,6 @@ from soundrl.engine.environments.arithmetic import chains
 from soundrl.fapo.records import Outcome, Prompt
 from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt
 
-STUDENT = "student"
 ROWS = 400
 """Of a test set, where no number is given."""
 UNSEEN = ("repair", "operand", "swap", "extra")
@@ -38,9 +37,7 @@ def plant(problem: chains.Problem, kind: str, rng: random.Random) -> str:
     * `extra`: a line too many, itself true: `66+2=68 / 68-0=68`.
     """
     values = problem.values
-    lines = [
-        f"{left}{sign}{operand}={values[i + 1]}" for i, (left, (sign, operand)) in enumerate(zip(values, problem.operations, strict=False))
-    ]
+    lines = [f"{values[i]}{sign}{operand}={values[i + 1]}" for i, (sign, operand) in enumerate(problem.operations)]
     at = rng.randrange(len(lines))
     sign, operand = problem.operations[at]
 
@@ -53,11 +50,10 @@ def plant(problem: chains.Problem, kind: str, rng: random.Random) -> str:
         lines[at] = f"{other(values[at], 0, 100)}{sign}{operand}={values[at + 1]}"
     elif kind == "swap":
         lines[at] = f"{values[at]}{sign}{other(operand, 2, 10)}={values[at + 1]}"
-    elif kind == "extra":
-        lines.append(f"{values[-1]}-0={values[-1]}")
     else:
-        raise ValueError(f"unknown kind of flaw {kind!r}; use one of {', '.join(UNSEEN)}")
-    return "".join(f"{line}\n" for line in [*lines, f"#{problem.answer}"])
+        assert kind == "extra"
+        lines.append(f"{values[-1]}-0={values[-1]}")
+    return chains.written(lines, problem.answer)
 
 
 class ArithCriticSource:
@@ -71,8 +67,6 @@ class ArithCriticSource:
         self.problems = chains.ArithSource(seed, split)
         self.name = f"arith-critic-{split}" + ("-unseen" if unseen else "")
 
-    size = None  # endless
-
     def _id(self, index: int) -> str:
         return f"{self.name}:{self.seed}:{index}"
 
@@ -80,17 +74,11 @@ class ArithCriticSource:
         rng = random.Random(f"{self.name}/{self.seed}/{index}")
         flawed = rng.random() < 0.5
         while True:
-            problem = chains.draw(rng)
-            if chains.held_out(problem) != (self.problems.split == "test"):
-                continue
-            kind = "sound"
-            if flawed:
-                kind = rng.choice(UNSEEN) if self.unseen else STUDENT
-            text = chains.demonstration(problem, rng, flawed) if kind in ("sound", STUDENT) else plant(problem, kind, rng)
-            if chains.verify(problem.answer, text, True) is not Outcome.CORRECT:
-                continue
+            problem = self.problems.drawn(rng)
+            kind = "sound" if not flawed else rng.choice(UNSEEN) if self.unseen else "student"
+            text = plant(problem, kind, rng) if kind in UNSEEN else chains.demonstration(problem, rng, flawed)
             row = labelled(self._id(index), problem, text, kind)
-            if (row.label >= 0) == flawed:
+            if (row.label >= 0) == flawed and chains.verify(problem.answer, text, True) is Outcome.CORRECT:
                 return row
 
     def prompt(self, index: int) -> Prompt:
@@ -147,9 +135,9 @@ def drill(id: str, problem: chains.Problem, rng: random.Random) -> CriticRow:
             near = (chains.without_carry(value, sign, operand), result + rng.choice((-10, 10)), result // 10 * 10 + rng.randrange(10))
             result = rng.randrange(100) if rng.random() < DRILL_ANY else rng.choice(near)
         result = min(max(result, 0), 99)  # from a wrong value the right result may leave 0 … 99
-        lines.append(f"{value}{sign}{operand}={result}\n")
+        lines.append(f"{value}{sign}{operand}={result}")
         value = result
-    return labelled(id, problem, f"{''.join(lines)}#{chains.digit(value, problem.place)}\n", "drill")
+    return labelled(id, problem, chains.written(lines, chains.digit(value, problem.place)), "drill")
 
 
 def critique(problem: chains.Problem, steps: tuple[str, ...], label: int, named: int | None = None, to_the_end: bool = False) -> str:

@@ -47,17 +47,12 @@ def arith_tokenizer() -> PreTrainedTokenizerFast:
 
 def fixed_parts() -> list[str]:
     """The pieces of a prompt that do not depend on what is judged, with and without reference answer."""
-    parts = []
-    for reference in (_MARK, None):
-        parts += critique_messages(_MARK, [_MARK], reference)[0]["content"].split(_MARK)
-    last = [part for part in parts if part.startswith("\n</paragraph_0>")]
-    return list(
-        dict.fromkeys(
-            [part for part in parts if part not in last]
-            + [f"\n</paragraph_{i}>\n\n<paragraph_{i + 1}>\n" for i in range(PARAGRAPHS)]
-            + [last[0].replace("_0>", f"_{i}>", 1) for i in range(PARAGRAPHS)]
-        )
-    )
+    asked = [critique_messages(_MARK, [_MARK], reference)[0]["content"] for reference in (_MARK, None)]
+    parts = [part for text in asked for part in text.split(_MARK)]
+    last = next(part for part in parts if part.startswith("\n</paragraph_0>"))
+    between = [f"\n</paragraph_{i}>\n\n<paragraph_{i + 1}>\n" for i in range(PARAGRAPHS)]
+    ends = [last.replace("_0>", f"_{i}>", 1) for i in range(PARAGRAPHS)]
+    return list(dict.fromkeys([*(part for part in parts if part != last), *between, *ends]))
 
 
 def critic_tokenizer() -> PreTrainedTokenizerFast:
