@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from soundrl.kernels.advantage_triton import launch_group_advantage
-from soundrl.kernels.backend import check_offsets, require, runs_triton
+from soundrl.kernels.advantage_triton import group_advantage_kernel
+from soundrl.kernels.backend import check_offsets, launch, operator, require, runs_triton, wide
 
 STD_EPSILON = 1e-6
 
@@ -63,14 +64,15 @@ def _check_flags(name: str, x: Tensor | None, rewards_N: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("soundrl::group_advantage", mutates_args=())
-def _group_advantage(
-    rewards_N: Tensor, group_offsets: Tensor, flawed_N: Tensor | None, lam: float, kept_N: Tensor | None, normalize_std: bool
-) -> Tensor:
+@operator("group_advantage(Tensor rewards_N, Tensor offsets, Tensor? flawed_N, float lam, Tensor? kept_N, bool normalize_std) -> Tensor")
+def _group_advantage(rewards_N: Tensor, group_offsets: Tensor, *rest: Any) -> Tensor:
+    flawed_N, lam, kept_N, normalize_std = rest
     if runs_triton(rewards_N):
-        return launch_group_advantage(rewards_N.contiguous(), group_offsets, flawed_N, lam, kept_N, normalize_std, STD_EPSILON)
-    wide = torch.float64 if rewards_N.dtype == torch.float64 else torch.float32
-    values_N = fapo_reward(rewards_N.to(wide), flawed_N, lam)
+        out_N, options = torch.empty(len(rewards_N), device=rewards_N.device), {"NORMALIZE_STD": normalize_std, "BLOCK": 64, "num_warps": 1}
+        given = (rewards_N.contiguous(), group_offsets, flawed_N, kept_N, out_N, lam, STD_EPSILON)
+        launch(group_advantage_kernel, len(group_offsets) - 1, rewards_N, *given, **options)
+        return out_N
+    values_N = fapo_reward(rewards_N.to(wide(rewards_N)), flawed_N, lam)
     out_N = torch.zeros_like(values_N)
     bounds = group_offsets.tolist()
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
@@ -104,7 +106,7 @@ class RewardGroups:
 
         Worked example: rewards [1, −1] in one group, cu_seqlens [0, 1, 3], normalize_std False → [1, −1, −1].
         """
-        advantage_N = group_advantage(self.rewards_N, self.group_offsets, self.flawed_N, self.lam, self.kept_N, self.normalize_std)
+        advantage_N = group_advantage(**vars(self))
         require(
             len(cu_seqlens) == len(advantage_N) + 1,
             lambda: (

@@ -1,14 +1,9 @@
 """Triton kernel of the group advantage. Shapes: N rollouts, P groups; formulas: `kernels/advantage.py`."""
 
-# pyright: reportCallIssue=false
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from soundrl.kernels.backend import device_of
 
 
 @triton.jit
@@ -56,23 +51,3 @@ def group_advantage_kernel(rewards, offsets, flawed, kept, advantages, lam, epsi
         i = first + tl.arange(0, BLOCK)
         r, counts = penalised(rewards, flawed, kept, i, i < end, lam)
         tl.store(advantages + i, tl.where(counts, (r - mean) * scale, 0.0), i < end)
-
-
-def launch_group_advantage(
-    rewards_N: Tensor,
-    group_offsets: Tensor,
-    flawed_N: Tensor | None,
-    lam: float,
-    kept_N: Tensor | None,
-    normalize_std: bool,
-    epsilon: float,
-) -> Tensor:
-    """Advantages [N] fp32."""
-    out_N = torch.empty(len(rewards_N), device=rewards_N.device)
-    groups = len(group_offsets) - 1
-    if groups > 0:
-        with device_of(rewards_N):
-            group_advantage_kernel[(groups,)](
-                rewards_N, group_offsets, flawed_N, kept_N, out_N, lam, epsilon, NORMALIZE_STD=normalize_std, BLOCK=64, num_warps=1
-            )
-    return out_N
