@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Decided when triton is first imported: with TRITON_INTERPRET=1 kernels run on CPU tensors, program by program, in numpy.
@@ -113,14 +112,3 @@ def check_offsets(
         )
         falls = (offsets.diff() < 0).nonzero()
         require(len(falls) == 0, lambda: f"{name} decreases at entry {int(falls[0]) + 1 if len(falls) else 0}: sizes cannot be negative")
-
-
-def refuse_sharded(name: str, x: Tensor) -> None:
-    """An FSDP2 parameter is a DTensor outside its module's forward; gathering it here would bypass FSDP2's hooks and gradient reduction."""
-    require(
-        not isinstance(x, DTensor),
-        lambda: (
-            f"{name} is a sharded DTensor: call the kernel inside the forward of the module that owns it, where FSDP2 has gathered it "
-            "(engine/head.py shows how), or pass full_tensor() for a pass without gradient"
-        ),
-    )

@@ -86,12 +86,7 @@ class LinearHead:
         for start in range(0, tokens, self.rows):
             rows = slice(start, min(start + self.rows, tokens))
             out = buffer[: rows.stop - rows.start]
-            if self.widen and self.hidden.is_cuda:
-                torch.mm(self.hidden[rows], self.weight.t(), out_dtype=torch.float32, out=out)
-            elif self.widen:  # torch's CPU products have no out_dtype
-                torch.mm(self.hidden[rows].float(), self.weight.float().t(), out=out)
-            else:
-                torch.mm(self.hidden[rows], self.weight.t(), out=out)
+            product(self.hidden[rows], self.weight.t(), out)
             yield rows, out
 
 
@@ -125,16 +120,14 @@ class HeadGradient:
             else:
                 self.hidden[rows][order] = torch.mm(dlogits_nV, head.weight)
         if of_weight:
-            add_product(self.weight, dlogits_nV, hidden_cH if order is None else hidden_cH[order])
+            product(dlogits_nV.t(), hidden_cH if order is None else hidden_cH[order], self.weight, add=True)
         if of_bias:
             self.bias += dlogits_nV.sum(0, dtype=head.wide)
 
 
-def add_product(total_VH: Tensor, dlogits_nV: Tensor, hidden_nH: Tensor) -> None:
-    """total += dlogitsᵀ · hidden with the sum in total's type: bf16 operands on the tensor cores, no bf16 rounding between chunks."""
-    if dlogits_nV.dtype == total_VH.dtype:
-        total_VH.addmm_(dlogits_nV.t(), hidden_nH)
-    elif total_VH.is_cuda:
-        torch.addmm(total_VH, dlogits_nV.t(), hidden_nH, out_dtype=total_VH.dtype, out=total_VH)
-    else:  # torch's CPU products have no out_dtype
-        total_VH.addmm_(dlogits_nV.t().to(total_VH.dtype), hidden_nH.to(total_VH.dtype))
+def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+    """out = a · b, or `add` to it, with the sum in out's type: 16-bit operands on the tensor cores, no rounding to 16 bits."""
+    if not out.is_cuda:  # torch's CPU products have no out_dtype
+        a, b = a.to(out.dtype), b.to(out.dtype)
+    wider = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
+    torch.addmm(out, a, b, out=out, **wider) if add else torch.mm(a, b, out=out, **wider)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from soundrl.kernels.backend import KERNEL_DTYPES, columns, operator, refuse_sharded, require, runs_triton, wide
+from soundrl.kernels.backend import KERNEL_DTYPES, columns, operator, require, runs_triton, wide
 from soundrl.kernels.head_chunks import HEAD, HeadGradient, LinearHead
 from soundrl.kernels.linear_logprob_triton import launch_streaming
 from soundrl.kernels.logprob import row_forward
@@ -55,7 +56,13 @@ def linear_logprob(
 
 
 def checked_head(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax) -> Softmax:
-    refuse_sharded("weight", weight_VH)
+    require(
+        not isinstance(weight_VH, DTensor),  # an FSDP2 parameter; gathering it here would bypass FSDP2's hooks and gradient reduction
+        lambda: (
+            "weight is a sharded DTensor: call the kernel inside the forward of the module that owns it, where FSDP2 has gathered it "
+            "(engine/head.py shows how), or pass full_tensor() for a pass without gradient"
+        ),
+    )
     require(
         hidden_TH.ndim == 2 and hidden_TH.dtype in (*KERNEL_DTYPES, torch.float64),
         lambda: f"hidden has shape {tuple(hidden_TH.shape)} and type {hidden_TH.dtype}: give floating point [T, H], packed rows",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
 from soundrl.kernels.backend import check_softcap, require, runs_triton
 from soundrl.kernels.varlen_backward import backward
@@ -22,18 +23,12 @@ def length_buckets(cu_seqlens: Tensor) -> list[Tensor]:
     Sequences share a rectangle when their lengths round up to the same power of two, so padding stays below one half. Reads
     `cu_seqlens` on the host. Worked example: cu_seqlens [0, 3, 5, 9] (lengths 3, 2, 4) → [[3, 4]] and [[0, 1, 2, −1], [5, 6, 7, 8]].
     """
-    starts, lengths = cu_seqlens[:-1].tolist(), cu_seqlens.diff().tolist()
-    buckets: dict[int, list[int]] = {}
-    for i, length in enumerate(lengths):
-        if length:
-            buckets.setdefault((length - 1).bit_length(), []).append(i)
-    rectangles = []
-    for _, members in sorted(buckets.items()):
-        start_b = torch.tensor([starts[i] for i in members], device=cu_seqlens.device)
-        length_b = torch.tensor([lengths[i] for i in members], device=cu_seqlens.device)
-        column = torch.arange(int(length_b.max()), device=cu_seqlens.device)
-        rectangles.append(torch.where(column < length_b[:, None], start_b[:, None] + column, -1))
-    return rectangles
+    rows = torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device).split(cu_seqlens.diff().tolist())
+    buckets: dict[int, list[Tensor]] = {}
+    for row in rows:
+        if len(row):
+            buckets.setdefault((len(row) - 1).bit_length(), []).append(row)
+    return [pad_sequence(members, batch_first=True, padding_value=-1) for _, members in sorted(buckets.items())]
 
 
 def varlen_attention_reference(
