@@ -7,7 +7,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import triton
@@ -39,6 +39,12 @@ def operator(schema: str) -> Callable[[Callable], Any]:
     """Registers a function under `soundrl::` with its schema, which names the arguments and tells which are written to: `Tensor(a!)`."""
     name, written = schema.partition("(")[0], re.findall(r"Tensor\(\w+!\) (\w+)", schema)
     return torch.library.custom_op(f"soundrl::{name}", mutates_args=written, schema=schema.removeprefix(name))
+
+
+def schema_of(record: type) -> str:
+    """The fields of a NamedTuple as arguments of an operator: `Tensor logprob_T, Tensor? old_T, …`."""
+    kinds = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", int: "SymInt"}
+    return ", ".join(f"{kinds[kind]} {name}" for name, kind in get_type_hints(record).items())
 
 
 def launch(kernel: Any, programs: int, like: Tensor, *arguments: Any, **options: Any) -> None:

@@ -16,7 +16,7 @@ from soundrl.kernels.backend import wide
 from soundrl.kernels.logprob import row_backward
 from soundrl.kernels.softmax import SOFTMAX, Softmax
 
-HEAD = f"Tensor hidden_TH, Tensor weight_VH, Tensor targets_T, {SOFTMAX}, bool fp32_logits, int memory_budget"
+HEAD = f"Tensor hidden_TH, Tensor weight_VH, Tensor targets_T, {SOFTMAX}, bool fp32_logits, SymInt memory_budget"
 """What operators of a head begin with; a budget of 0 is the usual one."""
 
 # Bytes of one chunk's logits. The gradient of the weight is read and written once a chunk, 8·V·H bytes in fp32: at V = 151,936 and

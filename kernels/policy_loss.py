@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import check_offsets, check_rows, launch, operator, require, runs_triton, wide
+from soundrl.kernels.backend import check_offsets, check_rows, launch, operator, require, runs_triton, schema_of, wide
 from soundrl.kernels.loss_rule import RULE, LossRule
 from soundrl.kernels.policy_loss_triton import BLOCK_T, COLUMNS, policy_loss_kernel, sequence_mean_kernel, sum_rows_kernel
 
@@ -116,7 +116,7 @@ def mean_where(known_T: Tensor, x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     return sequence_mean(x_T.masked_fill(~known_T, 0.0), cu_seqlens) / share_T.masked_fill(share_T == 0, 1.0)
 
 
-@torch.library.custom_op("soundrl::sequence_mean", mutates_args=())
+@operator("sequence_mean(Tensor x_T, Tensor cu_seqlens) -> Tensor")
 def sequence_mean(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Mean of `x_T` over each sequence, at each of its tokens; one program a sequence, so the sum has one order.
 
@@ -138,7 +138,7 @@ def _(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 class Tokens(NamedTuple):
-    """What the loss of each token is made of, all [T]; in the order of the operator's schema."""
+    """What the loss of each token is made of, all [T]."""
 
     logprob_T: Tensor
     old_T: Tensor | None
@@ -151,11 +151,7 @@ class Tokens(NamedTuple):
     sequence_log_q_T: Tensor | None
 
 
-TOKENS = "Tensor logprob_T, Tensor? old_T, Tensor advantages_T, Tensor? sampler_T, Tensor? entropy_T, Tensor? reference_T"
-OF_SEQUENCES = "Tensor? scale_T, Tensor? sequence_log_ratio_T, Tensor? sequence_log_q_T"
-
-
-@operator(f"policy_loss({TOKENS}, {OF_SEQUENCES}, {RULE}) -> (Tensor, Tensor, Tensor, Tensor)")
+@operator(f"policy_loss({schema_of(Tokens)}, {RULE}) -> (Tensor, Tensor, Tensor, Tensor)")
 def loss_terms(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [10]."""
     *tensors, words, numbers = given

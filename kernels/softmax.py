@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import check_rows, check_softcap, reads_values, require
+from soundrl.kernels.backend import check_rows, check_softcap, reads_values, require, schema_of
 
 
 class Softmax(NamedTuple):
-    """The same four arguments of every operator and kernel, in the order of `SOFTMAX`."""
+    """The same four arguments of every operator and kernel."""
 
     temperature: float
     """Of all rows, unless `temperature_T` [T] holds each row's own."""
@@ -28,7 +28,7 @@ class Softmax(NamedTuple):
         return self if self.temperature_T is None else self._replace(temperature_T=self.temperature_T[rows])
 
 
-SOFTMAX = "float temperature, Tensor? temperature_T, Tensor? bias_V, float softcap"
+SOFTMAX = schema_of(Softmax)
 
 
 def softmax_of(temperature: float | Tensor, bias_V: Tensor | None, softcap: float | None) -> Softmax:

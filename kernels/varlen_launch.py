@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from soundrl.kernels.backend import INTERPRETING, launch
+from soundrl.kernels.backend import INTERPRETING, launch, schema_of
 from soundrl.kernels.varlen_scores import LOG2E
 from soundrl.kernels.varlen_tiles import TILE
 
@@ -42,7 +42,7 @@ class Scores(NamedTuple):
 
 
 QKV = "Tensor q_THD, Tensor k_THD, Tensor v_THD"
-SCORES = "float scale, int window, float softcap"
+SCORES = schema_of(Scores)
 
 
 def passes(forward: Config, dq: Config, dkv: Config) -> dict[Pass, Config]:
