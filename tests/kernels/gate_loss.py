@@ -5,7 +5,7 @@ import itertools
 import torch
 from gate import Case
 
-from soundrl.kernels.advantage_triton import group_advantage_kernel
+from soundrl.kernels.advantage import group_advantage_kernel
 from soundrl.kernels.linear_logprob_triton import SPLITS, Constants, linear_logprob_kernel, merge_parts_kernel, tile_config
 from soundrl.kernels.logprob_triton import logprob_backward_kernel, logprob_forward_kernel
 from soundrl.kernels.policy_loss import Tokens
