@@ -129,5 +129,5 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     """out = a · b, or `add` to it, with the sum in out's type: 16-bit operands on the tensor cores, no rounding to 16 bits."""
     if not out.is_cuda:  # torch's CPU products have no out_dtype
         a, b = a.to(out.dtype), b.to(out.dtype)
-    wider = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
+    wider: dict[str, Any] = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
     torch.addmm(out, a, b, out=out, **wider) if add else torch.mm(a, b, out=out, **wider)
