@@ -27,34 +27,24 @@ KEEP_APART = {"full_attention", "sliding_attention"}  # layer types that see oth
 
 
 def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    *,
-    attend: Attend,
-    **others: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, attend: Attend, **asked: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention hook over one packed row: query [1, Hq, T, D], key and value [1, Hkv, T, D] → [1, T, Hq, D].
 
     `attend` comes from `attend_within`, passed to the model's forward. ValueError for what packed attention has no formula for.
     """
-    foreign = [name for name in ("s_aux", "position_bias", "head_mask") if others.get(name) is not None]
-    if dropout:
-        foreign.append(f"dropout {dropout}")
-    if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
+    foreign = [name for name in ("s_aux", "position_bias", "head_mask") if asked.get(name) is not None]
+    if asked.get("dropout"):
+        foreign.append(f"dropout {asked['dropout']}")
+    if not getattr(module, "is_causal", True) or asked.get("is_causal") is False:
         foreign.append("attention to later tokens")
     if foreign:
         raise ValueError(
             f"model.path: {type(module).__name__} asks for {', '.join(foreign)}, which packed attention does not have; use another model"
         )
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q_THD, k_THD, v_THD, scale=scaling, window=sliding_window, softcap=softcap)[None], None
+    scores = {ours: asked.get(theirs) for ours, theirs in (("scale", "scaling"), ("window", "sliding_window"), ("softcap", "softcap"))}
+    return attend(q_THD, k_THD, v_THD, **scores)[None], None
 
 
 AttentionInterface.register(HOOK, packed_attention)
@@ -96,42 +86,21 @@ def flash_function(capability: int) -> Callable[..., Any]:
     )
 
 
-def flash_attention(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    *,
-    scale: float | None,
-    window: int | None,
-    softcap: float | None,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-) -> Tensor:
+def flash_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *, scale: Any, window: Any, softcap: Any, **bounds: Any) -> Tensor:
     """`varlen_attention` by flash-attn 2, 3 or 4, deterministic. Its window counts the keys to the left without the token's own."""
     extra: dict[str, Any] = {"softcap": softcap} if softcap else {}
     if window:
         extra["window_size"] = (window - 1, 0)
     attend = flash_function(torch.cuda.get_device_capability(q_THD.device)[0])
-    out = attend(
-        q_THD,
-        k_THD,
-        v_THD,
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_k=max_seqlen,
-        softmax_scale=scale,
-        causal=True,
-        deterministic=True,
-        **extra,
-    )
+    out = attend(q_THD, k_THD, v_THD, softmax_scale=scale, causal=True, deterministic=True, **bounds, **extra)
     return out[0] if isinstance(out, tuple) else out
 
 
 def attend_within(backend: str, cu_seqlens: Tensor, tokens: int) -> Attend:
     """Attention that stays within the sequences of one packed row of `tokens` tokens; made once a batch, used by every layer."""
     if backend == "flash":
-        return partial(flash_attention, cu_seqlens=cu_seqlens.int(), max_seqlen=int(cu_seqlens.diff().max()))
+        bounds, longest = cu_seqlens.int(), int(cu_seqlens.diff().max())
+        return partial(flash_attention, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest)
     if backend == "triton" and (cu_seqlens.is_cuda or INTERPRETING):
         return partial(varlen_attention, cu_seqlens=cu_seqlens, tiles_N4=sequence_tiles(cu_seqlens, tokens))
     return partial(varlen_attention_reference, buckets=length_buckets(cu_seqlens))

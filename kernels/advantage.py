@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from soundrl.kernels.advantage_triton import launch_group_advantage
-from soundrl.kernels.backend import check_offsets, require, runs_triton
+from soundrl.kernels.backend import check_offsets, launch, operator, require, runs_triton, wide
 
 STD_EPSILON = 1e-6
 
@@ -63,14 +65,62 @@ def _check_flags(name: str, x: Tensor | None, rewards_N: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("soundrl::group_advantage", mutates_args=())
-def _group_advantage(
-    rewards_N: Tensor, group_offsets: Tensor, flawed_N: Tensor | None, lam: float, kept_N: Tensor | None, normalize_std: bool
-) -> Tensor:
+@triton.jit
+def penalised(rewards, flawed, kept, i, inside, lam):
+    """Reward less λ where flawed, and whether rollout i counts."""
+    r = tl.load(rewards + i, inside, other=0.0).to(tl.float32)
+    counts = inside
+    if flawed is not None:
+        r -= lam * tl.load(flawed + i, inside, other=0).to(tl.float32)
+    if kept is not None:
+        counts = inside & (tl.load(kept + i, inside, other=0) != 0)
+    return r, counts
+
+
+@triton.jit
+def group_advantage_kernel(rewards, offsets, flawed, kept, advantages, lam, epsilon, NORMALIZE_STD: tl.constexpr, BLOCK: tl.constexpr):
+    """Program g: all of group g, of any size; mean, then the spread around it, then the advantages (three passes over at most a few KB)."""
+    g = tl.program_id(0).to(tl.int64)
+    start = tl.load(offsets + g)
+    end = tl.load(offsets + g + 1)
+    number = tl.zeros([BLOCK], tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    low = tl.full([BLOCK], float("inf"), tl.float32)
+    high = tl.full([BLOCK], float("-inf"), tl.float32)
+    for first in range(start, end, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        r, counts = penalised(rewards, flawed, kept, i, i < end, lam)
+        number += tl.where(counts, 1.0, 0.0)
+        total += tl.where(counts, r, 0.0)
+        low = tl.where(counts, tl.minimum(low, r), low)
+        high = tl.where(counts, tl.maximum(high, r), high)
+    n = tl.sum(number)
+    mean = tl.sum(total) / tl.maximum(n, 1.0)
+    scale = 1.0
+    if NORMALIZE_STD:
+        square = tl.zeros([BLOCK], tl.float32)
+        for first in range(start, end, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            r, counts = penalised(rewards, flawed, kept, i, i < end, lam)
+            square += tl.where(counts, (r - mean) * (r - mean), 0.0)
+        scale = 1.0 / (tl.sqrt(tl.sum(square) / tl.maximum(n - 1, 1.0)) + epsilon)
+    # Equal rewards are exactly 0: rounding of the mean must not become ±1e-8 / 1e-6.
+    scale = tl.where(tl.min(low) < tl.max(high), scale, 0.0)
+    for first in range(start, end, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        r, counts = penalised(rewards, flawed, kept, i, i < end, lam)
+        tl.store(advantages + i, tl.where(counts, (r - mean) * scale, 0.0), i < end)
+
+
+@operator("group_advantage(Tensor rewards_N, Tensor offsets, Tensor? flawed_N, float lam, Tensor? kept_N, bool normalize_std) -> Tensor")
+def _group_advantage(rewards_N: Tensor, group_offsets: Tensor, *rest: Any) -> Tensor:
+    flawed_N, lam, kept_N, normalize_std = rest
     if runs_triton(rewards_N):
-        return launch_group_advantage(rewards_N.contiguous(), group_offsets, flawed_N, lam, kept_N, normalize_std, STD_EPSILON)
-    wide = torch.float64 if rewards_N.dtype == torch.float64 else torch.float32
-    values_N = fapo_reward(rewards_N.to(wide), flawed_N, lam)
+        out_N, options = torch.empty(len(rewards_N), device=rewards_N.device), {"NORMALIZE_STD": normalize_std, "BLOCK": 64, "num_warps": 1}
+        given = (rewards_N.contiguous(), group_offsets, flawed_N, kept_N, out_N, lam, STD_EPSILON)
+        launch(group_advantage_kernel, len(group_offsets) - 1, rewards_N, *given, **options)
+        return out_N
+    values_N = fapo_reward(rewards_N.to(wide(rewards_N)), flawed_N, lam)
     out_N = torch.zeros_like(values_N)
     bounds = group_offsets.tolist()
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
@@ -104,7 +154,7 @@ class RewardGroups:
 
         Worked example: rewards [1, −1] in one group, cu_seqlens [0, 1, 3], normalize_std False → [1, −1, −1].
         """
-        advantage_N = group_advantage(self.rewards_N, self.group_offsets, self.flawed_N, self.lam, self.kept_N, self.normalize_std)
+        advantage_N = group_advantage(**vars(self))
         require(
             len(cu_seqlens) == len(advantage_N) + 1,
             lambda: (

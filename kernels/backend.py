@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable
+from typing import Any, get_type_hints
 
 import torch
 import triton
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Decided when triton is first imported: with TRITON_INTERPRET=1 kernels run on CPU tensors, program by program, in numpy.
@@ -24,9 +25,33 @@ def runs_triton(x: Tensor) -> bool:
     return (x.is_cuda or INTERPRETING) and x.dtype in KERNEL_DTYPES
 
 
-def device_of(x: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+def wide(x: Tensor) -> torch.dtype:
+    """The type in which results of `x` are computed and returned: fp64 for fp64, else fp32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def columns(x: Tensor, number: int) -> tuple[Tensor, ...]:
+    """`number` uninitialised [T] for results of the rows of `x`."""
+    return tuple(torch.empty(x.shape[0], dtype=wide(x), device=x.device) for _ in range(number))
+
+
+def operator(schema: str) -> Callable[[Callable], Any]:
+    """Registers a function under `soundrl::` with its schema, which names the arguments and tells which are written to: `Tensor(a!)`."""
+    name, written = schema.partition("(")[0], re.findall(r"Tensor\(\w+!\) (\w+)", schema)
+    return torch.library.custom_op(f"soundrl::{name}", mutates_args=written, schema=schema.removeprefix(name))
+
+
+def schema_of(record: type) -> str:
+    """The fields of a NamedTuple as arguments of an operator: `Tensor logprob_T, Tensor? old_T, …`."""
+    kinds = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", int: "SymInt"}
+    return ", ".join(f"{kinds[kind]} {name}" for name, kind in get_type_hints(record).items())
+
+
+def launch(kernel: Any, programs: int, like: Tensor, *arguments: Any, **options: Any) -> None:
+    """Start so many programs, if any, on the device of `like`: Triton launches on the current one, which may be another."""
+    if programs:
+        with torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext():
+            kernel[(programs,)](*arguments, **options)
 
 
 def check_values(on: bool) -> None:
@@ -70,58 +95,26 @@ def check_rows(name: str, x: Tensor, like_name: str, like: Tensor, integer: bool
         require(x.dtype.is_floating_point, lambda: f"{name} is {x.dtype}: give floating point, e.g. {name}.float()")
 
 
-def check_targets(targets_T: Tensor, like_name: str, like: Tensor, vocabulary: int) -> None:
-    """Targets [T] int64 within the vocabulary."""
-    check_rows("targets", targets_T, like_name, like, integer=True)
-    if reads_values(targets_T) and targets_T.numel():
-        low, high = int(targets_T.min()), int(targets_T.max())
-        require(
-            0 <= low and high < vocabulary,
-            lambda: f"targets lie in {low} … {high}, the vocabulary has {vocabulary} entries: leave padding out (no index is ignored)",
-        )
-
-
-def check_temperature(temperature: float | Tensor, like_name: str, like: Tensor) -> None:
-    """A finite number above 0, or such a number for each row."""
-    if isinstance(temperature, Tensor):
-        check_rows("temperature", temperature, like_name, like)
-        if reads_values(temperature) and temperature.numel():
-            require(
-                bool((torch.isfinite(temperature) & (temperature > 0)).all()),
-                lambda: "temperature holds values that are not finite or not > 0: greedy rows have no log-probability; use 1.0 there",
-            )
-    else:
-        require(
-            0 < temperature < math.inf,
-            lambda: f"temperature={temperature} must be finite and > 0: greedy sampling has no log-probability; use 1.0",
-        )
-
-
 def check_softcap(softcap: float | None) -> None:
     require(softcap is None or 0 < softcap < math.inf, lambda: f"softcap={softcap} must be finite and > 0; None = no cap")
 
 
-def check_offsets(name: str, offsets: Tensor, rows_name: str, rows: int) -> None:
-    """int64 [n+1] from 0 to `rows`, never decreasing."""
+def check_offsets(
+    name: str, offsets: Tensor, rows_name: str, rows: int, *, types: tuple[torch.dtype, ...] = (torch.int64,), whole: bool = True
+) -> None:
+    """[n+1] of one of the `types`, from 0 to `rows` (not beyond, unless `whole`), never decreasing."""
     require(
-        offsets.ndim == 1 and len(offsets) >= 1 and offsets.dtype == torch.int64,
-        lambda: f"{name} has shape {tuple(offsets.shape)} and type {offsets.dtype}: give int64 [n+1], the running sum of the sizes from 0",
+        offsets.ndim == 1 and len(offsets) >= 1 and offsets.dtype in types,
+        lambda: (
+            f"{name} has shape {tuple(offsets.shape)} and type {offsets.dtype}: give {' or '.join(str(t)[6:] for t in types)} [n+1], "
+            "the running sum of the sizes from 0"
+        ),
     )
     if reads_values(offsets):
+        first, last = int(offsets[0]), int(offsets[-1])
         require(
-            int(offsets[0]) == 0 and int(offsets[-1]) == rows,
-            lambda: f"{name} runs from {int(offsets[0])} to {int(offsets[-1])}, {rows_name} has {rows} rows: it must run from 0 to {rows}",
+            first == 0 and (last == rows or (not whole and last < rows)),
+            lambda: f"{name} runs from {first} to {last}, {rows_name} has {rows} rows: it must run from 0 to {rows}",
         )
         falls = (offsets.diff() < 0).nonzero()
         require(len(falls) == 0, lambda: f"{name} decreases at entry {int(falls[0]) + 1 if len(falls) else 0}: sizes cannot be negative")
-
-
-def refuse_sharded(name: str, x: Tensor) -> None:
-    """An FSDP2 parameter is a DTensor outside its module's forward; gathering it here would bypass FSDP2's hooks and gradient reduction."""
-    require(
-        not isinstance(x, DTensor),
-        lambda: (
-            f"{name} is a sharded DTensor: call the kernel inside the forward of the module that owns it, where FSDP2 has gathered it "
-            "(engine/head.py shows how), or pass full_tensor() for a pass without gradient"
-        ),
-    )

@@ -7,11 +7,17 @@ Shapes: T tokens, H hidden, V vocabulary, c rows of a chunk, n of them with a gr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from soundrl.kernels.backend import wide
 from soundrl.kernels.logprob import row_backward
+from soundrl.kernels.softmax import SOFTMAX, Softmax
+
+HEAD = f"Tensor hidden_TH, Tensor weight_VH, Tensor targets_T, {SOFTMAX}, bool fp32_logits, SymInt memory_budget"
+"""What operators of a head begin with; a budget of 0 is the usual one."""
 
 # Bytes of one chunk's logits. The gradient of the weight is read and written once a chunk, 8·V·H bytes in fp32: at V = 151,936 and
 # H = 4,096, 4,096 tokens a chunk (1.2 GiB of bf16 logits) cost 7 % of the whole, 1,024 tokens 25 %. On CPU chunks serve memory alone.
@@ -62,24 +68,15 @@ def compaction(live_T: Tensor) -> Tensor | None:
 class LinearHead:
     """logits = hidden · weightᵀ, chunk by chunk, and the gradients that come back. Outside autograd."""
 
-    def __init__(
-        self,
-        hidden_TH: Tensor,
-        weight_VH: Tensor,
-        temperature: float,
-        temperature_T: Tensor | None,
-        bias_V: Tensor | None,
-        softcap: float,
-        fp32_logits: bool,
-        memory_budget: int,
-    ) -> None:
-        self.hidden, self.weight, self.bias, self.softcap = hidden_TH, weight_VH, bias_V, softcap
-        self.temperature, self.temperature_T = temperature, temperature_T
+    def __init__(self, hidden_TH: Tensor, weight_VH: Tensor, *rest: Any) -> None:
+        """`rest`: what stands behind the targets in `HEAD`."""
+        *softmax, fp32_logits, memory_budget = rest
+        self.hidden, self.weight, self.softmax = hidden_TH, weight_VH, Softmax(*softmax)
         narrow = hidden_TH.dtype in (torch.bfloat16, torch.float16)
-        self.widen = fp32_logits and narrow
+        self.fp32_logits, self.widen = fp32_logits, fp32_logits and narrow
         size = bytes_per_logit(hidden_TH.element_size(), fp32_logits)
         self.rows = chunk_rows(len(hidden_TH), len(weight_VH), size, memory_budget, hidden_TH.is_cuda)
-        self.wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
+        self.wide = wide(hidden_TH)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """(rows, logits [c, V]) one after the other, in one buffer: a chunk's logits are gone when the next is asked for."""
@@ -89,18 +86,8 @@ class LinearHead:
         for start in range(0, tokens, self.rows):
             rows = slice(start, min(start + self.rows, tokens))
             out = buffer[: rows.stop - rows.start]
-            if self.widen and self.hidden.is_cuda:
-                torch.mm(self.hidden[rows], self.weight.t(), out_dtype=torch.float32, out=out)
-            elif self.widen:  # torch's CPU products have no out_dtype
-                torch.mm(self.hidden[rows].float(), self.weight.float().t(), out=out)
-            else:
-                torch.mm(self.hidden[rows], self.weight.t(), out=out)
+            product(self.hidden[rows], self.weight.t(), out)
             yield rows, out
-
-    def row_arguments(self, targets_T: Tensor, rows: slice) -> tuple:
-        """What `row_forward` and `row_backward` take behind the logits."""
-        temperature_c = None if self.temperature_T is None else self.temperature_T[rows]
-        return targets_T[rows], self.temperature, temperature_c, self.bias, self.softcap
 
 
 class HeadGradient:
@@ -114,23 +101,18 @@ class HeadGradient:
         self.wanted = of_hidden, of_weight, of_bias
 
     def add(
-        self,
-        rows: slice,
-        logits_cV: Tensor,
-        row_arguments: tuple,
-        statistics: tuple[Tensor, Tensor, Tensor],
-        grad_logprob_c: Tensor,
-        grad_entropy_c: Tensor,
-        compact: bool,
+        self, rows: slice, logits_cV: Tensor, targets_T: Tensor, statistics: tuple[Tensor, ...], grads: tuple[Tensor, ...], compact: bool
     ) -> None:
-        """Turn `logits_cV` into its gradient, in place, and multiply it into the accumulators; `compact` leaves out rows that have none."""
+        """Turn `logits_cV` of these rows into its gradient, in place, and multiply it into the accumulators; `compact` leaves out rows that
+        have none. `statistics` [T] and `grads` [c] as in `row_backward`."""
         head, (of_hidden, of_weight, of_bias) = self.head, self.wanted
-        order = compaction((grad_logprob_c != 0) | (grad_entropy_c != 0)) if compact else None
+        order = compaction((grads[0] != 0) | (grads[1] != 0)) if compact else None
         count = len(logits_cV) if order is None else len(order)
         if count == 0:
             return
         dlogits_nV = torch.empty_like(logits_cV[:count], dtype=head.hidden.dtype) if head.widen else logits_cV[:count]
-        row_backward(dlogits_nV, logits_cV, *row_arguments, statistics, grad_logprob_c, grad_entropy_c, order)
+        statistics_c = tuple(x[rows] for x in statistics)
+        row_backward(dlogits_nV, logits_cV, targets_T[rows], head.softmax.of_rows(rows), statistics_c, grads, order)
         hidden_cH = head.hidden[rows]
         if of_hidden:
             if order is None:
@@ -138,16 +120,14 @@ class HeadGradient:
             else:
                 self.hidden[rows][order] = torch.mm(dlogits_nV, head.weight)
         if of_weight:
-            add_product(self.weight, dlogits_nV, hidden_cH if order is None else hidden_cH[order])
+            product(dlogits_nV.t(), hidden_cH if order is None else hidden_cH[order], self.weight, add=True)
         if of_bias:
             self.bias += dlogits_nV.sum(0, dtype=head.wide)
 
 
-def add_product(total_VH: Tensor, dlogits_nV: Tensor, hidden_nH: Tensor) -> None:
-    """total += dlogitsᵀ · hidden with the sum in total's type: bf16 operands on the tensor cores, no bf16 rounding between chunks."""
-    if dlogits_nV.dtype == total_VH.dtype:
-        total_VH.addmm_(dlogits_nV.t(), hidden_nH)
-    elif total_VH.is_cuda:
-        torch.addmm(total_VH, dlogits_nV.t(), hidden_nH, out_dtype=total_VH.dtype, out=total_VH)
-    else:  # torch's CPU products have no out_dtype
-        total_VH.addmm_(dlogits_nV.t().to(total_VH.dtype), hidden_nH.to(total_VH.dtype))
+def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+    """out = a · b, or `add` to it, with the sum in out's type: 16-bit operands on the tensor cores, no rounding to 16 bits."""
+    if not out.is_cuda:  # torch's CPU products have no out_dtype
+        a, b = a.to(out.dtype), b.to(out.dtype)
+    wider: dict[str, Any] = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
+    torch.addmm(out, a, b, out=out, **wider) if add else torch.mm(a, b, out=out, **wider)

@@ -4,16 +4,20 @@ Forward: streaming on a GPU (`linear_logprob_triton`, memory flat in V), in chun
 (`head_chunks`), logits once more and the two products of the gradient, 6·T·H·V FLOP for the rows that have one.
 """
 
-# pyright: reportArgumentType=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
+# pyright: reportOptionalMemberAccess=false
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from soundrl.kernels.backend import KERNEL_DTYPES, check_softcap, check_targets, check_temperature, refuse_sharded, require, runs_triton
-from soundrl.kernels.head_chunks import HeadGradient, LinearHead
+from soundrl.kernels.backend import KERNEL_DTYPES, columns, operator, require, runs_triton, wide
+from soundrl.kernels.head_chunks import HEAD, HeadGradient, LinearHead
 from soundrl.kernels.linear_logprob_triton import launch_streaming
 from soundrl.kernels.logprob import row_forward
+from soundrl.kernels.softmax import Softmax, check_softmax, softmax_of
 
 
 def linear_logprob(
@@ -46,19 +50,19 @@ def linear_logprob(
     >>> linear_logprob(torch.zeros(1, 4), torch.ones(2, 4), torch.tensor([1]))
     (tensor([-0.6931]), tensor([0.6931]), tensor([0.6931]))
     """
-    check_head(hidden_TH, weight_VH, targets_T, temperature, bias_V, softcap)
-    per_row = isinstance(temperature, Tensor)
-    number, temperature_T = (1.0, temperature) if per_row else (temperature, None)
-    logprob_T, entropy_T, m_T, log_sum_T = head_forward(
-        hidden_TH, weight_VH, targets_T, number, temperature_T, bias_V, softcap or 0.0, fp32_logits, memory_budget or 0
-    )
+    softmax = checked_head(hidden_TH, weight_VH, targets_T, softmax_of(temperature, bias_V, softcap))
+    logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *softmax, fp32_logits, memory_budget or 0)
     return logprob_T, entropy_T, (m_T / temperature + log_sum_T).detach()
 
 
-def check_head(
-    hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, temperature: float | Tensor, bias_V: Tensor | None, softcap: float | None
-) -> None:
-    refuse_sharded("weight", weight_VH)
+def checked_head(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax) -> Softmax:
+    require(
+        not isinstance(weight_VH, DTensor),  # an FSDP2 parameter; gathering it here would bypass FSDP2's hooks and gradient reduction
+        lambda: (
+            "weight is a sharded DTensor: call the kernel inside the forward of the module that owns it, where FSDP2 has gathered it "
+            "(engine/head.py shows how), or pass full_tensor() for a pass without gradient"
+        ),
+    )
     require(
         hidden_TH.ndim == 2 and hidden_TH.dtype in (*KERNEL_DTYPES, torch.float64),
         lambda: f"hidden has shape {tuple(hidden_TH.shape)} and type {hidden_TH.dtype}: give floating point [T, H], packed rows",
@@ -71,76 +75,46 @@ def check_head(
         weight_VH.dtype == hidden_TH.dtype and weight_VH.device == hidden_TH.device,
         lambda: f"weight is {weight_VH.dtype} on {weight_VH.device}, hidden {hidden_TH.dtype} on {hidden_TH.device}: make them alike",
     )
-    check_targets(targets_T, "hidden", hidden_TH, len(weight_VH))
-    check_temperature(temperature, "hidden", hidden_TH)
-    check_softcap(softcap)
-    if bias_V is not None:
-        require(
-            bias_V.shape == weight_VH.shape[:1] and bias_V.device == hidden_TH.device,
-            lambda: (
-                f"bias has shape {tuple(bias_V.shape)} on {bias_V.device}, weight {tuple(weight_VH.shape)} on {weight_VH.device}: give [V]"
-            ),
-        )
+    check_softmax(softmax, targets_T, ("hidden", hidden_TH), ("weight", weight_VH), len(weight_VH))
+    return softmax
 
 
-@torch.library.custom_op("soundrl::linear_logprob", mutates_args=())
-def head_forward(
-    hidden_TH: Tensor,
-    weight_VH: Tensor,
-    targets_T: Tensor,
-    temperature: float,
-    temperature_T: Tensor | None,
-    bias_V: Tensor | None,
-    softcap: float,
-    fp32_logits: bool,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@operator(f"linear_logprob({HEAD}) -> (Tensor, Tensor, Tensor, Tensor)")
+def head_forward(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """log-prob, entropy, m, log S [T] (names: `logprob_triton`)."""
+    head = LinearHead(hidden_TH, weight_VH, *rest)
     if runs_triton(hidden_TH):
-        rounds = hidden_TH.dtype != torch.float32 and not fp32_logits
+        rounds = hidden_TH.dtype != torch.float32 and not head.fp32_logits
         hidden_TH, weight_VH = (x if x.stride(-1) == 1 else x.contiguous() for x in (hidden_TH, weight_VH))
-        return launch_streaming(hidden_TH, weight_VH, targets_T, temperature, temperature_T, bias_V, softcap, rounds)
-    head = LinearHead(hidden_TH, weight_VH, temperature, temperature_T, bias_V, softcap, fp32_logits, memory_budget)
-    out = [torch.empty(len(hidden_TH), dtype=head.wide, device=hidden_TH.device) for _ in range(4)]
+        return launch_streaming(hidden_TH, weight_VH, targets_T, head.softmax, rounds)
+    out = columns(hidden_TH, 4)
     for rows, logits_cV in head.chunks():
-        for whole, part in zip(out, row_forward(logits_cV, *head.row_arguments(targets_T, rows)), strict=True):
+        for whole, part in zip(out, row_forward(logits_cV, targets_T[rows], head.softmax.of_rows(rows)), strict=True):
             whole[rows] = part
-    return out[0], out[1], out[2], out[3]
+    return out
 
 
-@torch.library.custom_op("soundrl::linear_logprob_backward", mutates_args=())
-def gradient_of_rows(
-    hidden_TH: Tensor,
-    weight_VH: Tensor,
-    targets_T: Tensor,
-    temperature: float,
-    temperature_T: Tensor | None,
-    bias_V: Tensor | None,
-    softcap: float,
-    fp32_logits: bool,
-    memory_budget: int,
-    statistics: list[Tensor],
-    grad_logprob_T: Tensor,
-    grad_entropy_T: Tensor,
-    wanted: list[bool],
-    compact: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+GRADIENT = "Tensor[] statistics, Tensor grad_logprob_T, Tensor grad_entropy_T, bool[] wanted, bool compact"
+
+
+@operator(f"linear_logprob_backward({HEAD}, {GRADIENT}) -> (Tensor, Tensor, Tensor)")
+def gradient_of_rows(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """dhidden [T, H], dweight [V, H] and dbias [V] in fp32; those not `wanted` are empty.
 
     The coefficients are known before any product, so with `compact` rows without one are not even multiplied out.
     """
+    *settings, statistics, grad_logprob_T, grad_entropy_T, wanted, compact = rest
     live_T = ((grad_logprob_T != 0) | (grad_entropy_T != 0)).nonzero().squeeze(-1) if compact else None
     if live_T is not None and len(live_T) == len(hidden_TH):
         live_T = None
-    rows_T = (hidden_TH, targets_T, temperature_T, *statistics, grad_logprob_T, grad_entropy_T)
-    chosen = (x if live_T is None or x is None else x[live_T] for x in rows_T)
-    hidden_nH, targets_n, temperature_n, m_n, log_sum_n, entropy_n, grad_logprob_n, grad_entropy_n = chosen
-    head = LinearHead(hidden_nH, weight_VH, temperature, temperature_n, bias_V, softcap, fp32_logits, memory_budget)
+    given = (hidden_TH, targets_T, *statistics, grad_logprob_T, grad_entropy_T)
+    hidden_nH, targets_n, *taken = given if live_T is None else (x[live_T] for x in given)
+    head = LinearHead(hidden_nH, weight_VH, *settings)
+    head.softmax = head.softmax if live_T is None else head.softmax.of_rows(live_T)
     gradient = HeadGradient(head, *wanted)
     for rows, logits_cV in head.chunks():
-        statistics_c = m_n[rows], log_sum_n[rows], entropy_n[rows]
-        grads_c = grad_logprob_n[rows].contiguous(), grad_entropy_n[rows].contiguous()
-        gradient.add(rows, logits_cV, head.row_arguments(targets_n, rows), statistics_c, *grads_c, compact=False)
+        grads_c = tuple(x[rows].contiguous() for x in taken[3:])
+        gradient.add(rows, logits_cV, targets_n, tuple(taken[:3]), grads_c, compact=False)
     dhidden_TH = gradient.hidden
     if live_T is not None and wanted[0]:
         dhidden_TH = torch.zeros_like(hidden_TH)
@@ -149,20 +123,17 @@ def gradient_of_rows(
 
 
 @head_forward.register_fake
-def _(hidden_TH: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
-    a, b, c, d = (hidden_TH.new_empty(hidden_TH.shape[0], dtype=wide) for _ in range(4))
-    return a, b, c, d
+def _(hidden_TH: Tensor, *_: object) -> tuple[Tensor, ...]:
+    return columns(hidden_TH, 4)
 
 
 @gradient_of_rows.register_fake
-def _(hidden_TH: Tensor, weight_VH: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
+def gradients_like(hidden_TH: Tensor, weight_VH: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     of_hidden, of_weight, of_bias = rest[-2]
-    wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
     return (
         torch.empty_like(hidden_TH) if of_hidden else hidden_TH.new_empty(0),
-        weight_VH.new_empty(weight_VH.shape if of_weight else 0, dtype=wide),
-        weight_VH.new_empty(weight_VH.shape[0] if of_bias else 0, dtype=wide),
+        weight_VH.new_empty(weight_VH.shape if of_weight else 0, dtype=wide(hidden_TH)),
+        weight_VH.new_empty(weight_VH.shape[0] if of_bias else 0, dtype=wide(hidden_TH)),
     )
 
 
@@ -177,20 +148,9 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
 def _backward(ctx, grad_logprob_T: Tensor, grad_entropy_T: Tensor, *_: object) -> tuple:
     hidden_TH, weight_VH, targets_T, temperature_T, bias_V, *statistics = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias_V is not None and ctx.needs_input_grad[5]]
-    dhidden_TH, dweight_VH, dbias_V = gradient_of_rows(
-        hidden_TH,
-        weight_VH,
-        targets_T,
-        ctx.temperature,
-        temperature_T,
-        bias_V,
-        *ctx.numbers,
-        statistics,
-        grad_logprob_T,
-        grad_entropy_T,
-        wanted,
-        True,
-    )
+    settings = (ctx.temperature, temperature_T, bias_V, *ctx.numbers)
+    grads = (statistics, grad_logprob_T, grad_entropy_T)
+    dhidden_TH, dweight_VH, dbias_V = gradient_of_rows(hidden_TH, weight_VH, targets_T, *settings, *grads, wanted, True)
     of_hidden = dhidden_TH if wanted[0] else None
     of_weight = dweight_VH.to(weight_VH.dtype) if wanted[1] else None
     of_bias = dbias_V.to(bias_V.dtype) if wanted[2] else None

@@ -9,19 +9,21 @@ Rows whose coefficient is 0 (masked or clipped tokens; advantage 0 without KL an
 left out of both products of the gradient.
 """
 
-# pyright: reportReturnType=false
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from soundrl.kernels.advantage import RewardGroups
-from soundrl.kernels.backend import check_rows, require
-from soundrl.kernels.head_chunks import HeadGradient, LinearHead
-from soundrl.kernels.linear_logprob import check_head, gradient_of_rows, head_forward
+from soundrl.kernels.backend import columns, operator, require
+from soundrl.kernels.head_chunks import HEAD, HeadGradient, LinearHead
+from soundrl.kernels.linear_logprob import checked_head, gradient_of_rows, gradients_like, head_forward
 from soundrl.kernels.logprob import row_forward
-from soundrl.kernels.loss_rule import LossRule
+from soundrl.kernels.loss_rule import RULE, LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS, check_rule, loss_terms, sequence_terms
+from soundrl.kernels.softmax import softmax_of
 
 
 def linear_policy_loss(
@@ -55,83 +57,39 @@ def linear_policy_loss(
     No [T, V] tensor exists at any time. Raises ValueError as its parts do.
     """
     rule = rule or LossRule()
-    check_head(hidden_TH, weight_VH, targets_T, temperature, bias_V, softcap)
+    softmax = checked_head(hidden_TH, weight_VH, targets_T, softmax_of(temperature, bias_V, softcap))
     if isinstance(advantages, RewardGroups):
         require(cu_seqlens is not None, lambda: "advantages are RewardGroups, which need cu_seqlens [N+1] of the rollouts' tokens; pass it")
         assert cu_seqlens is not None
         advantages_T = advantages.advantages(cu_seqlens, len(hidden_TH))
     else:
         advantages_T = advantages
-    for name, x in (
-        ("old_logprob", old_logprob_T),
-        ("advantages", advantages_T),
-        ("sampler_logprob", sampler_logprob_T),
-        ("reference_logprob", reference_logprob_T),
-    ):
-        if x is not None:
-            check_rows(name, x, "hidden", hidden_TH)
-    check_rule(rule, count, cu_seqlens, sampler_logprob_T, reference_logprob_T, len(hidden_TH))
-    per_row = isinstance(temperature, Tensor)
-    inputs = (hidden_TH, weight_VH, bias_V)
+    given = {"old_logprob": old_logprob_T, "advantages": advantages_T, "sampler_logprob": sampler_logprob_T}
+    check_rule(rule, count, cu_seqlens, ("hidden", hidden_TH), given | {"reference_logprob": reference_logprob_T})
+    settings = (*softmax, fp32_logits, memory_budget or 0)
+    per_token = (old_logprob_T, advantages_T, sampler_logprob_T, reference_logprob_T if rule.kl != "none" else None)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_TH, weight_VH, bias_V)]
     loss_sum, logprob_T, entropy_T, sums, *_ = _linear_policy_loss(
-        hidden_TH,
-        weight_VH,
-        targets_T,
-        1.0 if per_row else temperature,
-        temperature if per_row else None,
-        bias_V,
-        softcap or 0.0,
-        fp32_logits,
-        memory_budget or 0,
-        old_logprob_T,
-        advantages_T,
-        sampler_logprob_T,
-        reference_logprob_T if rule.kl != "none" else None,
-        cu_seqlens,
-        rule.variant,
-        rule.correction,
-        rule.kl,
-        rule.kl_times_ratio,
-        rule.numbers(),
-        [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs],
-        compact,
+        *(hidden_TH, weight_VH, targets_T, *settings, *per_token, cu_seqlens, rule.words(), rule.numbers(), wanted, compact)
     )
     loss = loss_sum / (max(len(hidden_TH), 1) if count is None else count)
     return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True)), logprob_T, entropy_T
 
 
-@torch.library.custom_op("soundrl::linear_policy_loss", mutates_args=())
-def _linear_policy_loss(
-    hidden_TH: Tensor,
-    weight_VH: Tensor,
-    targets_T: Tensor,
-    temperature: float,
-    temperature_T: Tensor | None,
-    bias_V: Tensor | None,
-    softcap: float,
-    fp32_logits: bool,
-    memory_budget: int,
-    old_logprob_T: Tensor | None,
-    advantages_T: Tensor,
-    sampler_logprob_T: Tensor | None,
-    reference_logprob_T: Tensor | None,
-    cu_seqlens: Tensor | None,
-    variant: str,
-    correction: str,
-    kl: str,
-    kl_times_ratio: bool,
-    numbers: list[float],
-    wanted: list[bool],
-    compact: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+PER_TOKEN = "Tensor? old_T, Tensor advantages_T, Tensor? sampler_T, Tensor? reference_T, Tensor? cu_seqlens"
+SEVEN = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+
+@operator(f"linear_policy_loss({HEAD}, {PER_TOKEN}, {RULE}, bool[] wanted, bool compact) -> {SEVEN}")
+def _linear_policy_loss(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Loss before `count`, log-prob, entropy, metric sums; gradients of hidden, weight, bias (empty where not `wanted`)."""
-    rule = LossRule.from_numbers(variant, correction, kl, kl_times_ratio, numbers)
-    head_arguments = (temperature, temperature_T, bias_V, softcap, fp32_logits, memory_budget)
-    head = LinearHead(hidden_TH, weight_VH, *head_arguments)
-    logprob_T, entropy_T, m_T, log_sum_T = (torch.empty(len(hidden_TH), dtype=head.wide, device=hidden_TH.device) for _ in range(4))
+    *settings, old_logprob_T, advantages_T, sampler_logprob_T, reference_logprob_T, cu_seqlens, words, numbers, wanted, compact = rest
+    rule = LossRule.of(words, numbers)
+    head = LinearHead(hidden_TH, weight_VH, *settings)
+    logprob_T, entropy_T, m_T, log_sum_T = of_rows = columns(hidden_TH, 4)
     whole_first = rule.needs_sequences(old_logprob_T is None)
     if whole_first or not any(wanted):
-        logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *head_arguments)
+        logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *settings)
     # Reads log-probabilities only where they are all there.
     of_sequences = sequence_terms(rule, logprob_T, old_logprob_T, sampler_logprob_T, cu_seqlens)
 
@@ -139,41 +97,28 @@ def _linear_policy_loss(
         entropy = entropy_T if rule.entropy_coef else None
         per_token = (logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy, reference_logprob_T)
         cut = [None if x is None else x[rows] for x in (*per_token, *of_sequences)]
-        return loss_terms(*cut, rule.surrogate, correction, kl, kl_times_ratio, numbers)
+        return loss_terms(*cut, words, numbers)
 
     gradient = HeadGradient(head, *(wanted if not whole_first else (False, False, False)))
     gradients = gradient.hidden, gradient.weight, gradient.bias
     if any(wanted) and not whole_first:
         for rows, logits_cV in head.chunks():
-            row = head.row_arguments(targets_T, rows)
-            logprob_T[rows], entropy_T[rows], m_T[rows], log_sum_T[rows] = row_forward(logits_cV, *row)
-            _, slope_c, entropy_slope_c, _ = terms(rows)
-            statistics_c = m_T[rows], log_sum_T[rows], entropy_T[rows]
-            gradient.add(rows, logits_cV, row, statistics_c, slope_c, entropy_slope_c, compact)
+            for whole, part in zip(of_rows, row_forward(logits_cV, targets_T[rows], head.softmax.of_rows(rows)), strict=True):
+                whole[rows] = part
+            _, *slopes_c, _ = terms(rows)
+            gradient.add(rows, logits_cV, targets_T, (m_T, log_sum_T, entropy_T), tuple(slopes_c), compact)
     # Over all rows at once, so that loss and metrics do not depend on the chunks.
     loss_sum, slope_T, entropy_slope_T, sums = terms(slice(None))
     if any(wanted) and whole_first:
-        statistics = [m_T, log_sum_T, entropy_T]
-        gradients = gradient_of_rows(
-            hidden_TH, weight_VH, targets_T, *head_arguments, statistics, slope_T, entropy_slope_T, wanted, compact
-        )
+        grads = ([m_T, log_sum_T, entropy_T], slope_T, entropy_slope_T)
+        gradients = gradient_of_rows(hidden_TH, weight_VH, targets_T, *settings, *grads, wanted, compact)
     return loss_sum, logprob_T, entropy_T, sums, *gradients
 
 
 @_linear_policy_loss.register_fake
-def _(hidden_TH: Tensor, weight_VH: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    of_hidden, of_weight, of_bias = rest[-2]
-    wide = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
-    x_T = hidden_TH.new_empty(hidden_TH.shape[0], dtype=wide)
-    return (
-        x_T.new_empty(()),
-        x_T,
-        torch.empty_like(x_T),
-        x_T.new_empty(len(METRIC_SUMS)),
-        torch.empty_like(hidden_TH) if of_hidden else hidden_TH.new_empty(0),
-        weight_VH.new_empty(weight_VH.shape if of_weight else 0, dtype=wide),
-        weight_VH.new_empty(weight_VH.shape[0] if of_bias else 0, dtype=wide),
-    )
+def _(hidden_TH: Tensor, weight_VH: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    x_T, other_T = columns(hidden_TH, 2)
+    return x_T.new_empty(()), x_T, other_T, x_T.new_empty(len(METRIC_SUMS)), *gradients_like(hidden_TH, weight_VH, *rest)
 
 
 def _keep(ctx, inputs: tuple, output: tuple) -> None:
@@ -191,7 +136,7 @@ def _backward(ctx, grad: Tensor, *_: object) -> tuple:
     # Scaled and rounded in one pass: a second fp32 [V, H] would be the largest tensor of the step.
     of_weight = torch.mul(dweight_VH, grad, out=torch.empty_like(dweight_VH, dtype=weight_dtype)) if ctx.wanted[1] else None
     of_bias = (dbias_V * grad).to(bias_dtype) if ctx.wanted[2] else None
-    return of_hidden, of_weight, None, None, None, of_bias, *[None] * 15
+    return of_hidden, of_weight, None, None, None, of_bias, *[None] * 12
 
 
 _linear_policy_loss.register_autograd(_backward, setup_context=_keep)

@@ -1,19 +1,17 @@
 """Triton kernels over rows of logits. Shapes: T rows, V vocabulary.
 
-A row's distribution is softmax(u / temperature) with u = softcap · tanh((logits + bias) / softcap). Its statistics are two fp32 numbers,
+A row's distribution is softmax(u / temperature) (`softmax`: bias and softcap make u of logits). Its statistics are two fp32 numbers,
 m = max u and log S = log Σ exp((u − m) / temperature). The maximum is taken off before anything is scaled, and the two are never added
 up: at |u| = 10⁴ an ulp is 10⁻³, and every probability made from a rounded sum would be wrong in the third digit.
 """
 
-# pyright: reportReturnType=false, reportCallIssue=false
+# pyright: reportReturnType=false
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from soundrl.kernels.backend import device_of
 
 NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
@@ -25,12 +23,12 @@ def tanh(x):
 
 
 @triton.jit
-def bounded_logits(x, bias, column, real, softcap, HAS_CAP: tl.constexpr):
-    """u of raw logits `x` in fp32, −inf beyond the vocabulary; bias may be None."""
-    if bias is not None:
-        x += tl.load(bias + column, real, other=0.0).to(tl.float32)
+def bounded_logits(x, softmax, column, real, HAS_CAP: tl.constexpr):
+    """u of raw logits `x` in fp32, −inf beyond the vocabulary."""
+    if softmax.bias_V is not None:
+        x += tl.load(softmax.bias_V + column, real, other=0.0).to(tl.float32)
     if HAS_CAP:
-        x = softcap * tanh(x / softcap)
+        x = softmax.softcap * tanh(x / softmax.softcap)
     return tl.where(real, x, NEGATIVE_INFINITY)
 
 
@@ -59,27 +57,20 @@ def merge_statistics(m, s, w, m2, s2, w2, inverse):
 
 
 @triton.jit
-def logprob_forward_kernel(
-    logits,
-    targets,
-    temperature_T,
-    bias,
-    logprob,
-    entropy,
-    maximum,
-    log_sum,
-    temperature,
-    softcap,
-    V,
-    row_stride,
-    HAS_CAP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Program t: log-probability of the target, entropy and statistics of row t, in one pass over it."""
+def inverse_temperature(softmax, t):
+    """Of row t."""
+    inverse = 1.0 / softmax.temperature
+    if softmax.temperature_T is not None:
+        inverse = 1.0 / tl.load(softmax.temperature_T + t).to(tl.float32)
+    return inverse
+
+
+@triton.jit
+def logprob_forward_kernel(logits, targets, softmax, out, V, row_stride, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr):
+    """Program t: log-probability of the target, entropy, m and log S of row t, each to its tensor of `out`, in one pass over the row."""
     t = tl.program_id(0).to(tl.int64)
-    inverse = 1.0 / temperature
-    if temperature_T is not None:
-        inverse = 1.0 / tl.load(temperature_T + t).to(tl.float32)
+    logprob, entropy, maximum, log_sum = out
+    inverse = inverse_temperature(softmax, t)
     inverse_1 = inverse + tl.zeros([1], tl.float32)
     row = logits + t * row_stride
     m = tl.full([1], float("-inf"), tl.float32)
@@ -89,12 +80,12 @@ def logprob_forward_kernel(
         column = start + tl.arange(0, BLOCK)
         real = column < V
         x = tl.load(row + column, real, other=0.0).to(tl.float32)
-        u = bounded_logits(x, bias, column, real, softcap, HAS_CAP)
+        u = bounded_logits(x, softmax, column, real, HAS_CAP)
         m2, s2, w2 = block_statistics(tl.expand_dims(u, 0), inverse_1, 1)
         m, s, w = merge_statistics(m, s, w, m2, s2, w2, inverse_1)
     one = tl.arange(0, 1)
     column = tl.load(targets + t) + one
-    u = bounded_logits(tl.load(row + column).to(tl.float32), bias, column, column < V, softcap, HAS_CAP)
+    u = bounded_logits(tl.load(row + column).to(tl.float32), softmax, column, column < V, HAS_CAP)
     tl.store(logprob + t + one, (u - m) * inverse - tl.log(s))
     tl.store(entropy + t + one, tl.log(s) - w / s)
     tl.store(maximum + t + one, m)
@@ -103,24 +94,7 @@ def logprob_forward_kernel(
 
 @triton.jit
 def logprob_backward_kernel(
-    logits,
-    dlogits,
-    targets,
-    temperature_T,
-    bias,
-    maximum,
-    log_sum,
-    entropy,
-    grad_logprob,
-    grad_entropy,
-    order,
-    temperature,
-    softcap,
-    V,
-    row_stride,
-    out_stride,
-    HAS_CAP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    logits, dlogits, targets, softmax, statistics, grads, order, V, row_stride, out_stride, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Program j: row j of dlogits from row order[j] (or j) of logits and of everything else:
 
@@ -132,9 +106,9 @@ def logprob_backward_kernel(
     t = j
     if order is not None:
         t = tl.load(order + j)
-    inverse = 1.0 / temperature
-    if temperature_T is not None:
-        inverse = 1.0 / tl.load(temperature_T + t).to(tl.float32)
+    maximum, log_sum, entropy = statistics
+    grad_logprob, grad_entropy = grads
+    inverse = inverse_temperature(softmax, t)
     row = logits + t * row_stride
     out = dlogits + j * out_stride
     target = tl.load(targets + t)
@@ -148,84 +122,19 @@ def logprob_backward_kernel(
         column = start + tl.arange(0, BLOCK)
         real = column < V
         x = tl.load(row + column, real, other=0.0).to(tl.float32)
-        u = bounded_logits(x, bias, column, real, softcap, HAS_CAP)
+        u = bounded_logits(x, softmax, column, real, HAS_CAP)
         logp = (u - m) * inverse - log_s
         p = tl.exp(logp)
         dz = g * (tl.where(column == target, 1.0, 0.0) - p) - gh * tl.where(p > 0, p * (logp + h), 0.0)
         dx = dz * inverse
         if HAS_CAP:
-            dx *= 1 - (u / softcap) * (u / softcap)
+            dx *= 1 - (u / softmax.softcap) * (u / softmax.softcap)
         # A row without gradient is exactly 0 even where its logits are not finite.
         dx = tl.where(live, dx, 0.0)
         tl.store(out + column, dx.to(dlogits.dtype.element_ty), real)
 
 
-def block_size(vocabulary: int) -> tuple[int, int]:
-    """(BLOCK, warps) of a row kernel: one pass for small vocabularies, 4,096 entries at a time for large ones."""
+def row_options(vocabulary: int, softcap: float) -> dict[str, Any]:
+    """How row kernels are compiled: one pass for small vocabularies, 4,096 entries at a time for large ones."""
     block = min(4096, max(16, triton.next_power_of_2(vocabulary)))
-    return block, 8 if block >= 4096 else 4
-
-
-def launch_forward(
-    logits_TV: Tensor, targets_T: Tensor, temperature: float, temperature_T: Tensor | None, bias_V: Tensor | None, softcap: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log-prob, entropy, m and log S, each [T] fp32; `softcap` 0 = none. Rows may be strided, entries of a row are adjacent."""
-    rows, vocabulary = logits_TV.shape
-    out = [torch.empty(rows, device=logits_TV.device) for _ in range(4)]
-    block, warps = block_size(vocabulary)
-    if rows:
-        with device_of(logits_TV):
-            logprob_forward_kernel[(rows,)](
-                logits_TV,
-                targets_T,
-                temperature_T,
-                bias_V,
-                *out,
-                temperature,
-                softcap or 1.0,
-                vocabulary,
-                logits_TV.stride(0),
-                HAS_CAP=softcap != 0,
-                BLOCK=block,
-                num_warps=warps,
-            )
-    return out[0], out[1], out[2], out[3]
-
-
-def launch_backward(
-    dlogits: Tensor,
-    logits_TV: Tensor,
-    targets_T: Tensor,
-    temperature: float,
-    temperature_T: Tensor | None,
-    bias_V: Tensor | None,
-    softcap: float,
-    statistics: tuple[Tensor, Tensor, Tensor],
-    grad_logprob_T: Tensor,
-    grad_entropy_T: Tensor,
-    order: Tensor | None = None,
-) -> None:
-    """Write dlogits [n, V]; `statistics` = (m, log S, entropy); `order` [n] int64 = source row of each row written."""
-    vocabulary = logits_TV.shape[1]
-    block, warps = block_size(vocabulary)
-    if len(dlogits):
-        with device_of(logits_TV):
-            logprob_backward_kernel[(len(dlogits),)](
-                logits_TV,
-                dlogits,
-                targets_T,
-                temperature_T,
-                bias_V,
-                *statistics,
-                grad_logprob_T,
-                grad_entropy_T,
-                order,
-                temperature,
-                softcap or 1.0,
-                vocabulary,
-                logits_TV.stride(0),
-                dlogits.stride(0),
-                HAS_CAP=softcap != 0,
-                BLOCK=block,
-                num_warps=warps,
-            )
+    return {"HAS_CAP": softcap != 0, "BLOCK": block, "num_warps": 8 if block >= 4096 else 4}

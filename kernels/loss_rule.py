@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 # variant → (surrogate, mean over each sequence first?). `count` is what the sum over all of the mini-batch is divided by.
 #
@@ -26,6 +27,9 @@ VARIANTS: dict[str, tuple[str, bool]] = {
 }
 CORRECTIONS = ("none", "tis", "icepop", "sequence")
 KL_ESTIMATES = ("none", "k1", "k2", "k3")
+NUMBERS = ("clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef", "correction_low", "correction_high")
+RULE = "str words, float[] numbers"
+"""A rule in an operator's schema."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,34 +94,18 @@ class LossRule:
         """True where a token's coefficient depends on the new log-probabilities of its whole sequence."""
         return (self.surrogate == "gspo" and not on_policy) or (self.correction == "sequence" and on_policy)
 
-    @classmethod
-    def from_numbers(cls, variant: str, correction: str, kl: str, kl_times_ratio: bool, numbers: list[float]) -> LossRule:
-        """The rule that gave `numbers()`: a registered op takes numbers and text only."""
-        low, high, dual, tau_positive, tau_negative, kl_coef, entropy_coef, correction_low, correction_high = numbers
-        return cls(
-            variant=variant,
-            clip_low=low,
-            clip_high=high,
-            dual_clip=dual,
-            sapo_tau=(tau_positive, tau_negative),
-            kl=kl,
-            kl_coef=kl_coef,
-            kl_times_ratio=kl_times_ratio,
-            entropy_coef=entropy_coef,
-            correction=correction,
-            correction_low=correction_low,
-            correction_high=correction_high,
-        )
+    def words(self) -> str:
+        """With `numbers()` the whole rule: registered operators take text and numbers only."""
+        return f"{self.variant} {self.correction} {self.kl} {self.kl_times_ratio}"
 
     def numbers(self) -> list[float]:
         """The kernels' run-time scalars, in their order; changing one compiles nothing anew."""
-        return [
-            self.clip_low,
-            self.clip_high,
-            self.dual_clip,
-            *self.sapo_tau,
-            self.kl_coef,
-            self.entropy_coef,
-            self.correction_low,
-            self.correction_high,
-        ]
+        return [*[getattr(self, name) for name in NUMBERS], *self.sapo_tau]
+
+    @classmethod
+    def of(cls, words: str, numbers: list[float]) -> LossRule:
+        """The rule that gave `words()` and `numbers()`."""
+        variant, correction, kl, times_ratio = words.split()
+        named: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=False))
+        tau = (numbers[-2], numbers[-1])
+        return cls(variant=variant, correction=correction, kl=kl, kl_times_ratio=times_ratio == "True", sapo_tau=tau, **named)

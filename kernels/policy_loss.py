@@ -23,12 +23,14 @@ A sampler's (or old) log-probability that is none (NaN, infinite, above 0: vLLM 
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import check_offsets, check_rows, require, runs_triton
-from soundrl.kernels.loss_rule import LossRule
-from soundrl.kernels.policy_loss_triton import launch_policy_loss, launch_sequence_mean
+from soundrl.kernels.backend import check_offsets, check_rows, launch, operator, require, runs_triton, schema_of, wide
+from soundrl.kernels.loss_rule import RULE, LossRule
+from soundrl.kernels.policy_loss_triton import BLOCK_T, COLUMNS, policy_loss_kernel, sequence_mean_kernel, sum_rows_kernel
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in fp32 with room for the product; verl clamps alike
 LOGPROB_LIMIT = 1e-3  # rounding may lift a log-probability above 0, not further than this
@@ -66,24 +68,17 @@ def policy_loss(
     shapes, types, devices or missing arguments, with the cure.
     """
     rule = rule or LossRule()
-    _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rule, cu_seqlens, entropy_T, reference_logprob_T)
-    scale_T, log_ratio_T, log_q_T = sequence_terms(rule, logprob_T.detach(), old_logprob_T, sampler_logprob_T, cu_seqlens)
-    loss_sum, _, _, sums = loss_terms(
-        logprob_T,
-        old_logprob_T,
-        advantages_T,
-        sampler_logprob_T,
-        entropy_T if rule.entropy_coef else None,
-        reference_logprob_T if rule.kl != "none" else None,
-        scale_T,
-        log_ratio_T,
-        log_q_T,
-        rule.surrogate,
-        rule.correction,
-        rule.kl,
-        rule.kl_times_ratio,
-        rule.numbers(),
+    require(
+        logprob_T.ndim == 1 and logprob_T.dtype.is_floating_point,
+        lambda: f"logprob has shape {tuple(logprob_T.shape)} and type {logprob_T.dtype}: give floating point [T], packed, without padding",
     )
+    per_token = {"old_logprob": old_logprob_T, "advantages": advantages_T, "sampler_logprob": sampler_logprob_T, "entropy": entropy_T}
+    check_rule(rule, count, cu_seqlens, ("logprob", logprob_T), per_token | {"reference_logprob": reference_logprob_T})
+    of_sequences = sequence_terms(rule, logprob_T.detach(), old_logprob_T, sampler_logprob_T, cu_seqlens)
+    entropy_T = entropy_T if rule.entropy_coef else None
+    reference_logprob_T = reference_logprob_T if rule.kl != "none" else None
+    tokens = Tokens(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy_T, reference_logprob_T, *of_sequences)
+    loss_sum, _, _, sums = loss_terms(*tokens, rule.words(), rule.numbers())
     loss = loss_sum / (max(logprob_T.numel(), 1) if count is None else count)
     return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True))
 
@@ -121,14 +116,16 @@ def mean_where(known_T: Tensor, x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     return sequence_mean(x_T.masked_fill(~known_T, 0.0), cu_seqlens) / share_T.masked_fill(share_T == 0, 1.0)
 
 
-@torch.library.custom_op("soundrl::sequence_mean", mutates_args=())
+@operator("sequence_mean(Tensor x_T, Tensor cu_seqlens) -> Tensor")
 def sequence_mean(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Mean of `x_T` over each sequence, at each of its tokens; one program a sequence, so the sum has one order.
 
     Worked example: x [1, 3, 5], cu_seqlens [0, 2, 3] → [2, 2, 5].
     """
     if runs_triton(x_T):
-        return launch_sequence_mean(x_T.contiguous(), cu_seqlens)
+        out_T = torch.empty_like(x_T, dtype=torch.float32, memory_format=torch.contiguous_format)
+        launch(sequence_mean_kernel, len(cu_seqlens) - 1, x_T, x_T.contiguous(), cu_seqlens, out_T, BLOCK=1024, num_warps=4)
+        return out_T.to(x_T.dtype)
     length_B = cu_seqlens.diff()
     sequence_T = torch.repeat_interleave(torch.arange(len(length_B), device=x_T.device), length_B)
     sum_B = torch.zeros(len(length_B), device=x_T.device, dtype=x_T.dtype).index_add_(0, sequence_T, x_T)
@@ -140,51 +137,44 @@ def _(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     return torch.empty_like(x_T)
 
 
-@torch.library.custom_op("soundrl::policy_loss", mutates_args=())
-def loss_terms(
-    logprob_T: Tensor,
-    old_logprob_T: Tensor | None,
-    advantages_T: Tensor,
-    sampler_logprob_T: Tensor | None,
-    entropy_T: Tensor | None,
-    reference_logprob_T: Tensor | None,
-    scale_T: Tensor | None,
-    sequence_log_ratio_T: Tensor | None,
-    sequence_log_q_T: Tensor | None,
-    surrogate: str,
-    correction: str,
-    kl: str,
-    kl_times_ratio: bool,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class Tokens(NamedTuple):
+    """What the loss of each token is made of, all [T]."""
+
+    logprob_T: Tensor
+    old_T: Tensor | None
+    advantages_T: Tensor
+    sampler_T: Tensor | None
+    entropy_T: Tensor | None
+    reference_T: Tensor | None
+    scale_T: Tensor | None
+    sequence_log_ratio_T: Tensor | None
+    sequence_log_q_T: Tensor | None
+
+
+@operator(f"policy_loss({schema_of(Tokens)}, {RULE}) -> (Tensor, Tensor, Tensor, Tensor)")
+def loss_terms(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [10]."""
-    given = [logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy_T, reference_logprob_T]
-    given += [scale_T, sequence_log_ratio_T, sequence_log_q_T]
-    wide = torch.float64 if logprob_T.dtype == torch.float64 else torch.float32
-    tensors = [None if x is None else x.to(wide).contiguous() for x in given]
-    if runs_triton(logprob_T):
-        return launch_policy_loss(*tensors, surrogate, correction, kl, kl_times_ratio, numbers)
-    return token_terms(*tensors, surrogate, correction, kl, kl_times_ratio, numbers)
+    *tensors, words, numbers = given
+    logprob_T, rule = tensors[0], LossRule.of(words, numbers)
+    tokens = Tokens(*(None if x is None else x.to(wide(logprob_T)).contiguous() for x in tensors))
+    if not runs_triton(logprob_T):
+        return token_terms(tokens, rule)
+    logprob_T = tokens.logprob_T
+    count, blocks = len(logprob_T), max(1, -(-len(logprob_T) // BLOCK_T.value))  # T = 0 still writes one row of zeros
+    slopes = torch.empty_like(logprob_T), torch.empty_like(logprob_T)
+    # Zeros, not empty: the columns behind the last sum are added too.
+    partial = torch.zeros(blocks, COLUMNS.value, device=logprob_T.device)
+    sums = torch.empty(COLUMNS.value, device=logprob_T.device)
+    options = (rule.surrogate, rule.correction, rule.kl, rule.kl_times_ratio)
+    launch(policy_loss_kernel, blocks, logprob_T, tokens, tuple(rule.numbers()), slopes, partial, count, *options, num_warps=4)
+    launch(sum_rows_kernel, 1, logprob_T, partial, sums, blocks, BLOCK=32, num_warps=4)
+    return sums[0].clone(), *slopes, sums[1:11].clone()
 
 
-def token_terms(
-    logprob_T: Tensor,
-    old_T: Tensor | None,
-    advantages_T: Tensor,
-    sampler_T: Tensor | None,
-    entropy_T: Tensor | None,
-    reference_T: Tensor | None,
-    scale_T: Tensor | None,
-    sequence_log_ratio_T: Tensor | None,
-    sequence_log_q_T: Tensor | None,
-    surrogate: str,
-    correction: str,
-    kl: str,
-    kl_times_ratio: bool,
-    numbers: list[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def token_terms(tokens: Tokens, rule: LossRule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The module's formulas in plain torch, with the derivative written out (the reference of `policy_loss_kernel`)."""
-    clip_low, clip_high, dual_clip, tau_positive, tau_negative, kl_coef, entropy_coef, low, high = numbers
+    logprob_T, old_T, advantages_T, sampler_T, entropy_T, reference_T, scale_T, sequence_log_ratio_T, sequence_log_q_T = tokens
+    clip_low, clip_high, low, high = rule.clip_low, rule.clip_high, rule.correction_low, rule.correction_high
     known_T = torch.ones_like(logprob_T, dtype=torch.bool) if old_T is None else is_logprob(old_T)
     old_T = logprob_T if old_T is None else torch.where(known_T, old_T, logprob_T)
     negative_T = advantages_T < 0
@@ -197,22 +187,22 @@ def token_terms(
         inside_T = sequence_log_ratio_T.abs() < LOG_RATIO_LIMIT
         surrogate_ratio_T = sequence_log_ratio_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     clipped_low_T = clipped_high_T = dual_T = torch.zeros_like(negative_T)
-    if surrogate in ("clip", "gspo"):
+    if rule.surrogate in ("clip", "gspo"):
         plain_T = -advantages_T * surrogate_ratio_T
         clipped_T = -advantages_T * surrogate_ratio_T.clamp(1 - clip_low, 1 + clip_high)
-        bound_T = torch.where(negative_T, -advantages_T * dual_clip, torch.inf)
+        bound_T = torch.where(negative_T, -advantages_T * rule.dual_clip, torch.inf)
         loss_T = torch.maximum(plain_T, clipped_T)
         dual_T = loss_T > bound_T
         loss_T = torch.minimum(loss_T, bound_T)
         flat_T = (clipped_T > plain_T) | dual_T | ~inside_T
         slope_T = torch.where(flat_T, 0.0, plain_T)
         clipped_low_T, clipped_high_T = (clipped_T > plain_T) & negative_T, (clipped_T > plain_T) & ~negative_T
-    elif surrogate == "cispo":
+    elif rule.surrogate == "cispo":
         slope_T = -advantages_T * ratio_T.clamp(max=1 + clip_high)
         loss_T = slope_T * logprob_T
         clipped_high_T = ratio_T > 1 + clip_high
     else:
-        tau_T = torch.full_like(ratio_T, tau_positive).masked_fill_(negative_T, tau_negative)
+        tau_T = torch.full_like(ratio_T, rule.sapo_tau[0]).masked_fill_(negative_T, rule.sapo_tau[1])
         gate_T = torch.sigmoid(tau_T * (ratio_T - 1))
         loss_T = -advantages_T * gate_T * 4 / tau_T
         slope_T = torch.where(inside_T, -advantages_T * gate_T * (1 - gate_T) * 4 * ratio_T, 0.0)
@@ -221,9 +211,9 @@ def token_terms(
     if sampler_T is not None:
         known_T = known_T & is_logprob(sampler_T)
     gap_T = torch.zeros_like(loss_T) if sampler_T is None else torch.where(known_T, old_T - sampler_T, 0.0)
-    if correction == "tis":
+    if rule.correction == "tis":
         weight_T = gap_T.exp().clamp(max=high)
-    elif correction == "icepop":
+    elif rule.correction == "icepop":
         weight_T = torch.where((gap_T.exp() >= low) & (gap_T.exp() <= high), gap_T.exp(), 0.0)
     elif sequence_log_q_T is not None:
         weight_T = ((sequence_log_q_T.exp() >= low) & (sequence_log_q_T.exp() <= high)).to(loss_T.dtype)
@@ -234,22 +224,22 @@ def token_terms(
         y_T = reference_T - logprob_T
         near_T = y_T.abs() < LOG_RATIO_LIMIT
         y_T = y_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        if kl == "k1":
+        if rule.kl == "k1":
             estimate_T, change_T = -y_T, torch.ones_like(y_T)
-        elif kl == "k2":
+        elif rule.kl == "k2":
             estimate_T, change_T = y_T * y_T / 2, -y_T
         else:
             estimate_T, change_T = y_T.exp() - 1 - y_T, 1 - y_T.exp()
         reference_kl_T = estimate_T
         change_T = torch.where(near_T, change_T, 0.0)
-        if kl_times_ratio:
+        if rule.kl_times_ratio:
             change_T = ratio_T * (change_T + torch.where(x_T.abs() < LOG_RATIO_LIMIT, estimate_T, 0.0))
             estimate_T = estimate_T * ratio_T
-        loss_T, slope_T = loss_T + kl_coef * estimate_T, slope_T + kl_coef * change_T
+        loss_T, slope_T = loss_T + rule.kl_coef * estimate_T, slope_T + rule.kl_coef * change_T
     entropy_slope_T = torch.zeros_like(loss_T)
     if entropy_T is not None:
-        loss_T = loss_T - entropy_coef * entropy_T
-        entropy_slope_T = entropy_slope_T - entropy_coef
+        loss_T = loss_T - rule.entropy_coef * entropy_T
+        entropy_slope_T = entropy_slope_T - rule.entropy_coef
     if scale_T is not None:
         loss_T, slope_T, entropy_slope_T = scale_T * loss_T, scale_T * slope_T, scale_T * entropy_slope_T
 
@@ -271,8 +261,7 @@ def token_terms(
 
 @loss_terms.register_fake
 def _(logprob_T: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = torch.float64 if logprob_T.dtype == torch.float64 else torch.float32
-    x_T = torch.empty_like(logprob_T, dtype=wide, memory_format=torch.contiguous_format)
+    x_T = torch.empty_like(logprob_T, dtype=wide(logprob_T), memory_format=torch.contiguous_format)
     return x_T.new_empty(()), x_T, torch.empty_like(x_T), x_T.new_empty(len(METRIC_SUMS))
 
 
@@ -287,40 +276,19 @@ def _backward(ctx, grad: Tensor, *_: object) -> tuple:
     slope_T, entropy_slope_T = ctx.saved_tensors
     logprob_dtype, entropy_dtype = ctx.dtypes
     of_entropy = None if entropy_dtype is None else (grad * entropy_slope_T).to(entropy_dtype)
-    return (grad * slope_T).to(logprob_dtype), None, None, None, of_entropy, *[None] * 9
+    return (grad * slope_T).to(logprob_dtype), None, None, None, of_entropy, *[None] * 6
 
 
 loss_terms.register_autograd(_backward, setup_context=_keep)
 
 
-def _check(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, count, rule, cu_seqlens, entropy_T, reference_logprob_T) -> None:
-    require(
-        logprob_T.ndim == 1 and logprob_T.dtype.is_floating_point,
-        lambda: f"logprob has shape {tuple(logprob_T.shape)} and type {logprob_T.dtype}: give floating point [T], packed, without padding",
-    )
-    rows = {
-        "old_logprob": old_logprob_T,
-        "advantages": advantages_T,
-        "sampler_logprob": sampler_logprob_T,
-        "entropy": entropy_T,
-        "reference_logprob": reference_logprob_T,
-    }
-    for name, x in rows.items():
-        if x is not None:
-            check_rows(name, x, "logprob", logprob_T)
-    check_rule(rule, count, cu_seqlens, sampler_logprob_T, reference_logprob_T, len(logprob_T))
-    require(entropy_T is not None or not rule.entropy_coef, lambda: f"entropy_coef={rule.entropy_coef} needs entropy [T]; pass it or set 0")
-
-
 def check_rule(
-    rule: LossRule,
-    count: float | Tensor | None,
-    cu_seqlens: Tensor | None,
-    sampler_logprob_T: Tensor | None,
-    reference_logprob_T: Tensor | None,
-    rows: int,
+    rule: LossRule, count: float | Tensor | None, cu_seqlens: Tensor | None, like: tuple[str, Tensor], given: dict[str, Tensor | None]
 ) -> None:
-    """That the arguments hold what `rule` reads."""
+    """That the arguments hold what `rule` reads, and those that are `given` a row for each of `like`."""
+    for name, x in given.items():
+        if x is not None:
+            check_rows(name, x, *like)
     require(
         (count is None) == (rule.variant == "bnpo"),
         lambda: (
@@ -338,12 +306,11 @@ def check_rule(
             ),
         )
     if cu_seqlens is not None:
-        check_offsets("cu_seqlens", cu_seqlens, "logprob", rows)
-    require(
-        sampler_logprob_T is not None or rule.correction == "none",
-        lambda: f"correction={rule.correction!r} needs sampler_logprob [T]; pass what the sampler reported, or use correction 'none'",
-    )
-    require(
-        reference_logprob_T is not None or rule.kl == "none",
-        lambda: f"kl={rule.kl!r} needs reference_logprob [T]; pass it, or use kl 'none' and kl_coef 0",
-    )
+        check_offsets("cu_seqlens", cu_seqlens, like[0], len(like[1]))
+    for asks, setting, name, cure in (
+        (rule.correction != "none", f"correction={rule.correction!r}", "sampler_logprob", "use correction 'none'"),
+        (rule.kl != "none", f"kl={rule.kl!r}", "reference_logprob", "use kl 'none' and kl_coef 0"),
+        (rule.entropy_coef != 0, f"entropy_coef={rule.entropy_coef}", "entropy", "set 0"),
+    ):
+        missing = asks and name in given and given[name] is None
+        require(not missing, lambda setting=setting, name=name, cure=cure: f"{setting} needs {name} [T]; pass it, or {cure}")

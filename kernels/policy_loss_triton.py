@@ -1,17 +1,13 @@
 """Triton kernels of the policy loss. Shapes: T tokens, B sequences; formulas and names: `kernels/policy_loss.py`."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from soundrl.kernels.backend import device_of
-
-BLOCK_T = 1024
-COLUMNS = 16  # loss and ten metric sums, padded to a power of two
+BLOCK_T = tl.constexpr(1024)
+COLUMNS = tl.constexpr(16)  # loss and ten metric sums, padded to a power of two
 LOG_RATIO_LIMIT = tl.constexpr(20.0)
 LOGPROB_LIMIT = tl.constexpr(1e-3)
 
@@ -19,45 +15,22 @@ LOGPROB_LIMIT = tl.constexpr(1e-3)
 # T is not specialised (to 1, to multiples of 16): one compilation serves every length.
 @triton.jit(do_not_specialize=["T"])
 def policy_loss_kernel(
-    logprob,
-    old,
-    advantages,
-    sampler,
-    entropy,
-    reference,
-    scale,
-    sequence_log_ratio,
-    sequence_log_q,
-    slope_out,
-    entropy_slope_out,
-    partial_out,
-    clip_low,
-    clip_high,
-    dual_clip,
-    tau_positive,
-    tau_negative,
-    kl_coef,
-    entropy_coef,
-    low,
-    high,
-    T,
-    SURROGATE: tl.constexpr,
-    CORRECTION: tl.constexpr,
-    KL: tl.constexpr,
-    KL_TIMES_RATIO: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
+    tokens, numbers, slopes, partial, T, SURROGATE: tl.constexpr, CORRECTION: tl.constexpr, KL: tl.constexpr, KL_TIMES_RATIO: tl.constexpr
 ):
-    """Program b: tokens b·BLOCK … of slope and entropy slope, and one row of partial sums (loss, then METRIC_SUMS)."""
+    """Program b: tokens b·BLOCK_T … of slope and entropy slope, and one row of partial sums (loss, then METRIC_SUMS).
+
+    `tokens` are `policy_loss.Tokens`, `numbers` those of a `LossRule`.
+    """
+    clip_low, clip_high, dual_clip, kl_coef, entropy_coef, low, high, tau_positive, tau_negative = numbers
     block = tl.program_id(0).to(tl.int64)
-    t = block * BLOCK + tl.arange(0, BLOCK)
+    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
     real = t < T
-    lp = tl.load(logprob + t, real, other=0.0)
-    advantage = tl.load(advantages + t, real, other=0.0)
+    lp = tl.load(tokens.logprob_T + t, real, other=0.0)
+    advantage = tl.load(tokens.advantages_T + t, real, other=0.0)
     before = lp
     known = real
-    if old is not None:
-        before = tl.load(old + t, real, other=0.0)
+    if tokens.old_T is not None:
+        before = tl.load(tokens.old_T + t, real, other=0.0)
         known = known & (before <= LOGPROB_LIMIT) & (before > -float("inf"))
         before = tl.where(known, before, lp)
     negative = advantage < 0
@@ -72,8 +45,8 @@ def policy_loss_kernel(
     dual = zero
     if SURROGATE == "clip" or SURROGATE == "gspo":
         r = ratio
-        if sequence_log_ratio is not None:
-            s = tl.load(sequence_log_ratio + t, real, other=0.0)
+        if tokens.sequence_log_ratio_T is not None:
+            s = tl.load(tokens.sequence_log_ratio_T + t, real, other=0.0)
             inside = tl.abs(s) < LOG_RATIO_LIMIT
             r = tl.exp(tl.minimum(tl.maximum(s, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT))
         plain = -advantage * r
@@ -99,8 +72,8 @@ def policy_loss_kernel(
 
     weight = zero + 1.0
     gap = zero
-    if sampler is not None:
-        theirs = tl.load(sampler + t, real, other=0.0)
+    if tokens.sampler_T is not None:
+        theirs = tl.load(tokens.sampler_T + t, real, other=0.0)
         known = known & (theirs <= LOGPROB_LIMIT) & (theirs > -float("inf"))
         gap = tl.where(known, before - theirs, 0.0)
     if CORRECTION == "tis":
@@ -109,14 +82,14 @@ def policy_loss_kernel(
         q = tl.exp(gap)
         weight = tl.where((q >= low) & (q <= high), q, 0.0)
     elif CORRECTION == "sequence":
-        q = tl.exp(tl.load(sequence_log_q + t, real, other=0.0))
+        q = tl.exp(tl.load(tokens.sequence_log_q_T + t, real, other=0.0))
         weight = tl.where((q >= low) & (q <= high), 1.0, 0.0)
     loss = weight * loss
     slope = weight * slope
 
     reference_kl = zero
-    if reference is not None:
-        y = tl.load(reference + t, real, other=0.0) - lp
+    if tokens.reference_T is not None:
+        y = tl.load(tokens.reference_T + t, real, other=0.0) - lp
         near = tl.abs(y) < LOG_RATIO_LIMIT
         y = tl.minimum(tl.maximum(y, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT)
         if KL == "k1":
@@ -136,23 +109,23 @@ def policy_loss_kernel(
         loss += kl_coef * estimate
         slope += kl_coef * change
     entropy_slope = zero
-    if entropy is not None:
-        loss -= entropy_coef * tl.load(entropy + t, real, other=0.0)
+    if tokens.entropy_T is not None:
+        loss -= entropy_coef * tl.load(tokens.entropy_T + t, real, other=0.0)
         entropy_slope -= entropy_coef
-    if scale is not None:
-        s = tl.load(scale + t, real, other=0.0)
+    if tokens.scale_T is not None:
+        s = tl.load(tokens.scale_T + t, real, other=0.0)
         loss *= s
         slope *= s
         entropy_slope *= s
-    tl.store(slope_out + t, slope, real)
-    tl.store(entropy_slope_out + t, entropy_slope, real)
+    tl.store(slopes[0] + t, slope, real)
+    tl.store(slopes[1] + t, entropy_slope, real)
 
     g = tl.minimum(tl.maximum(gap, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT)
     exp_gap = zero
-    if sampler is not None:
+    if tokens.sampler_T is not None:
         exp_gap = tl.exp(tl.abs(g))
     # One column a sum; a padded token would count in most of them.
-    row = partial_out + block * WIDTH
+    row = partial + block * COLUMNS
     tl.store(row + 0, tl.sum(tl.where(real, loss, 0.0)))
     tl.store(row + 1, tl.sum(tl.where(real, 1.0, 0.0)))
     tl.store(row + 2, tl.sum(tl.where(real, clipped_low, 0.0)))
@@ -167,13 +140,13 @@ def policy_loss_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def sum_rows_kernel(partial, out, rows, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """Column sums of partial [rows, WIDTH] in one fixed order: no atomics, so repeats are equal bit for bit."""
-    column = tl.arange(0, WIDTH)
-    total = tl.zeros([BLOCK, WIDTH], tl.float32)
+def sum_rows_kernel(partial, out, rows, BLOCK: tl.constexpr):
+    """Column sums of partial [rows, COLUMNS] in one fixed order: no atomics, so repeats are equal bit for bit."""
+    column = tl.arange(0, COLUMNS)
+    total = tl.zeros([BLOCK, COLUMNS], tl.float32)
     for start in range(0, rows, BLOCK):
         row = start + tl.arange(0, BLOCK)
-        total += tl.load(partial + row[:, None] * WIDTH + column[None, :], (row < rows)[:, None], other=0.0)
+        total += tl.load(partial + row[:, None] * COLUMNS + column[None, :], (row < rows)[:, None], other=0.0)
     tl.store(out + column, tl.sum(total, 0))
 
 
@@ -191,41 +164,3 @@ def sequence_mean_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
     for first in range(start, end, BLOCK):
         t = first + tl.arange(0, BLOCK)
         tl.store(out + t, tl.zeros([BLOCK], tl.float32) + mean, t < end)
-
-
-def launch_policy_loss(logprob_T: Tensor, *rest: Tensor | None | str | bool | list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The arguments of `policy_loss.token_terms`, all tensors fp32 and contiguous; the same results."""
-    *tensors, surrogate, correction, kl, kl_times_ratio, numbers = rest
-    count = logprob_T.numel()
-    blocks = max(1, triton.cdiv(count, BLOCK_T))  # T = 0 still writes one row of zeros
-    slope_T, entropy_slope_T = torch.empty_like(logprob_T), torch.empty_like(logprob_T)
-    # Zeros, not empty: the columns behind the last sum are added too.
-    partial = torch.zeros(blocks, COLUMNS, device=logprob_T.device)
-    sums = torch.empty(COLUMNS, device=logprob_T.device)
-    with device_of(logprob_T):
-        policy_loss_kernel[(blocks,)](
-            logprob_T,
-            *tensors,
-            slope_T,
-            entropy_slope_T,
-            partial,
-            *numbers,
-            count,
-            SURROGATE=surrogate,
-            CORRECTION=correction,
-            KL=kl,
-            KL_TIMES_RATIO=kl_times_ratio,
-            BLOCK=BLOCK_T,
-            WIDTH=COLUMNS,
-            num_warps=4,
-        )
-        sum_rows_kernel[(1,)](partial, sums, blocks, BLOCK=32, WIDTH=COLUMNS, num_warps=4)
-    return sums[0].clone(), slope_T, entropy_slope_T, sums[1:11].clone()
-
-
-def launch_sequence_mean(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
-    out_T = torch.empty_like(x_T, dtype=torch.float32)
-    if len(cu_seqlens) > 1:
-        with device_of(x_T):
-            sequence_mean_kernel[(len(cu_seqlens) - 1,)](x_T, cu_seqlens, out_T, BLOCK=1024, num_warps=4)
-    return out_T.to(x_T.dtype)

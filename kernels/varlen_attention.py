@@ -6,11 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
 from soundrl.kernels.backend import check_softcap, require, runs_triton
 from soundrl.kernels.varlen_backward import backward
 from soundrl.kernels.varlen_forward import forward
-from soundrl.kernels.varlen_launch import Scores, addressable
+from soundrl.kernels.varlen_launch import addressable
 from soundrl.kernels.varlen_tiles import check_cu_seqlens, sequence_tiles, tile_bound
 
 SMALLEST_D, LARGEST_D, STEP_D = 16, 256, 8
@@ -22,18 +23,12 @@ def length_buckets(cu_seqlens: Tensor) -> list[Tensor]:
     Sequences share a rectangle when their lengths round up to the same power of two, so padding stays below one half. Reads
     `cu_seqlens` on the host. Worked example: cu_seqlens [0, 3, 5, 9] (lengths 3, 2, 4) → [[3, 4]] and [[0, 1, 2, −1], [5, 6, 7, 8]].
     """
-    starts, lengths = cu_seqlens[:-1].tolist(), cu_seqlens.diff().tolist()
-    buckets: dict[int, list[int]] = {}
-    for i, length in enumerate(lengths):
-        if length:
-            buckets.setdefault((length - 1).bit_length(), []).append(i)
-    rectangles = []
-    for _, members in sorted(buckets.items()):
-        start_b = torch.tensor([starts[i] for i in members], device=cu_seqlens.device)
-        length_b = torch.tensor([lengths[i] for i in members], device=cu_seqlens.device)
-        column = torch.arange(int(length_b.max()), device=cu_seqlens.device)
-        rectangles.append(torch.where(column < length_b[:, None], start_b[:, None] + column, -1))
-    return rectangles
+    rows = torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device).split(cu_seqlens.diff().tolist())
+    buckets: dict[int, list[Tensor]] = {}
+    for row in rows:
+        if len(row):
+            buckets.setdefault((len(row) - 1).bit_length(), []).append(row)
+    return [pad_sequence(members, batch_first=True, padding_value=-1) for _, members in sorted(buckets.items())]
 
 
 def varlen_attention_reference(
@@ -75,39 +70,6 @@ def varlen_attention_reference(
     return out_THD
 
 
-@torch.library.custom_op("soundrl::varlen_attention", mutates_args=())
-def attention_op(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, tiles_N4: Tensor, scale: float, window: int, softcap: float
-) -> tuple[Tensor, Tensor]:
-    return forward(q_THD, k_THD, v_THD, tiles_N4, Scores(scale, window, softcap))
-
-
-@attention_op.register_fake
-def _(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, tiles_N4: Tensor, scale: float, window: int, softcap: float) -> tuple[Tensor, Tensor]:
-    return q_THD.new_empty(q_THD.shape), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=torch.float32)
-
-
-@torch.library.custom_op("soundrl::varlen_attention_backward", mutates_args=())
-def backward_op(
-    grad_out_THD: Tensor,
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    out_THD: Tensor,
-    lse2_HT: Tensor,
-    tiles_N4: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad_out_THD, q_THD, k_THD, v_THD, out_THD, lse2_HT, tiles_N4, Scores(scale, window, softcap))
-
-
-@backward_op.register_fake
-def _(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return q_THD.new_empty(q_THD.shape), k_THD.new_empty(k_THD.shape), v_THD.new_empty(v_THD.shape)
-
-
 def _setup_context(ctx, inputs, output) -> None:
     q_THD, k_THD, v_THD, tiles_N4, *ctx.scores = inputs
     out_THD, lse2_HT = output
@@ -116,10 +78,10 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_out_THD: Tensor, _: Tensor | None) -> tuple:
-    return *backward_op(grad_out_THD, *ctx.saved_tensors, *ctx.scores), None, None, None, None
+    return *backward(grad_out_THD, *ctx.saved_tensors, *ctx.scores), None, None, None, None
 
 
-attention_op.register_autograd(_backward, setup_context=_setup_context)
+forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def check_arguments(
@@ -200,4 +162,4 @@ def varlen_attention(
         lambda: f"tiles_N4 {tuple(shape)} was made for another packing; call sequence_tiles(cu_seqlens, {tokens})",
     )
     q_THD, k_THD, v_THD = (addressable(x) for x in (q_THD, k_THD, v_THD))
-    return attention_op(q_THD, k_THD, v_THD, tiles_N4, scale, window or 0, softcap or 0.0)[0]
+    return forward(q_THD, k_THD, v_THD, tiles_N4, scale, window or 0, softcap or 0.0)[0]

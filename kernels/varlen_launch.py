@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from soundrl.kernels.backend import INTERPRETING, device_of
+from soundrl.kernels.backend import INTERPRETING, launch, schema_of
 from soundrl.kernels.varlen_scores import LOG2E
 from soundrl.kernels.varlen_tiles import TILE
 
@@ -33,13 +33,16 @@ class Config:
     stages: int
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """How products of queries and keys become scores; 0 = no window, no softcap."""
 
     scale: float
     window: int
     softcap: float
+
+
+QKV = "Tensor q_THD, Tensor k_THD, Tensor v_THD"
+SCORES = schema_of(Scores)
 
 
 def passes(forward: Config, dq: Config, dkv: Config) -> dict[Pass, Config]:
@@ -75,6 +78,11 @@ def addressable(x_THD: Tensor) -> Tensor:
     return x_THD if x_THD.stride(-1) == 1 and x_THD.stride(0) < 2**24 else x_THD.contiguous()
 
 
+def strided(x_THD: Tensor) -> tuple[Tensor, int, int]:
+    """As kernels take it: with the strides of a token and of a head."""
+    return x_THD, x_THD.stride(0), x_THD.stride(1)
+
+
 @lru_cache
 def gpu_kind(device: torch.device) -> str:
     return "hopper" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "ampere"
@@ -84,40 +92,37 @@ def block_d(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def constants(which: Pass, config: Config, heads: int, kv_heads: int, head_dim: int, scores: Scores) -> dict[str, Any]:
-    """Compile-time arguments of a kernel."""
+@dataclass(frozen=True)
+class Constants:
+    """What a kernel is compiled for."""
+
+    HEADS: int
+    GROUP: int
+    D: int
+    BLOCK_D: int
+    BLOCK_M: int
+    BLOCK_K: int
+    WINDOW: bool
+    SOFTCAP: bool
+    TILE: int = TILE
+    UPCAST: bool = INTERPRETING
+
+
+def constants(which: Pass, config: Config, heads: int, kv_heads: int, head_dim: int, scores: Scores) -> Constants:
     queries, keys = (config.step, config.own) if which == "dkv" else (config.own, config.step)
-    return {
-        "HEADS": heads,
-        "GROUP": heads // kv_heads,
-        "D": head_dim,
-        "BLOCK_D": block_d(head_dim),
-        "TILE": TILE,
-        "BLOCK_M": queries,
-        "BLOCK_K": keys,
-        "WINDOW": scores.window > 0,
-        "SOFTCAP": scores.softcap > 0,
-        "UPCAST": INTERPRETING,
-    }
+    flags = scores.window > 0, scores.softcap > 0
+    return Constants(heads, heads // kv_heads, head_dim, block_d(head_dim), queries, keys, *flags)
 
 
-def launch(which: Pass, kernel: Any, arguments: tuple, q_THD: Tensor, k_THD: Tensor, tiles_N4: Tensor, scores: Scores) -> None:
-    """Start `kernel` on all tiles and heads; after `arguments` come those that all kernels share."""
+def launch_all(which: Pass, kernel: Any, tensors: tuple, q_THD: Tensor, k_THD: Tensor, tiles_N4: Tensor, scores: Scores) -> None:
+    """Start `kernel` on all tiles and heads; after `tensors` come the arguments that all kernels share."""
     tokens, heads, head_dim = q_THD.shape
     kv_heads = k_THD.shape[1]
     config = (INTERPRETER if INTERPRETING else CONFIGS[gpu_kind(q_THD.device), q_THD.element_size(), block_d(head_dim)])[which]
     # All programs on axis x, the only one that goes beyond 65,535.
     programs = len(tiles_N4) * (TILE // config.own) * (kv_heads if which == "dkv" else heads)
-    with device_of(q_THD):
-        kernel[(programs,)](
-            *arguments,
-            tokens,
-            len(tiles_N4),
-            scores.window,
-            *(() if which == "forward" else (scores.scale,)),
-            scores.scale / scores.softcap if scores.softcap else scores.scale * LOG2E,
-            scores.softcap * LOG2E,
-            **constants(which, config, heads, kv_heads, head_dim, scores),
-            num_warps=config.warps,
-            num_stages=config.stages,
-        )
+    score_scale = scores.scale / scores.softcap if scores.softcap else scores.scale * LOG2E
+    numbers = (scores.window, *(() if which == "forward" else (scores.scale,)), score_scale, scores.softcap * LOG2E)
+    fixed = constants(which, config, heads, kv_heads, head_dim, scores)
+    given = (*tensors, tiles_N4, tokens, len(tiles_N4), *numbers)
+    launch(kernel, programs, q_THD, *given, C=fixed, num_warps=config.warps, num_stages=config.stages)

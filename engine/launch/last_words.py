@@ -7,6 +7,7 @@ main one may stand in a collective, where no Python handler runs.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import json
@@ -23,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 LAUNCHER = "SOUNDRL_LAUNCHER"  # descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,17 +57,17 @@ class Rank:
     def name(self) -> str:
         return f"[rank {self.number}, {socket.gethostname()}]"
 
-    def tell(self, kind: str, text: str = "") -> bool:
-        """Send to the launcher; False where there is none."""
+    def tell(self, name: str, value: Any) -> bool:
+        """Set an attribute of this rank's `Child` in the launcher, and `where`; False where there is no launcher."""
         if self.launcher is None:
             return False
         with contextlib.suppress(OSError):  # it has gone, which the watch sees
-            self.launcher.send(json.dumps({"kind": kind, "text": text, "where": self.where}).encode())
+            self.launcher.send(json.dumps({name: value, "where": self.where}).encode())
         return True
 
     def enter(self, phase: str) -> None:
         self.where = phase
-        self.tell("phase")
+        self.tell("where", phase)
 
     def end(self, status: int) -> None:
         """At once: interpreter shutdown would wait for collectives of ranks that have not failed."""
@@ -115,8 +117,8 @@ class Rank:
 
     def _signalled(self, number: signal.Signals) -> None:
         # torchrun ends ranks by SIGTERM where another one has failed: that is no news.
-        if not self.tell("signal", number.name) and number != signal.SIGTERM and self.number == 0:
-            say(stopped(number, self.where, self.folder))
+        if not self.tell("words", ["signal", number.name, ""]) and number != signal.SIGTERM and self.number == 0:
+            say(stopped(number, self))
         self.end(128 + number)
 
     @contextlib.contextmanager
@@ -127,20 +129,20 @@ class Rank:
         except BaseException as error:  # SystemExit too: a rank that leaves before the others is a fault
             self._say(error)
             raise
-        self.tell("done")
+        self.tell("done", True)
 
     def _say(self, error: BaseException) -> None:
         kind, status, text = explained(error, self)
         trace = "".join(traceback.format_exception(error))
-        at = f" in {self.where}"
         self.take_back()
-        if kind == "failed" or (kind == "user" and foreign(error)):
+        placed = kind != "user" or foreign(error)
+        at = f" in {self.where}" if placed else ""
+        if placed and kind != "lost":
             at += self._written(trace)
         if kind == "lost" and self.launcher is None:
             threading.Event().wait(PATIENCE)  # torchrun ends us meanwhile, unless the rank that failed is on another machine
-        words = one_line(text) + (at if kind != "user" or foreign(error) else "")
-        trace = trace[-LONGEST_TRACEBACK:] if kind == "failed" else ""
-        if not self.tell(kind, json.dumps([words, trace])):
+        words, trace = one_line(text) + at, trace[-LONGEST_TRACEBACK:] if kind == "failed" else ""
+        if not self.tell("words", [kind, words, trace]):
             say(f"{trace}error: {self.name} {words}")
             if kind != "lost" and "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's own report, which comes last, quotes it
                 extra = {"py_callstack": f"{self.name} {words}", "timestamp": str(int(time.time()))}
@@ -240,14 +242,15 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
-def stopped(number: signal.Signals, where: str, folder: Path | None) -> str:
+def stopped(number: signal.Signals, rank: Any) -> str:
+    """What is said of a signal; `rank`, or the launcher's `Child`, tells where the run was."""
     key = " (Ctrl-C)" if number == signal.SIGINT else ""
-    return f"stopped by {number.name}{key} in {where}{kept(folder)}"
+    return f"stopped by {number.name}{key} in {rank.where}{kept(rank.folder)}"
 
 
-def kept(folder: Path | None) -> str:
+def kept(folder: Path | str | None) -> str:
     """`; kept: runs/x/policy/step-000010, start from it: python engine/train.py …`, by what stands in the folder of a run under way."""
-    policies = sorted((folder / "policy").glob("step-*[0-9]")) if folder is not None else []
+    policies = sorted((Path(folder) / "policy").glob("step-*[0-9]")) if folder is not None else []
     if not policies:
         return "; no policy has been exported yet"
     arguments = without(sys.argv[1:], ("--model.path", "--warm-start.steps", "--warm_start.steps"))
@@ -257,10 +260,7 @@ def kept(folder: Path | None) -> str:
 
 def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     """The command line without these settings and their one value."""
-    out: list[str] = []
-    skip = False
-    for argument in arguments:
-        if not skip and argument.split("=")[0] not in names:
-            out.append(argument)
-        skip = not skip and argument in names
-    return out
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(name, nargs="?")
+    return parser.parse_known_args(arguments)[1]

@@ -121,7 +121,7 @@ def leave_to_ranks() -> None:
             read_arguments()
         status = launcher.launch(sys.argv)
     except launcher.Stopped as by:
-        say(stopped(by.number, "start", None))
+        say(stopped(by.number, RANK))
         status = 128 + by.number
     sys.exit(status)
 

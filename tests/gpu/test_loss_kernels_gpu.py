@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from soundrl.kernels.advantage import group_advantage
-from soundrl.kernels.head_chunks import add_product
+from soundrl.kernels.head_chunks import product
 from soundrl.kernels.linear_logprob import gradient_of_rows, head_forward, linear_logprob
 from soundrl.kernels.logprob import selective_logprob
 from soundrl.kernels.loss_rule import LossRule
@@ -127,16 +127,16 @@ def test_the_product_that_accumulates_in_fp32(dtype):
     total_VH, dlogits_nV, hidden_nH = draw(1009, 200), draw(65, 1009, seed=1, dtype=dtype), draw(65, 200, seed=2, dtype=dtype)
     exact = total_VH.double() + dlogits_nV.double().t() @ hidden_nH.double()
     place = total_VH.data_ptr()
-    add_product(total_VH, dlogits_nV, hidden_nH)
+    product(dlogits_nV.t(), hidden_nH, total_VH, add=True)
     assert total_VH.data_ptr() == place and off(total_VH, exact) <= 1e-6
     # 2⁻¹² is lost beside 1 in bf16 and in fp16.
     sums, one, small = torch.ones(16, 16, device=DEVICE), torch.ones(16, 16, device=DEVICE, dtype=dtype), 2.0**-12
     for _ in range(64):
-        add_product(sums, one * small, one / 16)
+        product((one * small).t(), one / 16, sums, add=True)
     assert torch.equal(sums, torch.full_like(sums, 1 + 64 * small))
     assert (one + small == one).all()  # the witness
     large_VH, wide_nV, wide_nH = torch.zeros(8192, 2048, device=DEVICE), draw(64, 8192, dtype=dtype), draw(64, 2048, dtype=dtype)
-    assert peak_mib(lambda: add_product(large_VH, wide_nV, wide_nH)) < 16  # no second [V, H]
+    assert peak_mib(lambda: product(wide_nV.t(), wide_nH, large_VH, add=True)) < 16  # no second [V, H]
 
 
 def test_fp32_logits_are_more_exact():

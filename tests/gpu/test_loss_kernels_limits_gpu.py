@@ -73,7 +73,8 @@ def test_memory_of_the_fused_loss():
 def compiled_kernels() -> dict[str, int]:
     """How many binaries each Triton kernel of soundrl has been compiled to in this process."""
     modules = [
-        importlib.import_module(f"soundrl.kernels.{name}_triton") for name in ("advantage", "linear_logprob", "logprob", "policy_loss")
+        importlib.import_module(f"soundrl.kernels.{name}")
+        for name in ("advantage", "linear_logprob_triton", "logprob_triton", "policy_loss_triton")
     ]
     kernels = {x for module in modules for x in vars(module).values() if isinstance(x, JITFunction)}
     device = torch.cuda.current_device()

@@ -30,14 +30,14 @@ class Case:
     """The `@triton.jit` function."""
     label: str
     """What tells this configuration from the kernel's others, e.g. `bf16 D128`."""
-    signature: dict[str, str]
-    """Type of each run-time argument: `*bf16`, `*i64`, `i32`, `fp32`, …"""
+    signature: dict[str, Any]
+    """Type of each run-time argument: `*bf16`, `*i64`, `i32`, `fp32`, … or a tuple of them; in it `constexpr` is a None."""
     constexprs: dict[str, Any]
     """Value of each compile-time argument; `None` for a pointer that is not given."""
     num_warps: int = 4
     num_stages: int = 2
     aligned: tuple[str, ...] = ()
-    """Integer arguments that the wrapper guarantees to be multiples of 16 (pointers always are)."""
+    """Integer arguments, or tuples that hold some, that the wrapper guarantees to be multiples of 16 (pointers always are)."""
     wgmma: bool = False
     """The kernel multiplies matrices: on sm_90 it must use WGMMA."""
     spill: int = 0
@@ -74,11 +74,8 @@ class Row:
         return out
 
 
-def compile_case(case: Case, arch: int) -> Row:
-    """Compile for `sm_<arch>` and read registers, local memory and instructions from the result."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
+def source_of(case: Case) -> Any:
+    """What Triton compiles for `case`; ValueError where its arguments are not the kernel's."""
     from triton.compiler import ASTSource
 
     names = case.kernel.arg_names
@@ -87,9 +84,29 @@ def compile_case(case: Case, arch: int) -> Row:
     if missing or unknown:
         raise ValueError(f"{case.kernel.__name__} {case.label}: arguments missing {sorted(missing)}, unknown {sorted(unknown)}")
     signature = {name: case.signature.get(name, "constexpr") for name in names}
-    divisible = [name for name, kind in signature.items() if kind.startswith("*") or name in case.aligned]
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
-    source = ASTSource(fn=case.kernel, signature=signature, constexprs=dict(case.constexprs), attrs=attributes)
+    leaves = {path: (name, kind) for i, name in enumerate(names) for path, kind in leaves_of((i,), signature[name])}
+    divisible = [path for path, (name, kind) in leaves.items() if kind.startswith("*") or (name in case.aligned and kind == "i32")]
+    nothing = {path: None for path, (name, kind) in leaves.items() if kind == "constexpr" and name not in case.constexprs}
+    attributes = {path: [["tt.divisibility", 16]] for path in divisible}
+    return ASTSource(fn=case.kernel, signature=signature, constexprs=dict(case.constexprs) | nothing, attrs=attributes)
+
+
+def leaves_of(path: tuple[int, ...], kind: Any) -> Iterator[tuple[tuple[int, ...], str]]:
+    """(place, type) of an argument, or of each in a tuple of arguments."""
+    if isinstance(kind, str):
+        yield path, kind
+    else:
+        for i, inner in enumerate(kind):
+            yield from leaves_of((*path, i), inner)
+
+
+def compile_case(case: Case, arch: int) -> Row:
+    """Compile for `sm_<arch>` and read registers, local memory and instructions from the result."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    source = source_of(case)
     started = time.perf_counter()
     compiled = triton.compile(
         source, target=GPUTarget("cuda", arch, 32), options={"num_warps": case.num_warps, "num_stages": case.num_stages}

@@ -5,12 +5,19 @@ import itertools
 import torch
 from gate import Case
 
-from soundrl.kernels.advantage_triton import group_advantage_kernel
-from soundrl.kernels.linear_logprob_triton import GROUP_M, SPLITS, linear_logprob_kernel, merge_parts_kernel, tile_config
+from soundrl.kernels.advantage import group_advantage_kernel
+from soundrl.kernels.linear_logprob_triton import SPLITS, Constants, linear_logprob_kernel, merge_parts_kernel, tile_config
 from soundrl.kernels.logprob_triton import logprob_backward_kernel, logprob_forward_kernel
-from soundrl.kernels.policy_loss_triton import BLOCK_T, COLUMNS, policy_loss_kernel, sequence_mean_kernel, sum_rows_kernel
+from soundrl.kernels.policy_loss import Tokens
+from soundrl.kernels.policy_loss_triton import policy_loss_kernel, sequence_mean_kernel, sum_rows_kernel
+from soundrl.kernels.softmax import Softmax
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def softmax(full: bool, dtype: str = "fp32") -> Softmax:
+    """Types of its fields, with all of them given or only what must be."""
+    return Softmax("fp32", "*fp32" if full else "constexpr", f"*{dtype}" if full else "constexpr", "fp32")  # type: ignore[arg-type]
 
 
 def given(**kinds: str | None) -> tuple[dict, dict]:
@@ -19,8 +26,6 @@ def given(**kinds: str | None) -> tuple[dict, dict]:
 
 
 def loss_cases():
-    tensors = ("logprob", "advantages", "slope_out", "entropy_slope_out", "partial_out")
-    numbers = ("clip_low", "clip_high", "dual_clip", "tau_positive", "tau_negative", "kl_coef", "entropy_coef", "low", "high")
     for surrogate, correction, kl, full in (
         ("clip", "none", "none", False),
         ("clip", "tis", "k3", True),
@@ -29,29 +34,25 @@ def loss_cases():
         ("cispo", "tis", "none", True),
         ("sapo", "none", "none", False),
     ):
-        optional = ("old", "sampler", "entropy", "reference", "scale", "sequence_log_ratio", "sequence_log_q")
-        present = {name: "*fp32" if full else None for name in optional}
-        present["sequence_log_ratio"] = "*fp32" if surrogate == "gspo" else None
-        signature, nothing = given(**present)
+        present = {name: "*fp32" if full or name in ("logprob_T", "advantages_T") else "constexpr" for name in Tokens._fields}
+        present["sequence_log_ratio_T"] = "*fp32" if surrogate == "gspo" else "constexpr"
         yield Case(
             kernel=policy_loss_kernel,
             label=f"{surrogate} {correction} {kl}",
-            signature={**{n: "*fp32" for n in tensors}, **{n: "fp32" for n in numbers}, "T": "i32", **signature},
-            constexprs={
-                "SURROGATE": surrogate,
-                "CORRECTION": correction,
-                "KL": kl,
-                "KL_TIMES_RATIO": full,
-                "BLOCK": BLOCK_T,
-                "WIDTH": COLUMNS,
-                **nothing,
+            signature={
+                "tokens": Tokens(**present),  # type: ignore[arg-type]
+                "numbers": ("fp32",) * 9,
+                "slopes": ("*fp32", "*fp32"),
+                "partial": "*fp32",
+                "T": "i32",
             },
+            constexprs={"SURROGATE": surrogate, "CORRECTION": correction, "KL": kl, "KL_TIMES_RATIO": full},
         )
     yield Case(
         kernel=sum_rows_kernel,
         label="",
         signature={"partial": "*fp32", "out": "*fp32", "rows": "i32"},
-        constexprs={"BLOCK": 32, "WIDTH": COLUMNS},
+        constexprs={"BLOCK": 32},
     )
     yield Case(
         kernel=sequence_mean_kernel, label="", signature={"x": "*fp32", "cu_seqlens": "*i64", "out": "*fp32"}, constexprs={"BLOCK": 1024}
@@ -71,14 +72,13 @@ def row_cases():
     for dtype in TYPES.values():
         for full in (False, True):
             for block, warps in ((4096, 8), (512, 4)):
-                signature, nothing = given(temperature_T="*fp32" if full else None, bias=f"*{dtype}" if full else None)
-                shared = {"logits": f"*{dtype}", "targets": "*i64", "temperature": "fp32", "softcap": "fp32", "V": "i32"} | signature
-                shape = {"HAS_CAP": full, "BLOCK": block, **nothing}
+                shared = {"logits": f"*{dtype}", "targets": "*i64", "softmax": softmax(full, dtype), "V": "i32", "row_stride": "i32"}
+                shape = {"HAS_CAP": full, "BLOCK": block}
                 label = f"{dtype} {'all' if full else 'plain'} {block}"
                 yield Case(
                     kernel=logprob_forward_kernel,
                     label=label,
-                    signature=shared | dict.fromkeys(("logprob", "entropy", "maximum", "log_sum"), "*fp32") | {"row_stride": "i32"},
+                    signature=shared | {"out": ("*fp32",) * 4},
                     constexprs=shape,
                     num_warps=warps,
                     aligned=("V", "row_stride"),
@@ -88,8 +88,7 @@ def row_cases():
                     kernel=logprob_backward_kernel,
                     label=label,
                     signature=shared
-                    | dict.fromkeys(("maximum", "log_sum", "entropy", "grad_logprob", "grad_entropy"), "*fp32")
-                    | {"dlogits": f"*{dtype}", "row_stride": "i32", "out_stride": "i32", **order},
+                    | {"dlogits": f"*{dtype}", "statistics": ("*fp32",) * 3, "grads": ("*fp32",) * 2, "out_stride": "i32", **order},
                     constexprs=shape | no_order,
                     num_warps=warps,
                     aligned=("V", "row_stride", "out_stride"),
@@ -100,43 +99,31 @@ def streaming_cases():
     for dtype, name in TYPES.items():
         for full, arch in itertools.product((False, True), (80, 90)):
             block_m, block_n, block_k, warps, stages = tile_config(dtype, not full, arch)
-            signature, nothing = given(temperature_T="*fp32" if full else None, bias=f"*{name}" if full else None)
             yield Case(
                 kernel=linear_logprob_kernel,
                 label=f"{name} {'all' if full else 'plain'} {block_m}x{block_n}x{block_k}",
-                signature={"hidden": f"*{name}", "weight": f"*{name}", "targets": "*i64"}
-                | dict.fromkeys(("partial_m", "partial_s", "partial_w", "target_u"), "*fp32")
-                | {"temperature": "fp32", "softcap": "fp32"}
-                | dict.fromkeys(("T", "V", "H", "hidden_stride", "weight_stride", "part_columns"), "i32")
-                | signature,
-                constexprs={
-                    "ROUND": dtype != torch.float32,
-                    "HAS_CAP": full,
-                    "UPCAST": False,
-                    "BLOCK_M": block_m,
-                    "BLOCK_N": block_n,
-                    "BLOCK_K": block_k,
-                    "GROUP": GROUP_M,
-                    "PARTS": SPLITS,
-                    **nothing,
-                },
+                signature={"hidden": (f"*{name}", "i32"), "weight": (f"*{name}", "i32"), "targets": "*i64", "softmax": softmax(full, name)}
+                | {"partial": ("*fp32",) * 3, "target_u": "*fp32"}
+                | dict.fromkeys(("T", "V", "H", "part_columns"), "i32"),
+                constexprs={"C": Constants(block_m, block_n, block_k, dtype != torch.float32, full, SPLITS)},
                 num_warps=warps,
                 num_stages=stages,
-                aligned=("H", "hidden_stride", "weight_stride", "part_columns"),
+                aligned=("H", "hidden", "weight", "part_columns"),
                 wgmma=dtype != torch.float32,
                 architectures=(arch,),
             )
     for full in (False, True):
-        signature, nothing = given(temperature_T="*fp32" if full else None)
         yield Case(
             kernel=merge_parts_kernel,
             label="temperatures" if full else "plain",
-            signature=dict.fromkeys(
-                ("partial_m", "partial_s", "partial_w", "target_u", "logprob", "entropy", "maximum", "log_sum"), "*fp32"
-            )
-            | {"temperature": "fp32", "T": "i32"}
-            | signature,
-            constexprs={"PARTS": SPLITS, "BLOCK": 128, **nothing},
+            signature={
+                "partial": ("*fp32",) * 3,
+                "target_u": "*fp32",
+                "softmax": softmax(full),
+                "out": ("*fp32",) * 4,
+                "T": "i32",
+            },
+            constexprs={"PARTS": SPLITS, "BLOCK": 128},
         )
 
 

@@ -9,7 +9,10 @@ from soundrl.kernels.varlen_forward import varlen_forward_kernel
 from soundrl.kernels.varlen_launch import CONFIGS, Pass, Scores, block_d, constants
 
 KERNELS: dict[Pass, object] = {"forward": varlen_forward_kernel, "dq": varlen_dq_kernel, "dkv": varlen_dkv_kernel}
-FP32 = ("lse2_ptr", "delta_ptr", "scale", "score_scale", "softcap2")
+FP32 = ("lse2", "delta", "scale", "score_scale", "softcap2")
+INT32 = ("tiles", "tokens", "tile_count", "window")
+DENSE = ("out", "dq", "dk", "dv", "lse2", "delta", "tiles")
+STRIDED = ("q", "k", "v", "grad_out")
 PLAIN, WINDOW, SOFTCAP = Scores(0.1, 0, 0.0), Scores(0.1, 4096, 0.0), Scores(0.1, 4096, 50.0)
 # Accepted spills in bytes. dK/dV of 128 × 128 holds two accumulators of 64 registers a thread and two score blocks of 32, which leaves
 # few of 255; its smaller blocks spill nothing, but their narrow products would wait for shared memory. float32 is for correctness.
@@ -30,21 +33,17 @@ SPILLS = {
 def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores) -> Case:
     kernel = KERNELS[which]
     config = CONFIGS[{90: "hopper", 80: "ampere"}[arch], 4 if kind == "fp32" else 2, block_d(head_dim)][which]
-    fixed = constants(which, config, 8, 2, head_dim, scores)
-    signature = {}
-    for name in kernel.arg_names:  # type: ignore[attr-defined]
-        if name in fixed:
-            continue
-        pointer = "*" if name.endswith("_ptr") else ""
-        signature[name] = pointer + ("fp32" if name in FP32 else "i32" if name == "tiles_ptr" or not pointer else kind)
+    signature = dict.fromkeys(kernel.arg_names, kind) | dict.fromkeys(INT32, "i32") | dict.fromkeys(FP32, "fp32")  # type: ignore[attr-defined]
+    signature = {name: "*" + of if name in DENSE else of for name, of in signature.items() if name in kernel.arg_names}  # type: ignore[attr-defined]
+    signature |= {name: ("*" + kind, "i32", "i32") for name in STRIDED if name in signature}
     return Case(
         kernel=kernel,
         label=f"{kind} D{head_dim}{' window' * (scores.window > 0)}{' softcap' * (scores.softcap > 0)}",
-        signature=signature,
-        constexprs=fixed,
+        signature={name: of for name, of in signature.items() if name != "C"},
+        constexprs={"C": constants(which, config, 8, 2, head_dim, scores)},
         num_warps=config.warps,
         num_stages=config.stages,
-        aligned=tuple(name for name in signature if "_stride_" in name),
+        aligned=STRIDED,
         wgmma=kind != "fp32" and head_dim >= 64,
         spill=SPILLS.get((arch, kind, head_dim, which, scores), 0),
         architectures=(arch,),

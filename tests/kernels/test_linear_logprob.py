@@ -12,8 +12,10 @@ from soundrl.kernels.head_chunks import LinearHead, chunk_rows, compaction
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_logprob_triton import launch_streaming
 from soundrl.kernels.logprob import selective_logprob_reference
+from soundrl.kernels.softmax import softmax_of
 
 D = torch.float64
+COOL = softmax_of(0.9, None, None)
 
 
 @pytest.fixture
@@ -89,12 +91,12 @@ def test_a_rows_bits_do_not_depend_on_its_batch(monkeypatch):
     for dtype in (torch.float32, torch.bfloat16):
         x = case(70, 40, 300, seed=1)
         hidden, weight, targets = x["hidden"].to(dtype), x["weight"].to(dtype), x["targets"]
-        whole = launch_streaming(hidden, weight, targets, 0.9, None, None, 0.0, dtype != torch.float32)
+        whole = launch_streaming(hidden, weight, targets, COOL, dtype != torch.float32)
         order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
-        moved = launch_streaming(hidden[order], weight, targets[order], 0.9, None, None, 0.0, dtype != torch.float32)
+        moved = launch_streaming(hidden[order], weight, targets[order], COOL, dtype != torch.float32)
         assert all(torch.equal(a[order], b) for a, b in zip(whole, moved, strict=True))
         for row in (0, 69):
-            alone = launch_streaming(hidden[row, None], weight, targets[row, None], 0.9, None, None, 0.0, dtype != torch.float32)
+            alone = launch_streaming(hidden[row, None], weight, targets[row, None], COOL, dtype != torch.float32)
             assert all(torch.equal(a[row, None], b) for a, b in zip(whole, alone, strict=True))
 
 

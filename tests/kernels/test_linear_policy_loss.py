@@ -131,8 +131,8 @@ def test_chunks_and_compaction_change_nothing(x):
 def test_rows_without_coefficient_are_really_left_out(x, monkeypatch):
     """Witness: advantage 0 and clipped tokens do not reach the products; inverse: with an entropy term every row does."""
     multiplied = []
-    original = head_chunks.add_product
-    monkeypatch.setattr(head_chunks, "add_product", lambda total, d, h: (multiplied.append(len(d)), original(total, d, h)))
+    original = head_chunks.product
+    monkeypatch.setattr(head_chunks, "product", lambda a, b, out, add=False: (add and multiplied.append(len(b)), original(a, b, out, add)))
     fused(x, LossRule(), False)
     live = fused(x, LossRule(), False, compact=False)
     assert multiplied == [multiplied[0], T] and multiplied[0] < 45, multiplied  # 15 tokens and more have advantage 0 or are clipped

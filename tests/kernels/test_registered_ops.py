@@ -41,7 +41,7 @@ def cases(T: int) -> dict:
         "group_advantage": (old, cu, advantages > -0.5, 1.0, sampler > -0.5, True),
         "policy_loss": (
             *(logprob, old, advantages, sampler, entropy, reference, old, old, sampler),
-            *("gspo", "sequence", "k3", True, RULE.numbers()),
+            *(RULE.words(), RULE.numbers()),
         ),
         "logprob": (logits, targets, 1.0, per_row, bias, 3.0, False),
         "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, old, sampler),
@@ -53,7 +53,7 @@ def cases(T: int) -> dict:
         ),
         "linear_policy_loss": (
             *(hidden, weight, targets, 0.9, None, bias, 0.0, False, 0, old, advantages, sampler, reference, cu),
-            *("gspo", "sequence", "k3", False, RULE.numbers(), [True, True, True], True),
+            *(RULE.words(), RULE.numbers(), [True, True, True], True),
         ),
     }  # fmt: skip
 

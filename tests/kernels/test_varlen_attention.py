@@ -10,7 +10,8 @@ import torch
 
 from soundrl.kernels import varlen_backward, varlen_launch
 from soundrl.kernels.backend import INTERPRETING
-from soundrl.kernels.varlen_attention import attention_op, length_buckets, varlen_attention, varlen_attention_reference
+from soundrl.kernels.varlen_attention import length_buckets, varlen_attention, varlen_attention_reference
+from soundrl.kernels.varlen_forward import forward
 from soundrl.kernels.varlen_launch import Config, passes
 from soundrl.kernels.varlen_tiles import TILE, sequence_tiles, tile_bound
 
@@ -216,7 +217,7 @@ def test_registered_operator_and_one_compilation_for_all_packings():
     q, k, v, _ = inputs(9, 2, 1, 16)
     tiles = sequence_tiles(bounds([4, 5]), 9)
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(attention_op, (*leaves, tiles, 0.25, 0, 0.0))
+    torch.library.opcheck(forward, (*leaves, tiles, 0.25, 0, 0.0))
     torch.library.opcheck(sequence_tiles, (bounds([4, 5]), 9))
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -239,10 +240,10 @@ CU = bounds([4, 6])
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"cu_seqlens": torch.tensor([1, 4, 10])}, "starts at 1; .* put a 0 in front"),
-        ({"cu_seqlens": torch.tensor([0, 6, 4])}, "decreases from 6 to 4 at index 2; give cumulative lengths"),
-        ({"cu_seqlens": torch.tensor([0, 4, 11])}, "ends at 11, but there are only 10 tokens"),
-        ({"cu_seqlens": torch.tensor([0.0, 10.0])}, "torch.float32; give the B.1 bounds"),
+        ({"cu_seqlens": torch.tensor([1, 4, 10])}, "cu_seqlens runs from 1 to 10, q has 10 rows"),
+        ({"cu_seqlens": torch.tensor([0, 6, 4, 10])}, "cu_seqlens decreases at entry 2: sizes cannot be negative"),
+        ({"cu_seqlens": torch.tensor([0, 4, 11])}, "cu_seqlens runs from 0 to 11, q has 10 rows"),
+        ({"cu_seqlens": torch.tensor([0.0, 10.0])}, r"torch.float32: give int32 or int64 \[n\+1\]"),
         ({"cu_seqlens": torch.tensor([[0, 10]])}, r"shape \(1, 2\)"),
         ({"cu_seqlens": torch.tensor([], dtype=torch.int32)}, r"shape \(0,\)"),
         ({"cu_seqlens": torch.empty(3, dtype=torch.int64, device="meta")}, "cu_seqlens is on meta, q on cpu"),
@@ -270,7 +271,7 @@ def test_what_does_not_fit_is_said(change, said):
 def test_the_reference_checks_too_and_takes_no_tiles():
     q, k, v = (x.double() for x in (Q, K, V))
     assert torch.allclose(varlen_attention(q, k, v, CU), dense(q, k, v, CU))
-    with pytest.raises(ValueError, match="decreases from 6 to 4"):
-        varlen_attention(q, k, v, torch.tensor([0, 6, 4]))
+    with pytest.raises(ValueError, match="decreases at entry 2"):
+        varlen_attention(q, k, v, torch.tensor([0, 6, 4, 10]))
     with pytest.raises(ValueError, match=r"do not run torch.float64 on cpu here; leave it out"):
         varlen_attention(q, k, v, CU, tiles_N4=sequence_tiles(CU, 10))
