@@ -72,6 +72,8 @@ class Rollouts:
         lengths = [[len(batch.samples[i].tokens) for i in group] for group in batch.groups]
         for prompt, group, own in zip(prompts, batch.groups, lengths, strict=True):
             self.expected.learn(prompt.id, len(batch.samples[group.start].prompt_tokens) if own else 0, own)
+        if self.ranks.rank:
+            return  # all would say the same
         turns = [range(engine, len(prompts), len(self.hands)) for engine in range(len(self.hands))]
         before, after = (
             rounds_of_decoding([[length for i in hand for length in lengths[i]] for hand in hands], self.sampler.slots)

@@ -136,7 +136,7 @@ class TraceFile:
 
 
 WON = "longest first, seconds won (model)"
-"""Counted once a step, see `soundrl.engine.rollouts`."""
+"""Counted once a step, by rank 0, see `soundrl.engine.rollouts`."""
 
 
 def union(spans: Iterable[Interval]) -> list[Interval]:

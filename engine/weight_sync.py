@@ -82,7 +82,7 @@ class WeightSync:
                 f"{result.not_finite} of {result.tokens} tokens; look for NaN in its weights, or start it with rollout.eager"
             )
         if result.exp_abs_dlogp > self.limit:
-            from soundrl.engine.sync_doctor import diagnose
+            from soundrl.engine.tools.sync_doctor import diagnose
 
             raise SyncError(diagnose(self, result))
         return {

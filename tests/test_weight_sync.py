@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from soundrl.engine import sync_doctor, weight_sync
+from soundrl.engine import weight_sync
+from soundrl.engine.tools import sync_doctor
 from soundrl.engine.weight_sync import SyncError, WeightSync
 from soundrl.fapo.records import Rollout
 
@@ -140,7 +141,7 @@ def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):
     ],
 )
 def test_blocks(names, expected):
-    from soundrl.engine.sync_doctor import blocks
+    from soundrl.engine.tools.sync_doctor import blocks
 
     assert [block for block, _ in blocks(names)] == expected
     assert sorted(m for _, members in blocks(names) for m in members) == sorted(names)
