@@ -47,6 +47,14 @@ class GateResult:
     not_finite: int = 0
     """left out on the engine with most of them: the sampler's log-probability is none"""
 
+    @property
+    def blind(self) -> bool:
+        """So many tokens have no log-probability that the others prove nothing."""
+        return self.not_finite > MOST_NOT_FINITE * self.tokens
+
+    def passes(self, limit: float) -> bool:
+        return self.exp_abs_dlogp <= limit and not self.blind
+
 
 class WeightSync:
     """Calls are collectives: every rank syncs at the same time.
@@ -76,12 +84,7 @@ class WeightSync:
         result = self.gate()
         if result.exp_abs_dlogp > self.limit:  # all ranks hold the same numbers, and decide alike
             result = self.gate(AGAIN)
-        if result.not_finite > MOST_NOT_FINITE * result.tokens:
-            raise SyncError(
-                "weight sync failed its gate: the sampler reports no log-probability (NaN, infinite or above 0) for "
-                f"{result.not_finite} of {result.tokens} tokens; look for NaN in its weights, or start it with rollout.eager"
-            )
-        if result.exp_abs_dlogp > self.limit:
+        if not result.passes(self.limit):
             from soundrl.engine.tools.sync_doctor import diagnose
 
             raise SyncError(diagnose(self, result))

@@ -42,6 +42,12 @@ def pack_tied_head(head: Any) -> None:
     head.quant_method.process_weights_after_loading(head)
 
 
+def clear_kv_memory(worker: Any) -> None:
+    """Runs in vLLM's worker: what no request holds any more is 0, not what the last one left there."""
+    for layer in worker.model_runner.kv_caches:
+        layer.zero_()
+
+
 class VllmSampler:
     """See `Sampler`. All ranks of a tensor-parallel group must pass the same requests in the same order."""
 
@@ -94,7 +100,7 @@ class VllmSampler:
         self.stop_tokens = end_tokens(folder, tokenizer)
         self.on_cpu = on_cpu
         self.version, self.engine, self.slots = 0, ranks.rank // settings.tensor_parallel, MAX_SEQUENCES
-        self.requested = 0
+        self.requested, self.poisoned = 0, False
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         from vllm import SamplingParams
@@ -131,6 +137,7 @@ class VllmSampler:
         logprobs = np.array(completion.logprobs.logprobs, np.float32)  # None is NaN
         if len(logprobs) != len(tokens):
             raise RuntimeError(f"vLLM returned {len(logprobs)} log-probabilities for {len(tokens)} tokens of {request.prompt_id}")
+        self.poisoned |= bool(np.isnan(logprobs).any())
         return Rollout(
             prompt_id=request.prompt_id,
             sample=request.sample,
@@ -157,6 +164,11 @@ class VllmSampler:
     def reset_cache(self) -> None:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM refused to reset its prefix cache: requests are still running")
+        # vLLM's CPU attention multiplies the rest of a sequence's last block by 0: one NaN there, left by weights long gone,
+        # makes every later answer NaN. On a GPU kernels read a block only as far as it is filled, and sleep gives the memory back.
+        if self.on_cpu and self.poisoned:
+            self.llm.collective_rpc(clear_kv_memory)
+            self.poisoned = False
 
     def close(self) -> None:
         del self.llm

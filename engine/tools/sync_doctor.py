@@ -18,8 +18,10 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
         f"weight sync failed its gate: mean exp|sampler − trainer log-prob| is {failed.exp_abs_dlogp:.4f} over {failed.tokens} tokens, "
         f"limit run.gate {sync.limit}. "
     )
+    if failed.blind:
+        found += f"The sampler reports no log-probability (NaN, infinite or above 0) for {failed.not_finite} of them. "
     healthy = max(sync.limit, 1 + 0.25 * (failed.exp_abs_dlogp - 1))  # repaired = the gate, or at least most of the gap, is closed
-    if sync.temperature != 1.0 and failed.untempered <= min(sync.limit, healthy):
+    if sync.temperature != 1.0 and not failed.blind and failed.untempered <= min(sync.limit, healthy):
         return found + (
             f"At temperature 1 the two agree ({failed.untempered:.4f}): the sampler reports raw log-probabilities, before "
             f"temperature {sync.temperature}; it must be started with logprobs_mode='processed_logprobs'"
@@ -28,18 +30,21 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
     if unsent := [name for name in names if name not in sync.sent]:
         return found + f"{len(unsent)} of {len(names)} tensors were never sent; the first is {unsent[0]}"
     sync.sampler.reset_cache()
-    if sync.gate().exp_abs_dlogp <= sync.limit:
+    if sync.gate().passes(sync.limit):
         return found + "After a reset of the prefix cache the two agree: the sampler answered from prefixes cached under the old weights"
     for block, members in blocks(names):
         sync.sampler.load(sync.stream(lambda name, members=members: name in members))
         sync.sampler.reset_cache()
-        if sync.gate().exp_abs_dlogp <= healthy:
+        if sync.gate().passes(healthy):
             return found + f"Sending {block} again closed the gap: the sampler had not taken it; its first tensor is {members[0]}"
     sync.sampler.load(sync.stream())
     sync.sampler.reset_cache()
-    again = sync.gate().exp_abs_dlogp
-    if again <= healthy:
+    result = sync.gate()
+    again = result.exp_abs_dlogp
+    if result.passes(healthy):
         return found + "Sending all tensors again closed the gap, no single block did: the first transfer was incomplete"
+    if result.blind:
+        return found + "Sending everything again did not change it: look for NaN in the weights, or start the sampler with rollout.eager"
     if sync.policy.config.tie_word_embeddings:
         return found + (
             f"Sending everything again left it at {again:.4f}, and this model ties lm_head to the embedding: the sampler keeps an old "

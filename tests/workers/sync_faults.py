@@ -34,6 +34,22 @@ def log_probabilities(worker, mode: str) -> None:
     worker.model_runner.sampler = type(worker.model_runner.sampler)(logprobs_mode=mode)
 
 
+def uninitialised(worker) -> None:
+    """vLLM gives a tensor that is not sent whatever its memory held before; here that is NaN, the worst of it."""
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    def materialize(layer, info, real=layerwise.materialize_layer):
+        real(layer, info)
+        for parameter in layer.parameters(recurse=False):
+            parameter.data.fill_(float("nan"))
+
+    layerwise.materialize_layer = materialize
+
+
+def nan_in_kv_memory(worker) -> int:
+    return sum(int(layer.isnan().sum()) for layer in worker.model_runner.kv_caches)
+
+
 def outcome(sync: WeightSync) -> str:
     try:
         return f"passed {sync()['mismatch/gate']:.6f}"
@@ -49,6 +65,7 @@ def main(arguments: dict, out: Path) -> None:
     policy = Policy(folder, tokenizer, model, ranks)
     trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), TEMPERATURE)
     generator = vllm_sampler.VllmSampler(folder, tokenizer, model, Rollout(memory=1.0, eager=True), ranks)
+    generator.llm.collective_rpc(uninitialised)
     # Longer than one KV block of 128 tokens: shorter prompts are never cached, and a stale cache would have nothing to show.
     prompts = [tuple((7 * i + j * j) % 18 for j in range(150)) for i in range(8)]
     sync = WeightSync(policy, trainer, generator, prompts, TEMPERATURE, limit=1.05)
@@ -65,6 +82,12 @@ def main(arguments: dict, out: Path) -> None:
     victim = "model.layers.1.self_attn.v_proj.weight"
     policy.named_full_tensors = lambda: ((n, t) for n, t in full() if n != victim)
     said["never_sent"] = str(sync.sent == []) + outcome_with(sync, policy, full)
+    said["nan_left"] = generator.llm.collective_rpc(nan_in_kv_memory)[0]
+    seen, generator.poisoned = generator.poisoned, False  # inverse: as if nobody had seen the NaN
+    sync.sampler.load(sync.stream())
+    sync.sampler.reset_cache()
+    said["nan_kept"] = sync.gate().blind
+    generator.poisoned = seen
     said["after_never_sent"] = outcome(sync)
 
     perturb(policy)
