@@ -173,8 +173,17 @@ class Run:
     overlap: bool = True
     """Train on groups whose verdicts are there while others are judged; off waits for all first, and on GPUs a served judge sleeps but for
     that phase, as it does where it and the policy do not fit at once. All compute the same, bit for bit."""
-    export_every: int = 0
-    """Steps between exports of the policy as a safetensors folder; 0 = only at the end."""
+    save: tuple[int, int, int] = (20, 2, 0)
+    """Checkpoints: steps between them (0 = only at the end), how many of the last are kept, and of the earlier ones each whose step is a
+    multiple of the third (0 = none)."""
+    resume: bool = True
+    """Go on from the last checkpoint of this name; off moves an earlier run aside and begins anew (a job that is started again goes on)."""
+    grace: float = 25.0
+    """Seconds from the first SIGTERM, SIGHUP or Ctrl-C to the end: the step is finished or left, and the state saved; a second one ends at
+    once."""
+    patience: float = 60.0
+    """Seconds without any progress on any rank after which the run says what each of them waits for, and ends with a status that restarts;
+    longer in phases that were seen to take longer, and ten times as long in those not seen yet."""
     gate: float = 1.05
     """After each weight sync the mean of exp|Δ log-prob| between sampler and trainer may not exceed this, or the run stops."""
 
@@ -261,6 +270,9 @@ class Config:
             yield f"run.name is {len(name.encode())} bytes long; use at most 200"
         if not 0 <= genrm.max_unknown <= 1:
             yield f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1"
+        every, last, multiple = run.save
+        if not (every >= 0 and last >= 1 and multiple >= 0):
+            yield f"run.save is {every} {last} {multiple}; use steps ≥ 0, at least 1 checkpoint kept, and a third number ≥ 0"
         if not run.gate > 1:
             yield f"run.gate {run.gate} can never be met; use e.g. 1.05"
         k, t, p = run.eval_sampling
@@ -310,9 +322,9 @@ WEEK = 604_800
 
 POSITIVE = (
     "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
-    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers"
+    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers run.grace run.patience"
 ).split()
 NOT_NEGATIVE = (
-    "data.test_rows model.rope_base_length warm_start.steps optim.warmup_steps optim.weight_decay run.steps run.eval_every run.export_every"
+    "data.test_rows model.rope_base_length warm_start.steps optim.warmup_steps optim.weight_decay run.steps run.eval_every"
 ).split()
 GROUPS: dict[str, type] = get_type_hints(Config)

@@ -73,7 +73,7 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
         genrm=Genrm(judge="endpoint", urls=("http://127.0.0.1:8000/v1",), model="FAPO-GenRM-4B", max_tokens=16384)
         if lam
         else Genrm(judge="none"),
-        run=Run(name=name, steps=steps, eval_every=10, eval_sampling=(32, 1.0, 0.7), export_every=10),
+        run=Run(name=name, steps=steps, eval_every=10, eval_sampling=(32, 1.0, 0.7), save=(10, 2, 50)),
     )
 
 
@@ -123,7 +123,7 @@ def genrm_4b() -> Config:
         optim=Optim(microbatch_tokens=prompt + response),
         fapo=Fapo(lam=0.0, overlong=(4096, 1.0)),
         genrm=Genrm(judge="none"),
-        run=Run(name="genrm-4b", task="critic", steps=500, eval_every=10, eval_sampling=(1, 0.6, 0.95), export_every=10),
+        run=Run(name="genrm-4b", task="critic", steps=500, eval_every=10, eval_sampling=(1, 0.6, 0.95), save=(10, 2, 50)),
     )
 
 

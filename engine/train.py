@@ -44,7 +44,7 @@ def train_step(run: Run, step: int) -> None:
         gate = run.sync()
     metrics = run.recorder.step(step, pending, judge, trained, gate)
     run.watch(step, metrics)
-    if due(step, config.run.export_every, config.run.steps):
+    if due(step, config.run.save[0], config.run.steps):
         run.export(step)
     if due(step, config.run.eval_every, config.run.steps):
         run.evaluate(step)

@@ -30,7 +30,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
-    done = train("arith", *TINY, "--run.folder", tmp_path, "--run.export-every", 2, NPROC="2")
+    done = train("arith", *TINY, "--run.folder", tmp_path, "--run.save", 2, 9, 0, NPROC="2")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     folder = tmp_path / "arith"
     assert RunReader(folder).config["fapo"]["lam"] == 1.0
