@@ -2,15 +2,16 @@
 
 Beside a launcher of ours (`launcher.py`) a rank sends its words over a socket, and the launcher says them when all ranks have ended, the
 first fault last. Under bare torchrun a rank says them itself. `Ctrl-C`, SIGTERM and SIGHUP are seen by a thread, because the
-main one may stand in a collective, where no Python handler runs.
+main one may stand in a collective, where no Python handler runs. They ask for a stop: the run saves within its grace (`PlannedStop`), or,
+where it is not yet under way (`Rank.stops`), ends at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import select
@@ -22,14 +23,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 LAUNCHER = "SOUNDRL_LAUNCHER"  # descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RESTART = 75  # EX_TEMPFAIL: the same command goes on
 LONGEST_TRACEBACK = 20_000  # characters of a message; the whole stands in a file
 PATIENCE = 5.0  # seconds that torchrun has to end a rank whose neighbour failed
+ONE_SIGNAL = 2.0  # seconds in which what comes is the first signal once more: srun and torchrun both hand it on
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NEIGHBOUR = re.compile(  # how gloo, NCCL and the store say that another rank has gone
     r"Connection (closed|reset) by peer|Application timeout caused pair closure|Broken pipe|remote process exited|ncclRemoteError|"
@@ -41,6 +44,14 @@ class UserError(ValueError):
     """Something for the user to mend: shown as one line, without traceback."""
 
 
+class PlannedStop(Exception):
+    """The run has saved after a signal (`Rank.asked`): its text is the one line that is said, the status is 0. On every rank alike."""
+
+
+class ComeAgain(Exception):
+    """A fault that a restart mends, such as a judge that is gone: one line without traceback, status `RESTART`."""
+
+
 class Rank:
     """This process as one of a run."""
 
@@ -50,12 +61,36 @@ class Rank:
         self.home: Path | None = None  # the run folder that is asked for; errors are written there
         self.folder: Path | None = None  # the same from the moment on that this run writes to it
         self.unfinished: list[Callable[[], None]] = []
+        self.asked: signal.Signals | None = None
+        """The first signal that came, or that the launcher handed on: the run saves and raises `PlannedStop`, within `left()`."""
+        self.asked_at = 0.0  # time.monotonic()
+        self.grace = 25.0  # seconds from the first signal to the end, `run.grace`
+        self.beaten = time.monotonic()
+        self._stops = False
         self.launcher: socket.socket | None = None
         self.parent = os.getppid()
 
     @property
     def name(self) -> str:
         return f"[rank {self.number}, {socket.gethostname()}]"
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run looks at `asked`; a signal ends it at once where it does not. Set `grace` first."""
+        return self._stops
+
+    @stops.setter
+    def stops(self, value: bool) -> None:
+        self._stops = value
+        self.tell("grace", self.grace if value else 0.0)
+
+    def left(self) -> float:
+        """Seconds of grace; infinity where nobody has asked for a stop."""
+        return math.inf if self.asked is None else max(0.0, self.asked_at + self.grace - time.monotonic())
+
+    def beat(self) -> None:
+        """Something has come forward: a rollout, a verdict, a micro-batch, bytes of a file. Costs 0.1 µs; from any thread."""
+        self.beaten = time.monotonic()
 
     def tell(self, name: str, value: Any) -> bool:
         """Set an attribute of this rank's `Child` in the launcher, and `where`; False where there is no launcher."""
@@ -67,6 +102,7 @@ class Rank:
 
     def enter(self, phase: str) -> None:
         self.where = phase
+        self.beat()
         self.tell("where", phase)
 
     def end(self, status: int) -> None:
@@ -98,27 +134,46 @@ class Rank:
     def _watch(self, caught: int) -> None:
         inputs = [caught] if self.launcher is None else [caught, self.launcher.fileno()]
         while True:
-            ready, _, _ = select.select(inputs, [], [], 1.0)
+            ready, _, _ = select.select(inputs, [], [], min(1.0, self.left()))
             if caught in ready:
                 number = os.read(caught, 1)[0]
                 if number in SIGNALS:
                     self._signalled(signal.Signals(number))
-            elif ready and self._told():
-                self.end(1)  # another rank has failed, and says so
+            elif ready and (words := self._told()):
+                if words not in signal.Signals.__members__:
+                    self.end(1)  # another rank has failed, and says so; or a second signal came
+                self._ask(signal.Signals[words])
             elif ready or os.getppid() != self.parent:
                 say(f"error: {self.name} the launcher has gone; ended in {self.where}")
                 self.end(1)
+            elif self.asked is not None and self.left() == 0.0:
+                self._stop(self.asked, f"run.grace {self.grace:g} s ran out; ")
 
-    def _told(self) -> bool:
-        """Whether the launcher says that we end; otherwise it has gone (a reset: with words of ours unread)."""
+    def _told(self) -> str:
+        """What the launcher says: a signal's name, or that we end. Nothing where it has gone (a reset: with words of ours unread)."""
         with contextlib.suppress(OSError):
-            return self.launcher is not None and bool(self.launcher.recv(16))
-        return False
+            return "" if self.launcher is None else self.launcher.recv(16).decode()
+        return ""
 
     def _signalled(self, number: signal.Signals) -> None:
+        if self.asked is None:
+            self._ask(number)
+        elif self.launcher is None and time.monotonic() > self.asked_at + ONE_SIGNAL:  # else the launcher counts them
+            self._stop(number)
+
+    def _ask(self, number: signal.Signals) -> None:
+        if not self.stops:
+            self._stop(number)
+        if self.asked is None:
+            self.asked_at, self.asked = time.monotonic(), number
+            if not self.tell("asked", number.name) and self.number == 0:
+                say(stopping(number, self.grace))
+
+    def _stop(self, number: signal.Signals, why: str = "") -> None:
+        """At once."""
         # torchrun ends ranks by SIGTERM where another one has failed: that is no news.
-        if not self.tell("words", ["signal", number.name, ""]) and number != signal.SIGTERM and self.number == 0:
-            say(stopped(number, self))
+        if not self.tell("words", ["signal", why, ""]) and (why or number != signal.SIGTERM) and self.number == 0:
+            say(why + stopped(number, self))
         self.end(128 + number)
 
     @contextlib.contextmanager
@@ -126,6 +181,11 @@ class Rank:
         """Around the main job: whatever comes out of it is said, and ends the process."""
         try:
             yield
+        except PlannedStop as stop:
+            if not self.tell("words", ["stop", str(stop), ""]) and self.number == 0:
+                say(str(stop))
+            self.tell("done", True)
+            self.end(0)
         except BaseException as error:  # SystemExit too: a rank that leaves before the others is a fault
             self._say(error)
             raise
@@ -135,7 +195,7 @@ class Rank:
         kind, status, text = explained(error, self)
         trace = "".join(traceback.format_exception(error))
         self.take_back()
-        placed = kind != "user" or foreign(error)
+        placed = kind in ("failed", "lost") or (kind == "user" and foreign(error))
         at = f" in {self.where}" if placed else ""
         if placed and kind != "lost":
             at += self._written(trace)
@@ -206,10 +266,12 @@ def remove(path: Path) -> None:
 
 
 def explained(error: BaseException, rank: Rank) -> tuple[str, int, str]:
-    """What kind of end an error is (`user`, `failed`, `lost`), the exit status, and its text."""
+    """What kind of end an error is (`user`, `again`, `failed`, `lost`), the exit status, and its text."""
     text = str(error)
     if isinstance(error, UserError):
         return "user", 2, text
+    if isinstance(error, ComeAgain):
+        return "again", RESTART, text + kept(rank.folder)
     cause = f"{type(error).__name__}: {text}".removesuffix(": ")
     name = error.filename if isinstance(error, OSError) else None
     if (isinstance(error, OSError) and error.errno in FULL) or re.search(r"No space left on device|os error (28|122)\b", text):
@@ -242,25 +304,25 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
+def stopping(number: signal.Signals, grace: float) -> str:
+    return f"stopping by {number.name}{' (Ctrl-C)' if number == signal.SIGINT else ''}: saves within {grace:g} s; a second signal ends at once"
+
+
 def stopped(number: signal.Signals, rank: Any) -> str:
-    """What is said of a signal; `rank`, or the launcher's `Child`, tells where the run was."""
+    """What is said of a stop that has not saved; `rank`, or the launcher's `Child`, tells where the run was."""
     key = " (Ctrl-C)" if number == signal.SIGINT else ""
     return f"stopped by {number.name}{key} in {rank.where}{kept(rank.folder)}"
 
 
 def kept(folder: Path | str | None) -> str:
-    """`; kept: runs/x/policy/step-000010, start from it: python engine/train.py …`, by what stands in the folder of a run under way."""
-    policies = sorted((Path(folder) / "policy").glob("step-*[0-9]")) if folder is not None else []
-    if not policies:
-        return "; no policy has been exported yet"
-    arguments = without(sys.argv[1:], ("--model.path", "--warm-start.steps", "--warm_start.steps"))
-    command = ["python", sys.argv[0], *arguments, "--model.path", str(policies[-1]), "--warm-start.steps", "0"]
-    return f"; kept: {policies[-1]}, start from it: {one_line(shlex.join(command))}"
+    """`; kept: runs/x/checkpoints/step-000040; the same command goes on: python engine/train.py …`, by what stands in a run's folder."""
+    saved = sorted(Path(folder).glob("checkpoints/step-*[0-9]/manifest.json")) if folder is not None else []
+    if not saved:
+        return "; nothing was saved yet, the same command begins again"
+    return f"; kept: {saved[-1].parent}; the same command goes on: {command()}"
 
 
-def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The command line without these settings and their one value."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in names:
-        parser.add_argument(name, nargs="?")
-    return parser.parse_known_args(arguments)[1]
+def command() -> str:
+    """This run's command line, without what would begin anew."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--run.no-resume", "--no-run.resume")]
+    return one_line(shlex.join(["python", sys.argv[0], *arguments]))
