@@ -170,7 +170,7 @@ class Run:
         self.trainer.optimizer.zero_grad()  # of a mini-batch that is trained again
         if batch is not None:
             self.trainer.late = self.trainer.late or batch.old_logprobs
-        self.underway.flush()
+        self.underway.flush(sync=True)
         self.save()
         self.checkpoints.wait()
         number = next((name for name in self.ranks.gather(RANK.asked and RANK.asked.name) if name), None)
@@ -210,6 +210,7 @@ class Run:
     def _go_on(self, state: dict[str, Any]) -> None:
         self.at, self.folder.marks, TIMELINE.steps = state, state["marks"], state["step"]
         self.trainer.within = state["within"]
+        self.underway.needed = str(self.checkpoints.folder / self.place.name) if self.place.within else ""
         self.stream.load_state_dict(state["stream"])
         self.recorder.restore(state["recorder"])
         self.task.restore(state["task"])

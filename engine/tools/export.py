@@ -92,7 +92,7 @@ def shown(folder: Path) -> Iterator[str]:
         ranks = sum(name.startswith(WEIGHTS) for name in seals)
         size = sum(seal.size for seal in seals.values()) / 2**30
         more = f", {place.within} optimizer steps of the next one" if place.within else ""
-        yield f"{path}: {state['trainer']['updates']} updates{more}, written by {ranks} ranks, {size:.2f} GiB, seen on {state['written']}"
+        yield f"{path}: {state['trainer']['updates']} updates{more}, written by {ranks} ranks, {size:.2f} GiB, saved {state['written']}"
 
 
 def main(
