@@ -15,7 +15,6 @@ import math
 import os
 import re
 import select
-import shlex
 import shutil
 import signal
 import socket
@@ -26,6 +25,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from soundrl.engine.launch.words import Heedless, kept, one_line, say, stopped, stopping
 
 LAUNCHER = "SOUNDRL_LAUNCHER"  # descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -166,6 +167,7 @@ class Rank:
             self._stop(number)
         if self.asked is None:
             self.asked_at, self.asked = time.monotonic(), number
+            sys.stdout, sys.stderr = Heedless(sys.stdout), Heedless(sys.stderr)
             if not self.tell("asked", number.name) and self.number == 0:
                 say(stopping(number, self.grace))
 
@@ -222,13 +224,6 @@ class Rank:
 
 
 RANK = Rank()
-
-
-def say(text: str) -> None:
-    """On standard error, to whoever still reads it: a terminal that was closed must not keep a rank from its end."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(text + "\n")  # in one piece: ranks end at the same moment
-        sys.stderr.flush()
 
 
 def catch(handler: Callable[..., None]) -> None:
@@ -293,36 +288,3 @@ def foreign(error: BaseException) -> bool:
     cause = error.__cause__
     frames = traceback.extract_tb(cause.__traceback__) if cause is not None else []
     return bool(frames) and ("site-packages" in frames[-1].filename or "dist-packages" in frames[-1].filename)
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and control characters, which would be obeyed by a terminal.
-
-    >>> one_line("two\\n  lines \\x1b[31m")
-    'two lines \\\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
-
-
-def stopping(number: signal.Signals, grace: float) -> str:
-    return f"stopping by {number.name}{' (Ctrl-C)' if number == signal.SIGINT else ''}: saves within {grace:g} s; a second signal ends at once"
-
-
-def stopped(number: signal.Signals, rank: Any) -> str:
-    """What is said of a stop that has not saved; `rank`, or the launcher's `Child`, tells where the run was."""
-    key = " (Ctrl-C)" if number == signal.SIGINT else ""
-    return f"stopped by {number.name}{key} in {rank.where}{kept(rank.folder)}"
-
-
-def kept(folder: Path | str | None) -> str:
-    """`; kept: runs/x/checkpoints/step-000040; the same command goes on: python engine/train.py …`, by what stands in a run's folder."""
-    saved = sorted(Path(folder).glob("checkpoints/step-*[0-9]/manifest.json")) if folder is not None else []
-    if not saved:
-        return "; nothing was saved yet, the same command begins again"
-    return f"; kept: {saved[-1].parent}; the same command goes on: {command()}"
-
-
-def command() -> str:
-    """This run's command line, without what would begin anew."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--run.no-resume", "--no-run.resume")]
-    return one_line(shlex.join(["python", sys.argv[0], *arguments]))
