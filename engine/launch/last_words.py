@@ -34,6 +34,7 @@ RESTART = 75  # EX_TEMPFAIL: the same command goes on
 LONGEST_TRACEBACK = 20_000  # characters of a message; the whole stands in a file
 PATIENCE = 5.0  # seconds that torchrun has to end a rank whose neighbour failed
 ONE_SIGNAL = 2.0  # seconds in which what comes is the first signal once more: srun and torchrun both hand it on
+STEP = re.compile(r"^step \d+")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NEIGHBOUR = re.compile(  # how gloo, NCCL and the store say that another rank has gone
     r"Connection (closed|reset) by peer|Application timeout caused pair closure|Broken pipe|remote process exited|ncclRemoteError|"
@@ -66,7 +67,11 @@ class Rank:
         """The first signal that came, or that the launcher handed on: the run saves and raises `PlannedStop`, within `left()`."""
         self.asked_at = 0.0  # time.monotonic()
         self.grace = 25.0  # seconds from the first signal to the end, `run.grace`
-        self.beaten = time.monotonic()
+        self.beaten = self.since = time.monotonic()  # of the last beat, and of the phase
+        self.ended: set[str] = set()
+        """Phases that have been gone through, see `phase`"""
+        self.bereft: Callable[[], bool] = lambda: False
+        """Whether a rank has gone, see `hang`"""
         self._stops = False
         self.launcher: socket.socket | None = None
         self.parent = os.getppid()
@@ -101,9 +106,17 @@ class Rank:
             self.launcher.send(json.dumps({name: value, "where": self.where}).encode())
         return True
 
+    @property
+    def phase(self) -> str:
+        """`where` without the step's number."""
+        return STEP.sub("step", self.where)
+
     def enter(self, phase: str) -> None:
+        if not phase.startswith(f"{self.where}, "):
+            self.ended.add(self.phase)
         self.where = phase
         self.beat()
+        self.since = self.beaten
         self.tell("where", phase)
 
     def end(self, status: int) -> None:
@@ -163,7 +176,8 @@ class Rank:
             self._stop(number)
 
     def _ask(self, number: signal.Signals) -> None:
-        if not self.stops:
+        # torchrun ends ranks by SIGTERM where another one has failed: that is no news, and nothing can be saved then.
+        if not self.stops or (self.launcher is None and number == signal.SIGTERM and self.bereft()):
             self._stop(number)
         if self.asked is None:
             self.asked_at, self.asked = time.monotonic(), number
@@ -173,7 +187,6 @@ class Rank:
 
     def _stop(self, number: signal.Signals, why: str = "") -> None:
         """At once."""
-        # torchrun ends ranks by SIGTERM where another one has failed: that is no news.
         if not self.tell("words", ["signal", why, ""]) and (why or number != signal.SIGTERM) and self.number == 0:
             say(why + stopped(number, self))
         self.end(128 + number)
@@ -203,7 +216,12 @@ class Rank:
             at += self._written(trace)
         if kind == "lost" and self.launcher is None:
             threading.Event().wait(PATIENCE)  # torchrun ends us meanwhile, unless the rank that failed is on another machine
-        words, trace = one_line(text) + at, trace[-LONGEST_TRACEBACK:] if kind == "failed" else ""
+        if kind == "again" and self.number and self.launcher is None:
+            self.end(status)  # the first rank says it for all
+        self.last(kind, one_line(text) + at, trace[-LONGEST_TRACEBACK:] if kind == "failed" else "", status)
+
+    def last(self, kind: str, words: str, trace: str, status: int) -> None:
+        """The last words, by the launcher where there is one, and the end."""
         if not self.tell("words", [kind, words, trace]):
             say(f"{trace}error: {self.name} {words}")
             if kind != "lost" and "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's own report, which comes last, quotes it
