@@ -16,6 +16,7 @@ import hmac
 import json
 import os
 import secrets
+import signal
 import socket
 import socketserver
 import threading
@@ -32,6 +33,15 @@ from soundrl.engine.ranks import Ranks
 from soundrl.fapo.waiting import announced
 
 ANSWER = 2.0  # seconds in which a rank answers, however busy it is
+STATES = {
+    "T": "it is stopped (SIGSTOP)",
+    "t": "a debugger holds it",
+    "Z": "it has ended",
+    "D": "it waits for a disk",
+    "": "its machine or the network stands still",
+}
+"""Of processes, by the letters of proc(5); empty: on another machine"""
+DEAD = ("T", "t", "Z")
 LOOPBACK = "127.0.0.1"
 LOOK = 1.0  # seconds between looks, at most; less where patience is short
 
@@ -145,8 +155,8 @@ class Watch:
             return None
         others = [rank for rank in range(len(self.places)) if rank != self.rank]
         pages = self.ask_all(others, "page")
-        if pages.keys() != set(others):  # once more: nobody is called dead for a moment in which his interpreter was busy
-            pages |= self.ask_all([rank for rank in others if rank not in pages], "page")
+        # Once more: nobody is called dead for a moment in which his interpreter was busy.
+        pages |= self.ask_all([rank for rank in others if rank not in pages and state(*self.places[rank][2:]) not in DEAD], "page")
         self.young = next((rank for rank, page in pages.items() if page["silent"] <= page["limit"]), None)
         own = self.page()
         if self.young is not None or own["silent"] <= own["limit"] or min(pages, default=self.rank) < self.rank:
@@ -155,7 +165,11 @@ class Watch:
 
     def tell(self, pages: dict[int, Page]) -> None:
         """The page of the run, its line, and the end of all ranks."""
-        missing = {rank: state(*self.places[rank][2:]) for rank in range(len(self.places)) if rank not in pages}
+        missing = {
+            rank: f"(process {pid} on {host}) does not answer: {STATES.get(state(pid, host), 'its interpreter is busy')}"
+            for rank, (_, _, pid, host) in enumerate(self.places)
+            if rank not in pages
+        }
         why = cause(pages, missing)
         text = report(why, pages, missing)
         place = self._written(text)
@@ -163,6 +177,11 @@ class Watch:
         line = one_line(f"no progress on any rank for {shortest:.0f} s: {why}{f' ({place})' if place else ''}{kept(RANK.folder)}")
         RANK.tell("words", ["again", line, "" if place else text])  # before the launcher sees anybody end
         self.ask_all([rank for rank in pages if rank != self.rank], "end")
+        for rank in missing:  # nothing else ends a process that is stopped
+            _, _, pid, host = self.places[rank]
+            if host == socket.gethostname():
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
         RANK.last("again", line, "" if place else text, RESTART)
 
     def _written(self, text: str) -> Path | None:
@@ -225,13 +244,10 @@ def own_address(ranks: Ranks) -> tuple[socket.AddressFamily, str]:
 
 
 def state(pid: int, host: str) -> str:
-    """Of a rank that does not answer: what the system says of its process, where it is on this machine."""
-    who = f"(process {pid} on {host}) does not answer"
+    """Of a process, see `STATES`."""
     if host != socket.gethostname():
-        return f"{who}: its machine or the network stands still"
+        return ""
     try:
-        letter = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
-        return f"{who}: it has ended"
-    what = {"T": "it is stopped (SIGSTOP)", "t": "a debugger holds it", "D": "it waits for a disk", "Z": "it has ended"}
-    return f"{who}: {what.get(letter, 'its interpreter is busy')}"
+        return "Z"

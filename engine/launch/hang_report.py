@@ -23,6 +23,7 @@ Page = dict[str, Any]
 """`who`, `silent`, `limit`, `where`, `since` (seconds), `collective`, `place` (of the main thread), `asks` (whether it waits for what is
 named), `waits` (lines), `stacks` (lines by thread)"""
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = re.compile(r"-packages/|/lib/python3\.\d+/")
 DEEPEST = 60  # frames of a thread that are shown, the innermost
 MOST = 200  # lines of what a rank waits for
 OWN = re.compile("hang answers|hang watch|process_request_thread|signals")  # threads of this very watch
@@ -57,16 +58,13 @@ def stack_of(frame: FrameType) -> list[traceback.FrameSummary]:
 
 
 def short(name: str) -> str:
-    """A file below the repository or an installed package, without what stands before it."""
-    path = Path(name)
-    if path.is_relative_to(ROOT):
-        return str(path.relative_to(ROOT))
-    return name.rpartition("-packages/")[2]
+    """A file's path below the repository, the installed packages or the standard library."""
+    return LIBRARY.split(name)[-1].removeprefix(f"{ROOT}/")
 
 
 def own_frames(stack: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
     """Those of this repository, the outermost first."""
-    return [frame for frame in stack if "-packages/" not in frame.filename and Path(frame.filename).is_relative_to(ROOT)]
+    return [frame for frame in stack if not LIBRARY.search(frame.filename) and frame.filename.startswith(f"{ROOT}/")]
 
 
 def place(stack: list[traceback.FrameSummary]) -> str:

@@ -139,6 +139,7 @@ class Rank:
         if LAUNCHER in os.environ:
             self.launcher = socket.socket(fileno=int(os.environ.pop(LAUNCHER)))
             os.set_inheritable(self.launcher.fileno(), False)
+        sys.stdout, sys.stderr = Heedless(sys.stdout), Heedless(sys.stderr)
         caught, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         catch(lambda *_: None)
         signal.set_wakeup_fd(wake)
@@ -181,7 +182,6 @@ class Rank:
             self._stop(number)
         if self.asked is None:
             self.asked_at, self.asked = time.monotonic(), number
-            sys.stdout, sys.stderr = Heedless(sys.stdout), Heedless(sys.stderr)
             if not self.tell("asked", number.name) and self.number == 0:
                 say(stopping(number, self.grace))
 

@@ -183,9 +183,10 @@ def report(children: Sequence[Child], by: signal.Signals | None = None) -> int:
     that has stopped the run."""
     failed = sorted((child for child in children if child.failed), key=lambda child: child.ended_at)
     failed = [child for child in failed if child.words[0] != "lost"] or failed
-    planned = [child.words[1] for child in children if child.words[0] == "stop"]
-    if not failed and planned:
-        say(planned[0])
+    if any(child.words[0] == "again" for child in failed):  # a rank that hangs is killed by one that says so
+        failed = [child for child in failed if child.words[0]]
+    if all(child.words[0] == "stop" for child in children):
+        say(children[0].words[1])
         return 0
     if by is not None and (failed or any(child.told for child in children)) and all(child.words[0] == "signal" for child in failed):
         first = (failed or list(children))[0]

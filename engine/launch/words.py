@@ -18,8 +18,8 @@ def say(text: str) -> None:
 
 
 class Heedless:
-    """A stream that nobody may read any more: a closed terminal, or the `tee` that has heard the same Ctrl-C, must not keep a run from
-    saving."""
+    """A stream that nobody may read any more: what a run does stands in its folder, and a closed terminal, or a `tee` that has heard the
+    same Ctrl-C, must not keep it from saving."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
