@@ -35,7 +35,8 @@ from soundrl.engine.files.checkpoint import (
     write_manifest,
 )
 from soundrl.engine.files.tensor_file import Layout, Seal, sync_folder, write_bytes, write_tensors
-from soundrl.engine.launch.last_words import one_line, remove
+from soundrl.engine.launch.last_words import remove
+from soundrl.engine.launch.words import one_line
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import Trainer
 

@@ -19,8 +19,10 @@ from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_fold
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
 from soundrl.engine.judges import build_judge
-from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop, kept
+from soundrl.engine.launch.hang import watch_progress
+from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop
 from soundrl.engine.launch.launch import users_mistakes
+from soundrl.engine.launch.words import kept
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
@@ -47,6 +49,7 @@ class Run:
         with users_mistakes():
             self.ranks = ranks = Ranks.start(config.longest_wait)
             TIMELINE.begin(ranks.rank)
+            self.watcher = watch_progress(ranks, config.run.patience)
         self.folder, progress = RunFolder(config, ranks), Progress(ranks.main, config.run.steps)
         with users_mistakes(), TIMELINE("prepare"), self.folder.claimed() as config:
             self.config = config
@@ -243,6 +246,7 @@ class Run:
         if not self.left and self.checkpoints.saved is not None:
             self.export()
         self.recorder.end()
+        self.watcher.close()
         self.problems.environment.close()
         self.judge.close()
         if hasattr(self, "sampler"):
