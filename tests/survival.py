@@ -1,4 +1,4 @@
-"""Two runs compared, one of which was interrupted: everything but times, memory and where a rollout was sampled must be equal to the bit."""
+"""Two runs compared, one of which was interrupted: all but times, memory and where a rollout was sampled must be equal to the bit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The first difference by name."""
     assert [row["step"] for row in one["metrics"]] == [row["step"] for row in other["metrics"]]
     for a, b in zip(one["metrics"], other["metrics"], strict=True):
-        assert a == b, {name: (a.get(name), b.get(name)) for name in a.keys() | b.keys() if a.get(name) != b.get(name)} | {"step": a["step"]}
+        differ = {name: (a.get(name), b.get(name)) for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
+        assert not differ, (a["step"], differ)
     assert one["rollouts"].keys() == other["rollouts"].keys()
     differ = [key for key, digest in one["rollouts"].items() if digest != other["rollouts"][key]]
     assert not differ, (len(differ), differ[:3])

@@ -271,7 +271,8 @@ def test_the_command_lists_checks_and_writes(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{source}: 20 updates, written by 2 ranks, 0.00 GiB, saved 2026-11-29")
     tool.main("check", source)
     tool.main("write", source, tmp_path / "out", dtype="float32")
-    assert (tmp_path / "out" / "model.safetensors").is_file() and capsys.readouterr().out.endswith(f"{tmp_path}/out: float32, from {source}\n")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert capsys.readouterr().out.endswith(f"{tmp_path}/out: float32, from {source}\n")
     for arguments in (("write", source, tmp_path / "out"), ("write", source), ("list", tmp_path / "out"), ("check", tmp_path)):
         with pytest.raises(SystemExit, match="^error: "):
             tool.main(*arguments)  # type: ignore[arg-type]

@@ -42,7 +42,8 @@ def begun(folder: Path, rank: int, start: int, version: int = 7) -> tuple[Underw
 
 
 def same(a: Rollout, b: Rollout) -> bool:
-    arrays = all(np.array_equal(getattr(a, n), getattr(b, n)) and getattr(a, n).dtype == getattr(b, n).dtype for n in ("tokens", "logprobs", "prompt_tokens"))
+    pairs = [(getattr(a, n), getattr(b, n)) for n in ("tokens", "logprobs", "prompt_tokens")]
+    arrays = all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in pairs)
     return arrays and all(getattr(a, n) == getattr(b, n) for n in ("prompt_id", "sample", "text", "finish_reason", "policy_version"))
 
 

@@ -111,8 +111,8 @@ class Underway:
         needed, self.needed = self.needed, ""
         if needed and missing:
             raise ValueError(
-                f"{needed} goes on in the middle of a step, but {missing} rollouts of it are missing in {self.path}; restore them, or remove "
-                "that checkpoint, and the run goes on from the one before"
+                f"{needed} goes on in the middle of a step, but {missing} rollouts of it are missing in {self.path}; restore them, or "
+                "remove that checkpoint, and the run goes on from the one before"
             )
 
     def judged(self, rollout: Rollout, verdict: Verdict) -> None:

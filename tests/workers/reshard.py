@@ -1,4 +1,4 @@
-"""Checkpoints read and written by this many ranks: `train` updates a new model, `read` fills one from each folder; `write` saves what there is.
+"""Checkpoints read and written by this many ranks: `train` updates a new model, `read` fills one from each folder, `write` saves it.
 Says the digest of all weights and moments, unsharded, after each."""
 
 import hashlib
