@@ -3,6 +3,7 @@
 python -m soundrl.engine.tools.export list runs/fapo-7b
 python -m soundrl.engine.tools.export check runs/fapo-7b/checkpoints/step-000040
 python -m soundrl.engine.tools.export write runs/fapo-7b/checkpoints/step-000040 models/fapo --dtype bfloat16
+python -m soundrl.engine.tools.export write runs/fapo-7b         # every checkpoint, to policy/, where it is not yet
 """
 
 from __future__ import annotations
@@ -102,19 +103,25 @@ def main(
     /,
     dtype: Dtype = "bfloat16",
 ) -> None:
-    """`list RUN`, `check CHECKPOINT`, or `write CHECKPOINT TARGET [--dtype float32]`."""
+    """`list RUN`, `check CHECKPOINT`, `write CHECKPOINT TARGET [--dtype float32]`; of a RUN `check` and `write` take every checkpoint."""
     try:
         if what == "list":
             print("\n".join(shown(folder)))
             return
-        check(folder)
-        if what == "check":
-            print(f"{folder} is whole: every byte is as it was written")
-            return
-        if target == Path() or target.exists():
-            raise ValueError(f"the target {target} {'is missing' if target == Path() else 'exists'}; name a new folder")
-        export(folder, target, dtype)
-        print(f"{target}: {dtype}, from {folder}")
+        of_run = (folder / "checkpoints").is_dir()
+        for path in checkpoints(folder / "checkpoints") if of_run else [folder]:
+            check(path)
+            if what == "check":
+                print(f"{path} is whole: every byte is as it was written")
+                continue
+            into = folder / "policy" / path.name if of_run else target
+            if into.exists() and of_run:
+                continue
+            if into == Path() or into.exists():
+                raise ValueError(f"the target {into} {'is missing' if into == Path() else 'exists'}; name a new folder")
+            into.parent.mkdir(parents=True, exist_ok=True)
+            export(path, into, dtype)
+            print(f"{into}: {dtype}, from {path}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
