@@ -39,7 +39,7 @@ from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.measures import TooManyUnknownError
 from soundrl.fapo.pending import PendingGroups
-from soundrl.genrm.verdict import UNREACHABLE
+from soundrl.genrm.verdict import UNASKED
 
 
 class Run:
@@ -186,7 +186,7 @@ class Run:
 
     def _unjudged(self, batch: StepBatch, window: Sequence[int]) -> bool:
         own = [batch.owned[g].made() for g in window if g in batch.owned]
-        lost = any(v is not None and v.reason == UNREACHABLE for group in own for v in group.verdicts)
+        lost = any(v is not None and v.reason in UNASKED for group in own for v in group.verdicts)
         return lost and self.judge.gone
 
     def ended(self, step: int) -> None:

@@ -93,8 +93,8 @@ def main(arguments: Arguments) -> Checkpoint:
     folders = sorted((arguments.run / "policy").glob("step-??????"))
     if not folders:
         raise ValueError(
-            f"{arguments.run} holds no policy/step-NNNNNN; name a run, and export its checkpoints: python -m soundrl.engine.tools.export write "
-            f"{arguments.run}"
+            f"{arguments.run} holds no policy/step-NNNNNN; export its checkpoints: "
+            f"python -m soundrl.engine.tools.export write {arguments.run}"
         )
     checkpoints = [measure(arguments, folder) for folder in folders]
     chosen = choose(checkpoints, arguments.distance)

@@ -16,6 +16,10 @@ from conftest import start
 from soundrl.engine.files.run_reader import RunReader
 
 OF_TIME = ("time/", "memory/", "genrm/overlap", "genrm/latency")
+OF_PROCESS = tuple(
+    f"genrm/{name}" for name in ("requests", "deduplicated", "hedges", "ejections", "alive", "retries", "critique_tokens", "unknown_")
+)
+"""How a judge was asked, since this process began"""
 SMALL = (
     *("--model.path", "starts/policy", "--warm-start.steps", 0, "--rollout.engine", "torch", "--data.test-rows", 8),
     *("--run.eval-sampling", 1, 1.0, 1.0, "--run.eval-every", 2, "--rollout.prompts", 8, "--optim.minibatch-prompts", 4),
@@ -34,7 +38,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not k.startswith(OF_TIME)} for row in RunReader(folder).metrics()]
+    return [{k: v for k, v in row.items() if not k.startswith((*OF_TIME, *OF_PROCESS))} for row in RunReader(folder).metrics()]
 
 
 def rollouts(folder: Path) -> dict[tuple, str]:

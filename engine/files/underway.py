@@ -28,9 +28,9 @@ from soundrl.engine.ranks import Ranks
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.pending import done
 from soundrl.fapo.records import Group, Prompt, Rollout, Verdict
+from soundrl.genrm.verdict import UNASKED
 
 BATCH = 16  # rollouts written at once: what a kill may lose of a rank; a batch costs 1 ms
-PASSING = ("unreachable", "closed")  # reasons of verdicts that say something of this moment alone: asked again
 Key = tuple[str, int]
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Underway:
         return found
 
     def _hear(self, prompt_id: str, sample: int, verdict: Verdict | None) -> None:
-        if verdict is not None and verdict.reason not in PASSING:
+        if verdict is not None:
             self.told[prompt_id, sample] = verdict
 
     def add(self, rollout: Rollout) -> None:
@@ -117,7 +117,7 @@ class Underway:
 
     def judged(self, rollout: Rollout, verdict: Verdict) -> None:
         """From any thread."""
-        if not self.open or verdict.reason in PASSING:
+        if not self.open or verdict.reason in UNASKED:  # says something of this moment alone: asked again
             return
         row = {
             "prompt_id": rollout.prompt_id,
