@@ -109,6 +109,8 @@ def main(config) -> None:
     watch = watch_progress(ranks, float(os.environ.get("PATIENCE", "60")))
     with TIMELINE("prepare"):
         work = Work()
+        if str(ranks.rank) in os.environ.get("VERIFIES", ""):
+            work.collect("to start with").outcomes()  # its process takes seconds to start
         servers = served(folder) if ranks.main and "SERVE" in os.environ else None
     faults = {tuple(map(int, item.split()[:2])): item.split()[2] for item in os.environ.get("FAULT", "").split(";") if item}
     RANK.grace = float(os.environ.get("GRACE", "25"))
