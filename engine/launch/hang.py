@@ -79,7 +79,7 @@ class Watch:
         """Of each rank: host and port, process, the machine's name"""
         self.secret = told[0][1]
         self.threads = [
-            threading.Thread(target=self.server.serve_forever, args=(0.5,), name="hang answers", daemon=True),
+            threading.Thread(target=self.server.serve_forever, args=(0.2,), name="hang answers", daemon=True),
             threading.Thread(target=self._watch, name="hang watch", daemon=True),
         ]
         self.threads[0].start()
@@ -175,6 +175,7 @@ class Watch:
         place = self._written(text)
         shortest = min(page["silent"] for page in pages.values())
         line = one_line(f"no progress on any rank for {shortest:.0f} s: {why}{f' ({place})' if place else ''}{kept(RANK.folder)}")
+        RANK.claim_end()  # our own main thread is about to lose those neighbours
         RANK.tell("words", ["again", line, "" if place else text])  # before the launcher sees anybody end
         self.ask_all([rank for rank in pages if rank != self.rank], "end")
         for rank in missing:  # nothing else ends a process that is stopped
@@ -189,16 +190,18 @@ class Watch:
         folder = RANK.folder or RANK.home
         if folder is None:
             return None
-        path, done = folder / time.strftime("hang-%Y%m%d-%H%M%S.txt"), threading.Event()
+        path, written = folder / time.strftime("hang-%Y%m%d-%H%M%S.txt"), list[Path]()
 
         def write() -> None:
             with contextlib.suppress(OSError):  # it stands on the console then
                 with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                     file.write(text)
-                done.set()
+                written.append(path)
 
-        threading.Thread(target=write, daemon=True).start()  # a disk that does not answer may be what hangs
-        return path if done.wait(ANSWER) else None
+        writer = threading.Thread(target=write, daemon=True)  # a disk that does not answer may be what hangs
+        writer.start()
+        writer.join(ANSWER)
+        return written[0] if written else None
 
 
 class Answers(socketserver.ThreadingTCPServer):
@@ -227,6 +230,7 @@ class Handler(socketserver.StreamRequestHandler):
         self.wfile.write(json.dumps(self.server.watch.page()).encode())
         if asked["what"] == "end":
             self.wfile.flush()
+            RANK.claim_end()
             RANK.tell("words", ["lost", "", ""])
             RANK.end(RESTART)
 

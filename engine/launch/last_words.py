@@ -72,7 +72,7 @@ class Rank:
         """Phases that have been gone through, see `phase`"""
         self.bereft: Callable[[], bool] = lambda: False
         """Whether a rank has gone, see `hang`"""
-        self._stops = False
+        self._stops, self._speaker = False, threading.RLock()
         self.launcher: socket.socket | None = None
         self.parent = os.getppid()
 
@@ -118,6 +118,11 @@ class Rank:
         self.beat()
         self.since = self.beaten
         self.tell("where", phase)
+
+    def claim_end(self) -> None:
+        """From here on this thread alone says what we end of; another one waits for the end."""
+        if not self._speaker.acquire(blocking=False):
+            threading.Event().wait()
 
     def end(self, status: int) -> None:
         """At once: interpreter shutdown would wait for collectives of ranks that have not failed."""
@@ -187,6 +192,7 @@ class Rank:
 
     def _stop(self, number: signal.Signals, why: str = "") -> None:
         """At once."""
+        self.claim_end()
         if not self.tell("words", ["signal", why, ""]) and (why or number != signal.SIGTERM) and self.number == 0:
             say(why + stopped(number, self))
         self.end(128 + number)
@@ -197,6 +203,7 @@ class Rank:
         try:
             yield
         except PlannedStop as stop:
+            self.claim_end()
             if not self.tell("words", ["stop", str(stop), ""]) and self.number == 0:
                 say(str(stop))
             self.tell("done", True)
@@ -222,6 +229,7 @@ class Rank:
 
     def last(self, kind: str, words: str, trace: str, status: int) -> None:
         """The last words, by the launcher where there is one, and the end."""
+        self.claim_end()
         if not self.tell("words", [kind, words, trace]):
             say(f"{trace}error: {self.name} {words}")
             if kind != "lost" and "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's own report, which comes last, quotes it

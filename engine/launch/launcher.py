@@ -190,7 +190,7 @@ def report(children: Sequence[Child], by: signal.Signals | None = None) -> int:
         return 0
     if by is not None and (failed or any(child.told for child in children)) and all(child.words[0] == "signal" for child in failed):
         first = (failed or list(children))[0]
-        say(first.words[1] + stopped(by, first))
+        say(first.words[1] * (first.words[0] == "signal") + stopped(by, first))
         return 128 + by
     if not failed:
         return 0

@@ -181,7 +181,7 @@ class WorkerPool:
     def waits(self) -> list[str]:
         """Comparisons under way, and how many wait for a process."""
         queued = self._jobs.qsize()
-        return [line for worker in self.workers for line in worker.waits()] + ([f"{queued} comparisons queued"] if queued else [])
+        return [line for worker in self.workers for line in worker.waits()] + ([f"queued comparisons: {queued}"] if queued else [])
 
     def submit(self, gold: str, answer: str, *, checks_gold: bool = False) -> Future[str]:
         """Queues a pair; `checks_gold` allows the whole of it what a reference may take. The result is one of

@@ -122,9 +122,9 @@ class ScorerPool:
 
     def waits(self) -> list[str]:
         """Workers that have requests or are left out, and how many questions are queued. From any thread."""
-        said = [(w, f"judge {w.endpoint.url}: {w.outstanding} requests under way{', left out' * w.ejected}") for w in self.workers]
+        said = [(w, f"judge {w.endpoint.url}{' (left out)' * w.ejected}, requests under way: {w.outstanding}") for w in self.workers]
         queued = sum(not entry[2].done() for entry in self._waiting.copy())
-        return [line for w, line in said if w.outstanding or w.ejected] + ([f"{queued} questions queued for a judge"] if queued else [])
+        return [line for w, line in said if w.outstanding or w.ejected] + ([f"queued questions: {queued}"] if queued else [])
 
     async def forgive(self) -> None:
         """End probes and take every worker in again; no request may be under way."""

@@ -41,9 +41,9 @@ PROMPT = Prompt(id="p\x1b[31m-7", text="x?", answer="x + 1")
 
 
 def rollouts(words: str) -> list[Rollout]:
-    """Two right ones, which math-verify must compare."""
+    """Four right ones, which math-verify must compare."""
     same = {"prompt_id": PROMPT.id, "prompt_tokens": (1,), "tokens": (2,), "logprobs": (0.0,), "finish_reason": "stop", "policy_version": 0}
-    return [Rollout(sample=sample, text=f"{words} {sample}: \\boxed{{1 + x}}", **same) for sample in range(2)]
+    return [Rollout(sample=sample, text=f"{words} {sample}: \\boxed{{1 + x}}", **same) for sample in range(4)]
 
 
 class Work:
@@ -109,6 +109,8 @@ def main(config) -> None:
     watch = watch_progress(ranks, float(os.environ.get("PATIENCE", "60")))
     with TIMELINE("prepare"):
         work = Work()
+        if str(ranks.rank) in os.environ.get("VERIFIES", ""):
+            work.verifier.verify("\\boxed{1 + x}", PROMPT.answer)  # its process takes seconds to start
         servers = served(folder) if ranks.main and "SERVE" in os.environ else None
     faults = {tuple(map(int, item.split()[:2])): item.split()[2] for item in os.environ.get("FAULT", "").split(";") if item}
     RANK.grace = float(os.environ.get("GRACE", "25"))
