@@ -38,11 +38,24 @@ class BuiltJudge:
     """Where the judge sleeps but for a phase of its own."""
     close: Callable[[], None] = lambda: None
     """Ends its connections, and the servers that were started for it."""
-    probe: Callable[[int], dict[str, float]] = lambda step: {}
+    probe: Callable[[int], dict[str, float]] | Probe = lambda step: {}
 
     def metrics(self, step: int) -> dict[str, float]:
         """What it says of itself, and a probe of it where one is due."""
         return {} if self.judge is None else self.judge.metrics() | self.probe(step)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody is left to ask."""
+        return self.judge is not None and self.judge.metrics().get("genrm/alive", 1.0) == 0.0
+
+    def state(self) -> dict[str, float] | None:
+        """What the probe was at its start, on rank 0."""
+        return self.probe.start if isinstance(self.probe, Probe) else None
+
+    def restore(self, state: dict[str, float] | None) -> None:
+        if isinstance(self.probe, Probe):
+            self.probe.start = state
 
 
 def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:

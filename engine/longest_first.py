@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from typing import Any
 
 MOST_KNOWN = 1_000_000  # prompts whose lengths are remembered; of an endless source none comes again
 
@@ -26,6 +27,13 @@ class ExpectedLengths:
         (30.0, 15.0)
         """
         return self.known.get(prompt_id, prompt_length * (self.response / self.prompt if self.prompt else 1.0))
+
+    def state(self) -> list[Any]:
+        """Plain JSON."""
+        return [self.known, self.response, self.prompt]
+
+    def restore(self, state: list[Any]) -> None:
+        self.known, self.response, self.prompt = state
 
     def learn(self, prompt_id: str, prompt_length: int, lengths: Sequence[float]) -> None:
         """The prompt's responses had so many tokens each."""

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -19,7 +18,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
-from soundrl.engine.files.run_folder import whole
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
@@ -189,26 +187,16 @@ class Policy:
         loss = self.run(batch, compute)
         return loss, *rest
 
-    def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder (safetensors in float32 master precision) that transformers and vLLM load: weights of
-        its own, and config, generation config, tokenizer and chat template as the folder that it started from has them.
-
-        Written beside and renamed at once, so that `folder` is never half written. A collective; rank 0 writes.
-        """
-        state = {name: full.cpu() for name, full in self.named_full_tensors(torch.float32) if self.ranks.main}
-        if self.ranks.main:
-            with whole(folder) as beside:
-                beside.mkdir(parents=True)
-                config = {name: value for name, value in self.raw.items() if name != "torch_dtype"} | {"dtype": "float32"}
-                config.setdefault("architectures", [self.architecture])
-                if self.settings.rope_base_length:
-                    config["max_position_embeddings"] = self.settings.rope_base_length
-                (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-                for name, content in self.companions.items():
-                    (beside / name).parent.mkdir(exist_ok=True)
-                    (beside / name).write_bytes(content)
-                save_file(state, beside / "model.safetensors", {"format": "pt"})
-        self.ranks.barrier()
+    def files(self) -> dict[str, bytes]:
+        """What a Hugging Face folder of the policy has beside weights, by name, on rank 0: config, generation config, tokenizer and chat
+        template as the folder that it started from has them."""
+        if not self.ranks.main:
+            return {}
+        config = {name: value for name, value in self.raw.items() if name != "torch_dtype"} | {"dtype": "float32"}
+        config.setdefault("architectures", [self.architecture])
+        if self.settings.rope_base_length:
+            config["max_position_embeddings"] = self.settings.rope_base_length
+        return self.companions | {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())

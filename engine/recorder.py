@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.judges import BuiltJudge, over_ranks
@@ -25,6 +26,15 @@ class Recorder:
         """What was measured first: the evaluation before training, the rollouts of the first step"""
         self.after: Metrics = {}
         self.rollouts: Metrics = {}
+        self.evaluated = -1
+        """The step of the last evaluation"""
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"before": self.before, "after": self.after, "rollouts": self.rollouts, "evaluated": self.evaluated}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def step(self, step: int, pending: PendingGroups, judge: Metrics | None, *measured: Metrics) -> Metrics:
         """All metrics of a step that has ended, those `measured` in it among them; `judge` is what the judge says of itself, None: it is
@@ -55,7 +65,7 @@ class Recorder:
             total = self.ranks.total(self.task.count(part))
             measures |= {f"eval/{name}/{measure}": value for measure, value in self.task.evaluation(total).items()}
             self.folder.save_rollouts(step, part, "eval", name)
-        self.before, self.after = self.before or measures, measures
+        self.before, self.after, self.evaluated = self.before or measures, measures, step
         self.progress.evaluation(step, measures)
         self.folder.log(step, measures | TIMELINE.take())
 

@@ -6,40 +6,46 @@ verifies and judges a part of its own. Where and when a rollout is sampled chang
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.exchange import StepBatch
+from soundrl.engine.files.underway import Underway
+from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.longest_first import ExpectedLengths, rounds_of_decoding
 from soundrl.engine.packing import deal
-from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Draw, Request, Sampler
 from soundrl.engine.timeline import TIMELINE, WON
 from soundrl.fapo.pending import PendingGroups
-from soundrl.fapo.records import Prompt
+from soundrl.fapo.records import Prompt, Rollout
 from soundrl.fapo.task import Task
 
 
 class Rollouts:
     """Samples with `sampler` what `task` verifies and judges. Calls are the same on every rank."""
 
-    def __init__(self, task: Task, sampler: Sampler, encode: Encoder, config: Config, ranks: Ranks) -> None:
-        self.task, self.sampler, self.encode, self.config, self.ranks = task, sampler, encode, config, ranks
+    def __init__(self, task: Task, sampler: Sampler, encode: Encoder, config: Config, underway: Underway) -> None:
+        self.task, self.sampler, self.encode, self.config, self.underway = task, sampler, encode, config, underway
+        self.ranks = underway.ranks
         self.shared = config.rollout.tensor_parallel
         self.expected, self.hands = ExpectedLengths(), list[list[int]]()
 
     def __call__(self, prompts: Sequence[Prompt], step: int) -> PendingGroups:
         """Sample and verify this rank's groups of `prompts`, the step's in their global order; each correct rollout goes to the judge as
-        it finishes, while others are still sampled."""
+        it finishes, while others are still sampled. What an earlier start has sampled is not sampled again. Leaves early where the run is
+        asked to stop (`RANK.asked`)."""
         rollout, run = self.config.rollout, self.config.run
         draw = Draw(run_seed=run.seed, phase="train", step=step, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
         asked = [(prompt.id, self.encode(prompt)) for prompt in prompts]
         hand, own = self._dealt([self.expected(id_, len(tokens)) for id_, tokens in asked])
-        requests = draw.requests([asked[i] for i in hand], rollout.samples)
+        known = self.underway.begin(step, self.sampler.version, {prompts[i].id: (prompts[i], asked[i][1]) for i in hand})
+        requests = [r for r in draw.requests([asked[i] for i in hand], rollout.samples) if (r.prompt_id, r.sample) not in known]
         with TIMELINE("generate"):
             # In the global order: what trains first is judged first.
-            pending = self._collect([prompts[i] for i in sorted(own)], requests, measuring=False)
+            pending = self._collect([prompts[i] for i in sorted(own)], requests, measuring=False, known=known)
+            self.underway.flush()
         with TIMELINE("verify"):
             pending.outcomes()
         return pending
@@ -88,10 +94,31 @@ class Rollouts:
         return self.hands[engine], self.hands[engine][place :: self.shared]
 
     def _collect(
-        self, prompts: Sequence[Prompt], requests: Sequence[Request], measuring: bool, mine: set[tuple[str, int]] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        requests: Sequence[Request],
+        measuring: bool,
+        mine: set[tuple[str, int]] | None = None,
+        known: Mapping[tuple[str, int], Rollout] = MappingProxyType({}),
     ) -> PendingGroups:
-        """Rollouts of `prompts` alone, and of these alone those that are `mine`; None: all."""
+        """Rollouts of `prompts` alone, and of these alone those that are `mine`; None: all. Those that are `known` come first."""
         ids = {prompt.id for prompt in prompts}
-        sampled = self.sampler.generate(requests) if requests else ()
-        kept = (r for r in sampled if (r.prompt_id in ids if mine is None else (r.prompt_id, r.sample) in mine))
-        return self.task.collect(prompts, kept, measuring)
+
+        def finished() -> Iterator[Rollout]:
+            yield from (rollout for rollout in known.values() if rollout.prompt_id in ids)
+            for rollout in self.sampler.generate(requests, leaving) if requests else ():
+                RANK.beat()
+                if rollout.prompt_id in ids if mine is None else (rollout.prompt_id, rollout.sample) in mine:
+                    if not measuring:
+                        self.underway.add(rollout)
+                    yield rollout
+
+        pending = self.task.collect(prompts, finished(), measuring)
+        for group in pending:
+            group.leaving = leaving
+        return pending
+
+
+def leaving() -> bool:
+    """Whether the run is asked to stop, on this rank."""
+    return RANK.asked is not None

@@ -1,15 +1,25 @@
-"""What a run is made of, started in this order: ranks, folder, problems, judge, policy and trainer, warm start, sampler, first sync."""
+"""What a run is made of, started in this order: ranks, folder, problems, judge, policy and trainer, what was saved or a warm start,
+sampler, first sync."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
+from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import environment_of
+from soundrl.engine.exchange import StepBatch
+from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
 from soundrl.engine.judges import build_judge
+from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop, kept
 from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
@@ -19,6 +29,7 @@ from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.task import build_task
 from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.tools.export import export
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.view.console import Progress
 from soundrl.engine.warm_start import warm_start
@@ -26,6 +37,7 @@ from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.measures import TooManyUnknownError
 from soundrl.fapo.pending import PendingGroups
+from soundrl.genrm.verdict import UNREACHABLE
 
 
 class Run:
@@ -39,32 +51,58 @@ class Run:
         with users_mistakes(), TIMELINE("prepare"), self.folder.claimed() as config:
             self.config = config
             config.engines(ranks.size, ranks.device.type)
+            self.checkpoints = Checkpoints(self.folder.path / "checkpoints", ranks, config.run.save, progress.say)
+            saved = self.checkpoints.find() if self.folder.goes_on else None
             start = policy_folder(config, ranks)
             self.encode = encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
             environment = environment_of(config.data.train)(config, encode.tokenizer)
             self.problems = Problems(config, environment)
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)
-            demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps else None
+            demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps and not saved else None
             self.judge = build_judge(config, environment, ranks, progress.say)
-            self.task = build_task(config, environment, self.judge)
+            self.underway = Underway(self.folder.path / "underway", ranks)
+            asked = RememberingJudge(self.judge.judge, self.underway) if config.judged_elsewhere and self.judge.judge else self.judge.judge
+            self.task = build_task(config, environment, dataclasses.replace(self.judge, judge=asked))
             self.policy = Policy(start, encode.tokenizer, config.model, ranks)
             for line in cards(config):
                 progress.say(line)
+            self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
+            self.trainer = Trainer(self.policy, config.optim, config.loss, config.rollout.temperature, config.rollout.max_new_tokens)
+            self.trainer.leave = self.leave
+            self.at: dict[str, Any] = {"step": 0, "version": 1, "marks": {}, "lengths": None}
+            """What was true when the last step ended, beside weights and moments (`snapshot`)"""
+            self.resumed = saved is not None
+            if saved:
+                self._go_on(restore(saved, self.trainer, ranks))
+                progress.goes_on(saved, self.step, self.left)
         if ranks.main:
             self.problems.left_out.write(self.folder.path / "left_out.jsonl")
-        self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
-        self.trainer = Trainer(self.policy, config.optim, config.loss, config.rollout.temperature, config.rollout.max_new_tokens)
+            self.underway.start = next_start(self.underway.folder)
+            take_over(self.folder.path / "rollouts", self.underway.folder, self.step, self.underway.start)
+        self.underway.start = ranks.gather(self.underway.start)[0]  # nobody writes before
         progress.say(f"{config.run.name}: {self.policy.describe()} on {ranks.describe()}")
         if demonstrations is not None:
             with TIMELINE("warm_start"):
                 warm_start(self.policy, config, demonstrations, progress)
-            self.export(0)  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
+            self.at = self.snapshot(0, version=1)
+            self.save()
+            self.export()  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
 
     @property
-    def samples(self) -> bool:
-        """Whether there is anything to sample, or the run is a warm start alone."""
-        return self.config.run.steps > 0 or bool(self.problems.tests)
+    def step(self) -> int:
+        """Of the last step that has ended."""
+        return self.at["step"]
+
+    @property
+    def left(self) -> bool:
+        """Whether there is anything to sample; there is not where the run is a warm start alone, or has come to its end before."""
+        return self.step < self.config.run.steps or self.owes_evaluation(self.step)
+
+    def owes_evaluation(self, step: int) -> bool:
+        """The first, at the start, then every `run.eval_every` steps and at the last one; never twice."""
+        last, run = self.recorder.evaluated, self.config.run
+        return bool(self.problems.tests) and (last < 0 or (last < step and due(step, run.eval_every, run.steps)))
 
     def start_sampling(self) -> None:
         """The sampler, with the policy's weights, and the judge."""
@@ -73,11 +111,17 @@ class Run:
             self.sampler = build_sampler(config, self.policy, self.ranks)
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
-            self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.ranks)
+            self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway)
+            if self.at["lengths"]:
+                self.rollouts.expected.restore(self.at["lengths"])
+            self.sampler.version = self.at["version"] - 1  # the sync below is the one that the step had ended with
         with users_mistakes(), TIMELINE("start_judge"):
             self.judge.ready()
         self.sync()
         TIMELINE.take()
+        if not self.resumed:
+            self.at = self.snapshot(0)
+        RANK.grace, RANK.stops = config.run.grace, True
 
     def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
         """The judge's phase where it has one, and then what it says of itself; None: it is awake throughout, and is asked later."""
@@ -89,37 +133,122 @@ class Run:
         return None
 
     def evaluate(self, step: int) -> None:
-        """Fresh samples of the held-out problems, verified and judged like rollouts, trained on never."""
-        tests = self.problems.tests
-        if not tests:
+        """Where one is due: fresh samples of the held-out problems, verified and judged like rollouts, trained on never."""
+        if not self.owes_evaluation(step):
             return
+        tests, self.at = self.problems.tests, self.snapshot(step)
         with TIMELINE("evaluate"):
             pending = self.rollouts.evaluate([prompt for prompts in tests.values() for prompt in prompts])
+            self.leave()
             if (phase := self.judge.phase) is not None and phase.needed(pending):
                 self.sampler.sleep()
                 with phase.awake(TIMELINE.detail):
                     pending.ask().groups(measuring=True)
                 self.sync()  # its sleep took the sampler's weights
             groups = pending.groups(measuring=True)
+            self.leave()
         self.recorder.evaluation(step, tests, groups)
+        self.at = self.snapshot(step)
 
     def watch(self, step: int, metrics: dict[str, float]) -> None:
-        """Ends a run that should not go on, with the policy as it is now."""
+        """Ends a run that should not go on, with its state as it is now."""
         with users_mistakes(TooManyUnknownError):
             try:
                 self.task.watch(step, metrics)
             except TooManyUnknownError:
-                self.export(step)
+                self.at = self.snapshot(step)
+                self.save()
+                self.checkpoints.wait()
                 raise
 
-    def export(self, step: int) -> None:
+    def leave(self, batch: StepBatch | None = None, window: Sequence[int] = ()) -> None:
+        """Ends the run, saved as it is now, where somebody has asked for it on any rank, or no judge is left for verdicts of `window`.
+        Passed by all ranks at the same places: when sampling has ended, and before each window of a step trains."""
+        asked = 1.0 if RANK.asked else 2.0 if batch is not None and self._unjudged(batch, window) else 0.0
+        if not self.ranks.max(asked):
+            return
+        self.trainer.optimizer.zero_grad()  # of a mini-batch that is trained again
+        if batch is not None:
+            self.trainer.late = self.trainer.late or batch.old_logprobs
+        self.underway.flush()
+        self.save()
+        self.checkpoints.wait()
+        number = next((name for name in self.ranks.gather(RANK.asked and RANK.asked.name) if name), None)
+        whole = self.checkpoints.saved == self.place
+        lost = "" if whole else ", and its state could not be saved"
+        text = f"stopped by {number} in step {self.step + 1}{lost}" if number else f"no judge answers, in step {self.step + 1}{lost}"
+        if number and whole:
+            raise PlannedStop(text + kept(self.folder.path))
+        raise ComeAgain(text)
+
+    def _unjudged(self, batch: StepBatch, window: Sequence[int]) -> bool:
+        own = [batch.owned[g].made() for g in window if g in batch.owned]
+        lost = any(v is not None and v.reason == UNREACHABLE for group in own for v in group.verdicts)
+        return lost and self.judge.gone
+
+    def ended(self, step: int) -> None:
+        """The step is whole, with its evaluation; saved where that is due."""
+        self.at = self.snapshot(step)
+        self.underway.end()
+        self.checkpoints.tell()
+        if due(step, self.config.run.save[0], self.config.run.steps):
+            self.save()
+
+    def snapshot(self, step: int, version: int = 0) -> dict[str, Any]:
+        """What the next step depends on, beside weights and moments; plain JSON. `version`: of the weights that sample next."""
+        return {
+            "step": step,
+            "version": version or self.sampler.version,
+            "stream": self.stream.state_dict(),
+            "recorder": self.recorder.state(),
+            "task": self.task.state(),
+            "judge": self.judge.state(),
+            "lengths": None if version else self.rollouts.expected.state(),
+            "marks": self.folder.mark(step),
+        }
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        self.at, self.folder.marks, TIMELINE.steps = state, state["marks"], state["step"]
+        self.trainer.within = state["within"]
+        self.stream.load_state_dict(state["stream"])
+        self.recorder.restore(state["recorder"])
+        self.task.restore(state["task"])
+        self.judge.restore(state["judge"])
+
+    @property
+    def place(self) -> Place:
+        return Place(self.step, self.trainer.within)
+
+    def save(self) -> None:
+        """The state as the last step left it, or in the middle of the next one; written beside what comes now."""
         with TIMELINE("save"):
-            self.policy.export(self.folder.path / "policy" / f"step-{step:06d}")
+            said = {"trainer": self.trainer.state(), "config": dataclasses.asdict(self.config), "ranks": self.ranks.size}
+            said["written"] = datetime.now(UTC).isoformat(timespec="seconds")
+            self.checkpoints.save(self.place, self.trainer, self.at | said, self.policy.files())
+
+    def export(self) -> None:
+        """The last checkpoint as a Hugging Face folder, by rank 0."""
+        with TIMELINE("save"):
+            self.checkpoints.wait()
+            saved = self.checkpoints.saved
+            if self.ranks.main and saved is not None:
+                target = self.folder.path / "policy" / saved.name
+                if not target.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    export(self.checkpoints.folder / saved.name, target, self.config.model.dtype)
+            self.ranks.barrier()
 
     def end(self) -> None:
+        if not self.left and self.checkpoints.saved is not None:
+            self.export()
         self.recorder.end()
         self.problems.environment.close()
         self.judge.close()
-        if self.samples:
+        if hasattr(self, "sampler"):
             self.sampler.close()
         self.ranks.stop()
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Every `every` steps (0 = never) and at the last one."""
+    return step == last or (every > 0 and step % every == 0)

@@ -11,12 +11,13 @@ before the first verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import Sample, micro_batches
 
+Leave = Callable[[StepBatch, Sequence[int]], None]
 FILL = 0.8
 """A window ends with the first group after which its micro-batches are this full. At 0.9 the micro-batches are 4 % fuller, but windows
 half again as large; what is not filled costs no computing, only one more gather of the weights."""
@@ -67,10 +68,12 @@ class Minibatch:
         """The samples that may have a gradient, by what is known now."""
         return [i for window in self.windows for g in window for i in possible(self.batch, g)]
 
-    def trained(self) -> Iterator[list[Sample]]:
-        """The samples of each window, as soon as its verdicts are there, on every rank alike."""
+    def trained(self, leave: Leave = lambda batch, window: None) -> Iterator[list[Sample]]:
+        """The samples of each window, as soon as its verdicts are there, on every rank alike. `leave` is called on every rank then, and
+        may raise."""
         for window in self.windows:
             self.batch.settle(window)
+            leave(self.batch, window)
             yield [self.batch.trained(i) for i in self.batch.live(window)]
 
 

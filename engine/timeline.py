@@ -8,6 +8,7 @@ runs ahead of the card: the phases of a step end with a synchronisation, details
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -122,9 +123,18 @@ class TraceFile:
     """`trace.json`, an event a line, flushed whenever events are added: a killed run leaves a list without its end, which Perfetto,
     Chrome and `read_trace` take."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("w")
-        self.file.write("[\n")
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        """`keep`: bytes that stay of an interrupted run's file (`size`)."""
+        self.file = path.open("r+" if keep else "w")
+        self.file.truncate(keep)
+        self.file.seek(0, os.SEEK_END)
+        if not keep:
+            self.file.write("[\n")
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self.file.tell()
 
     def add(self, events: Iterable[dict[str, Any]]) -> None:
         self.file.writelines(json.dumps(event) + ",\n" for event in events)

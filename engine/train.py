@@ -1,7 +1,7 @@
 """The main job: prompts → generate → verify → judge → reward → advantage → pack → forward/backward → optimizer → sync weights.
 
 torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts them itself
-`--plan [--gpus N] [--gpu-gib 80]` says what the run will hold in memory, and starts nothing.
+`--plan [--gpus N] [--gpu-gib 80]` says what the run will hold in memory, and starts nothing. A run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from soundrl.fapo.data.prompt_stream import distinct
 
 def main(config: Config) -> None:
     run = Run(config)
-    if run.samples:
+    if run.left:
         run.start_sampling()
-        run.evaluate(0)
-        for step in range(1, config.run.steps + 1):
+        run.evaluate(run.step)
+        for step in range(run.step + 1, config.run.steps + 1):
             train_step(run, step)
     run.end()
 
@@ -34,25 +34,18 @@ def train_step(run: Run, step: int) -> None:
     with TIMELINE("step"):
         prompts = distinct(run.stream.take(config.rollout.prompts))  # of the global order, whatever the number of ranks
         pending = run.rollouts(prompts, step)  # each rollout is verified and judged as it finishes
+        run.leave()  # saves and stops where somebody has asked for it; so do the windows of training
         run.sampler.sleep()
         batch = exchange(prompts, pending, ranks)  # every rank: tokens, log-probabilities and outcomes of all rollouts
-        run.rollouts.learn(prompts, batch)
         judge = run.before_training(step, pending)
-        trained = run.trainer.train(minibatches(batch, config.optim.minibatch_prompts, config.optim.microbatch_tokens))
-        with TIMELINE("judge_wait"):  # verdicts that change no advantage: λ = 0
-            pending.groups()
+        parts = minibatches(batch, config.optim.minibatch_prompts, config.optim.microbatch_tokens)
+        trained = run.trainer.train(parts, pending.groups)
+        run.rollouts.learn(prompts, batch)
         gate = run.sync()
     metrics = run.recorder.step(step, pending, judge, trained, gate)
     run.watch(step, metrics)
-    if due(step, config.run.save[0], config.run.steps):
-        run.export(step)
-    if due(step, config.run.eval_every, config.run.steps):
-        run.evaluate(step)
-
-
-def due(step: int, every: int, last: int) -> bool:
-    """Every `every` steps (0 = never) and at the last one."""
-    return step == last or (every > 0 and step % every == 0)
+    run.evaluate(step)
+    run.ended(step)
 
 
 if __name__ == "__main__":

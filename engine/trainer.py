@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
-from soundrl.engine.schedule import Minibatch
+from soundrl.engine.schedule import Leave, Minibatch
 from soundrl.engine.timeline import TIMELINE
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS
@@ -48,6 +49,19 @@ class Trainer:
         )
         self.updates = 0
         self.skipped_in_a_row = 0
+        self.within, self.totals, self.late = 0, dict[str, float](), dict[int, np.ndarray]()
+        """Of the step under way: mini-batches trained, what they add up to, and what `StepBatch.old_logprobs` was when it began."""
+        self.leave: Leave = lambda batch, window: None
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON; with weights and moments all that the next step depends on."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {"updates": self.updates, "skipped": self.skipped_in_a_row, "lr": lr, "totals": self.totals}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.updates, self.skipped_in_a_row, self.totals = state["updates"], state["skipped"], state["totals"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = state["lr"]
 
     def packed(self, samples: Sequence[Sample]) -> Iterator[PackedBatch]:
         """This rank's micro-batches of `samples`, which every rank knows: as many as any other has, empty ones among them."""
@@ -130,23 +144,31 @@ class Trainer:
             batch.old_logprobs.update(zip(order, np.split(values, bounds[:-1]), strict=True))
 
     @TIMELINE("train")
-    def train(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
+    def train(self, minibatches: Sequence[Minibatch], rest: Callable[[], object] = lambda: None) -> dict[str, float]:
         """One optimizer step per mini-batch of the rollout batch. A collective; every rank has the same mini-batches.
 
         The first mini-batch trains on the weights that sampled (ratio exactly 1); for the others log-probabilities are taken before it,
         which needs no verdict. Each window waits for its own verdicts. Sequences without advantage have an
-        exactly zero gradient: they count in the denominator and are not trained. Returns metrics over the whole batch.
+        exactly zero gradient: they count in the denominator and are not trained. Goes on where an interrupted step has stopped (`within`);
+        `rest` waits for what trains nothing and belongs to the step (verdicts where λ = 0). Returns metrics over the whole batch.
         """
-        with TIMELINE.detail("old log-probs"):
-            if late := [i for minibatch in minibatches[1:] for i in minibatch.candidates()]:
+        if self.within:
+            minibatches[0].batch.old_logprobs.update(self.late)  # the weights that sampled are gone
+        elif late := [i for minibatch in minibatches[1:] for i in minibatch.candidates()]:
+            with TIMELINE.detail("old log-probs"):
                 self.take_old_logprobs(minibatches[0].batch, late)
-        totals: dict[str, float] = dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
-        for minibatch in minibatches:
-            batches = (packed for window in minibatch.trained() for packed in self.packed(window))
+        totals = self.totals or dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
+        for minibatch in minibatches[self.within :]:
+            batches = (packed for window in minibatch.trained(self.leave) for packed in self.packed(window))
             stats = self.backward(batches, max(self.count(minibatch.samples), 1.0), self.policy_loss)
             with TIMELINE.detail("optimizer"):
                 stats |= self.update(self.learning_rate())
-            totals = {name: totals[name] + stats[name] for name in totals}
+            self.totals = totals = {name: totals[name] + stats[name] for name in totals}
+            self.within += 1
+        with TIMELINE("judge_wait"):
+            rest()
+        self.leave(minibatches[0].batch, ())
+        self.within, self.totals, self.late = 0, {}, {}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)
         known = max(totals["tokens"] - totals["not_finite"], 1.0)
         return {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+
+LOOK = 0.2  # seconds between looks whether the run is left
 
 
 def done(value: Any) -> Future[Any]:
@@ -39,6 +41,8 @@ class PendingGroup:
         self.entries: list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]] = []
         """By sample index."""
         self.until: float | None = None
+        self.leaving: Callable[[], bool] = lambda: False
+        """Whether nobody will train on it any more: who waits for a verdict looks now and then, and goes without"""
         self._group: Group | None = None
 
     def add(self, rollout: Rollout, outcome: Future[Outcome], verdict: Future[Verdict | None]) -> None:
@@ -80,11 +84,12 @@ class PendingGroup:
         return None if self.until is None else max(0.0, self.until - time.monotonic())
 
     def _verdict(self, verdict: Future[Verdict | None]) -> Verdict | None:
-        try:
-            return verdict.result(self._left())
-        except TimeoutError:
-            # A judge's own TimeoutError is a fault and must be seen; an unfinished future is a late verdict.
-            return verdict.result() if verdict.done() else Verdict.unknown("timeout")
+        while not verdict.done():
+            left = self._left()
+            if left == 0.0 or self.leaving():
+                return Verdict.unknown("timeout")
+            wait([verdict], LOOK if left is None else min(LOOK, left))
+        return verdict.result()  # a judge's own TimeoutError is a fault and must be seen
 
 
 def scored(pending: Sequence[PendingGroup], whole: bool = False) -> list[Group]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.measures import Oracle, UnknownWatch, count, rates, verified
@@ -42,6 +42,13 @@ class Task(Protocol):
     def watch(self, step: int, metrics: dict[str, float]) -> None:
         """Raise where the run should not go on."""
 
+    def state(self) -> dict[str, Any]:
+        """What it remembers from step to step; plain JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` has said."""
+
 
 class OracleJudge(Judge):
     """A judge that knows: verdicts come from a function, at once."""
@@ -54,7 +61,7 @@ class OracleJudge(Judge):
 
 
 @dataclass
-class ReasoningTask:
+class ReasoningTask(Task):
     """Verifies every rollout as it finishes and sends the correct ones to the judge at once, earlier prompts first where they queue."""
 
     verify: Callable[[Prompt, Rollout], Outcome | Future[Outcome]]
@@ -71,7 +78,16 @@ class ReasoningTask:
     """Nothing is asked before `PendingGroups.ask`."""
 
     def __post_init__(self) -> None:
-        self.watch = UnknownWatch(self.max_unknown, verdicts=self.settings.lam > 0)
+        self.unknown = UnknownWatch(self.max_unknown, verdicts=self.settings.lam > 0)
+
+    def watch(self, step: int, metrics: dict[str, float]) -> None:
+        self.unknown(step, metrics)
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.unknown.bad_steps)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.unknown.bad_steps.update(state)
 
     def assign(self, groups: Sequence[Group]) -> None:
         assign_advantages(groups, self.settings)

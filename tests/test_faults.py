@@ -16,7 +16,8 @@ from conftest import PATIENCE, QUIET, ROOT, start
 from transformers import AutoConfig
 
 from soundrl.engine.config import Config, Run
-from soundrl.engine.files.run_folder import RunFolder, locked, whole
+from soundrl.engine.files.run_folder import RunFolder, locked
+from soundrl.engine.files.whole import whole
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.launch import last_words
 from soundrl.engine.launch.last_words import RANK, UserError, explained, kept, one_line, undone, without

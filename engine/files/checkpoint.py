@@ -4,7 +4,7 @@
                             weights-00003-of-00008.safetensors       rank 3's rows of every parameter, float32
                             moments-00003-of-00008.safetensors       AdamW's, as exp_avg/<name> and exp_avg_sq/<name>
                             old_logprobs.safetensors                 in the middle of a step alone
-                            model/                                   config.json, tokenizer, …: what a Hugging Face folder has beside weights
+                            model/                                   config.json, tokenizer, …: a Hugging Face folder's, but for weights
                             manifest.json                            SHA-256 and size of every other file, and its own; written last
     checkpoints/step-000040+2/                                       the same after two optimizer steps of step 41
 

@@ -74,8 +74,8 @@ def ragged(rows: Sequence[Any], dtype: str) -> pa.ListArray:
 
 
 def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
-    """The groups' rollouts, a row each. What an evaluation's groups have none of (rewards, advantages) is null; `set` empty = the prompt's
-    source."""
+    """The groups' rollouts, a row each. What groups have none of (an evaluation's rewards; all but rollouts, of a step under way) is null;
+    `set` empty = the prompt's source."""
 
     def each(name: str) -> list[Any]:
         lists = [(getattr(group, name), len(group.rollouts)) for group in groups]
@@ -90,7 +90,7 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
         "tokens": ragged([r.tokens for r in rollouts], "int32"),
         "logprobs": ragged([r.logprobs for r in rollouts], "float32"),
         "prompt_length": [len(r.prompt_tokens) for r in rollouts],
-        "outcome": [outcome.value for outcome in outcomes],
+        "outcome": [getattr(outcome, "value", None) for outcome in outcomes],
         "extracted": [getattr(outcome, "extracted", None) for outcome in outcomes],
         "verdict": [None if v is None else {"kind": v.kind, "step": v.step, "reason": v.reason} for v in verdicts],
         "critique": [getattr(v, "critique", None) for v in verdicts],

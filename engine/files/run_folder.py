@@ -15,23 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from soundrl.engine.config import Config
+from soundrl.engine.files.checkpoint import checkpoints
 from soundrl.engine.files.rollout_file import RolloutWriter, file_name
 from soundrl.engine.files.run_reader import FORMAT
+from soundrl.engine.files.whole import whole
 from soundrl.engine.launch.last_words import RANK, remove, undone
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TraceFile
 from soundrl.fapo.records import Group
-
-
-@contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or a folder to, which takes the target's name when the block ends; if it does not end, nothing
-    of it stays, nor of an earlier one that was killed."""
-    beside = target.with_name(target.name + ".part")
-    with undone(lambda: remove(beside)):
-        remove(beside)
-        yield beside
-        os.replace(beside, target)
 
 
 class RunFolder:
@@ -42,12 +33,18 @@ class RunFolder:
         self.path = RANK.home = Path(config.run.folder) / config.run.name
         self.config, self.ranks, self.writes = config, ranks, ranks.main
         self.metrics = self.board = self.trace = self.lock = None
+        self.lines = 0
+        self.goes_on = False
+        """Whether an earlier run of this name goes on, from its last checkpoint, or from its beginning where it has none"""
+        self.marks: dict[str, int] = {}
+        """How far the files of the run that goes on are its state's (`mark`), which who has read the state says before the block ends"""
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[Config]:
-        """Take the folder, prepare the run in the block, and open the files. A collective. An earlier run of this name moves aside,
-        and back where the preparation fails. Yields the configuration, in which what comes from the earlier run is named where it is.
-        ValueError where another process writes to the folder or it cannot be made."""
+        """Take the folder, prepare the run in the block, and open the files. A collective. An earlier run of this name goes on, if it is
+        this one and may; else it moves aside, and back where the preparation fails. Yields the configuration, in which what comes from the
+        earlier run is named where it is. ValueError where another process writes to the folder or it cannot be made, and where the run
+        that would go on has other settings."""
         undo = contextlib.ExitStack()
         with undone(undo.close):
             aside, failure = None, ""
@@ -57,7 +54,7 @@ class RunFolder:
                 failure = f"run.folder: cannot write {error.filename or self.path} ({os.strerror(error.errno or 0)}); choose another one"
             except ValueError as error:
                 failure = str(error)
-            aside, failure = self.ranks.gather((aside, failure))[0]
+            aside, failure, self.goes_on = self.ranks.gather((aside, failure, self.goes_on))[0]
             if failure:
                 raise ValueError(failure)
             (self.path / "rollouts").mkdir(parents=True, exist_ok=True)  # another one, where nodes share no disk
@@ -69,33 +66,51 @@ class RunFolder:
         RANK.tell("folder", str(self.path))
 
     def _take(self, undo: contextlib.ExitStack) -> Path | None:
-        """Lock the folder and empty it; where the earlier run is then."""
+        """Lock the folder, and empty it where no run goes on; where the earlier run is then."""
         aside = lock = None
         if (self.path / "metrics.jsonl").exists():
             lock = locked(self.path)
-            aside = next(old for n in itertools.count(1) if not (old := self.path.with_name(f"{self.path.name}.{n}")).exists())
-            self.path.rename(aside)
-            undo.callback(aside.rename, self.path)
-        new = not self.path.exists()
-        (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
-        if new:
-            undo.callback(remove, self.path)
-        self.lock = locked(self.path)
-        if lock is not None:
-            lock.close()
-        for old in self.path.glob("error-rank*.txt"):
-            old.unlink()
+            self.goes_on = goes_on(self.path, self.config)
+            if not self.goes_on:
+                aside = next(old for n in itertools.count(1) if not (old := self.path.with_name(f"{self.path.name}.{n}")).exists())
+                self.path.rename(aside)
+                undo.callback(aside.rename, self.path)
+        if self.goes_on:
+            self.lock = lock
+        else:
+            new = not self.path.exists()
+            (self.path / "rollouts").mkdir(parents=True, exist_ok=True)
+            if new:
+                undo.callback(remove, self.path)
+            self.lock = locked(self.path)
+            if lock is not None:
+                lock.close()
+        for pattern in ("error-rank*.txt", "*.part"):
+            for old in self.path.glob(pattern):
+                remove(old)
         return aside
 
     def _open(self, config: Config) -> None:
+        """What an interrupted run has written behind its state is written again."""
         (self.path / "config.json").write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n")
+        self.lines = self.marks.get("metrics", 0)
+        with (self.path / "metrics.jsonl").open("a+b") as log:
+            log.seek(0)
+            log.truncate(sum(len(line) for line in itertools.islice(log, self.lines)))
         self.metrics = (self.path / "metrics.jsonl").open("a")
-        self.trace = TraceFile(self.path / "trace.json")
+        self.trace = TraceFile(self.path / "trace.json", self.marks.get("trace", 0))
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self.board = SummaryWriter(str(self.path / "tensorboard"))
+        if self.goes_on and not self.lines:
+            remove(self.path / "tensorboard")
+        # TensorBoard's own way to forget steps.
+        self.board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self.marks["step"] + 1 if self.lines else None)
+
+    def mark(self, step: int) -> dict[str, int]:
+        """How far the files are those of a run in which `step` steps have ended."""
+        return {"step": step, "metrics": self.lines, "trace": 0 if self.trace is None else self.trace.size}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One object a step; keys are those of DESIGN §7. Not-finite values are written as null: JSON has no NaN."""
@@ -104,6 +119,7 @@ class RunFolder:
         clean = {k: (v if math.isfinite(v) else None) for k, v in metrics.items()}
         self.metrics.write(json.dumps({"step": step, **clean}) + "\n")
         self.metrics.flush()
+        self.lines += 1
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
@@ -151,6 +167,49 @@ def locked(folder: Path) -> IO[str]:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock
+
+
+FREE = (
+    "run.steps run.eval_every run.eval_sampling run.overlap run.save run.resume run.grace run.patience run.gate data.test data.test_rows "
+    "model.activation_checkpointing model.attention optim.microbatch_tokens rollout.memory rollout.eager rollout.tensor_parallel "
+    "genrm.urls genrm.allow_http genrm.workers genrm.deadline genrm.concurrency genrm.probe genrm.max_unknown"
+).split()
+"""Settings that may change when a run goes on: how long, how it is measured, where it runs, what it holds in memory. What is computed stays
+the same, up to the order in which numbers are added."""
+
+
+def restarted() -> bool:
+    """Whether a launcher starts this job again: torchrun counts restarts, Slurm counts requeues."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def goes_on(folder: Path, config: Config) -> bool:
+    """Whether the run in `folder` goes on as `config`. ValueError where it has saved its state, with other settings."""
+    if not (config.run.resume or restarted()):
+        return False
+    saved = checkpoints(folder / "checkpoints")
+    try:
+        before = json.loads((folder / "config.json").read_bytes())
+        before = {group: before[group] for group in dataclasses.asdict(config)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not saved:
+            return False
+        raise ValueError(f"{folder / 'config.json'} cannot be read ({error}); restore it, or begin anew: --run.no-resume") from None
+    changed = [f"{name} {was} (now {now})" for name, was, now in differences(before, json.loads(json.dumps(dataclasses.asdict(config))))]
+    if changed and saved:
+        raise ValueError(
+            f"run.name {config.run.name} has {saved[0].name} of a run with {', '.join(changed)}; give it the same settings, choose another "
+            "--run.name, or begin anew, which moves that run aside: --run.no-resume"
+        )
+    return not changed
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that must not change and have: name, value before, value now."""
+    for group, settings in now.items():
+        for name, value in settings.items():
+            if f"{group}.{name}" not in FREE and (was := before[group].get(name, "not there")) != value:
+                yield f"{group}.{name}", was, value
 
 
 def relocated(config: Config, old: Path, new: Path) -> Config:

@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def write_tensors(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[T
             size += len(chunk)
         for layout, tensor in zip(layouts.values(), tensors, strict=True):
             assert tensor.dtype is layout.dtype and tuple(tensor.shape) == layout.shape
-            data = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            data = memoryview(cast(Any, tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
             for start in range(0, len(data), PIECE):
                 file.write(piece := data[start : start + PIECE])
                 digest.update(piece)

@@ -305,7 +305,9 @@ def one_line(text: str) -> str:
 
 
 def stopping(number: signal.Signals, grace: float) -> str:
-    return f"stopping by {number.name}{' (Ctrl-C)' if number == signal.SIGINT else ''}: saves within {grace:g} s; a second signal ends at once"
+    return (
+        f"stopping by {number.name}{' (Ctrl-C)' if number == signal.SIGINT else ''}: saves within {grace:g} s; a second signal ends at once"
+    )
 
 
 def stopped(number: signal.Signals, rank: Any) -> str:

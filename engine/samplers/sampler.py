@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,8 +80,9 @@ class Sampler(Protocol):
     engine: int
     slots: int
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
-        """Yield each rollout as it finishes, in any order; log-probabilities are the processed ones (after temperature)."""
+    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False) -> Iterator[Rollout]:
+        """Yield each rollout as it finishes, in any order; log-probabilities are the processed ones (after temperature). What is not
+        finished when it is `leaving` is dropped."""
         ...
 
     def sleep(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import end_tokens
+from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Request
 from soundrl.fapo.records import Rollout
@@ -34,12 +35,12 @@ class TorchSampler:
         self.stop_tokens = set(end_tokens(folder, tokenizer))
         self.version, self.engine, self.slots = 0, ranks.rank, MAX_SEQUENCES
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False) -> Iterator[Rollout]:
         for start in range(0, len(requests), MAX_SEQUENCES):
-            yield from self._batch(requests[start : start + MAX_SEQUENCES])
+            yield from self._batch(requests[start : start + MAX_SEQUENCES], leaving)
 
     @torch.no_grad()
-    def _batch(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+    def _batch(self, requests: Sequence[Request], leaving: Callable[[], bool]) -> Iterator[Rollout]:
         width = max(len(r.prompt_tokens) for r in requests)
         pads = [width - len(r.prompt_tokens) for r in requests]
         ids = torch.tensor([[0] * pad + r.prompt_tokens.tolist() for pad, r in zip(pads, requests, strict=True)], device=self.device)
@@ -49,7 +50,8 @@ class TorchSampler:
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         running, cache = set(range(len(requests))), None
-        while running:
+        while running and not leaving():
+            RANK.beat()
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             out = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1

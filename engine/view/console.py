@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -35,9 +36,20 @@ class Progress:
         self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
         self.steps, self.start = steps, time.perf_counter()
         self.training_start: float | None = None
+        self.before = 0
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+    def goes_on(self, checkpoint: Path, step: int, left: bool) -> None:
+        """A run that was saved after `step` steps."""
+        self.before = step
+        if left:
+            self.say(f"goes on from {checkpoint}: {step} of {self.steps} steps are done")
+        else:
+            self.say(
+                f"{checkpoint}: all {step} steps are done, nothing is left; raise --run.steps to go on, or begin anew: --run.no-resume"
+            )
 
     def warm_start(self, step: int, steps: int, loss: float) -> None:
         if step % max(1, steps // 10) == 0 or step == steps:
@@ -49,7 +61,7 @@ class Progress:
         now = time.perf_counter()
         if self.training_start is None:
             self.training_start = now - metrics["time/step"]
-        left = (now - self.training_start) / step * (self.steps - step)
+        left = (now - self.training_start) / (step - self.before) * (self.steps - step)
         shown = {"located": "critic/error_accuracy", "flawed": "fapo/flawed_ratio"}  # neither where nobody judges
         what = "  ".join(f"{word} {metrics[name]:.3f}" for word, name in shown.items() if name in metrics)
         if "genrm/precision" in metrics:

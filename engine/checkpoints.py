@@ -1,0 +1,314 @@
+"""Saving and going on: each rank's rows of weights and moments, written beside training, and the newest whole checkpoint found again.
+
+    copy to the host → training goes on │ a thread writes this rank's rows → rank 0's waits for the seals of all → manifest → rename
+
+Nothing here is a collective of the writing threads: ranks meet through files on the disk that they share, and the main threads tell each
+other once a step how it went. A checkpoint that cannot be written is said, counted and given up; the last whole one stays.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from soundrl.engine.files.checkpoint import (
+    MOMENTS,
+    WEIGHTS,
+    CheckpointError,
+    Place,
+    Rows,
+    checkpoints,
+    faults,
+    place_of,
+    read_manifest,
+    read_state,
+    rows_file,
+    write_manifest,
+)
+from soundrl.engine.files.tensor_file import Layout, Seal, sync_folder, write_bytes, write_tensors
+from soundrl.engine.launch.last_words import one_line, remove
+from soundrl.engine.ranks import Ranks
+from soundrl.engine.trainer import Trainer
+
+LOOK = 0.05  # seconds between looks for the seals of other ranks
+STATES = ("exp_avg", "exp_avg_sq")
+OLD_LOGPROBS = "old_logprobs.safetensors"
+
+Say = Callable[[str], None]
+
+
+class Checkpoints:
+    """Those of one run, in `folder`. Every method is a collective. `kept` is `run.save`: steps between (unused here), how many of the last
+    stay, and the multiple whose steps stay for good (0 = none)."""
+
+    def __init__(self, folder: Path, ranks: Ranks, kept: tuple[int, int, int], say: Say) -> None:
+        self.folder, self.ranks, self.kept, self.say = folder, ranks, kept, say
+        self.saved: Place | None = None
+        """The newest whole one, of what this process has written or read"""
+        self.failures = 0
+        self._writing: Writing | None = None
+
+    def find(self) -> Path | None:
+        """The newest whole checkpoint; every file of it is read by one rank, and what is damaged is said by name and passed over.
+        ValueError where there are some and none is whole."""
+        said = ""
+        for folder in self.ranks.gather(checkpoints(self.folder))[0]:
+            if not (said := self._fault(folder)):
+                self.saved = place_of(folder)
+                return folder
+            self.say(f"refused: {said}")
+        if said:
+            raise ValueError(
+                f"run.resume: no checkpoint in {self.folder} is whole (last: {said}); restore one, or begin anew: --run.no-resume"
+            )
+        return None
+
+    def _fault(self, folder: Path) -> str:
+        """The first fault of a checkpoint, on every rank; empty: it is whole."""
+        try:
+            seals = read_manifest(folder)
+            own = list(faults(folder, seals, sorted(seals)[self.ranks.rank :: self.ranks.size]))
+        except (CheckpointError, OSError) as error:
+            own = [str(error)]
+        return next((fault for part in self.ranks.gather(own) for fault in part), "")
+
+    def save(self, place: Place, trainer: Trainer, state: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Copy what is to be written and let a thread write it; waits for the one before. `files`: what stands in `model/`, of rank 0."""
+        self.wait()
+        if place == self.saved:
+            return
+        target = self.folder / place.name
+        beside = target.with_name(target.name + ".part")
+        fault = ""
+        if self.ranks.main:
+            try:
+                for old in self.folder.glob("*.part"):
+                    remove(old)
+                (beside / "model").mkdir(parents=True)
+            except OSError as error:
+                fault = f"{beside}: {error.strerror}"
+        fault = self.ranks.gather(fault)[0]  # nobody writes before the folder is there
+        if fault or (fault := self._unshared(beside)):
+            self._failed(place, [fault])
+            return
+        weights, moments, about, steps = staged(trainer, self.ranks)
+        head = json.dumps(dict(state) | {"step": place.step, "within": place.within}).encode()
+        self._writing = Writing(target, beside, self.ranks)
+        self._writing.start(
+            weights,
+            moments,
+            {"first_row": json.dumps(about), "steps": json.dumps(steps)},
+            head,
+            files,
+            trainer.late if place.within else {},
+        )
+
+    def tell(self) -> None:
+        """How the one under way goes, once a step: a failure on any rank ends it on all."""
+        if self._writing is None:
+            return
+        parts = self.ranks.gather((self._writing.done, self._writing.failure))
+        if failures := [failure for _, failure in parts if failure]:
+            self._end()
+            self._failed(self._writing_place, failures)
+        elif all(done for done, _ in parts):
+            self._end()
+            self._whole(self._writing_place)
+
+    def wait(self) -> None:
+        """Until nothing is under way."""
+        if self._writing is None:
+            return
+        if not self.ranks.main:
+            self._writing.thread.join()
+        failures = [failure for failure in self.ranks.gather("" if self.ranks.main else self._writing.failure) if failure]
+        if failures:
+            self._writing.given_up.set()
+        self._writing.thread.join()
+        failures += [failure for failure in self.ranks.gather(self._writing.failure if self.ranks.main else "") if failure]
+        self._end()
+        if failures:
+            self._failed(self._writing_place, failures)
+        else:
+            self._whole(self._writing_place)
+
+    def _end(self) -> None:
+        writing = cast(Writing, self._writing)
+        writing.given_up.set()
+        writing.thread.join()
+        self._writing_place = cast(Place, place_of(writing.target))
+        self._writing = None
+        self.ranks.barrier()  # nobody writes into what is removed
+        if self.ranks.main and not writing.done:
+            shutil.rmtree(writing.beside, ignore_errors=True)
+
+    def _failed(self, place: Place, failures: list[str]) -> None:
+        self.failures += 1
+        last = f"the last whole one is {self.saved.name}" if self.saved else "there is none yet"
+        self.say(f"checkpoint {place.name} could not be written: {one_line(failures[0])}; {last}, the run goes on")
+
+    def _whole(self, place: Place) -> None:
+        self.saved = place
+        if self.ranks.main:
+            for old in superseded(checkpoints(self.folder), self.kept):
+                try:
+                    shutil.rmtree(old)
+                except OSError as error:
+                    self.say(f"checkpoint {old} cannot be removed: {error.strerror}")
+
+    def _unshared(self, beside: Path) -> str:
+        blind = [rank for rank, sees in enumerate(self.ranks.gather(beside.is_dir())) if not sees]
+        return f"{self.folder} is not seen by rank {blind[0]}: set --run.folder to a disk that all machines share" if blind else ""
+
+
+class Writing:
+    """One checkpoint on its way to the disk: this rank's part of it."""
+
+    def __init__(self, target: Path, beside: Path, ranks: Ranks) -> None:
+        self.target, self.beside, self.ranks = target, beside, ranks
+        self.done, self.failure, self.given_up = False, "", threading.Event()
+
+    def start(self, *what: Any) -> None:
+        self.thread = threading.Thread(target=self._run, args=what, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def _run(self, *what: Any) -> None:
+        try:
+            self._write(*what)
+        except OSError as error:
+            free = shutil.disk_usage(self.beside.parent).free if self.beside.parent.is_dir() else 0
+            where = f" ({error.filename})" if error.filename else ""
+            self.failure = f"[rank {self.ranks.rank}] {error.strerror or error}{where}, {free / 2**20:.0f} MiB are free"
+        except Exception as error:  # noqa: BLE001 — said by the main thread, which must not wait for seals that will not come
+            self.failure = f"[rank {self.ranks.rank}] {type(error).__name__}: {error}"
+
+    def _write(
+        self,
+        weights: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        about: dict[str, str],
+        state: bytes,
+        files: Mapping[str, bytes],
+        late: Mapping[int, np.ndarray],
+    ) -> None:
+        rank, size, seals = self.ranks.rank, self.ranks.size, dict[str, Seal]()
+        for part, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
+            name = rows_file(part, rank, size)
+            seals[name] = write_tensors(self.beside / name, layouts(tensors), tensors.values(), about)
+            tensors.clear()  # as soon as it is on the disk
+        if rank == 0:
+            for name, content in files.items():
+                seals[f"model/{name}"] = write_bytes(self.beside / "model" / name, content)
+            if late:
+                tensors = {str(index): torch.from_numpy(values) for index, values in late.items()}
+                seals[OLD_LOGPROBS] = write_tensors(self.beside / OLD_LOGPROBS, layouts(tensors), tensors.values(), {})
+            seals["state.json"] = write_bytes(self.beside / "state.json", state + b"\n")
+            for other in range(1, size):
+                seals |= self._seals_of(other)
+            write_manifest(self.beside, seals)
+            for folder in (self.beside / "model", self.beside):
+                sync_folder(folder)
+            self.beside.rename(self.target)
+            sync_folder(self.target.parent)
+        else:
+            own = self.beside / f"rank-{rank}.json.part"
+            write_bytes(own, json.dumps(seals).encode())
+            own.rename(own.with_suffix(""))
+        self.done = True
+
+    def _seals_of(self, rank: int) -> dict[str, Seal]:
+        file = self.beside / f"rank-{rank}.json"
+        while not file.exists():
+            if self.given_up.wait(LOOK):
+                raise OSError(None, "given up, as another rank could not write")
+        seals = {name: Seal(*seal) for name, seal in json.loads(file.read_bytes()).items()}
+        file.unlink()
+        return seals
+
+
+def layouts(tensors: Mapping[str, Tensor]) -> dict[str, Layout]:
+    return {name: Layout(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def superseded(folders: list[Path], kept: tuple[int, int, int]) -> Iterator[Path]:
+    """What goes, of checkpoints with the newest first: all but the last ones and the multiples; one in the middle of a step as soon as
+    there is a newer one.
+
+    >>> [p.name for p in superseded([Path(f"step-{s}") for s in ("000060", "000050", "000040+1", "000040", "000020")], (10, 2, 20))]
+    ['step-000040+1']
+    """
+    _, last, multiple = kept
+    whole = 0
+    for number, folder in enumerate(folders):
+        place = place_of(folder)
+        assert place is not None
+        if place.within:
+            if number:
+                yield folder
+            continue
+        whole += 1
+        if whole > last and not (multiple and place.step % multiple == 0):
+            yield folder
+
+
+def own_rows(model: nn.Module, ranks: Ranks) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """(name, parameter, first row) of what this rank holds of each parameter: FSDP2 cuts the first dimension into equal parts."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter, min(ranks.rank * -(-parameter.shape[0] // ranks.size), parameter.shape[0])
+
+
+def staged(trainer: Trainer, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int], dict[str, float]]:
+    """This rank's rows of weights and moments on the host, the first row of each, and AdamW's step of each parameter that has taken one."""
+
+    def copied(tensor: Any) -> Tensor:
+        local = tensor.detach().to_local()
+        host = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)  # pinned: ten times as fast
+        return host.copy_(local, non_blocking=True)
+
+    weights, moments, first, steps = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), dict[str, float]()
+    for name, parameter, row in own_rows(trainer.policy.model, ranks):
+        weights[name], first[name] = copied(parameter), row
+        for kind in STATES if (state := trainer.optimizer.state.get(parameter)) else ():
+            moments[f"{kind}/{name}"], first[f"{kind}/{name}"] = copied(state[kind]), row
+            steps[name] = float(state["step"])
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize()
+    return weights, moments, first, steps
+
+
+@torch.no_grad()
+def restore(folder: Path, trainer: Trainer, ranks: Ranks) -> dict[str, Any]:
+    """Fill weights and moments from a checkpoint that has been checked; returns its state. What is wrong on one rank is every rank's
+    CheckpointError."""
+    fault, state = "", dict[str, Any]()
+    try:
+        state = read_state(folder)
+        with Rows(folder, WEIGHTS) as weights, Rows(folder, MOMENTS) as moments:
+            for name, parameter, first in own_rows(trainer.policy.model, ranks):
+                weights.read(name, first, cast(DTensor, parameter).to_local())
+                if name not in weights.steps:
+                    continue  # never trained: AdamW begins its moments when it is
+                kept: dict[str, Any] = trainer.optimizer.state[parameter]
+                kept["step"] = torch.tensor(weights.steps[name], dtype=torch.float32, device=ranks.device)
+                for kind in STATES:
+                    kept[kind] = torch.zeros_like(parameter)
+                    moments.read(f"{kind}/{name}", first, cast(DTensor, kept[kind]).to_local())
+        if (folder / OLD_LOGPROBS).is_file():
+            from safetensors.torch import load_file
+
+            trainer.late = {int(index): values.numpy() for index, values in load_file(folder / OLD_LOGPROBS).items()}
+    except CheckpointError as error:
+        fault = str(error)
+    if fault := next(filter(None, ranks.gather(fault)), ""):
+        raise CheckpointError(fault)
+    trainer.restore(state["trainer"])
+    return state

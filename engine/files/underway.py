@@ -1,0 +1,216 @@
+"""Rollouts and verdicts of a step under way, on the disk as they come, so that an interrupted step samples and asks only what is missing.
+
+    underway/step-000041/0-rank-3.arrows            what rank 3 has sampled (columns as `rollout_file`'s), up to its last whole batch
+                         0-rank-3.verdicts.jsonl    {"prompt_id": …, "sample": 2, "kind": "flawed", "step": 1, "reason": ""}
+                         1-…                        the same of the second start; and rollouts of a step that is trained once more
+
+The first number counts starts: a start reads what earlier ones have left, whatever their ranks, and writes its own files. A step's folder
+goes when its rollouts stand under `rollouts/`. Seeds follow from what is sampled, so a kept rollout is the one that would be sampled again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from soundrl.engine.files.rollout_file import RolloutWriter, read_file
+from soundrl.engine.launch.last_words import remove
+from soundrl.engine.ranks import Ranks
+from soundrl.fapo.judging import Judge
+from soundrl.fapo.pending import done
+from soundrl.fapo.records import Group, Prompt, Rollout, Verdict
+
+BATCH = 16  # rollouts written at once: what a kill may lose of a rank; a batch costs 1 ms
+PASSING = ("unreachable", "closed")  # reasons of verdicts that say something of this moment alone: asked again
+Key = tuple[str, int]
+log = logging.getLogger(__name__)
+
+
+class Underway:
+    """Of one rank; `start` is the number of this start, which whoever takes the folder over says."""
+
+    def __init__(self, folder: Path, ranks: Ranks, start: int = 0) -> None:
+        self.folder, self.ranks, self.rank, self.start = folder, ranks, ranks.rank, start
+        self.open = False
+        """Between the begin of a step and its end; what is judged beside (an evaluation) is not kept"""
+        self.writer: RolloutWriter | None = None
+        self.verdicts: IO[str] | None = None
+        self.waiting: list[Rollout] = []
+        self.told: dict[Key, Verdict] = {}
+        """Verdicts that earlier starts have heard, of the step under way"""
+        self.lock = threading.Lock()
+
+    def begin(self, step: int, version: int, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> dict[Key, Rollout]:
+        """The step begins: what is known of its rollouts, of `prompts` (by id: prompt and its tokens) alone, sampled by this `version` of
+        the weights."""
+        self.close()
+        self.open = True
+        self.path = self.folder / f"step-{step:06d}"
+        self.prompts = {id_: prompt for id_, (prompt, _) in prompts.items()}
+        found: dict[Key, Rollout] = {}
+        dropped = 0
+        for old in self.folder.glob("step-*") if self.rank == 0 else ():
+            if old.name < self.path.name:  # a verdict that came when its step had ended
+                remove(old)
+        with self.lock:
+            self.told = {}
+        for file in sorted(self.path.glob("*-rank-*.arrows*")):
+            if started(file) < self.start:
+                for rollout, verdict in read_rollouts(file, prompts):
+                    if rollout.policy_version != version:
+                        dropped += 1
+                        continue
+                    found[rollout.prompt_id, rollout.sample] = rollout
+                    self._hear(rollout.prompt_id, rollout.sample, verdict)
+        for file in sorted(self.path.glob("*-rank-*.verdicts.jsonl")):
+            if started(file) < self.start:
+                for row in read_verdicts(file):
+                    self._hear(row["prompt_id"], row["sample"], Verdict(row["kind"], row["step"], row["reason"]))
+        if dropped:
+            log.warning("step %d: %d rollouts in %s are of other weights, and sampled again", step, dropped, self.path)
+        return found
+
+    def _hear(self, prompt_id: str, sample: int, verdict: Verdict | None) -> None:
+        if verdict is not None and verdict.reason not in PASSING:
+            self.told[prompt_id, sample] = verdict
+
+    def add(self, rollout: Rollout) -> None:
+        """One that has just finished, of this rank's own."""
+        self.waiting.append(rollout)
+        if len(self.waiting) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.waiting:
+            return
+        if self.writer is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.writer = RolloutWriter(self.path / f"{self.start}-rank-{self.rank}.arrows").__enter__()
+        self.writer.add([Group(prompt=self.prompts[rollout.prompt_id], rollouts=[rollout]) for rollout in self.waiting])
+        self.writer.file.flush()
+        self.waiting = []
+
+    def judged(self, rollout: Rollout, verdict: Verdict) -> None:
+        """From any thread."""
+        if not self.open or verdict.reason in PASSING:
+            return
+        row = {
+            "prompt_id": rollout.prompt_id,
+            "sample": rollout.sample,
+            "kind": verdict.kind,
+            "step": verdict.step,
+            "reason": verdict.reason,
+        }
+        with self.lock:
+            if self.verdicts is None:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.verdicts = (self.path / f"{self.start}-rank-{self.rank}.verdicts.jsonl").open("w")
+            self.verdicts.write(json.dumps(row) + "\n")
+            self.verdicts.flush()
+
+    def end(self) -> None:
+        """The step's rollouts stand under `rollouts/`: rank 0 removes what was kept here."""
+        self.close()
+        if self.rank == 0:
+            remove(self.path)
+
+    def close(self) -> None:
+        self.open, self.waiting = False, []
+        if self.writer is not None:
+            self.writer.__exit__(None, None, None)
+        with self.lock:
+            if self.verdicts is not None:
+                self.verdicts.close()
+            self.writer = self.verdicts = None
+
+
+class RememberingJudge(Judge):
+    """`judge`, asked for what `underway` does not know; what it says is written there."""
+
+    def __init__(self, judge: Judge, underway: Underway) -> None:
+        self.judge, self.underway = judge, underway
+
+    def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
+        if (known := self.underway.told.get((rollout.prompt_id, rollout.sample))) is not None:
+            return done(known)
+        verdict = self.judge.submit(prompt, rollout, priority)
+        verdict.add_done_callback(lambda said: self.underway.judged(rollout, said.result()) if not said.exception() else None)
+        return verdict
+
+
+def started(file: Path) -> int:
+    """The number of the start that wrote a file; none: of no start, and read never."""
+    number = file.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 1 << 60
+
+
+def next_start(folder: Path) -> int:
+    """The number of a run's next start, which is counted in `folder/starts`."""
+    file = folder / "starts"
+    number = int(file.read_text()) + 1 if file.is_file() else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{number}\n")
+    return number
+
+
+def take_over(rollouts: Path, folder: Path, after: int, start: int) -> None:
+    """At start `start`: rollouts of steps behind `after` become steps under way: they are trained once more, and not sampled."""
+    for step in sorted(rollouts.glob("step-*")):
+        if step.is_dir() and step.name[5:].isdecimal() and int(step.name[5:]) > after:
+            into = folder / step.name
+            into.mkdir(parents=True, exist_ok=True)
+            for file in step.glob("rank-*.arrows*"):
+                file.rename(into / f"{start - 1}-again-{file.name}")
+            remove(step)
+
+
+def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> Iterable[tuple[Rollout, Verdict | None]]:
+    """Those of training, of `prompts`, up to the file's last whole batch."""
+    table, _, _ = read_file(file)
+    rows = table.select(["prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "verdict"]).to_pylist()
+    columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
+    for row, tokens, logprobs in zip(rows, *columns, strict=True):
+        if row["kind"] == "train" and row["prompt_id"] in prompts:
+            said: dict[str, Any] | None = row["verdict"]
+            yield (
+                Rollout(
+                    prompt_id=row["prompt_id"],
+                    sample=row["sample"],
+                    prompt_tokens=prompts[row["prompt_id"]][1],
+                    tokens=tokens,
+                    logprobs=logprobs,
+                    text=row["text"],
+                    finish_reason=row["finish_reason"],
+                    policy_version=row["policy_version"],
+                ),
+                None if said is None else Verdict(said["kind"], said["step"], said["reason"]),
+            )
+
+
+def arrays(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
+    """A list column as arrays, no Python object a number."""
+    out: list[np.ndarray] = []
+    for chunk in column.chunks:
+        values, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
+        out += [values[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    return out
+
+
+def read_verdicts(file: Path) -> list[dict[str, Any]]:
+    """Whole lines; a last one without its end was being written."""
+    rows = []
+    for line in file.read_text("utf-8").split("\n")[:-1]:
+        try:
+            row = json.loads(line)
+            rows.append({name: row[name] for name in ("prompt_id", "sample", "kind", "step", "reason")})
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s: a line is damaged, and its rollout judged again", file)
+    return rows
