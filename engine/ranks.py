@@ -169,6 +169,9 @@ def _check_addresses(store: dist.Store, rank: int, size: int, limit: timedelta) 
     keys = [f"soundrl-{rank}" for rank in range(size)]
     store.wait(keys, limit)
     said = [store.get(key).decode() for key in keys]
+    store.set(f"read-{rank}", "")
+    if rank == 0:  # the store may end with this process
+        store.wait([f"read-{rank}" for rank in range(size)], limit)
     closed = sorted({text[1:] for text in said if text[0] == "1"})
     if closed and len({text[1:] for text in said}) > 1:
         raise ValueError(

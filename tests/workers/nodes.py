@@ -81,7 +81,7 @@ def main() -> dict:
     urls = [endpoint.url for endpoint in judge.endpoints]
     witness = [json.load(urllib.request.urlopen(f"{url.removesuffix('/v1')}/witness", timeout=60)) for url in urls]
     found |= {"slots": [worker.slots for worker in judge.pool.workers], "verdicts": [str(verdict) for verdict in verdicts], "said": lines}
-    found |= {"host": socket.gethostname(), "urls": urls, "witness": witness, "logs": [str(p) for p in folder.rglob("genrm-*.log")]}
+    found |= {"host": socket.gethostname(), "urls": urls, "witness": witness, "logs": [str(p) for p in sorted(folder.rglob("genrm-*.log"))]}
     found["token"] = hashlib.sha256(os.environ[TOKEN_ENV].encode()).hexdigest()
     own.barrier()
     built.close()
