@@ -46,7 +46,8 @@ class Machine:
 
     def kill(self) -> None:
         """As if its power were cut, but that its connections are closed."""
-        os.kill(self.pid, signal.SIGKILL)  # its first process: the kernel kills the others
+        if self.init.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)  # its first process: the kernel kills the others
         self.init.wait()
 
 
@@ -71,9 +72,12 @@ def network(folder: Path, hosts: dict[str, str] | None = None) -> list[Machine]:
 
 
 def connect(one: Machine, other: Machine) -> None:
-    """A cable."""
-    cable = ["ip", "link", "add", "name", "net0", "type", "veth", "peer", "name", "net0", "netns", str(other.pid)]
+    """A cable. The address is a bridge's, which stays when the cable goes with the other machine."""
+    cable = ["ip", "link", "add", "name", "plug", "type", "veth", "peer", "name", "plug", "netns", str(other.pid)]
     subprocess.run(["nsenter", "-t", str(one.pid), "--net", *cable], check=True, capture_output=True, text=True)
     for machine in (one, other):
+        machine.run("ip", "link", "add", "name", "net0", "type", "bridge")
         machine.run("ip", "address", "add", f"{machine.address}/24", "dev", "net0")
-        machine.run("ip", "link", "set", "net0", "up")
+        machine.run("ip", "link", "set", "plug", "master", "net0")
+        for name in ("plug", "net0"):
+            machine.run("ip", "link", "set", name, "up")

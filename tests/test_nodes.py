@@ -4,13 +4,18 @@ host names are named, and a node that dies in mid run costs nothing but time."""
 import itertools
 import json
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_judge
 import pytest
 from conftest import PATIENCE
+from fake_judge import MODEL, Server, find_flaw
 from netns import Machine, network
+from survival import SMALL, assert_equal, everything, job, said
 from tiny import write_tiny
 
 ALONE = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}
@@ -84,3 +89,71 @@ def test_host_names_that_stand_for_loopback_are_named(checks, tmp_path):
         else:
             assert node["refused"].startswith("the ranks do not find each other at MASTER_ADDR 10.77.0.1:29500 (")
             assert "GLOO_SOCKET_IFNAME" in node["refused"] and "--local-addr" in node["refused"]
+
+
+JUDGE = "import sys, time; sys.path.insert(0, 'tests'); import fake_judge; fake_judge.FLAW = '7'; "
+JUDGE += "fake_judge.Server(fake_judge.find_flaw, 8000, '10.77.0.2'); print('serving', flush=True); time.sleep(1e6)"
+STEPS = ("--run.steps", 4, "--run.save", 1, 2, 0)
+OF_ASKING = ("genrm/requests", "genrm/hedges", "genrm/retries", "genrm/ejections", "genrm/deduplicated", "genrm/critique_tokens")
+
+
+def judged_at(url: str) -> tuple:
+    return (
+        *STEPS,
+        "--genrm.judge",
+        "endpoint",
+        "--genrm.urls",
+        url,
+        "--genrm.model",
+        MODEL,
+        "--genrm.allow-http",
+        "--genrm.deadline",
+        60,
+        60,
+    )
+
+
+def begin(nodes: list[Machine], folder: Path) -> list[subprocess.Popen[str]]:
+    """The judge on the second node, and the run on both, as `examples/launch/slurm.sh` starts it."""
+    judge = nodes[1].start(sys.executable, "-c", JUDGE)
+    assert judge.stdout is not None and judge.stdout.readline() == "serving\n"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "10.77.0.1:29500", "--rdzv-id", "7", "engine/train.py", "arith"]
+    settings = (*SMALL, *judged_at("http://10.77.0.2:8000/v1"), "--run.folder", folder)
+    return [node.start(*launcher, *map(str, settings)) for node in nodes]
+
+
+def test_a_node_that_dies_costs_a_run_nothing_but_time(tmp_path, monkeypatch):
+    """With the judge on it, in mid run; both are started again with the same command, as after a requeue."""
+    monkeypatch.setattr(fake_judge, "FLAW", "7")
+    nodes = cabled(tmp_path)
+    folder, metrics = tmp_path / "runs", tmp_path / "runs" / "arith" / "metrics.jsonl"
+    try:
+        first, second = begin(nodes, folder)
+        end = time.monotonic() + PATIENCE
+        while not (metrics.exists() and '"step": 2, ' in metrics.read_text()):
+            assert time.monotonic() < end and first.poll() is None, first.communicate()[0][-3000:]
+            time.sleep(0.05)
+        nodes[1].kill()
+        lost = first.communicate(timeout=PATIENCE)[0]
+        assert first.returncode != 0 and "lost the connection to another rank" in lost, lost[-3000:]
+        assert second.wait() != 0 and '"step": 4, ' not in metrics.read_text()  # witness: it died before the end
+        nodes[0].kill()
+        nodes = cabled(tmp_path)
+        said_again = ""
+        for process in begin(nodes, folder):
+            said_again += process.communicate(timeout=PATIENCE)[0]
+            assert process.returncode == 0, said_again[-3000:]
+        assert "goes on" in said_again
+    finally:
+        for node in nodes:
+            node.kill()
+    server = Server(find_flaw)
+    done = job(tmp_path / "whole", *judged_at(server.url), worker="engine/train.py")
+    server.stop()
+    assert done.returncode == 0, said(done)
+    runs = [everything(path / "arith") for path in (folder, tmp_path / "whole")]
+    for run in runs:
+        run["metrics"] = [{name: value for name, value in row.items() if not name.startswith(OF_ASKING)} for row in run["metrics"]]
+    assert any(row.get("fapo/flawed_ratio") for row in runs[0]["metrics"])
+    assert_equal(*runs)

@@ -17,16 +17,7 @@ from pathlib import Path
 arguments, out = json.loads(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fake_judge import MODEL, SERVED  # noqa: E402
-
-from soundrl.engine import judges, ranks  # noqa: E402
-from soundrl.engine.environments.arithmetic.arithmetic import Arithmetic  # noqa: E402
-from soundrl.engine.files import shared as disks  # noqa: E402
-from soundrl.engine.files.shared import keeps_checkpoints, shared  # noqa: E402
-from soundrl.engine.recipes import RECIPES  # noqa: E402
-from soundrl.fapo.records import Prompt, Rollout  # noqa: E402
-from soundrl.genrm.pool.judge import EndpointJudge  # noqa: E402
-from soundrl.genrm.serve.servers import TOKEN_ENV, Worker  # noqa: E402
+from soundrl.engine import ranks  # noqa: E402
 
 
 def said(what, *given) -> str:
@@ -36,7 +27,9 @@ def said(what, *given) -> str:
         return str(error)
 
 
-def rollout(name: str, sample: int) -> Rollout:
+def rollout(name: str, sample: int):
+    from soundrl.fapo.records import Rollout
+
     text = f"{'2+2=4' if sample % 2 else '2+2=5'}\n#4\n"
     settings = {"prompt_tokens": (1,), "tokens": (2,), "logprobs": (-1.0,), "finish_reason": "stop", "policy_version": 0}
     return Rollout(prompt_id=name, sample=sample, text=text, **settings)
@@ -50,6 +43,17 @@ def main() -> dict:
         own = ranks.Ranks.start()
     except ValueError as error:
         return {"refused": str(error)}
+    from fake_judge import MODEL, SERVED  # what takes seconds to import, once it is needed
+
+    from soundrl.engine import judges
+    from soundrl.engine.environments.arithmetic.arithmetic import Arithmetic
+    from soundrl.engine.files import shared as disks
+    from soundrl.engine.files.shared import keeps_checkpoints, shared
+    from soundrl.engine.recipes import RECIPES
+    from soundrl.fapo.records import Prompt
+    from soundrl.genrm.pool.judge import EndpointJudge
+    from soundrl.genrm.serve.servers import TOKEN_ENV, Worker
+
     disks.SECONDS = 0.5
     judges.SERVED_NAME = MODEL
     Worker.command = lambda self: [sys.executable, "-c", SERVED, str(Path(__file__).resolve().parent.parent), str(self.port)]
