@@ -1,11 +1,13 @@
-"""The judge of a run: its environment's oracle, endpoints that others serve, or servers of our own on this machine."""
+"""The judge of a run: its environment's oracle, endpoints that others serve, or servers of our own on each node."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment
@@ -16,6 +18,7 @@ from soundrl.engine.tools.plan import planned
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.critic_data.labelled import load_labelled
+from soundrl.genrm.pool.address import checked_url, own_host
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.serve.machine import positions, served_length
@@ -56,8 +59,8 @@ class BuiltJudge:
 
 
 def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:
-    """A collective where judges are served. ValueError for a judge that does not answer or is too short for question and critique, for
-    judges served on several nodes, and where judges and the policy do not fit on the GPUs, not even in turns."""
+    """A collective where the judge is no oracle. ValueError for a judge that does not answer or is too short for question and critique, for
+    one on loopback that ranks of other machines are to ask, and where judges and the policy do not fit on the GPUs, not even in turns."""
     g = config.genrm
     if g.judge == "none":
         return BuiltJudge(None)
@@ -66,22 +69,22 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         assert oracle is not None  # as the settings have asked
         return BuiltJudge(OracleJudge(oracle))
     # While somebody may start a judge again, questions wait for it as long as they would for an answer.
-    urls, model, servers, why, gone_after = g.urls, g.model, None, "", g.deadline[0]
+    urls, model, servers, why, gone_after, askers = g.urls, g.model, None, "", g.deadline[0], (ranks.rank, ranks.size)
     if g.judge == "serve":
-        if int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)) < ranks.size:
-            raise ValueError(
-                "genrm.judge serve starts judges on the first node's loopback, which ranks of other nodes do not reach; start them with "
-                "`python -m soundrl.genrm.serve --host 0.0.0.0` and set --genrm.judge endpoint, --genrm.urls and --genrm.allow-http"
-            )
+        # On each node its first rank starts servers, which the node's own ranks ask: their addresses and their token stay there. Where
+        # those of one node sleep, all do: a phase is a collective.
+        first = ranks.node.first
+        why = next(filter(None, ranks.gather(serial_phase(config, ranks) if first else "")), "")
         own = None
-        if ranks.main:
-            why = serial_phase(config, ranks)
-            servers = serve(config, sleeps=bool(why))
-            own = servers.urls, os.environ[TOKEN_ENV], why
-        # The servers' addresses, their token and their manner, from rank 0 to all.
-        urls, os.environ[TOKEN_ENV], why = ranks.gather(own)[0]
+        if first:
+            servers = serve(config, ranks, sleeps=bool(why))
+            own = servers.urls, os.environ[TOKEN_ENV]
+        urls, os.environ[TOKEN_ENV] = ranks.of_node(own)
         model = SERVED_NAME
         gone_after = START_SECONDS  # a server that has died is started again, which takes as long as loading the model
+        askers = ranks.node.rank, ranks.node.ranks
+    else:
+        check_reached_by_all(urls, ranks)
     judge = EndpointJudge(
         urls,
         model,
@@ -90,7 +93,7 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         votes=g.sampling[1],
         deadline=g.deadline[0],
         step_deadline=g.deadline[1],
-        concurrency=places(g.concurrency, ranks),
+        concurrency=places(g.concurrency, *askers),
         longest_prompt=config.model.max_length,
         gone_after=gone_after,
         with_reference=g.reference,
@@ -127,10 +130,23 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
     )
 
 
-def places(concurrency: int, ranks: Ranks) -> int:
-    """This rank's part of `genrm.concurrency`, which is over all ranks; at least one."""
-    each, left = divmod(concurrency, ranks.size)
-    return max(1, each + (ranks.rank < left))
+def places(concurrency: int, rank: int, ranks: int) -> int:
+    """The part of one of so many ranks that ask an endpoint in `genrm.concurrency`, which is theirs together; at least one."""
+    each, left = divmod(concurrency, ranks)
+    return max(1, each + (rank < left))
+
+
+def check_reached_by_all(urls: Sequence[str], ranks: Ranks) -> None:
+    """ValueError for an address on loopback where ranks run on several machines. A collective."""
+    hosts = set(ranks.gather(socket.gethostname()))
+    for url in urls:
+        name = urlsplit(checked_url(url, allow_http=True)[0]).hostname or ""
+        host = own_host(name) or name
+        if len(hosts) > 1 and (host in ("localhost", "::1") or host.startswith("127.")):
+            raise ValueError(
+                f"genrm.urls: {url} is each machine's own loopback, but the run has ranks on {len(hosts)}; give an address that all reach, "
+                "or set --genrm.judge serve, which starts judges on each of them"
+            )
 
 
 def over_ranks(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -160,8 +176,9 @@ def serial_phase(config: Config, ranks: Ranks) -> str:
     return plan.judging if plan.serial else ""
 
 
-def serve(config: Config, sleeps: bool) -> JudgeServers:
-    """Start the servers of `genrm.model`. Their logs stand in the run's parent folder."""
+def serve(config: Config, ranks: Ranks, sleeps: bool) -> JudgeServers:
+    """Start the `genrm.workers` servers of `genrm.model` of this node. Their logs stand in the run's parent folder, those of several nodes
+    apart."""
     folder = check_folder(config.genrm.model, "genrm.model", trains=False)
     longest, critique = config.model.max_length, config.genrm.max_tokens
     own = positions(folder)
@@ -181,6 +198,6 @@ def serve(config: Config, sleeps: bool) -> JudgeServers:
             memory=config.rollout.memory,
             eager=config.rollout.eager,
         ),
-        logs=Path(config.run.folder) / "logs",
+        logs=Path(config.run.folder) / "logs" / (f"node-{ranks.node.number}" if ranks.node.ranks < ranks.size else ""),
         sleeps=sleeps,
     )

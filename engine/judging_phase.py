@@ -2,8 +2,8 @@
 
     sample, questions held back → policy engine sleeps → judges wake → questions and verdicts → judges sleep → train
 
-For GPUs that do not hold judge and policy at once. Every step of it is a collective: rank 0 owns the servers, and no rank samples or trains
-before the last of them has given its memory back. Nothing is hidden: `genrm/overlap` comes out as 0.
+For GPUs that do not hold judge and policy at once. Every step of it is a collective: each node's first rank owns its servers, and no rank
+samples or trains before the last of them has given its memory back. Nothing is hidden: `genrm/overlap` comes out as 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from soundrl.genrm.serve.servers import JudgeServers
 
 
 class JudgingPhase:
-    """`servers` on rank 0, None elsewhere; they are put to sleep at once. A collective, as every method is."""
+    """`servers` on the rank that has started them, None elsewhere; they are put to sleep at once. A collective, as every method is."""
 
     def __init__(self, judge: EndpointJudge, servers: JudgeServers | None, ranks: Ranks) -> None:
         self.judge, self.servers, self.ranks = judge, servers, ranks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,30 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+JOIN_SECONDS = 300.0  # until all ranks have found each other; a launcher has started them at the same time
+
+
+@dataclass(frozen=True)
+class Node:
+    """The machine of a rank, as launchers count them: the ranks that one of them has started (torchrun's GROUP_RANK, LOCAL_RANK and
+    LOCAL_WORLD_SIZE)."""
+
+    number: int
+    rank: int
+    """Of this rank, among its node's."""
+    ranks: int
+
+    @classmethod
+    def of(cls, rank: int, size: int) -> Node:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        return cls(int(os.environ.get("GROUP_RANK", rank // here)), int(os.environ.get("LOCAL_RANK", rank % here)), here)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank starts what each node has one of."""
+        return self.rank == 0
 
 
 @dataclass(frozen=True)
@@ -26,7 +51,7 @@ class Ranks:
     def start(cls, longest_wait: float = 1800.0) -> Ranks:
         """Join the process group torchrun describes: NCCL where there are GPUs, gloo on CPU. A collective fails after `longest_wait`
         seconds: a rank may sample, or wait for verdicts, for long while others wait for it, and NCCL's 10 minutes are too short."""
-        missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+        missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise ValueError(f"{', '.join(missing)} not set: start with `torchrun engine/train.py` or `python engine/train.py`")
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -37,12 +62,13 @@ class Ranks:
             # Both backends on GPU: object collectives and the barrier of host work must not occupy the card.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             try:
-                dist.init_process_group(backend, timeout=timedelta(seconds=longest_wait))
+                _join(backend, longest_wait)
             except (RuntimeError, OSError) as error:  # no interface or route, or a rank that does not come
                 place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
                 raise ValueError(
                     f"the ranks do not find each other at MASTER_ADDR {place} ({str(error).splitlines()[0][:200]}); set MASTER_ADDR "
-                    "to an address of the first one that all reach, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to its network interface"
+                    "(torchrun: --local-addr on the first node) to an address of the first one that all reach, GLOO_SOCKET_IFNAME and "
+                    "NCCL_SOCKET_IFNAME to its network interface"
                 ) from error
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         return cls(dist.get_rank(), dist.get_world_size(), device, mesh)
@@ -50,6 +76,10 @@ class Ranks:
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def node(self) -> Node:
+        return Node.of(self.rank, self.size)
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over ranks, in fp64 on the host."""
@@ -71,6 +101,22 @@ class Ranks:
         out: list[Any] = [None] * self.size
         dist.all_gather_object(out, value)
         return out
+
+    def of_node(self, value: Any) -> Any:
+        """The picklable `value` of the first rank of this node, on all ranks of the node, and sent to no other. A collective of all."""
+        if self.node.ranks == self.size:
+            return self.gather(value)[0]
+        nodes = self.gather(self.node.number)
+        box, own = [value], None
+        for number in sorted(set(nodes)):  # each is made by all, in one order
+            members = [rank for rank, its in enumerate(nodes) if its == number]
+            group = dist.new_group(members, backend="gloo")
+            if number == self.node.number:
+                own = group, members[0]
+        assert own is not None
+        dist.broadcast_object_list(box, src=own[1], group=own[0])
+        dist.destroy_process_group(own[0])
+        return box[0]
 
     def gather_array(self, own: np.ndarray) -> list[np.ndarray]:
         """The one-dimensional array of every rank, in rank order, on every rank; lengths may differ, the type may not. Over the host."""
@@ -94,3 +140,60 @@ class Ranks:
     def stop(self) -> None:
         if dist.is_initialized():  # vLLM takes the process group down with its engine
             dist.destroy_process_group()
+
+
+def _join(backend: str, longest_wait: float) -> None:
+    """The process group, in `JOIN_SECONDS`. On one node nothing of it listens where another machine reaches it, but for torchrun's own
+    store. ValueError where gloo would give loopback to other nodes as its address."""
+    rank, size, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None
+    limit, address = timedelta(seconds=JOIN_SECONDS), os.environ["MASTER_ADDR"]
+    if int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if address == "127.0.0.1" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            port = int(os.environ["MASTER_PORT"])
+            # torch's own socket would listen on every interface, and asks nobody for a token.
+            listening = {"master_listen_fd": socket.create_server((address, port)).detach()} if rank == 0 else {}
+            store = dist.TCPStore(address, port, size, rank == 0, limit, **listening)
+    else:
+        store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+        _check_addresses(store, rank, size, limit)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    _set_pg_timeout(timedelta(seconds=longest_wait))
+
+
+def _check_addresses(store: dist.Store, rank: int, size: int, limit: timedelta) -> None:
+    """gloo takes the address that the host name stands for, and many a machine's /etc/hosts says loopback: other nodes would wait for
+    themselves there, or find it by luck, as who calls whom follows from the addresses' order."""
+    host, inside = socket.gethostname(), _gloo_address().startswith(("127.", "::1"))
+    store.set(f"soundrl-{rank}", f"{int(inside)}{host}")
+    keys = [f"soundrl-{rank}" for rank in range(size)]
+    store.wait(keys, limit)
+    said = [store.get(key).decode() for key in keys]
+    store.set(f"read-{rank}", "")
+    if rank == 0:  # the store may end with this process
+        store.wait([f"read-{rank}" for rank in range(size)], limit)
+    closed = sorted({text[1:] for text in said if text[0] == "1"})
+    if closed and len({text[1:] for text in said}) > 1:
+        raise ValueError(
+            f"gloo on {', '.join(closed)} would listen on loopback, which other nodes do not reach: set GLOO_SOCKET_IFNAME on each node to "
+            "the network interface that they share (`ip addr`), and NCCL_SOCKET_IFNAME where there are GPUs"
+        )
+
+
+def _gloo_address() -> str:
+    """The address at which gloo will listen, found as gloo does: that of `GLOO_SOCKET_IFNAME`, else the first of the host name's that can
+    be bound, else loopback."""
+    if name := os.environ.get("GLOO_SOCKET_IFNAME"):
+        return "127.0.0.1" if name == "lo" else name
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []
+    for family, kind, _, _, address in found:
+        with socket.socket(family, kind) as tried:
+            try:
+                tried.bind(address)
+                return str(address[0])
+            except OSError:
+                continue
+    return "127.0.0.1"

@@ -86,8 +86,8 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, script: Script, port: int = 0):
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self, script: Script, port: int = 0, host: str = "127.0.0.1"):
+        super().__init__((host, port), Handler)
         self.script = script
         self.lock = threading.Lock()
         self.broken_off = threading.Event()
@@ -103,7 +103,7 @@ class Server(ThreadingHTTPServer):
         """Orders and questions, as they came."""
         self.connections: list[socket.socket] = []
         self.port = self.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.url = f"http://{host}:{self.port}/v1"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def get_request(self) -> tuple[socket.socket, Any]:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from soundrl.engine import judges
-from soundrl.engine.environments.arithmetic.arithmetic import Arithmetic
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.rewards import RewardSettings
@@ -21,7 +21,7 @@ def ranks(rank: int, size: int) -> Ranks:
 
 @pytest.mark.parametrize(("concurrency", "size"), [(64, 1), (64, 32), (128, 6), (3, 2), (2, 8), (1, 1)])
 def test_places_are_divided_over_ranks_and_none_is_lost(concurrency, size):
-    places = [judges.places(concurrency, ranks(rank, size)) for rank in range(size)]
+    places = [judges.places(concurrency, rank, size) for rank in range(size)]
     assert sum(places) == max(concurrency, size) and max(places) - min(places) <= 1 and min(places) >= 1
 
 
@@ -39,19 +39,35 @@ def served(tmp_path, **genrm):
     return dataclasses.replace(config, genrm=dataclasses.replace(config.genrm, model=str(tmp_path), **genrm))
 
 
-def test_served_judges_on_several_nodes_are_refused_on_every_rank(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    config = served(tmp_path)
-    for rank in (0, 9):
-        with pytest.raises(ValueError, match="genrm.judge serve .* set --genrm.judge endpoint, --genrm.urls"):
-            judges.build_judge(config, Arithmetic(config, None), ranks(rank, 16), print)
+URLS = {  # which several machines can ask
+    "http://127.0.0.1:8000/v1": False,
+    "http://0.0.0.0:8000": False,
+    "http://localhost:8000": False,
+    "https://judges.localhost": False,
+    "http://[::1]:8000/v1": False,
+    "http://127.1:8000": False,
+    "http://10.0.0.5:8000/v1": True,
+    "https://judges.example": True,
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_judge_on_loopback_is_for_one_machine_alone(url):
+    for hosts in (["a"], ["a", "a"], ["a", "b"]):
+        rank = SimpleNamespace(gather=lambda host, hosts=hosts: hosts)
+        if len(set(hosts)) == 1 or URLS[url]:
+            judges.check_reached_by_all([url], rank)
+            continue
+        with pytest.raises(ValueError, match="is each machine's own loopback, but the run has ranks on 2; give an address") as caught:
+            judges.check_reached_by_all(["http://10.0.0.5/v1", url], rank)
+        assert url in str(caught.value)
 
 
 def test_a_judge_too_short_for_question_and_critique_is_not_started(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 143}))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="genrm.model takes 143 tokens, .* lower genrm.max_tokens to 63,"):
-        judges.serve(served(tmp_path), sleeps=False)
+        judges.serve(served(tmp_path), ranks(0, 1), sleeps=False)
 
 
 def test_a_rank_that_waits_for_another_ranks_verdicts_outlives_every_deadline(tmp_path):

@@ -39,7 +39,7 @@ class Progress:
         self.before = 0
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False)
 
     def goes_on(self, checkpoint: Path, step: int, left: bool) -> None:
         """A run that was saved after `step` steps."""
@@ -84,7 +84,7 @@ class Progress:
         critic = any(name.endswith("/error_accuracy") for name in after)
         for name in after:
             words = "rollouts: right verdicts" if critic and name == "reward/correct" else plain_words(name)
-            table.add_row(escape(words), shown(name, before.get(name)), shown(name, after[name]))
+            table.add_row(escape(printable(words)), shown(name, before.get(name)), shown(name, after[name]))
         if after:
             self.console.print(table)
         total = time.perf_counter() - self.start
@@ -116,6 +116,15 @@ SUMMARY = {
     "tokens/response": "rollouts: tokens a response",
 }
 """Of a step, beside the evaluations."""
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: names, a model's card and rows of files are others' text.
+
+    >>> printable("red \\x1b[31m")
+    'red \\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def plain_words(name: str) -> str:

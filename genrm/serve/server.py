@@ -114,6 +114,9 @@ class Worker:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(self.settings.threads),
+            # vLLM's process group of one would listen at the address that ranks of a run show to other machines.
+            "GLOO_SOCKET_IFNAME": "lo",
+            "VLLM_HOST_IP": "127.0.0.1",
         }
         if self.gpus:
             own["CUDA_VISIBLE_DEVICES"] = self.gpus[self.number]
