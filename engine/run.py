@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import torch
+
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
@@ -17,6 +19,8 @@ from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.files.shared import keeps_checkpoints
+from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
 from soundrl.engine.judges import build_judge
 from soundrl.engine.launch.hang import watch_progress
@@ -31,7 +35,7 @@ from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.task import build_task
 from soundrl.engine.timeline import TIMELINE
-from soundrl.engine.tools.export import export
+from soundrl.engine.tools.export import write_folder
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.view.console import Progress
 from soundrl.engine.warm_start import warm_start
@@ -55,6 +59,7 @@ class Run:
             self.config = config
             config.engines(ranks.size, ranks.device.type)
             self.checkpoints = Checkpoints(self.folder.path / "checkpoints", ranks, config.run.save, progress.say)
+            self.keeps = keeps_checkpoints(config.run, self.folder.path, ranks)
             saved = self.checkpoints.find() if self.folder.goes_on else None
             start = policy_folder(config, ranks)
             self.encode = encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
@@ -224,27 +229,31 @@ class Run:
         return Place(self.step, self.trainer.within)
 
     def save(self) -> None:
-        """The state as the last step left it, or in the middle of the next one; written beside what comes now."""
+        """The state as the last step left it, or in the middle of the next one; written beside what comes now. Nothing where the ranks
+        share no disk."""
+        if not self.keeps:
+            return
         with TIMELINE("save"):
             said = {"trainer": self.trainer.state(), "config": dataclasses.asdict(self.config), "ranks": self.ranks.size}
             said["written"] = datetime.now(UTC).isoformat(timespec="seconds")
             self.checkpoints.save(self.place, self.trainer, self.at | said, self.policy.files())
 
     def export(self) -> None:
-        """The last checkpoint as a Hugging Face folder, by rank 0."""
+        """The policy as it is now, as a Hugging Face folder in the type that it computes in; rank 0 writes."""
         with TIMELINE("save"):
-            self.checkpoints.wait()
-            saved = self.checkpoints.saved
-            if self.ranks.main and saved is not None:
-                target = self.folder.path / "policy" / saved.name
-                if not target.exists():
-                    target.parent.mkdir(exist_ok=True)
-                    export(self.checkpoints.folder / saved.name, target, self.config.model.dtype)
+            target, tensors = self.folder.path / "policy" / self.place.name, self.policy.named_full_tensors()
+            if self.ranks.main and not target.exists():
+                dtype = getattr(torch, self.config.model.dtype)
+                layouts = {name: Layout(dtype, tuple(p.shape)) for name, p in self.policy.model.named_parameters()}
+                write_folder(target, self.policy.files(), layouts, (tensor for _, tensor in tensors))
+            for _ in tensors:  # all gather each
+                pass
             self.ranks.barrier()
 
     def end(self) -> None:
-        if not self.left and self.checkpoints.saved is not None:
+        if 0 < self.step == self.config.run.steps:
             self.export()
+        self.checkpoints.wait()
         self.recorder.end()
         self.watcher.close()
         self.problems.environment.close()

@@ -1,4 +1,5 @@
-"""The main job with a SIGKILL at a named moment: KILL="point,which,nth" (which: 0 or 1, a rank; all; launcher; SIGTERM …, to the launcher), WITNESS=<folder>.
+"""The main job with a SIGKILL at a named moment: KILL="point,which,nth", WITNESS=<folder>. Which: 0 or 1, a rank; all; launcher; or a
+signal, which the launcher gets.
 
 The `nth` pass of this process through a point kills; who kills makes the witness folder first: it exists once, and a restart goes on.
 """
@@ -42,7 +43,7 @@ POINTS = {  # point: what is killed before it is called (after it, where the nam
     "checkpoint: manifest written": "engine.checkpoints:write_manifest+",
     "checkpoint: renamed": "engine.checkpoints:superseded",
     "checkpoint: old one half removed": "engine.checkpoints:half",
-    "export": "engine.run:export",
+    "export": "engine.run:write_folder",
     "export: weights": "engine.tools.export:write_tensors",
     "end": "engine.recorder:Recorder.end",
 }
