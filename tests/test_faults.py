@@ -170,7 +170,7 @@ def test_the_main_job_names_the_rank_the_step_and_the_phase(tmp_path):
     assert done.returncode == 1 and "step    1/2" in done.stdout, done.stdout[-1000:] + done.stderr[-3000:]
     last = done.stderr.splitlines()[-1]
     assert last.startswith(ONE + "RuntimeError: a fault of the test in step 2, train (traceback in "), done.stderr[-3000:]
-    assert last.endswith("; nothing was saved yet, the same command begins again")
+    assert f"; kept: {tmp_path}/arith/checkpoints/step-000000; the same command goes on: python tests/workers/broken_train.py arith" in last
     assert "GLHF" not in done.stderr and done.stderr.count("Traceback") == 1
     assert "in broken" in (tmp_path / "arith" / "error-rank1.txt").read_text()
     run = RunReader(tmp_path / "arith")
@@ -182,7 +182,7 @@ def test_a_run_goes_on_from_its_own_export_under_the_same_name(torchrun, tmp_pat
     small = ["arith", "--run.steps", "1", "--rollout.engine", "torch", "--rollout.prompts", "4", "--optim.minibatch-prompts", "4"]
     small += ["--rollout.samples", "2", "--data.test", "--run.folder", str(tmp_path), "--warm-start.steps"]
     export = tmp_path / "arith" / "policy" / "step-000001"
-    again = [*small, "0", "--model.path", str(export)]
+    again = [*small, "0", "--model.path", str(export), "--run.no-resume"]
     said = torchrun("runs", 2, runs=[[*small, "1"], [*again, "--data.test", "missing.jsonl"], again])
     assert said[0] is None and "missing.jsonl" in said[1] and said[2] is None
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("arith")) == ["arith", "arith.1"]
@@ -246,7 +246,9 @@ def test_two_runs_never_write_to_one_folder(tmp_path):
         begun(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "metrics.jsonl").exists()
     first.close()
-    begun(tmp_path).close()  # inverse: it has ended
+    begun(tmp_path).close()  # inverse: it has ended, and goes on
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    begun(tmp_path, "--run.no-resume").close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "x.1"]
 
 
