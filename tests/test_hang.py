@@ -36,7 +36,7 @@ HOST = socket.gethostname()
 def hung(folder: Path, patience: float, **environment: str) -> tuple[str, str, list[int]]:
     """The line on the console, the page, and the ranks' processes."""
     command = [sys.executable, "tests/workers/steps.py", "--run.folder", str(folder)]
-    done = start(command, NPROC="2", PATIENCE=str(patience), **environment)
+    done = start(command, 1200, NPROC="2", PATIENCE=str(patience), **environment)
     assert done.returncode == RESTART == 75, done.stdout + done.stderr
     pids = [int(line.split()[2]) for line in sorted(done.stdout.splitlines()) if line.startswith("ready")]
     await_end(pids)
@@ -75,26 +75,26 @@ def test_a_deadlocked_collective_is_named_with_both_places(tmp_path):
 
 
 def test_a_verdict_that_never_comes_and_a_comparison_that_stands_still(tmp_path):
-    """A judge that is slow but alive is no hang: in step 2 rank 0 waits longer than `patience` for its verdicts, one of which comes every
-    second, and rank 1 waits for rank 0."""
+    """A judge that is slow but alive is no hang: in step 2 rank 0 waits longer than `patience` for its verdicts, which come one by
+    one, and rank 1 waits for rank 0."""
     turn, times = threading.Lock(), []
 
     def slow(handler, number: int) -> None:
         text = handler.body["messages"][0]["content"]
         if "never" in text:
-            hang(handler, number)
+            handler.server.broken_off.wait()  # nobody sets it
         else:
             with turn:
-                time.sleep(1.0 if "step 2 of rank 0" in text else 0.0)
+                time.sleep(1.5 if "step 2 of rank 0" in text else 0.0)
             times.append(time.monotonic())
             find_flaw(handler, number)
 
     judge = Server(slow)
     try:
-        line, page, _ = hung(tmp_path, 3.0, JUDGE=judge.url, VERIFIES="01", FAULT="3 0 verdict;3 1 verifier")
+        line, page, _ = hung(tmp_path, 5.0, JUDGE=judge.url, VERIFIES="01", FAULT="3 0 verdict;3 1 verifier")
     finally:
         judge.stop()
-    assert len(times) == 3 * 8 and times[15] - times[7] > 3.0 and len(judge.bodies) == 24 + 4  # witness: nobody ended it
+    assert len(times) == 3 * 8 and times[15] - times[7] > 5.0 and len(judge.bodies) == 24 + 4  # witness: nobody ended it
     id_ = r"p\\x1b\[31m-7"
     verdict = rf"rank 0 waits for the verdict of {id_} sample 0, asked \d+ s ago, and 3 more, judge {judge.url}, requests under way: 4"
     process = r"verifier process \d+ of \d+\.\d\d CPU seconds, with one comparison for \d+ s, queued comparisons: 3"
@@ -230,6 +230,7 @@ def test_what_is_missing_is_named():
     with contextlib.closing(WorkerPool(workers=1)) as pool:
         assert pool.submit("x+1", "1+x").result() == "equal" and pool.answered == 1 and pool.waits() == []
         process = pool.workers[0].process
+        assert process is not None
         os.killpg(process.pid, signal.SIGSTOP)
         late = pool.submit("x+2", "2+x")
         while not pool.waits()[0].startswith("verifier"):

@@ -74,6 +74,7 @@ class Started:
             self.pid, self.out = pid, open(self.terminal, errors="replace", closefd=False)
         else:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert self.process.stdout is not None
             self.pid, self.out = self.process.pid, self.process.stdout
 
     def lines(self) -> Iterator[str]:
@@ -166,11 +167,21 @@ def test_a_second_signal_and_the_end_of_the_grace_end_at_once(grace, again, tmp_
 
 
 def test_nothing_of_ours_runs_on(tmp_path):
-    """Judges, verifiers, sockets, temporary files; ten seconds, as `docker stop` has it."""
+    """Judges, verifiers, sockets, temporary files; ten seconds, as `docker stop` has it. Before that the run is paused for longer than its
+    patience, which is no hang."""
     (tmp_path / "tmp").mkdir()
-    run = Started(["tests/workers/steps.py"], tmp_path, SERVE="1", VERIFIES="0", SLEEPS="0.3", GRACE="8", TMPDIR=str(tmp_path / "tmp"))
+    run = Started(
+        ["tests/workers/steps.py"], tmp_path, SERVE="1", VERIFIES="0", SLEEPS="0.3", GRACE="8", PATIENCE="4", TMPDIR=str(tmp_path / "tmp")
+    )
     run.until("step 2")
     pids = family(run.pid)
+    ranks = [int(line.split()[2]) for line in run.said if line.startswith("ready")]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in ranks:
+            os.kill(pid, number)
+        time.sleep(6.0 if number == signal.SIGSTOP else 0.0)
+    at = int(run.until("step").split()[1])
+    run.until(f"step {at + 3}")
     sockets = listening(pids)
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
     assert sum(b"soundrl.fapo.verify.worker" in command for command in commands) == 2 and len(sockets) >= 3  # witness

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from soundrl.engine.launch.hang_report import Page, cause, page_of, report
-from soundrl.engine.launch.last_words import RANK, RESTART
+from soundrl.engine.launch.last_words import LONGEST_TRACEBACK, RANK, RESTART
 from soundrl.engine.launch.words import kept, one_line, say
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.waiting import announced
@@ -43,17 +43,18 @@ STATES = {
 """Of processes, by the letters of proc(5); empty: on another machine"""
 DEAD = ("T", "t", "Z")
 LOOPBACK = "127.0.0.1"
+LONGEST_CAUSE = 2000  # characters of a line; the page holds all
 LOOK = 1.0  # seconds between looks, at most; less where patience is short
 
 
 def watch_progress(ranks: Ranks, patience: float) -> Watch:
     """Watch this run until `close`. A collective. Where ranks cannot reach each other (a firewall) nobody is watched, and that is said."""
     watch = Watch(ranks, patience)
-    unreached = [rank for rank in range(ranks.size) if rank != ranks.rank and watch.ask(rank, "page") is None]
-    missed = sorted({rank for part in ranks.gather(unreached) for rank in part})
+    missed = sorted({rank for part in ranks.gather(watch.unreached()) for rank in part})
     if missed:
         if ranks.main:
-            say(f"warning: no hang will be reported: rank {', '.join(map(str, missed))} cannot be reached on its own port (a firewall?)")
+            who = ", ".join(map(str, missed))
+            say(f"warning: no hang will be reported: rank {who} cannot be reached on its own port (a firewall?)")
         watch.close()
     else:
         watch.start()
@@ -72,11 +73,13 @@ class Watch:
         self._silence, self._phase, self._count = 0.0, "", 0
         self._closed = threading.Event()
         family, host = own_address(ranks)
-        self.server = Answers(family, host, self)
+        # The first rank's address is a name, which may mean another one here than elsewhere.
+        self.server = Answers(family, "" if ranks.main and host != LOOPBACK else host, self)
         own = (host, self.server.server_address[1], os.getpid(), socket.gethostname())
         told = ranks.gather((own, secrets.token_hex(16)))
         self.places: list[tuple[str, int, int, str]] = [place for place, _ in told]
         """Of each rank: host and port, process, the machine's name"""
+        self.others = [rank for rank in range(ranks.size) if rank != ranks.rank]
         self.secret = told[0][1]
         self.threads = [
             threading.Thread(target=self.server.serve_forever, args=(0.2,), name="hang answers", daemon=True),
@@ -86,7 +89,7 @@ class Watch:
 
     def start(self) -> None:
         RANK.beat()
-        RANK.bereft = self._bereft
+        RANK.bereft = lambda: bool(self.unreached())
         self.threads[1].start()
 
     def close(self) -> None:
@@ -139,24 +142,28 @@ class Watch:
             answers = hands.map(lambda rank: self.ask(rank, what), ranks)
             return {rank: page for rank, page in zip(ranks, answers, strict=True) if page is not None}
 
-    def _bereft(self) -> bool:
-        others = [rank for rank in range(len(self.places)) if rank != self.rank]
-        return len(self.ask_all(others, "page")) < len(others)
+    def unreached(self) -> list[int]:
+        """Ranks that do not answer."""
+        answers = self.ask_all(self.others, "page")
+        return [rank for rank in self.others if rank not in answers]
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(LOOK, self.patience / 10)):
+        wait, looked = min(LOOK, self.patience / 10), time.monotonic()
+        while not self._closed.wait(wait):
+            if time.monotonic() > looked + wait + ANSWER:  # we were stopped ourselves, as all ranks of a paused container are
+                RANK.beat()
             self.look()
             if self.silent > self.limit and (pages := self.hang()) is not None:
                 self.tell(pages)
+            looked = time.monotonic()
 
     def hang(self) -> dict[int, Page] | None:
         """The pages of all that answer, where this rank is the first of them and none is as young as it may be; else None."""
         if self.young is not None and (page := self.ask(self.young, "page")) is not None and page["silent"] <= page["limit"]:
             return None
-        others = [rank for rank in range(len(self.places)) if rank != self.rank]
-        pages = self.ask_all(others, "page")
+        pages = self.ask_all(self.others, "page")
         # Once more: nobody is called dead for a moment in which his interpreter was busy.
-        pages |= self.ask_all([rank for rank in others if rank not in pages and state(*self.places[rank][2:]) not in DEAD], "page")
+        pages |= self.ask_all([rank for rank in self.others if rank not in pages and state(*self.places[rank][2:]) not in DEAD], "page")
         self.young = next((rank for rank, page in pages.items() if page["silent"] <= page["limit"]), None)
         own = self.page()
         if self.young is not None or own["silent"] <= own["limit"] or min(pages, default=self.rank) < self.rank:
@@ -174,16 +181,17 @@ class Watch:
         text = report(why, pages, missing)
         place = self._written(text)
         shortest = min(page["silent"] for page in pages.values())
-        line = one_line(f"no progress on any rank for {shortest:.0f} s: {why}{f' ({place})' if place else ''}{kept(RANK.folder)}")
+        line = f"no progress on any rank for {shortest:.0f} s: {why[:LONGEST_CAUSE]}{f' ({place})' if place else ''}{kept(RANK.folder)}"
+        line, shown = one_line(line), "" if place else text[:LONGEST_TRACEBACK]
         RANK.claim_end()  # our own main thread is about to lose those neighbours
-        RANK.tell("words", ["again", line, "" if place else text])  # before the launcher sees anybody end
+        RANK.tell("words", ["again", line, shown])  # before the launcher sees anybody end
         self.ask_all([rank for rank in pages if rank != self.rank], "end")
         for rank in missing:  # nothing else ends a process that is stopped
             _, _, pid, host = self.places[rank]
             if host == socket.gethostname():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-        RANK.last("again", line, "" if place else text, RESTART)
+        RANK.last("again", line, shown, RESTART)
 
     def _written(self, text: str) -> Path | None:
         """The file that holds it; None where there is no folder, or it cannot be written."""
@@ -211,7 +219,7 @@ class Answers(socketserver.ThreadingTCPServer):
 
     def __init__(self, family: socket.AddressFamily, host: str, watch: Watch) -> None:
         self.address_family, self.watch = family, watch
-        super().__init__((host if host == LOOPBACK else "", 0), Handler)
+        super().__init__((host, 0), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Whoever asked has gone, or was none of ours."""

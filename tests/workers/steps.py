@@ -77,7 +77,9 @@ class Work:
             with TIMELINE("judge_wait"):
                 pending.groups()
         elif what == "verifier":
-            os.killpg(self.verifier.pool.workers[0].process.pid, signal.SIGSTOP)
+            process = self.verifier.pool.workers[0].process
+            assert process is not None
+            os.killpg(process.pid, signal.SIGSTOP)
             with TIMELINE("verify"):
                 self.collect("stopped").outcomes()
 
@@ -106,12 +108,12 @@ def main(config) -> None:
     RANK.folder = folder
     RANK.tell("folder", str(folder))
     TIMELINE.begin(ranks.rank)
-    watch = watch_progress(ranks, float(os.environ.get("PATIENCE", "60")))
     with TIMELINE("prepare"):
         work = Work()
         if str(ranks.rank) in os.environ.get("VERIFIES", ""):
             work.verifier.verify("\\boxed{1 + x}", PROMPT.answer)  # its process takes seconds to start
         servers = served(folder) if ranks.main and "SERVE" in os.environ else None
+    watch = watch_progress(ranks, float(os.environ.get("PATIENCE", "60")))  # late: a busy machine may prepare for very long
     faults = {tuple(map(int, item.split()[:2])): item.split()[2] for item in os.environ.get("FAULT", "").split(";") if item}
     RANK.grace = float(os.environ.get("GRACE", "25"))
     RANK.stops = True
