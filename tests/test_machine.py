@@ -14,6 +14,7 @@ import pytest
 from conftest import PATIENCE, QUIET, ROOT
 from survival import SMALL
 from tiny import write_tiny
+from torch.distributed import TCPStore
 
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.view.console import Progress
@@ -48,8 +49,8 @@ def family(ancestor: int) -> list[int]:
     return out
 
 
-def sockets_of(pid: int) -> list[str]:
-    found, there = listening(), []
+def sockets_of(pid: int, found: dict[str, str]) -> list[str]:
+    there = []
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))
@@ -89,7 +90,16 @@ def watched(tmp_path_factory) -> dict:
         str(folder / "runs"),
     ]
     command += ["--genrm.judge", "serve", "--genrm.model", str(judge), "--genrm.workers", "2", "--genrm.max-tokens", "64"]
-    away = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "SOUNDRL_GENRM_TOKEN")
+    away = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "GLOO_SOCKET_IFNAME",
+        "SOUNDRL_GENRM_TOKEN",
+        "TRITON_INTERPRET",
+    )
     environment = {key: value for key, value in os.environ.items() if key not in away} | QUIET
     environment |= {"NPROC": "2", "TMPDIR": str(folder / "temporary")}
     with (folder / "said").open("wb") as said:
@@ -99,15 +109,16 @@ def watched(tmp_path_factory) -> dict:
     shown: set[str] = set()
     end = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < end:
+        found = listening()
         for pid in family(process.pid):
             line = read(pid, "cmdline")
             tokens |= set(re.findall(rb"(?:^|\0)VLLM_API_KEY=([^\0]+)", read(pid, "environ")))
             role = "judge" if b"fake_judge" in line else "rank" if b"-u\0" in line else "launcher"
-            seen |= {(role, address) for address in sockets_of(pid)}
+            seen |= {(role, address) for address in sockets_of(pid, found)}
         for stat in Path("/proc").glob("[0-9]*"):
             line = read(stat.name, "cmdline")
             shown |= {line.decode(errors="replace") for token in tokens if token in line}
-        time.sleep(0.05)
+        time.sleep(0.2)
     assert process.returncode == 0, (folder / "said").read_text()[-3000:]
     return {"folder": folder, "seen": seen, "tokens": tokens, "shown": shown, "rows": RunReader(folder / "runs" / "arith").metrics()}
 
@@ -124,9 +135,15 @@ def test_a_socket_that_others_reach_would_be_found(host):
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=kind) as server, socket.socket(kind, socket.SOCK_DGRAM) as datagrams:
         datagrams.bind((host, 0))
-        found = [address for address in sockets_of(os.getpid()) if not local(address)]
+        found = [address for address in sockets_of(os.getpid(), listening()) if not local(address)]
         ports = {server.getsockname()[1], datagrams.getsockname()[1]}
         assert ports <= {int(address.split()[2]) for address in found}
+
+
+def test_the_store_that_torch_would_open_is_found():
+    """Inverse: a run's own is given a socket that listens on loopback."""
+    store = TCPStore("127.0.0.1", 0, 1, True)
+    assert [address for address in sockets_of(os.getpid(), listening()) if not local(address) and int(address.split()[2]) == store.port]
 
 
 def test_the_token_is_shown_to_nobody(watched):

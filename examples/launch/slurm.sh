@@ -25,7 +25,7 @@ srun --nodes=1 --ntasks=1 --nodelist="$judge" bash -c '
 judges=$!
 until (exec 3<> "/dev/tcp/$judge/$port") 2> /dev/null; do # it listens when all servers are up
     kill -0 $judges || exit 1
-    sleep 5
+    sleep 1
 done
 srun --nodes="$trainers" --ntasks="$trainers" --exclude="$judge" --kill-on-bad-exit=1 torchrun --nnodes "$trainers" \
     --nproc-per-node "$gpus" --max-restarts 3 --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
