@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parent / "workers"))
 NTH = {  # pass that is killed, of one rank: in step 3 or at its end
     **{"start": 1, "start sampler": 1, "sampling": 70, "sampled": 3, "verifying": 100, "judging": 50, "exchange": 3, "training": 5},
     **{"optimizer step": 6, "after an optimizer step": 5, "sync": 4, "gate": 4, "metrics written": 5, "writing rollouts": 5},
-    **{"rollouts written": 6, "trace": 5, "evaluation": 2, "evaluated": 2, "step ended": 3, "checkpoint: weights": 3},
+    **{"rollouts written": 7, "trace": 5, "evaluation": 2, "evaluated": 2, "step ended": 3, "checkpoint: weights": 3},
     **{"checkpoint: state": 9, "checkpoint: manifest": 2, "checkpoint: manifest written": 2, "checkpoint: renamed": 3},
     **{"checkpoint: old one half removed": 1, "export": 1, "export: weights": 1, "end": 1},
 }

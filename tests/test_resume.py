@@ -22,7 +22,7 @@ def uninterrupted(tmp_path_factory) -> dict:
     return everything(folder / "arith")
 
 
-KILLS = ("sampling,all,40", "after an optimizer step,1,7", "checkpoint: manifest,0,2", "rollouts written,launcher,3")
+KILLS = ("sampling,all,40", "after an optimizer step,1,7", "checkpoint: manifest,0,2", "rollouts written,launcher,7")
 
 
 @pytest.mark.parametrize("kill", KILLS)
@@ -75,8 +75,11 @@ def test_who_goes_on(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"step-000002 of a run with run\.seed 0 \(now 3\), fapo\.lam 1\.0 \(now 0\.5\); give it"):
         goes_on(run, other)
     (run / "checkpoints" / "step-000002").rmdir()
-    assert not goes_on(run, other)  # nothing was saved: it moves aside
-    assert goes_on(run, config)  # from its beginning, with what was sampled
+    assert not goes_on(run, config)  # nothing was saved, and it is not under way: it moves aside
+    (run / "underway").mkdir()
+    (run / "underway" / "starts").write_text("1")
+    assert not goes_on(run, other)
+    assert goes_on(run, config)  # killed before its first checkpoint: from its beginning, with what was sampled
     (run / "config.json").write_text("{")
     assert not goes_on(run, config)
 
