@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from survival import SMALL, assert_equal, everything, job, said
+from survival import SMALL, assert_equal, everything, job, said, small_disk
 
 sys.path.append(str(Path(__file__).parent / "workers"))
 
@@ -59,3 +59,19 @@ def test_with_the_torch_sampler(point, which, uninterrupted, tmp_path):
 @pytest.mark.parametrize("kill", ["sampling,all,70", "training,1,5", "checkpoint: manifest,all,2", "sync,launcher,4"])
 def test_with_vllm(kill, uninterrupted, tmp_path):
     goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)
+
+
+@pytest.mark.parametrize(
+    "writer", ["sampling,full,70", "writing rollouts,full,5", "metrics written,full,3", "trace,full,3", "export,full,1"]
+)
+def test_a_full_disk_in_every_writer(writer, uninterrupted, tmp_path):
+    """The run stops with one line and loses no whole checkpoint; when there is room again it goes on."""
+    with small_disk(tmp_path / "disk", "40m") as disk:
+        full = job(disk, KILL=writer, WITNESS=tmp_path / "witness")
+        assert (tmp_path / "witness").exists() and (disk / "filler").exists(), said(full)
+        assert full.returncode == 1 and "no space left on device" in full.stderr, said(full)
+        assert "Traceback" not in full.stderr and not [*disk.rglob("rollouts/**/*.part"), *disk.rglob("policy/*.part")], said(full)
+        (disk / "filler").unlink()
+        done = job(disk)
+        assert done.returncode == 0 and "refused" not in done.stdout, said(done)
+        assert_equal(everything(disk / "arith"), uninterrupted["torch"])

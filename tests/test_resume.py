@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from survival import assert_equal, everything, job, metrics, said
+from survival import assert_equal, everything, job, metrics, said, small_disk
 
 from soundrl.engine.files.run_folder import FREE, differences, goes_on
 from soundrl.engine.launch.launch import parse_arguments
@@ -50,6 +50,18 @@ def test_a_run_that_is_done_says_so_and_goes_on_where_more_steps_are_asked_for(u
     changed = job(tmp_path, "--optim.lr", 0.5)
     assert changed.returncode == 2 and "error: run.name arith has step-000005 of a run with optim.lr 0.0002 (now 0.5); " in changed.stderr
     assert_equal(everything(tmp_path / "arith"), uninterrupted)  # untouched
+
+
+def test_a_disk_too_small_for_two_checkpoints(uninterrupted, tmp_path):
+    """The first is whole; the others are given up, which is said; the run goes on to its end, and its policy is there."""
+    with small_disk(tmp_path / "disk", "13m") as disk:
+        done = job(disk)
+        assert done.returncode == 0, said(done)
+        lost = [line for line in done.stdout.splitlines() if line.startswith("checkpoint step-")]
+        assert len(lost) == 2 and "step-000004 could not be written: No space left on device: 7.4 MiB are needed, " in lost[0], said(done)
+        assert all(line.endswith("; the last whole one is step-000002, the run goes on") for line in lost)
+        assert [path.name for path in (disk / "arith" / "checkpoints").iterdir()] == ["step-000002"]
+        assert_equal(everything(disk / "arith"), uninterrupted)
 
 
 def begun(folder: Path, config) -> Path:
