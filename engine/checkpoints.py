@@ -35,7 +35,8 @@ from soundrl.engine.files.checkpoint import (
     write_manifest,
 )
 from soundrl.engine.files.tensor_file import Layout, Seal, sync_folder, write_bytes, write_tensors
-from soundrl.engine.launch.last_words import one_line, remove
+from soundrl.engine.launch.last_words import remove
+from soundrl.engine.launch.words import one_line
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import Trainer
 
@@ -277,7 +278,8 @@ def staged(trainer: Trainer, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str,
     weights, moments, first, steps = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), dict[str, float]()
     for name, parameter, row in own_rows(trainer.policy.model, ranks):
         weights[name], first[name] = copied(parameter), row
-        for kind in STATES if (state := trainer.optimizer.state.get(parameter)) else ():
+        state: dict[str, Any] = trainer.optimizer.state.get(parameter, {})
+        for kind in STATES if state else ():
             moments[f"{kind}/{name}"], first[f"{kind}/{name}"] = copied(state[kind]), row
             steps[name] = float(state["step"])
     if ranks.device.type == "cuda":

@@ -42,6 +42,7 @@ class Rollouts:
         hand, own = self._dealt([self.expected(id_, len(tokens)) for id_, tokens in asked])
         known = self.underway.begin(step, self.sampler.version, {prompts[i].id: (prompts[i], asked[i][1]) for i in hand})
         requests = [r for r in draw.requests([asked[i] for i in hand], rollout.samples) if (r.prompt_id, r.sample) not in known]
+        self.underway.lacks(len(requests))
         with TIMELINE("generate"):
             # In the global order: what trains first is judged first.
             pending = self._collect([prompts[i] for i in sorted(own)], requests, measuring=False, known=known)

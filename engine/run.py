@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import torch
+
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
@@ -17,10 +19,14 @@ from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.files.shared import keeps_checkpoints
+from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
 from soundrl.engine.judges import build_judge
-from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop, kept
+from soundrl.engine.launch.hang import watch_progress
+from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop
 from soundrl.engine.launch.launch import users_mistakes
+from soundrl.engine.launch.words import kept
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
@@ -29,7 +35,7 @@ from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.task import build_task
 from soundrl.engine.timeline import TIMELINE
-from soundrl.engine.tools.export import export
+from soundrl.engine.tools.export import write_folder
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.view.console import Progress
 from soundrl.engine.warm_start import warm_start
@@ -37,7 +43,7 @@ from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.measures import TooManyUnknownError
 from soundrl.fapo.pending import PendingGroups
-from soundrl.genrm.verdict import UNREACHABLE
+from soundrl.genrm.verdict import UNASKED
 
 
 class Run:
@@ -47,11 +53,13 @@ class Run:
         with users_mistakes():
             self.ranks = ranks = Ranks.start(config.longest_wait)
             TIMELINE.begin(ranks.rank)
+            self.watcher = watch_progress(ranks, config.run.patience)
         self.folder, progress = RunFolder(config, ranks), Progress(ranks.main, config.run.steps)
         with users_mistakes(), TIMELINE("prepare"), self.folder.claimed() as config:
             self.config = config
             config.engines(ranks.size, ranks.device.type)
             self.checkpoints = Checkpoints(self.folder.path / "checkpoints", ranks, config.run.save, progress.say)
+            self.keeps = keeps_checkpoints(config.run, self.folder.path, ranks)
             saved = self.checkpoints.find() if self.folder.goes_on else None
             start = policy_folder(config, ranks)
             self.encode = encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
@@ -170,7 +178,7 @@ class Run:
         self.trainer.optimizer.zero_grad()  # of a mini-batch that is trained again
         if batch is not None:
             self.trainer.late = self.trainer.late or batch.old_logprobs
-        self.underway.flush()
+        self.underway.flush(sync=True)
         self.save()
         self.checkpoints.wait()
         number = next((name for name in self.ranks.gather(RANK.asked and RANK.asked.name) if name), None)
@@ -183,7 +191,7 @@ class Run:
 
     def _unjudged(self, batch: StepBatch, window: Sequence[int]) -> bool:
         own = [batch.owned[g].made() for g in window if g in batch.owned]
-        lost = any(v is not None and v.reason == UNREACHABLE for group in own for v in group.verdicts)
+        lost = any(v is not None and v.reason in UNASKED for group in own for v in group.verdicts)
         return lost and self.judge.gone
 
     def ended(self, step: int) -> None:
@@ -210,6 +218,7 @@ class Run:
     def _go_on(self, state: dict[str, Any]) -> None:
         self.at, self.folder.marks, TIMELINE.steps = state, state["marks"], state["step"]
         self.trainer.within = state["within"]
+        self.underway.needed = str(self.checkpoints.folder / self.place.name) if self.place.within else ""
         self.stream.load_state_dict(state["stream"])
         self.recorder.restore(state["recorder"])
         self.task.restore(state["task"])
@@ -220,28 +229,33 @@ class Run:
         return Place(self.step, self.trainer.within)
 
     def save(self) -> None:
-        """The state as the last step left it, or in the middle of the next one; written beside what comes now."""
+        """The state as the last step left it, or in the middle of the next one; written beside what comes now. Nothing where the ranks
+        share no disk."""
+        if not self.keeps:
+            return
         with TIMELINE("save"):
             said = {"trainer": self.trainer.state(), "config": dataclasses.asdict(self.config), "ranks": self.ranks.size}
             said["written"] = datetime.now(UTC).isoformat(timespec="seconds")
             self.checkpoints.save(self.place, self.trainer, self.at | said, self.policy.files())
 
     def export(self) -> None:
-        """The last checkpoint as a Hugging Face folder, by rank 0."""
+        """The policy as it is now, as a Hugging Face folder in the type that it computes in; rank 0 writes."""
         with TIMELINE("save"):
-            self.checkpoints.wait()
-            saved = self.checkpoints.saved
-            if self.ranks.main and saved is not None:
-                target = self.folder.path / "policy" / saved.name
-                if not target.exists():
-                    target.parent.mkdir(exist_ok=True)
-                    export(self.checkpoints.folder / saved.name, target, self.config.model.dtype)
+            target, tensors = self.folder.path / "policy" / self.place.name, self.policy.named_full_tensors()
+            if self.ranks.main and not target.exists():
+                dtype = getattr(torch, self.config.model.dtype)
+                layouts = {name: Layout(dtype, tuple(p.shape)) for name, p in self.policy.model.named_parameters()}
+                write_folder(target, self.policy.files(), layouts, (tensor for _, tensor in tensors))
+            for _ in tensors:  # all gather each
+                pass
             self.ranks.barrier()
 
     def end(self) -> None:
-        if not self.left and self.checkpoints.saved is not None:
+        if 0 < self.step == self.config.run.steps:
             self.export()
+        self.checkpoints.wait()
         self.recorder.end()
+        self.watcher.close()
         self.problems.environment.close()
         self.judge.close()
         if hasattr(self, "sampler"):

@@ -74,9 +74,11 @@ class Timeline:
     def detail(self, name: str) -> Iterator[None]:
         """An event alone, within a phase."""
         start = time.perf_counter()
+        RANK.beat()
         try:
             yield
         finally:
+            RANK.beat()
             self._event(name, "X", start, cat="detail", dur=round((time.perf_counter() - start) * 1e6))
 
     def _event(self, name: str, mark: str, at: float, **more: Any) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.waiting import announce
 
 LOOK = 0.2  # seconds between looks whether the run is left
 
@@ -113,6 +114,7 @@ class PendingGroups:
         """Questions for a judge that sleeps; `ask` puts them."""
         if len(self.by_prompt) != len(prompts):
             raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
+        announce(self)
 
     def __iter__(self) -> Iterator[PendingGroup]:
         return iter(self.by_prompt.values())
@@ -121,6 +123,24 @@ class PendingGroups:
         """(prompt id and sample, start, end) of every question that was not answered at once; of one still open the end is now."""
         now = time.perf_counter()
         return [(name, call.start, call.end or now) for name, call in self.asked.items()]
+
+    @property
+    def answered(self) -> int:
+        """Rollouts; their outcomes and verdicts are counted by verifier and judge."""
+        return sum(len(pending.entries) for pending in self)
+
+    def waits(self) -> list[str]:
+        """Rollouts without an outcome or a verdict, in the order in which they are waited for."""
+        now, out = time.perf_counter(), list[str]()
+        for pending in self:
+            for rollout, outcome, verdict in list(pending.entries):
+                name = f"of {rollout.prompt_id} sample {rollout.sample}"
+                if not outcome.done():
+                    out.append(f"the outcome {name}")
+                elif not verdict.done():
+                    call = self.asked.get(f"{rollout.prompt_id} {rollout.sample}")
+                    out.append(f"the verdict {name}, {'not asked yet' if call is None else f'asked {now - call.start:.0f} s ago'}")
+        return out
 
     def sampled(self) -> PendingGroups:
         """Every rollout has been added: the deadline runs from now."""

@@ -58,7 +58,7 @@ def choose(checkpoints: Sequence[Checkpoint], distance: float) -> Checkpoint:
     Example, distance 0.01: F1 0.70, 0.815, 0.82 after steps 10, 20, 30 → step 20.
     """
     if not checkpoints:
-        raise ValueError("no checkpoint to choose from; export some")
+        raise ValueError("no checkpoint to choose from; keep some (run.save)")
     if distance < 0:
         raise ValueError(f"--distance {distance} would exclude the best itself; use 0 or more")
     best = max(checkpoint.f1 for checkpoint in checkpoints)
@@ -92,7 +92,10 @@ def main(arguments: Arguments) -> Checkpoint:
     """Table on the console and `selection.json` in `out`; returns the chosen checkpoint."""
     folders = sorted((arguments.run / "policy").glob("step-??????"))
     if not folders:
-        raise ValueError(f"{arguments.run} holds no policy/step-NNNNNN; name a run that has exported")
+        raise ValueError(
+            f"{arguments.run} holds no policy/step-NNNNNN; export its checkpoints: "
+            f"python -m soundrl.engine.tools.export write {arguments.run}"
+        )
     checkpoints = [measure(arguments, folder) for folder in folders]
     chosen = choose(checkpoints, arguments.distance)
     rows = [

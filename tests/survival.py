@@ -1,4 +1,4 @@
-"""Two runs compared, one of which was interrupted: everything but times, memory and where a rollout was sampled must be equal to the bit."""
+"""Two runs compared, one of which was interrupted: all but times, memory and where a rollout was sampled must be equal to the bit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from conftest import start
 from soundrl.engine.files.run_reader import RunReader
 
 OF_TIME = ("time/", "memory/", "genrm/overlap", "genrm/latency")
+OF_PROCESS = tuple(
+    f"genrm/{name}" for name in ("requests", "deduplicated", "hedges", "ejections", "alive", "retries", "critique_tokens", "unknown_")
+)
+"""How a judge was asked, since this process began"""
 SMALL = (
     *("--model.path", "starts/policy", "--warm-start.steps", 0, "--rollout.engine", "torch", "--data.test-rows", 8),
     *("--run.eval-sampling", 1, 1.0, 1.0, "--run.eval-every", 2, "--rollout.prompts", 8, "--optim.minibatch-prompts", 4),
@@ -34,7 +38,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not k.startswith(OF_TIME)} for row in RunReader(folder).metrics()]
+    return [{k: v for k, v in row.items() if not k.startswith((*OF_TIME, *OF_PROCESS))} for row in RunReader(folder).metrics()]
 
 
 def rollouts(folder: Path) -> dict[tuple, str]:
@@ -64,7 +68,8 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The first difference by name."""
     assert [row["step"] for row in one["metrics"]] == [row["step"] for row in other["metrics"]]
     for a, b in zip(one["metrics"], other["metrics"], strict=True):
-        assert a == b, {name: (a.get(name), b.get(name)) for name in a.keys() | b.keys() if a.get(name) != b.get(name)} | {"step": a["step"]}
+        differ = {name: (a.get(name), b.get(name)) for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
+        assert not differ, (a["step"], differ)
     assert one["rollouts"].keys() == other["rollouts"].keys()
     differ = [key for key, digest in one["rollouts"].items() if digest != other["rollouts"][key]]
     assert not differ, (len(differ), differ[:3])

@@ -186,6 +186,27 @@ def test_plots_are_drawn_from_the_rows_alone(written, tmp_path):
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
 
 
+def test_what_a_checkpoint_costs(tmp_path):
+    command = [
+        "bench/checkpoint.py",
+        "--layers",
+        "1",
+        "--hidden",
+        "64",
+        "--tokens",
+        "64",
+        "--rounds",
+        "1",
+        "--out",
+        str(tmp_path / "row.jsonl"),
+    ]
+    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
+    row = json.loads((tmp_path / "row.jsonl").read_text())
+    assert row["bytes"] >= 12 * row["parameters"] and row["stamp"]["device"]
+    assert 0 < row["blocked_seconds"] < row["written_seconds"] and row["dcp_seconds"] > 0
+    assert row["predicted_7b_8_gpus"]["gigabytes_a_rank"] == 11.4
+
+
 def test_the_host_work_of_a_step_runs_at_small_shapes(tmp_path):
     """Each stage checks what it has made; the figures themselves are the machine's."""
     command = ["bench/step_host.py", "--rollouts", "64", "--tokens", "40", "--rounds", "1", "--out", str(tmp_path / "rows.jsonl")]

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import tyro
 from conftest import ROOT, start
+from test_checkpoint import written
 from test_memory_plan import QWEN_7B
 from tiny import write_tiny
 from transformers import AutoConfig
@@ -79,6 +80,7 @@ def place(tmp_path_factory):
     run.log(12, {"reward/mean": 0.5})
     run.save_trace(phases.drain())
     run.close()
+    written(run.path / "checkpoints", 40)
     RANK.home, RANK.folder = before
     return folder
 
@@ -200,7 +202,7 @@ RULES: list[tuple[str, Proof]] = [
     (r"make ", expands),
     (r"(\S*python|torchrun) (.* )?engine/train\.py (.* )?--help$", says_its_help),
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
-    (r"python -m soundrl\.engine\.(files\.run_reader|tools\.trace) ", as_it_stands),
+    (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
     (r"\S*python -m soundrl\.(genrm\.(serve|evaluate|selection|critic_data)|engine\.tools\.convert) ", reads_its_arguments),
     (r"python -m pytest ", has_its_files),
     (r"python -m pip (install|wheel) ", is_packaged),

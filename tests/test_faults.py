@@ -17,20 +17,29 @@ from transformers import AutoConfig
 
 from soundrl.engine.config import Config, Run
 from soundrl.engine.files.run_folder import RunFolder, locked
-from soundrl.engine.files.whole import whole
 from soundrl.engine.files.run_reader import RunReader
+from soundrl.engine.files.whole import whole
 from soundrl.engine.launch import last_words
-from soundrl.engine.launch.last_words import RANK, UserError, explained, kept, one_line, undone, without
+from soundrl.engine.launch.last_words import RANK, RESTART, ComeAgain, PlannedStop, Rank, UserError, explained, undone
 from soundrl.engine.launch.launch import parse_arguments, users_mistakes
 from soundrl.engine.launch.launcher import Child, report
+from soundrl.engine.launch.words import kept, one_line
 
 HOST = socket.gethostname()
 ONE, ZERO = f"error: [rank 1, {HOST}] ", f"error: [rank 0, {HOST}] "
 IN = " in step 3, train"
 
 
+def checkpoint(folder: Path, step: int) -> Path:
+    """A whole one, as far as `kept` looks."""
+    path = folder / "checkpoints" / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text("{}")
+    return path
+
+
 def faulty(folder: Path, fault: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "arith" / "policy" / "step-000002").mkdir(parents=True)
+    checkpoint(folder / "arith", 2)
     command = [sys.executable, "tests/workers/faulty.py", "--run.folder", str(folder)]
     return start(command, timeout=1200, FAULT=fault, NPROC="2", **environment)
 
@@ -62,7 +71,8 @@ def test_the_failing_ranks_own_words_come_last(fault, tmp_path):
     last = done.stderr.splitlines(keepends=True)[-1]
     assert last.startswith(begins) and holds in last, done.stderr
     if holds == "kept: ":
-        assert f"kept: {tmp_path}/arith/policy/step-000002, start from it: python tests/workers/faulty.py --run.folder" in last
+        goes_on = "the same command goes on: python tests/workers/faulty.py --run.folder"
+        assert f"kept: {tmp_path}/arith/checkpoints/step-000002; {goes_on}" in last
     assert done.stderr.count("Traceback") == bool(before) and before in done.stderr
     assert done.stderr.count("error: ") == 1 and "GLHF" not in done.stderr and "SignalException" not in done.stderr
     if "error-rank" in holds:
@@ -81,7 +91,7 @@ def test_where_all_lost_each_other_one_line_says_so(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
 def test_a_signal_to_the_launcher_ends_all_in_one_line(number, status, tmp_path):
-    (tmp_path / "arith" / "policy" / "step-000002").mkdir(parents=True)
+    checkpoint(tmp_path / "arith", 2)
     command = [sys.executable, "tests/workers/faulty.py", "--run.folder", str(tmp_path)]
     away = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment = away | QUIET | {"NPROC": "2", "WAIT": "1"}
@@ -97,7 +107,7 @@ def test_a_signal_to_the_launcher_ends_all_in_one_line(number, status, tmp_path)
     else:
         key = " (Ctrl-C)" if number == signal.SIGINT else ""
         (line,) = said.splitlines()
-        assert line.startswith(f"stopped by {number.name}{key}{IN}; kept: {tmp_path}/arith/policy/step-000002, start from it: python ")
+        assert line.startswith(f"stopped by {number.name}{key}{IN}; kept: {tmp_path}/arith/checkpoints/step-000002; the same command ")
     end = time.monotonic() + PATIENCE  # it closes its files a moment before it has gone
     while left := [pid for pid in pids if running(pid)]:
         assert time.monotonic() < end, f"{left} run on"
@@ -160,7 +170,7 @@ def test_the_main_job_names_the_rank_the_step_and_the_phase(tmp_path):
     assert done.returncode == 1 and "step    1/2" in done.stdout, done.stdout[-1000:] + done.stderr[-3000:]
     last = done.stderr.splitlines()[-1]
     assert last.startswith(ONE + "RuntimeError: a fault of the test in step 2, train (traceback in "), done.stderr[-3000:]
-    assert f"kept: {tmp_path}/arith/policy/step-000000, start from it: " in last
+    assert f"; kept: {tmp_path}/arith/checkpoints/step-000000; the same command goes on: python tests/workers/broken_train.py arith" in last
     assert "GLHF" not in done.stderr and done.stderr.count("Traceback") == 1
     assert "in broken" in (tmp_path / "arith" / "error-rank1.txt").read_text()
     run = RunReader(tmp_path / "arith")
@@ -172,7 +182,7 @@ def test_a_run_goes_on_from_its_own_export_under_the_same_name(torchrun, tmp_pat
     small = ["arith", "--run.steps", "1", "--rollout.engine", "torch", "--rollout.prompts", "4", "--optim.minibatch-prompts", "4"]
     small += ["--rollout.samples", "2", "--data.test", "--run.folder", str(tmp_path), "--warm-start.steps"]
     export = tmp_path / "arith" / "policy" / "step-000001"
-    again = [*small, "0", "--model.path", str(export)]
+    again = [*small, "0", "--model.path", str(export), "--run.no-resume"]
     said = torchrun("runs", 2, runs=[[*small, "1"], [*again, "--data.test", "missing.jsonl"], again])
     assert said[0] is None and "missing.jsonl" in said[1] and said[2] is None
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("arith")) == ["arith", "arith.1"]
@@ -236,7 +246,9 @@ def test_two_runs_never_write_to_one_folder(tmp_path):
         begun(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "metrics.jsonl").exists()
     first.close()
-    begun(tmp_path).close()  # inverse: it has ended
+    begun(tmp_path).close()  # inverse: it has ended, and goes on
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    begun(tmp_path, "--run.no-resume").close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "x.1"]
 
 
@@ -331,15 +343,14 @@ def test_a_file_that_cannot_be_read_is_the_users_to_mend():
         assert caught.value is error
 
 
-def test_the_command_that_goes_on_names_each_setting_once(tmp_path, monkeypatch):
-    (tmp_path / "policy" / "step-000010").mkdir(parents=True)
-    (tmp_path / "policy" / "step-000012.part").mkdir()
-    monkeypatch.setattr(sys, "argv", ["engine/train.py", "arith", "--model.path", "old", "--warm-start.steps=5", "--run.name", "two words"])
-    policy = tmp_path / "policy" / "step-000010"
-    command = f"python engine/train.py arith --run.name 'two words' --model.path {policy} --warm-start.steps 0"
-    assert kept(tmp_path) == f"; kept: {policy}, start from it: {command}"
-    assert kept(tmp_path / "none") == "; no policy has been exported yet"
-    assert without(["--a", "1", "--b", "--a"], ["--a"]) == ["--b"]
+def test_the_command_that_goes_on_begins_nothing_anew(tmp_path, monkeypatch):
+    whole = checkpoint(tmp_path, 10)
+    (tmp_path / "checkpoints" / "step-000012").mkdir()  # without its manifest
+    checkpoint(tmp_path, 14).rename(tmp_path / "checkpoints" / "step-000014.part")
+    monkeypatch.setattr(sys, "argv", ["engine/train.py", "arith", "--run.no-resume", "--no-run.resume", "--run.name", "two words"])
+    command = "python engine/train.py arith --run.name 'two words'"
+    assert kept(tmp_path) == f"; kept: {whole}; the same command goes on: {command}"
+    assert kept(tmp_path / "none") == kept(None) == "; nothing was saved yet, the same command begins again"
 
 
 def test_text_of_others_cannot_steer_the_terminal(capsys):
@@ -373,7 +384,10 @@ def ended(rank: int, status: int, *words: str, at: float = 0.0, told: bool = Fal
     return child
 
 
+AGAIN = ("again", "the judge has gone; kept: x", "")
+PLANNED = ("stop", "stopped after step 3: saved", "")
 LOST = ("lost", "lost the connection to another rank: closed in step 3, train", "")
+NOTHING = "nothing was saved yet, the same command begins again"
 REPORTS = {  # ranks: (status, lines)
     "all went through": ([ended(0, 0, done=True), ended(1, 0, done=True)], 0, []),
     "the same mistake": ([ended(r, 2, "user", "a file", "") for r in range(3)], 2, ["error: a file"]),
@@ -390,14 +404,26 @@ REPORTS = {  # ranks: (status, lines)
     "neighbour first": (
         [ended(0, 1, *LOST, at=1), ended(1, 1, "failed", "KeyError", "Traceback\n", at=2)],
         1,
-        ["Traceback", f"error: [rank 1, {HOST}] KeyError; no policy has been exported yet"],
+        ["Traceback", f"error: [rank 1, {HOST}] KeyError; nothing was saved yet, the same command begins again"],
     ),
+    "a fault that a restart mends": ([ended(r, 75, *AGAIN) for r in (0, 1)], 75, ["error: the judge has gone; kept: x"]),
+    "who hangs is killed by who says so": (
+        [ended(0, -9, at=1), ended(1, 75, *AGAIN, at=2), ended(2, 75, "lost", "", "", at=1)],
+        75,
+        [f"error: [rank 1, {HOST}] the judge has gone; kept: x"],
+    ),
+    "a fault beside it": (
+        [ended(0, 7, "failed", "KeyError", "", at=1), ended(1, 75, *AGAIN, at=2)],
+        7,
+        [f"error: [rank 1, {HOST}] the judge has gone; kept: x", f"error: [rank 0, {HOST}] KeyError; {NOTHING}"],
+    ),
+    "a planned stop": ([ended(r, 0, *PLANNED, done=True) for r in (0, 1)], 0, [PLANNED[1]]),
     "NCCL aborts a neighbour later": (
         [ended(0, -6, at=9), ended(1, 7, at=2)],
         7,
         [
-            f"error: [rank 0, {HOST}] died of SIGABRT in step 3, train; no policy has been exported yet",
-            f"error: [rank 1, {HOST}] ended with status 7 in step 3, train; no policy has been exported yet",
+            f"error: [rank 0, {HOST}] died of SIGABRT in step 3, train; nothing was saved yet, the same command begins again",
+            f"error: [rank 1, {HOST}] ended with status 7 in step 3, train; nothing was saved yet, the same command begins again",
         ],
     ),
 }
@@ -407,3 +433,44 @@ REPORTS = {  # ranks: (status, lines)
 def test_a_report_says_each_fault_once_and_the_first_last(case, capsys):
     children, status, lines = REPORTS[case]
     assert report(children) == status and capsys.readouterr().err.splitlines() == lines
+
+
+STOPPED = f"stopped by SIGTERM in step 3, train; {NOTHING}"
+STOPS = {  # ranks after a SIGTERM to the launcher: (status, line)
+    "saved": ([ended(r, 0, *PLANNED, done=True) for r in (0, 1)], 0, PLANNED[1]),
+    "done before": ([ended(r, 0, done=True) for r in (0, 1)], 0, None),
+    "one has not ended": (
+        [ended(0, 0, *PLANNED, done=True), ended(1, -9, told=True)],
+        143,
+        STOPPED,
+    ),
+    "at once": ([ended(r, 143, "signal", "", "") for r in (0, 1)], 143, STOPPED),
+    "too late": (
+        [ended(0, 143, "signal", "late; ", ""), ended(1, -9, told=True)],
+        143,
+        "late; " + STOPPED,
+    ),
+    "a fault on the way": ([ended(0, 7, "failed", "KeyError", ""), ended(1, 1, *LOST)], 7, f"error: [rank 0, {HOST}] KeyError; {NOTHING}"),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_a_stop_is_one_line(case, capsys):
+    children, status, line = STOPS[case]
+    assert report(children, signal.SIGTERM) == status
+    assert capsys.readouterr().err.splitlines() == [line] * (line is not None)
+
+
+def test_a_fault_that_a_restart_mends_has_a_status_of_its_own():
+    assert explained(ComeAgain("the judge has gone"), RANK) == ("again", RESTART, f"the judge has gone; {NOTHING}")
+    assert RESTART == os.EX_TEMPFAIL and not issubclass(PlannedStop, ValueError)  # no user's mistake, see `users_mistakes`
+
+
+def test_the_grace_counts_from_the_first_signal():
+    rank = Rank()
+    assert rank.left() == float("inf") and not rank.stops
+    rank.grace, rank.stops = 600.0, True
+    rank._ask(signal.SIGTERM)
+    first = rank.asked_at
+    rank._ask(signal.SIGINT)
+    assert rank.asked == signal.SIGTERM and rank.asked_at == first and 0 < rank.left() <= 600

@@ -2,8 +2,8 @@
 
 import pytest
 
+from soundrl.engine.run import due
 from soundrl.engine.timeline import Timeline
-from soundrl.engine.train import due
 from soundrl.engine.view.console import clock, plain_words, shown
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.data.prompt_stream import distinct

@@ -85,10 +85,11 @@ def test_loaded_weights_sample_something_else_and_count(sampler):
 def test_a_token_without_log_probability_is_kept_and_written_as_nan(tmp_path):
     """vLLM says NaN, or None, for a token of probability ~1."""
     engine = VllmSampler.__new__(VllmSampler)
-    engine.version, engine.tokenizer = 3, SimpleNamespace(decode=lambda tokens, **_: "t")
+    engine.version, engine.poisoned, engine.tokenizer = 3, False, SimpleNamespace(decode=lambda tokens, **_: "t")
     said = SimpleNamespace(token_ids=[5, 6, 7], logprobs=SimpleNamespace(logprobs=[None, math.nan, -math.inf]), finish_reason="stop")
     rollout = engine._rollout(requests(1)[0], said)
     assert len(rollout.logprobs) == 3 and not any(map(math.isfinite, rollout.logprobs))
+    assert engine.poisoned  # the next sync clears the memory of keys and values
     with RolloutWriter(tmp_path / "rank-0.arrows") as file:
         file.add([Group(prompt=Prompt(id="p", text="p", answer="a"), rollouts=[rollout], outcomes=[Outcome.CORRECT], verdicts=[None])])
     (row,) = read_file(tmp_path / "rank-0.arrows")[0].to_pylist()
@@ -99,12 +100,12 @@ def test_a_token_without_log_probability_is_kept_and_written_as_nan(tmp_path):
 class Engine:
     """Says what it is asked, and answers each request with as many tokens as `lengths` says."""
 
-    slots = 2
+    slots, version = 2, 1
 
     def __init__(self, lengths: dict[str, int]) -> None:
         self.lengths, self.asked = lengths, list[tuple[str, int]]()
 
-    def generate(self, requests):
+    def generate(self, requests, leaving):
         self.asked += [(request.prompt_id, request.sample) for request in requests]
         for request in requests:
             own = self.lengths[request.prompt_id]
@@ -135,7 +136,9 @@ def sampling(rank: int, ranks: int, shared: int, lengths: dict[str, int], sample
     rollout = dataclasses.replace(config.rollout, tensor_parallel=shared, samples=samples)
     config = dataclasses.replace(config, rollout=rollout, run=dataclasses.replace(config.run, eval_sampling=(samples, 1.0, 1.0)))
     of = SimpleNamespace(rank=rank, size=ranks, sum=lambda values: values)
-    return engine, Rollouts(TASK, engine, lambda p: np.ones(len(p.text)), config, of)  # type: ignore[arg-type]
+    nothing = dict.fromkeys(("add", "flush", "lacks"), lambda *given: None)
+    underway = SimpleNamespace(ranks=of, begin=lambda *given: {}, **nothing)
+    return engine, Rollouts(TASK, engine, lambda p: np.ones(len(p.text)), config, underway)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("ranks", "shared"), [(1, 1), (2, 1), (3, 1), (4, 2)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_judge import MODEL, Handler, Server, find_flaw
+from survival import assert_equal, everything, job, rollouts, said
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.files.run_reader import RunReader
@@ -52,7 +53,8 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert {row["advantage"] for row in evaluated} == {None}  # its groups are parts, on either rank
     right = [row["outcome"] == "correct" for row in evaluated if row["set"] == "arith-test"]
     assert sum(right) / len(right) == metrics(folder)[-1]["eval/arith-test/accuracy"]
-    assert sorted(p.name for p in (folder / "policy").iterdir()) == ["step-000002", "step-000003"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    assert [p.name for p in (folder / "policy").iterdir()] == ["step-000003"]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy" / "step-000003")
     assert all(torch.isfinite(p).all() for p in model.parameters())
     for words in ("step    3/3", "ETA 0:00", "right final answers", "reached by flawed steps", "before", "after", "seconds in all"):
@@ -163,24 +165,34 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
         assert r["reward"] == {"flawed": 0.0, "unknown": 1.0, None: -1.0}[kind]
 
 
-def test_a_run_whose_judges_die_for_good_ends_with_one_line(train, tmp_path):
-    def script(handler: Handler, number: int) -> None:
-        if number == 4:
+def test_a_run_whose_judges_die_keeps_its_state_and_goes_on_when_they_are_back(tmp_path, monkeypatch):
+    """The wait ends in the middle of a step; nothing that was sampled or judged is lost."""
+    monkeypatch.setattr("fake_judge.FLAW", "7")
+
+    def dying(handler: Handler, number: int) -> None:
+        if number == 50:
             server.kill()
         else:
             find_flaw(handler, number)
 
-    server = Server(script)
-    judge = ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.deadline", 2, 4)
-    small = (*START, "--rollout.engine", "torch", "--data.test", "--run.steps", 3)
-    done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
-    assert len(server.bodies) > 4  # witness: it was asked, and died
-    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-4000:]
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith("error: step 1: no judge answers, and "), done.stderr[-3000:]
-    assert "Traceback" not in done.stdout + done.stderr
-    # What was done until then is kept: the policy too, though no export was due.
-    assert (tmp_path / "arith" / "policy" / "step-000001" / "model.safetensors").exists()
-    rollouts = RunReader(tmp_path / "arith").rollouts(1)
-    assert {r["verdict"]["kind"] for r in rollouts if r["outcome"] == "correct"} >= {"unknown"}
-    assert [row["step"] for row in metrics(tmp_path / "arith") if "loss/policy" in row] == [1]
+    def judged(server: Server) -> tuple:
+        return ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.deadline", 4, 60)
+
+    server = Server(dying)
+    first = job(tmp_path, *judged(server))
+    assert len(server.bodies) > 50  # witness: it was asked, and died
+    assert first.returncode == 75, said(first)
+    (error,) = (line for line in first.stderr.splitlines() if line.startswith("error: "))
+    assert "no judge answers, in step " in error and "the same command goes on" in error and "Traceback" not in first.stderr, said(first)
+    before, asked = set(rollouts(tmp_path / "arith")), len(server.bodies)
+    server.script = find_flaw
+    again = server.revive()
+    done = job(tmp_path, *judged(again))
+    assert done.returncode == 0, said(done)
+    whole = Server(find_flaw)
+    assert job(tmp_path / "whole", *judged(whole)).returncode == 0
+    assert_equal(everything(tmp_path / "arith"), everything(tmp_path / "whole" / "arith"))
+    rows = [row for step in (1, 2, 3) for row in RunReader(tmp_path / "arith").rollouts(step)]
+    assert {row["verdict"]["kind"] for row in rows if row["verdict"]} == {"sound", "flawed"}
+    assert len(again.bodies) + asked <= len(whole.bodies) + 20  # what was judged is not asked again
+    assert before < set(rollouts(tmp_path / "arith"))

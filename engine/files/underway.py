@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -27,9 +28,9 @@ from soundrl.engine.ranks import Ranks
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.pending import done
 from soundrl.fapo.records import Group, Prompt, Rollout, Verdict
+from soundrl.genrm.verdict import UNASKED
 
 BATCH = 16  # rollouts written at once: what a kill may lose of a rank; a batch costs 1 ms
-PASSING = ("unreachable", "closed")  # reasons of verdicts that say something of this moment alone: asked again
 Key = tuple[str, int]
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,15 @@ class Underway:
         self.folder, self.ranks, self.rank, self.start = folder, ranks, ranks.rank, start
         self.open = False
         """Between the begin of a step and its end; what is judged beside (an evaluation) is not kept"""
+        self.needed = ""
+        """A checkpoint in the middle of the step that begins, whose weights are not those that sampled: all must be here"""
         self.writer: RolloutWriter | None = None
         self.verdicts: IO[str] | None = None
         self.waiting: list[Rollout] = []
         self.told: dict[Key, Verdict] = {}
         """Verdicts that earlier starts have heard, of the step under way"""
         self.lock = threading.Lock()
+        self.fault: OSError | None = None
 
     def begin(self, step: int, version: int, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> dict[Key, Rollout]:
         """The step begins: what is known of its rollouts, of `prompts` (by id: prompt and its tokens) alone, sampled by this `version` of
@@ -79,7 +83,7 @@ class Underway:
         return found
 
     def _hear(self, prompt_id: str, sample: int, verdict: Verdict | None) -> None:
-        if verdict is not None and verdict.reason not in PASSING:
+        if verdict is not None:
             self.told[prompt_id, sample] = verdict
 
     def add(self, rollout: Rollout) -> None:
@@ -88,19 +92,32 @@ class Underway:
         if len(self.waiting) >= BATCH:
             self.flush()
 
-    def flush(self) -> None:
-        if not self.waiting:
-            return
-        if self.writer is None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.writer = RolloutWriter(self.path / f"{self.start}-rank-{self.rank}.arrows").__enter__()
-        self.writer.add([Group(prompt=self.prompts[rollout.prompt_id], rollouts=[rollout]) for rollout in self.waiting])
-        self.writer.file.flush()
-        self.waiting = []
+    def flush(self, sync: bool = False) -> None:
+        """Write what waits; `sync`: a checkpoint that is written now will need it."""
+        if self.waiting:
+            if self.writer is None:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.writer = RolloutWriter(self.path / f"{self.start}-rank-{self.rank}.arrows").__enter__()
+            self.writer.add([Group(prompt=self.prompts[rollout.prompt_id], rollouts=[rollout]) for rollout in self.waiting])
+            self.writer.file.flush()
+            self.waiting = []
+        if self.writer is not None and sync:
+            os.fsync(self.writer.file.fileno())
+        if self.fault is not None:
+            raise self.fault
+
+    def lacks(self, missing: int) -> None:
+        """ValueError where so many rollouts of the step that begins are missing, and must not be."""
+        needed, self.needed = self.needed, ""
+        if needed and missing:
+            raise ValueError(
+                f"{needed} goes on in the middle of a step, but {missing} rollouts of it are missing in {self.path}; restore them, or "
+                "remove that checkpoint, and the run goes on from the one before"
+            )
 
     def judged(self, rollout: Rollout, verdict: Verdict) -> None:
         """From any thread."""
-        if not self.open or verdict.reason in PASSING:
+        if not self.open or verdict.reason in UNASKED:  # says something of this moment alone: asked again
             return
         row = {
             "prompt_id": rollout.prompt_id,
@@ -109,15 +126,19 @@ class Underway:
             "step": verdict.step,
             "reason": verdict.reason,
         }
-        with self.lock:
-            if self.verdicts is None:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self.verdicts = (self.path / f"{self.start}-rank-{self.rank}.verdicts.jsonl").open("w")
-            self.verdicts.write(json.dumps(row) + "\n")
-            self.verdicts.flush()
+        try:
+            with self.lock:
+                if self.verdicts is None:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    self.verdicts = (self.path / f"{self.start}-rank-{self.rank}.verdicts.jsonl").open("w")
+                self.verdicts.write(json.dumps(row) + "\n")
+                self.verdicts.flush()
+        except OSError as error:  # a full disk: a callback's exception would vanish
+            self.fault = error
 
     def end(self) -> None:
         """The step's rollouts stand under `rollouts/`: rank 0 removes what was kept here."""
+        self.flush()
         self.close()
         if self.rank == 0:
             remove(self.path)

@@ -15,7 +15,6 @@ import math
 import os
 import re
 import select
-import shlex
 import shutil
 import signal
 import socket
@@ -27,12 +26,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from soundrl.engine.launch.words import Heedless, kept, one_line, say, stopped, stopping
+
 LAUNCHER = "SOUNDRL_LAUNCHER"  # descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESTART = 75  # EX_TEMPFAIL: the same command goes on
 LONGEST_TRACEBACK = 20_000  # characters of a message; the whole stands in a file
 PATIENCE = 5.0  # seconds that torchrun has to end a rank whose neighbour failed
 ONE_SIGNAL = 2.0  # seconds in which what comes is the first signal once more: srun and torchrun both hand it on
+STEP = re.compile(r"^step \d+")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NEIGHBOUR = re.compile(  # how gloo, NCCL and the store say that another rank has gone
     r"Connection (closed|reset) by peer|Application timeout caused pair closure|Broken pipe|remote process exited|ncclRemoteError|"
@@ -65,8 +67,12 @@ class Rank:
         """The first signal that came, or that the launcher handed on: the run saves and raises `PlannedStop`, within `left()`."""
         self.asked_at = 0.0  # time.monotonic()
         self.grace = 25.0  # seconds from the first signal to the end, `run.grace`
-        self.beaten = time.monotonic()
-        self._stops = False
+        self.beaten = self.since = time.monotonic()  # of the last beat, and of the phase
+        self.ended: set[str] = set()
+        """Phases that have been gone through, see `phase`"""
+        self.bereft: Callable[[], bool] = lambda: False
+        """Whether a rank has gone, see `hang`"""
+        self._stops, self._speaker = False, threading.RLock()
         self.launcher: socket.socket | None = None
         self.parent = os.getppid()
 
@@ -100,10 +106,23 @@ class Rank:
             self.launcher.send(json.dumps({name: value, "where": self.where}).encode())
         return True
 
+    @property
+    def phase(self) -> str:
+        """`where` without the step's number."""
+        return STEP.sub("step", self.where)
+
     def enter(self, phase: str) -> None:
+        if not phase.startswith(f"{self.where}, "):
+            self.ended.add(self.phase)
         self.where = phase
         self.beat()
+        self.since = self.beaten
         self.tell("where", phase)
+
+    def claim_end(self) -> None:
+        """From here on this thread alone says what we end of; another one waits for the end."""
+        if not self._speaker.acquire(blocking=False):
+            threading.Event().wait()
 
     def end(self, status: int) -> None:
         """At once: interpreter shutdown would wait for collectives of ranks that have not failed."""
@@ -125,6 +144,7 @@ class Rank:
         if LAUNCHER in os.environ:
             self.launcher = socket.socket(fileno=int(os.environ.pop(LAUNCHER)))
             os.set_inheritable(self.launcher.fileno(), False)
+        sys.stdout, sys.stderr = Heedless(sys.stdout), Heedless(sys.stderr)
         caught, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         catch(lambda *_: None)
         signal.set_wakeup_fd(wake)
@@ -162,7 +182,8 @@ class Rank:
             self._stop(number)
 
     def _ask(self, number: signal.Signals) -> None:
-        if not self.stops:
+        # torchrun ends ranks by SIGTERM where another one has failed: that is no news, and nothing can be saved then.
+        if not self.stops or (self.launcher is None and number == signal.SIGTERM and self.bereft()):
             self._stop(number)
         if self.asked is None:
             self.asked_at, self.asked = time.monotonic(), number
@@ -171,7 +192,7 @@ class Rank:
 
     def _stop(self, number: signal.Signals, why: str = "") -> None:
         """At once."""
-        # torchrun ends ranks by SIGTERM where another one has failed: that is no news.
+        self.claim_end()
         if not self.tell("words", ["signal", why, ""]) and (why or number != signal.SIGTERM) and self.number == 0:
             say(why + stopped(number, self))
         self.end(128 + number)
@@ -182,6 +203,7 @@ class Rank:
         try:
             yield
         except PlannedStop as stop:
+            self.claim_end()
             if not self.tell("words", ["stop", str(stop), ""]) and self.number == 0:
                 say(str(stop))
             self.tell("done", True)
@@ -201,7 +223,13 @@ class Rank:
             at += self._written(trace)
         if kind == "lost" and self.launcher is None:
             threading.Event().wait(PATIENCE)  # torchrun ends us meanwhile, unless the rank that failed is on another machine
-        words, trace = one_line(text) + at, trace[-LONGEST_TRACEBACK:] if kind == "failed" else ""
+        if kind == "again" and self.number and self.launcher is None:
+            self.end(status)  # the first rank says it for all
+        self.last(kind, one_line(text) + at, trace[-LONGEST_TRACEBACK:] if kind == "failed" else "", status)
+
+    def last(self, kind: str, words: str, trace: str, status: int) -> None:
+        """The last words, by the launcher where there is one, and the end."""
+        self.claim_end()
         if not self.tell("words", [kind, words, trace]):
             say(f"{trace}error: {self.name} {words}")
             if kind != "lost" and "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's own report, which comes last, quotes it
@@ -222,13 +250,6 @@ class Rank:
 
 
 RANK = Rank()
-
-
-def say(text: str) -> None:
-    """On standard error, to whoever still reads it: a terminal that was closed must not keep a rank from its end."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(text + "\n")  # in one piece: ranks end at the same moment
-        sys.stderr.flush()
 
 
 def catch(handler: Callable[..., None]) -> None:
@@ -293,38 +314,3 @@ def foreign(error: BaseException) -> bool:
     cause = error.__cause__
     frames = traceback.extract_tb(cause.__traceback__) if cause is not None else []
     return bool(frames) and ("site-packages" in frames[-1].filename or "dist-packages" in frames[-1].filename)
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and control characters, which would be obeyed by a terminal.
-
-    >>> one_line("two\\n  lines \\x1b[31m")
-    'two lines \\\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
-
-
-def stopping(number: signal.Signals, grace: float) -> str:
-    return (
-        f"stopping by {number.name}{' (Ctrl-C)' if number == signal.SIGINT else ''}: saves within {grace:g} s; a second signal ends at once"
-    )
-
-
-def stopped(number: signal.Signals, rank: Any) -> str:
-    """What is said of a stop that has not saved; `rank`, or the launcher's `Child`, tells where the run was."""
-    key = " (Ctrl-C)" if number == signal.SIGINT else ""
-    return f"stopped by {number.name}{key} in {rank.where}{kept(rank.folder)}"
-
-
-def kept(folder: Path | str | None) -> str:
-    """`; kept: runs/x/checkpoints/step-000040; the same command goes on: python engine/train.py …`, by what stands in a run's folder."""
-    saved = sorted(Path(folder).glob("checkpoints/step-*[0-9]/manifest.json")) if folder is not None else []
-    if not saved:
-        return "; nothing was saved yet, the same command begins again"
-    return f"; kept: {saved[-1].parent}; the same command goes on: {command()}"
-
-
-def command() -> str:
-    """This run's command line, without what would begin anew."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--run.no-resume", "--no-run.resume")]
-    return one_line(shlex.join(["python", sys.argv[0], *arguments]))

@@ -3,13 +3,15 @@
 python -m soundrl.engine.tools.export list runs/fapo-7b
 python -m soundrl.engine.tools.export check runs/fapo-7b/checkpoints/step-000040
 python -m soundrl.engine.tools.export write runs/fapo-7b/checkpoints/step-000040 models/fapo --dtype bfloat16
+python -m soundrl.engine.tools.export write runs/fapo-7b         # every checkpoint, to policy/, where it is not yet
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +20,6 @@ import tyro
 from torch import Tensor
 
 from soundrl.engine.files.checkpoint import WEIGHTS, CheckpointError, Rows, checkpoints, faults, place_of, read_manifest, read_state
-from soundrl.engine.files.model_folder import read_json
 from soundrl.engine.files.tensor_file import Layout, write_bytes, write_tensors
 from soundrl.engine.files.whole import whole
 
@@ -28,36 +29,36 @@ Positional = Annotated[Path, tyro.conf.Positional]
 
 
 def export(checkpoint: Path, target: Path, dtype: Dtype = "float32") -> None:
-    """Write the policy of a whole `checkpoint` to `target`, a folder that transformers and vLLM load. One tensor is in memory at a time.
-    Written beside and renamed at once, so that `target` is never half written. OSError where the disk is full."""
-    kind = getattr(torch, dtype)
-    with Rows(checkpoint, WEIGHTS) as rows, whole(target) as beside:
-        beside.mkdir(parents=True)
-        for file in sorted((checkpoint / "model").rglob("*")):
-            if file.is_file() and file.name != "config.json":
-                write_bytes(beside / file.relative_to(checkpoint / "model"), file.read_bytes())
-        config = read_json(checkpoint / "model" / "config.json") | {"dtype": dtype}
-        write_bytes(beside / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        shards = list(split({name: Layout(kind, rows.shape(name)) for name in rows.pieces}))
-        names = (
-            ["model.safetensors"]
-            if len(shards) == 1
-            else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        )
-        for name, layouts in zip(names, shards, strict=True):
-            write_tensors(beside / name, layouts, (cast(rows, tensor, kind) for tensor in layouts), {"format": "pt"})
-        if len(shards) > 1:
-            where = {tensor: name for name, layouts in zip(names, shards, strict=True) for tensor in layouts}
-            total = sum(layout.size for layouts in shards for layout in layouts.values())
-            index = {"metadata": {"total_size": total}, "weight_map": where}
+    """Write the policy of a whole `checkpoint` to `target`, a folder that transformers and vLLM load."""
+    model, kind = checkpoint / "model", getattr(torch, dtype)
+    files = {str(file.relative_to(model)): file.read_bytes() for file in sorted(model.rglob("*")) if file.is_file()}
+    with Rows(checkpoint, WEIGHTS) as rows:
+        layouts = {name: Layout(kind, rows.shape(name)) for name in rows.pieces}
+        write_folder(target, files, layouts, (rows.whole(name).to(kind) for name in layouts))
+
+
+def write_folder(target: Path, files: Mapping[str, bytes], layouts: Mapping[str, Layout], tensors: Iterable[Tensor]) -> None:
+    """A Hugging Face folder: `files` by name, config.json among them, and `tensors` in the order and types of `layouts`, of which one is
+    in memory at a time. Written beside and renamed at once, so that `target` is never half written. OSError where the disk is full."""
+    tensors = iter(tensors)
+    dtype = str(next(iter(layouts.values())).dtype).removeprefix("torch.")
+    with whole(target) as beside:
+        for name, content in files.items():
+            if name == "config.json":
+                content = (json.dumps(json.loads(content) | {"dtype": dtype}, indent=2) + "\n").encode()
+            write_bytes(beside / name, content)
+        shards = list(split(layouts))
+        last = len(shards)
+        names = ["model.safetensors"] if last == 1 else [f"model-{i + 1:05d}-of-{last:05d}.safetensors" for i in range(last)]
+        for name, part in zip(names, shards, strict=True):
+            write_tensors(beside / name, part, islice(tensors, len(part)), {"format": "pt"})
+        if last > 1:
+            where = {tensor: name for name, part in zip(names, shards, strict=True) for tensor in part}
+            index = {"metadata": {"total_size": sum(layout.size for layout in layouts.values())}, "weight_map": where}
             write_bytes(beside / "model.safetensors.index.json", (json.dumps(index, indent=2) + "\n").encode())
 
 
-def cast(rows: Rows, name: str, dtype: torch.dtype) -> Tensor:
-    return rows.whole(name).to(dtype)
-
-
-def split(layouts: dict[str, Layout], limit: int = SHARD) -> Iterator[dict[str, Layout]]:
+def split(layouts: Mapping[str, Layout], limit: int = SHARD) -> Iterator[dict[str, Layout]]:
     """Consecutive tensors of at most `limit` bytes together, one at least."""
     part, size = dict[str, Layout](), 0
     for name, layout in layouts.items():
@@ -92,7 +93,7 @@ def shown(folder: Path) -> Iterator[str]:
         ranks = sum(name.startswith(WEIGHTS) for name in seals)
         size = sum(seal.size for seal in seals.values()) / 2**30
         more = f", {place.within} optimizer steps of the next one" if place.within else ""
-        yield f"{path}: {state['trainer']['updates']} updates{more}, written by {ranks} ranks, {size:.2f} GiB, seen on {state['written']}"
+        yield f"{path}: {state['trainer']['updates']} updates{more}, written by {ranks} ranks, {size:.2f} GiB, saved {state['written']}"
 
 
 def main(
@@ -102,19 +103,25 @@ def main(
     /,
     dtype: Dtype = "bfloat16",
 ) -> None:
-    """`list RUN`, `check CHECKPOINT`, or `write CHECKPOINT TARGET [--dtype float32]`."""
+    """`list RUN`, `check CHECKPOINT`, `write CHECKPOINT TARGET [--dtype float32]`; of a RUN `check` and `write` take every checkpoint."""
     try:
         if what == "list":
             print("\n".join(shown(folder)))
             return
-        check(folder)
-        if what == "check":
-            print(f"{folder} is whole: every byte is as it was written")
-            return
-        if target == Path() or target.exists():
-            raise ValueError(f"the target {target} {'is missing' if target == Path() else 'exists'}; name a new folder")
-        export(folder, target, dtype)
-        print(f"{target}: {dtype}, from {folder}")
+        of_run = (folder / "checkpoints").is_dir()
+        for path in checkpoints(folder / "checkpoints") if of_run else [folder]:
+            check(path)
+            if what == "check":
+                print(f"{path} is whole: every byte is as it was written")
+                continue
+            into = folder / "policy" / path.name if of_run else target
+            if into.exists() and of_run:
+                continue
+            if into == Path() or into.exists():
+                raise ValueError(f"the target {into} {'is missing' if into == Path() else 'exists'}; name a new folder")
+            into.parent.mkdir(parents=True, exist_ok=True)
+            export(path, into, dtype)
+            print(f"{into}: {dtype}, from {path}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -25,6 +25,7 @@ from collections import Counter
 from concurrent.futures import Future
 
 from soundrl.fapo.verify.worker import MAX_MESSAGE
+from soundrl.fapo.waiting import announce
 
 _END_SECONDS = 10.0
 _TICK = 0.001  # CPU seconds: less is no progress
@@ -51,6 +52,8 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.closed = False
         """True = what is started is ended at once."""
+        self.since = 0.0
+        """When its comparison began (`time.monotonic`); 0: it has none."""
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -110,6 +113,16 @@ class _Worker:
                     raise OSError(f"process {process.pid} has ended (exit status {process.wait()})")
                 return json.loads(message)
 
+    def waits(self) -> list[str]:
+        """Its comparison under way, if any."""
+        since, process = self.since, self.process
+        if not since or process is None:
+            return []
+        used = "that has gone"
+        with contextlib.suppress(OSError):
+            used = f"of {cpu_seconds(self._fork):.2f} CPU seconds"
+        return [f"verifier process {self._fork} {used}, with one comparison for {time.monotonic() - since:.0f} s"]
+
     def interrupt(self) -> None:
         """Ends the fork, also one that is stopped; the process too, where it has none yet."""
         for signum in (signal.SIGTERM, signal.SIGCONT):
@@ -154,6 +167,8 @@ class WorkerPool:
         self.counts: Counter[str] = Counter()
         """Comparisons that ended a process, by result: `cpu`, `gold/cpu`, `memory`, `crash`, `killed`, `stuck` (see `submit`)."""
         self.workers = [_Worker(memory_limit, stall_limit) for _ in range(workers)]
+        self.answered = 0
+        """Comparisons that have ended, in whatever way."""
         self._owner = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[str, str, float, Future[str]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -161,6 +176,12 @@ class WorkerPool:
         self._threads = [threading.Thread(target=self._serve, args=[worker], name="verifier", daemon=True) for worker in self.workers]
         for thread in self._threads:
             thread.start()
+        announce(self)
+
+    def waits(self) -> list[str]:
+        """Comparisons under way, and how many wait for a process."""
+        queued = self._jobs.qsize()
+        return [line for worker in self.workers for line in worker.waits()] + ([f"queued comparisons: {queued}"] if queued else [])
 
     def submit(self, gold: str, answer: str, *, checks_gold: bool = False) -> Future[str]:
         """Queues a pair; `checks_gold` allows the whole of it what a reference may take. The result is one of
@@ -198,7 +219,7 @@ class WorkerPool:
     def _serve(self, worker: _Worker) -> None:
         while job := self._jobs.get():
             gold, answer, limit, future = job
-            result = "killed"
+            result, worker.since = "killed", time.monotonic()
             for _ in range(2):
                 if self._closed:
                     break
@@ -214,6 +235,7 @@ class WorkerPool:
                     break
                 if result in ("killed", "stuck") and not self._closed:
                     logger.warning("a verifier process was %s: %s", result, why)
+            worker.since, self.answered = 0.0, self.answered + 1
             if self._closed and result in ("killed", "stuck", "crash"):
                 future.set_exception(RuntimeError("the verifier was closed"))
             else:

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from soundrl.fapo.records import Prompt, Rollout, Verdict
+from soundrl.fapo.waiting import announce
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import critique_messages, split_paragraphs
@@ -114,6 +115,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="genrm-judge", daemon=True)
         self._thread.start()
+        announce(self)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -164,6 +166,16 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         for name, share in (("latency_p50", 0.5), ("latency_p99", 0.99)):
             stats[name] = latencies[round(share * (len(latencies) - 1))] if latencies else 0.0
         return stats | self.pool.stats()
+
+    @property
+    def answered(self) -> int:
+        """Questions that have their verdict, whichever; and trials of a worker that is left out: such a wait has an end of its own."""
+        with self._lock:
+            return self._counts["sound"] + self._counts["flawed"] + sum(self._unknown.values()) + self.pool.counts["probes"]
+
+    def waits(self) -> list[str]:
+        """Requests under way at each worker, and how many questions wait for a place."""
+        return self.pool.waits()
 
     def metrics(self) -> dict[str, float]:
         """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred."""

@@ -77,7 +77,7 @@ class ScorerPool:
         self.attempts = attempts
         self.gone_after = GONE_SECONDS if gone_after is None else gone_after
         self.counts: Counter[str] = Counter()
-        """`requests`, `hedges`, `ejections`, `returns`."""
+        """`requests`, `hedges`, `ejections`, `returns`, `probes`."""
         self.retries: Counter[str] = Counter()
         """By the reason of the failure before."""
         # Its own generator: the jitter of retries must not move the run's random numbers.
@@ -119,6 +119,12 @@ class ScorerPool:
         counts = {name: self.counts[name] for name in ("requests", "hedges", "ejections", "returns")}
         alive, workers = sum(not w.ejected for w in self.workers), [(w.requests, w.outstanding) for w in self.workers]
         return counts | {"retries": dict(self.retries), "alive": alive, "workers": workers}
+
+    def waits(self) -> list[str]:
+        """Workers that have requests or are left out, and how many questions are queued. From any thread."""
+        said = [(w, f"judge {w.endpoint.url}{' (left out)' * w.ejected}, requests under way: {w.outstanding}") for w in self.workers]
+        queued = sum(not entry[2].done() for entry in self._waiting.copy())
+        return [line for w, line in said if w.outstanding or w.ejected] + ([f"queued questions: {queued}"] if queued else [])
 
     async def forgive(self) -> None:
         """End probes and take every worker in again; no request may be under way."""
@@ -276,6 +282,7 @@ class ScorerPool:
         while True:
             await asyncio.sleep(self._pause(attempt))
             attempt += 1
+            self.counts["probes"] += 1
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
                     await worker.endpoint.probe()

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 from tiny import fixed_samples, known, write_tiny
 
+from soundrl.engine.checkpoints import Checkpoints
 from soundrl.engine.config import Loss, Model, Optim, Rollout
+from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.packing import pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
+from soundrl.engine.tools.export import export
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.weight_sync import WeightSync
 
@@ -43,9 +46,20 @@ def trained(target: Path, kind: str, ranks: Ranks) -> list[float]:
     (target.with_name(target.name + ".part")).mkdir(exist_ok=True)  # as an export that was interrupted leaves it
     (target.with_name(target.name + ".part") / "model-00001-of-00002.safetensors").touch()
     ranks.barrier()
-    policy.export(target)
-    load(target, ranks)[0].export(target.with_name("again"))
+    written(trainer, target)
+    written(load(target, ranks)[1], target.with_name("again"))
     return logprob_R.tolist()
+
+
+def written(trainer: Trainer, target: Path) -> None:
+    """As a run exports: from a checkpoint, by rank 0."""
+    ranks = trainer.ranks
+    checkpoints = Checkpoints(target.with_name(f"{target.name}-checkpoints"), ranks, (1, 1, 0), print)
+    checkpoints.save(Place(2), trainer, {"trainer": trainer.state()}, trainer.policy.files())
+    checkpoints.wait()
+    if ranks.main:
+        export(checkpoints.folder / "step-000002", target)
+    ranks.barrier()
 
 
 def read(folder: Path, ranks: Ranks) -> list[float]:

@@ -8,11 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 from soundrl.engine.launch import launch
-from soundrl.engine.launch.last_words import RANK, UserError, undone
+from soundrl.engine.launch.last_words import RANK, PlannedStop, UserError, undone
+from soundrl.engine.launch.words import kept, named
 
 # Without tyro and the settings, which take a second of every process.
 launch.read_arguments = lambda: SimpleNamespace(run=SimpleNamespace(folder=sys.argv[2], name="arith"))  # type: ignore[assignment]
@@ -60,6 +62,24 @@ def gone(pid: int) -> bool:
         return True
 
 
+def work(folder: Path) -> None:
+    """Steps without end, that honour a stop: rank 0 saves, for $SAVES seconds."""
+    RANK.grace = float(os.environ.get("GRACE", "25"))
+    RANK.stops = True
+    for step in count(1):
+        RANK.enter(f"step {step}, train")
+        sys.stdout.write(f"step {step} of rank {RANK.number}\n")  # in one piece
+        time.sleep(0.05)
+        if RANK.asked is not None:
+            RANK.enter("save")
+            if RANK.number == 0:
+                sys.stdout.write("saving\n")
+                time.sleep(float(os.environ.get("SAVES", "0")))
+                (folder / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+                (folder / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{}")
+            raise PlannedStop(f"stopped by {named(RANK.asked)} after step {step}: saved{kept(folder)}")
+
+
 def main(config) -> None:
     folder = RANK.home = RANK.folder = Path(config.run.folder) / config.run.name
     RANK.tell("folder", str(folder))
@@ -74,6 +94,8 @@ def main(config) -> None:
         (folder / f"being-{RANK.number}").rename(folder / f"ready-{RANK.number}")  # never seen empty
         wait_for(lambda: len(list(folder.glob("ready-*"))) == 2)
         fault = faults.pop(str(RANK.number), "")
+        if "WORKS" in os.environ:
+            work(folder)
         if fault:
             meet(fault)
         elif os.environ.get("OTHERS") == "lose":

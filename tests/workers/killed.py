@@ -1,16 +1,18 @@
-"""The main job with a SIGKILL at a named moment: KILL="point,which,nth" (which: 0 or 1, a rank; all; launcher), WITNESS=<folder>.
+"""The main job with a SIGKILL at a named moment: KILL="point,which,nth", WITNESS=<folder>. Which: 0 or 1, a rank; all; launcher; or a
+signal, which the launcher gets.
 
-The `nth` pass of this process through a point kills; who kills makes the witness folder first, which exists once, so that a restart goes on.
+The `nth` pass of this process through a point kills; who kills makes the witness folder first: it exists once, and a restart goes on.
 """
 
 import functools
 import os
 import signal
-import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
 from soundrl.engine.launch import launch
+from soundrl.engine.launch.last_words import RANK
 
 if __name__ == "__main__":
     launch.leave_to_ranks()
@@ -41,7 +43,7 @@ POINTS = {  # point: what is killed before it is called (after it, where the nam
     "checkpoint: manifest written": "engine.checkpoints:write_manifest+",
     "checkpoint: renamed": "engine.checkpoints:superseded",
     "checkpoint: old one half removed": "engine.checkpoints:half",
-    "export": "engine.run:export",
+    "export": "engine.run:write_folder",
     "export: weights": "engine.tools.export:write_tensors",
     "end": "engine.recorder:Recorder.end",
 }
@@ -53,6 +55,11 @@ def kill(which: str, witness: Path) -> None:
     except FileExistsError:
         return
     launcher = os.getppid()
+    if which.startswith("SIG"):  # a planned stop: the launcher is told
+        os.kill(launcher, getattr(signal, which))
+        while RANK.asked is None:
+            time.sleep(0.01)
+        return
     if which == "launcher":
         os.kill(launcher, signal.SIGKILL)
         return
@@ -108,6 +115,6 @@ def main(config) -> None:
 
 if __name__ == "__main__":
     point, which, nth = os.environ.get("KILL", "start,0,0").split(",")
-    if which in ("all", "launcher", os.environ["RANK"]):
+    if which == os.environ["RANK"] or not which.isdecimal():
         arm(point, which, int(nth), Path(os.environ.get("WITNESS", "/nowhere")))
     launch.run(main)

@@ -1,0 +1,61 @@
+"""Every point of `workers/killed.py` × a rank, all ranks and the launcher killed: the restart equals the uninterrupted run, bit for bit.
+
+`make kill-matrix` (about half an hour on two quiet cores); a few of them are in `test_resume.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from survival import SMALL, assert_equal, everything, job, said
+
+sys.path.append(str(Path(__file__).parent / "workers"))
+
+NTH = {  # pass that is killed, of one rank: in step 3 or at its end
+    **{"start": 1, "start sampler": 1, "sampling": 70, "sampled": 3, "verifying": 100, "judging": 50, "exchange": 3, "training": 5},
+    **{"optimizer step": 6, "after an optimizer step": 5, "sync": 4, "gate": 4, "metrics written": 5, "writing rollouts": 5},
+    **{"rollouts written": 6, "trace": 5, "evaluation": 2, "evaluated": 2, "step ended": 3, "checkpoint: weights": 3},
+    **{"checkpoint: state": 9, "checkpoint: manifest": 2, "checkpoint: manifest written": 2, "checkpoint: renamed": 3},
+    **{"checkpoint: old one half removed": 1, "export": 1, "export: weights": 1, "end": 1},
+}
+OF_RANK_0 = ("metrics written", "checkpoint: state", "checkpoint: m", "checkpoint: r", "checkpoint: o", "export")
+MATRIX = [(point, which) for point in NTH for which in ("1", "all", "launcher") if which != "1" or not point.startswith(OF_RANK_0)]
+VLLM = ("--rollout.engine", "vllm", "--rollout.eager")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, dict]:
+    out = {}
+    for engine, more in (("torch", ()), ("vllm", VLLM)):
+        folder = tmp_path_factory.mktemp(engine)
+        done = job(folder, *more)
+        assert done.returncode == 0, said(done)
+        out[engine] = everything(folder / "arith")
+    return out
+
+
+def goes_on(folder: Path, kill: str, expected: dict, *more: str) -> None:
+    killed = job(folder, *more, KILL=kill, WITNESS=folder / "witness")
+    assert (folder / "witness").exists() and killed.returncode != 0, said(killed)
+    done = job(folder, *more)
+    assert done.returncode == 0, said(done)
+    assert_equal(everything(folder / "arith"), expected)
+    assert not [*folder.rglob("*.part"), *folder.glob("arith/underway/step-*"), *folder.glob("arith.*")]
+
+
+def test_every_point_is_killed():
+    from killed import POINTS
+
+    assert NTH.keys() == POINTS.keys() and len(SMALL) > 0
+
+
+@pytest.mark.parametrize(("point", "which"), MATRIX)
+def test_with_the_torch_sampler(point, which, uninterrupted, tmp_path):
+    goes_on(tmp_path, f"{point},{which},{NTH[point]}", uninterrupted["torch"])
+
+
+@pytest.mark.parametrize("kill", ["sampling,all,70", "training,1,5", "checkpoint: manifest,all,2", "sync,launcher,4"])
+def test_with_vllm(kill, uninterrupted, tmp_path):
+    goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)

@@ -1,0 +1,101 @@
+"""A run that was killed goes on, and equals one that was not, bit for bit. The whole matrix of kills: `make kill-matrix`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from survival import assert_equal, everything, job, metrics, said
+
+from soundrl.engine.files.run_folder import FREE, differences, goes_on
+from soundrl.engine.launch.launch import parse_arguments
+from soundrl.engine.recipes import arith
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("whole")
+    done = job(folder)
+    assert done.returncode == 0, said(done)
+    return everything(folder / "arith")
+
+
+KILLS = ("sampling,all,40", "after an optimizer step,1,7", "checkpoint: manifest,0,2", "rollouts written,launcher,3")
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_run_equals_one_that_was_not(kill, uninterrupted, tmp_path):
+    killed = job(tmp_path, KILL=kill, WITNESS=tmp_path / "witness")
+    assert (tmp_path / "witness").exists() and killed.returncode in (137, -9, 143, -15), said(killed)  # it happened there
+    before = metrics(tmp_path / "arith")
+    assert len(before) < len(uninterrupted["metrics"])
+    done = job(tmp_path)
+    assert done.returncode == 0, said(done)
+    assert_equal(everything(tmp_path / "arith"), uninterrupted)
+    assert ("goes on from" in done.stdout) == (kill != "sampling,all,40"), said(done)  # that one had saved nothing yet
+    assert not [*tmp_path.rglob("*.part"), *tmp_path.glob("arith/underway/step-*"), *tmp_path.glob("arith.*")]
+
+
+def test_a_run_that_is_done_says_so_and_goes_on_where_more_steps_are_asked_for(uninterrupted, tmp_path):
+    first = job(tmp_path, "--run.steps", 4)
+    assert first.returncode == 0, said(first)
+    again = job(tmp_path, "--run.steps", 4)
+    assert again.returncode == 0 and "all 4 steps are done, nothing is left; raise --run.steps to go on" in again.stdout, said(again)
+    assert "right final answers" in again.stdout and "step    " not in again.stdout  # the table of before and after, and no step
+    more = job(tmp_path, "--run.steps", 5, "--optim.microbatch-tokens", 1024)
+    assert more.returncode == 0 and "step-000004: 4 of 5 steps are done" in more.stdout, said(more)
+    assert_equal(everything(tmp_path / "arith"), uninterrupted)
+    changed = job(tmp_path, "--optim.lr", 0.5)
+    assert changed.returncode == 2 and "error: run.name arith has step-000005 of a run with optim.lr 0.0002 (now 0.5); " in changed.stderr
+    assert_equal(everything(tmp_path / "arith"), uninterrupted)  # untouched
+
+
+def begun(folder: Path, config) -> Path:
+    run = folder / "arith"
+    (run / "checkpoints" / "step-000002").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"format": 2, **json.loads(json.dumps(config, default=vars))}))
+    return run
+
+
+def test_who_goes_on(tmp_path, monkeypatch):
+    config = arith()
+    run = begun(tmp_path, config)
+    assert goes_on(run, config)
+    assert goes_on(run, replace(config, run=replace(config.run, steps=900), rollout=replace(config.rollout, memory=0.5)))
+    anew = replace(config, run=replace(config.run, resume=False), fapo=replace(config.fapo, lam=0.5))
+    assert not goes_on(run, anew)
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):  # started again by a launcher: the same command must go on
+        monkeypatch.setenv(name, "1")
+        assert goes_on(run, replace(anew, fapo=config.fapo))
+        monkeypatch.setenv(name, "0")
+        assert not goes_on(run, anew)
+    other = replace(config, fapo=replace(config.fapo, lam=0.5), run=replace(config.run, seed=3))
+    with pytest.raises(ValueError, match=r"step-000002 of a run with run\.seed 0 \(now 3\), fapo\.lam 1\.0 \(now 0\.5\); give it"):
+        goes_on(run, other)
+    (run / "checkpoints" / "step-000002").rmdir()
+    assert not goes_on(run, other)  # nothing was saved: it moves aside
+    assert goes_on(run, config)  # from its beginning, with what was sampled
+    (run / "config.json").write_text("{")
+    assert not goes_on(run, config)
+
+
+def test_what_may_change_is_a_setting_and_the_rest_is_compared():
+    import dataclasses
+
+    now = json.loads(json.dumps(dataclasses.asdict(arith())))
+    names = {f"{group}.{name}" for group, settings in now.items() for name in settings}
+    assert set(FREE) < names
+    for group, settings in now.items():
+        for name in settings:
+            before = {g: {n: "x" if (g, n) == (group, name) else v for n, v in those.items()} for g, those in now.items()}
+            assert [found for found, *_ in differences(before, now)] == ([] if f"{group}.{name}" in FREE else [f"{group}.{name}"])
+
+
+def test_a_setting_that_an_older_run_did_not_have_is_told():
+    import dataclasses
+
+    now = json.loads(json.dumps(dataclasses.asdict(parse_arguments(["arith"]))))
+    before = {group: {name: value for name, value in settings.items() if name != "lam"} for group, settings in now.items()}
+    assert list(differences(before, now)) == [("fapo.lam", "not there", 1.0)]
