@@ -145,7 +145,7 @@ def _join(backend: str, longest_wait: float) -> None:
     rank, size, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None
     limit, address = timedelta(seconds=JOIN_SECONDS), os.environ["MASTER_ADDR"]
     if int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or "lo"
         if address == "127.0.0.1" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             port = int(os.environ["MASTER_PORT"])
             # torch's own socket would listen on every interface, and asks nobody for a token.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PATIENCE, QUIET, ROOT
+from netns import listening
 from survival import SMALL
 from tiny import write_tiny
 from torch.distributed import TCPStore
@@ -22,21 +23,6 @@ from soundrl.engine.view.console import Progress
 
 sys.path.insert(0, str(ROOT / "bench"))
 import soak
-
-LISTENS = "0A"
-
-
-def listening() -> dict[str, str]:
-    """Address by inode of every TCP socket of this machine that listens, and of every bound UDP socket without a peer."""
-    out = {}
-    for name in ("tcp", "tcp6", "udp", "udp6"):
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            _, local, remote, state, *_, inode = line.split()[:10]
-            if state == LISTENS or (name.startswith("udp") and not remote.strip("0:")):
-                number, port = local.split(":")
-                words = b"".join(bytes.fromhex(number[i : i + 8])[::-1] for i in range(0, len(number), 8))
-                out[inode] = f"{name} {ipaddress.ip_address(words)} {int(port, 16)}"
-    return out
 
 
 def family(ancestor: int) -> list[int]:

@@ -14,7 +14,7 @@ import fake_judge
 import pytest
 from conftest import PATIENCE
 from fake_judge import MODEL, Server, find_flaw
-from netns import Machine, network
+from netns import Machine, listening, network
 from survival import SMALL, assert_equal, everything, job, said
 from tiny import write_tiny
 
@@ -89,6 +89,20 @@ def test_host_names_that_stand_for_loopback_are_named(checks, tmp_path):
         else:
             assert node["refused"].startswith("the ranks do not find each other at MASTER_ADDR 10.77.0.1:29500 (")
             assert "GLOO_SOCKET_IFNAME" in node["refused"] and "--local-addr" in node["refused"]
+
+
+STARTED = "from soundrl.engine.ranks import Ranks; Ranks.start(); print('up', flush=True); input()"
+
+
+@pytest.mark.parametrize("name", ["", "net0"])
+def test_a_run_on_one_node_listens_on_loopback_whatever_its_name_stands_for(name, nodes):
+    """Its name stands for its address on the network, where gloo would listen: it does where it is asked to (inverse)."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    process = nodes[0].start(sys.executable, "-c", STARTED, **alone, GLOO_SOCKET_IFNAME=name)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    found = {address.split()[1] for address in listening(lambda table: nodes[0].run("cat", f"/proc/net/{table}")).values()}
+    assert found == ({"127.0.0.1", "10.77.0.1"} if name else {"127.0.0.1"})
+    assert nodes[0].run("hostname", "-i").strip() == "10.77.0.1"  # witness
 
 
 JUDGE = "import sys, time; sys.path.insert(0, 'tests'); import fake_judge; fake_judge.FLAW = '7'; "
