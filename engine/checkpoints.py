@@ -95,10 +95,13 @@ class Checkpoints:
                 for old in self.folder.glob("*.part"):
                     remove(old)
                 (beside / "model").mkdir(parents=True)
+                fault = short_of_room(beside, trainer)
             except OSError as error:
                 fault = f"{beside}: {error.strerror}"
         fault = self.ranks.gather(fault)[0]  # nobody writes before the folder is there
         if fault or (fault := self._unshared(beside)):
+            if self.ranks.main:
+                shutil.rmtree(beside, ignore_errors=True)
             self._failed(place, [fault])
             return
         weights, moments, about, steps = staged(trainer, self.ranks)
@@ -259,6 +262,14 @@ def superseded(folders: list[Path], kept: tuple[int, int, int]) -> Iterator[Path
         whole += 1
         if whole > last and not (multiple and place.step % multiple == 0):
             yield folder
+
+
+def short_of_room(folder: Path, trainer: Trainer) -> str:
+    """Why a checkpoint is not even begun: a disk that it fills would stop whoever writes beside it. Empty where there is room, as far as
+    can be known: a quota shows only when it is used up."""
+    needed = 1.05 * sum(p.numel() for _, p in trainer.policy.model.named_parameters()) * 4 * (1 + len(STATES))
+    free = shutil.disk_usage(folder).free
+    return f"No space left on device: {needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free" if free < needed else ""
 
 
 def own_rows(model: nn.Module, ranks: Ranks) -> Iterator[tuple[str, nn.Parameter, int]]:

@@ -24,7 +24,7 @@ from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
 from soundrl.engine.judges import build_judge
 from soundrl.engine.launch.hang import watch_progress
-from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop
+from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop, remove
 from soundrl.engine.launch.launch import users_mistakes
 from soundrl.engine.launch.words import kept
 from soundrl.engine.policy import Policy
@@ -254,6 +254,8 @@ class Run:
         if 0 < self.step == self.config.run.steps:
             self.export()
         self.checkpoints.wait()
+        if self.ranks.main:
+            remove(self.underway.folder)
         self.recorder.end()
         self.watcher.close()
         self.problems.environment.close()

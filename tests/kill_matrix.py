@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from survival import SMALL, assert_equal, everything, job, said
+from survival import SMALL, assert_equal, everything, job, said, small_disk
 
 sys.path.append(str(Path(__file__).parent / "workers"))
 
 NTH = {  # pass that is killed, of one rank: in step 3 or at its end
     **{"start": 1, "start sampler": 1, "sampling": 70, "sampled": 3, "verifying": 100, "judging": 50, "exchange": 3, "training": 5},
     **{"optimizer step": 6, "after an optimizer step": 5, "sync": 4, "gate": 4, "metrics written": 5, "writing rollouts": 5},
-    **{"rollouts written": 6, "trace": 5, "evaluation": 2, "evaluated": 2, "step ended": 3, "checkpoint: weights": 3},
+    **{"rollouts written": 7, "trace": 5, "evaluation": 2, "evaluated": 2, "step ended": 3, "checkpoint: weights": 3},
     **{"checkpoint: state": 9, "checkpoint: manifest": 2, "checkpoint: manifest written": 2, "checkpoint: renamed": 3},
     **{"checkpoint: old one half removed": 1, "export": 1, "export: weights": 1, "end": 1},
 }
@@ -59,3 +59,19 @@ def test_with_the_torch_sampler(point, which, uninterrupted, tmp_path):
 @pytest.mark.parametrize("kill", ["sampling,all,70", "training,1,5", "checkpoint: manifest,all,2", "sync,launcher,4"])
 def test_with_vllm(kill, uninterrupted, tmp_path):
     goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)
+
+
+@pytest.mark.parametrize(
+    "writer", ["sampling,full,70", "writing rollouts,full,5", "metrics written,full,3", "trace,full,3", "export,full,1"]
+)
+def test_a_full_disk_in_every_writer(writer, uninterrupted, tmp_path):
+    """The run stops with one line and loses no whole checkpoint; when there is room again it goes on."""
+    with small_disk(tmp_path / "disk", "40m") as disk:
+        full = job(disk, KILL=writer, WITNESS=tmp_path / "witness")
+        assert (tmp_path / "witness").exists() and (disk / "filler").exists(), said(full)
+        assert full.returncode == 1 and "no space left on device" in full.stderr, said(full)
+        assert "Traceback" not in full.stderr and not [*disk.rglob("rollouts/**/*.part"), *disk.rglob("policy/*.part")], said(full)
+        (disk / "filler").unlink()
+        done = job(disk)
+        assert done.returncode == 0 and "refused" not in done.stdout, said(done)
+        assert_equal(everything(disk / "arith"), uninterrupted["torch"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import start
 
 from soundrl.engine.files.run_reader import RunReader
@@ -74,3 +76,16 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
     differ = [key for key, digest in one["rollouts"].items() if digest != other["rollouts"][key]]
     assert not differ, (len(differ), differ[:3])
     assert one["weights"] == other["weights"]
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of this size, mounted at `folder`; the test is skipped where that is not allowed."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -224,6 +224,17 @@ def test_a_full_disk_is_said_and_survived(saved, monkeypatch):
     assert [path.name for path in checkpoints(those.folder)] == ["step-000003", "step-000001"] and len(said) == 1
 
 
+def test_what_has_no_room_is_not_begun(saved, monkeypatch):
+    those, said, save = saved
+    usage = shutil.disk_usage(those.folder.parent)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=70))
+    save(1)
+    what = "No space left on device: 0.0 MiB are needed, 0.0 are free"
+    assert said == [f"checkpoint step-000001 could not be written: {what}; there is none yet, the run goes on"]
+    monkeypatch.undo()
+    assert not list(those.folder.iterdir())
+
+
 def test_what_is_written_is_what_was_there_when_it_was_saved(saved, monkeypatch):
     """Weights move on while the thread writes; and the next save waits for it."""
     import threading

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from survival import assert_equal, everything, job, metrics, said
+from survival import assert_equal, everything, job, metrics, said, small_disk
 
 from soundrl.engine.files.run_folder import FREE, differences, goes_on
 from soundrl.engine.launch.launch import parse_arguments
@@ -22,7 +22,7 @@ def uninterrupted(tmp_path_factory) -> dict:
     return everything(folder / "arith")
 
 
-KILLS = ("sampling,all,40", "after an optimizer step,1,7", "checkpoint: manifest,0,2", "rollouts written,launcher,3")
+KILLS = ("sampling,all,40", "after an optimizer step,1,7", "checkpoint: manifest,0,2", "rollouts written,launcher,7")
 
 
 @pytest.mark.parametrize("kill", KILLS)
@@ -52,6 +52,18 @@ def test_a_run_that_is_done_says_so_and_goes_on_where_more_steps_are_asked_for(u
     assert_equal(everything(tmp_path / "arith"), uninterrupted)  # untouched
 
 
+def test_a_disk_too_small_for_two_checkpoints(uninterrupted, tmp_path):
+    """The first is whole; the others are given up, which is said; the run goes on to its end, and its policy is there."""
+    with small_disk(tmp_path / "disk", "13m") as disk:
+        done = job(disk)
+        assert done.returncode == 0, said(done)
+        lost = [line for line in done.stdout.splitlines() if line.startswith("checkpoint step-")]
+        assert len(lost) == 2 and "step-000004 could not be written: No space left on device: 7.4 MiB are needed, " in lost[0], said(done)
+        assert all(line.endswith("; the last whole one is step-000002, the run goes on") for line in lost)
+        assert [path.name for path in (disk / "arith" / "checkpoints").iterdir()] == ["step-000002"]
+        assert_equal(everything(disk / "arith"), uninterrupted)
+
+
 def begun(folder: Path, config) -> Path:
     run = folder / "arith"
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
@@ -75,8 +87,11 @@ def test_who_goes_on(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"step-000002 of a run with run\.seed 0 \(now 3\), fapo\.lam 1\.0 \(now 0\.5\); give it"):
         goes_on(run, other)
     (run / "checkpoints" / "step-000002").rmdir()
-    assert not goes_on(run, other)  # nothing was saved: it moves aside
-    assert goes_on(run, config)  # from its beginning, with what was sampled
+    assert not goes_on(run, config)  # nothing was saved, and it is not under way: it moves aside
+    (run / "underway").mkdir()
+    (run / "underway" / "starts").write_text("1")
+    assert not goes_on(run, other)
+    assert goes_on(run, config)  # killed before its first checkpoint: from its beginning, with what was sampled
     (run / "config.json").write_text("{")
     assert not goes_on(run, config)
 

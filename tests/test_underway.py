@@ -128,17 +128,17 @@ def test_a_judge_is_asked_once(tmp_path):
 
 def test_steps_behind_the_checkpoint_become_steps_under_way(tmp_path):
     rollouts, underway = tmp_path / "rollouts", tmp_path / "underway"
-    assert [next_start(underway) for _ in range(3)] == [0, 1, 2]
+    assert [next_start(underway) for _ in range(3)] == [1, 2, 3]
     for step in (2, 3):
         (rollouts / f"step-{step:06d}").mkdir(parents=True)
         for name in ("rank-0.arrows", "rank-1.arrows.part", "rank-0.eval-x.arrows"):
             (rollouts / f"step-{step:06d}" / name).write_text("x")
-    take_over(rollouts, underway, 2, 2)
+    take_over(rollouts, underway, 2, 3)
     assert [p.name for p in rollouts.iterdir()] == ["step-000002"]
     assert sorted(p.name for p in (underway / "step-000003").iterdir()) == [
-        "1-again-rank-0.arrows",
-        "1-again-rank-0.eval-x.arrows",
-        "1-again-rank-1.arrows.part",
+        "2-again-rank-0.arrows",
+        "2-again-rank-0.eval-x.arrows",
+        "2-again-rank-1.arrows.part",
     ]
-    assert all(module.started(file) == 1 for file in (underway / "step-000003").iterdir())
-    assert json.loads((underway / "starts").read_text()) == 2
+    assert all(module.started(file) == 2 for file in (underway / "step-000003").iterdir())
+    assert json.loads((underway / "starts").read_text()) == 3

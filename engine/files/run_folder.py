@@ -188,6 +188,8 @@ def goes_on(folder: Path, config: Config) -> bool:
     if not (config.run.resume or restarted()):
         return False
     saved = checkpoints(folder / "checkpoints")
+    if not saved and not (folder / "underway" / "starts").is_file():
+        return False  # it has come to its end, or is of a version that kept nothing
     try:
         before = json.loads((folder / "config.json").read_bytes())
         before = {group: before[group] for group in dataclasses.asdict(config)}

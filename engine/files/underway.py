@@ -1,8 +1,8 @@
 """Rollouts and verdicts of a step under way, on the disk as they come, so that an interrupted step samples and asks only what is missing.
 
-    underway/step-000041/0-rank-3.arrows            what rank 3 has sampled (columns as `rollout_file`'s), up to its last whole batch
-                         0-rank-3.verdicts.jsonl    {"prompt_id": …, "sample": 2, "kind": "flawed", "step": 1, "reason": ""}
-                         1-…                        the same of the second start; and rollouts of a step that is trained once more
+    underway/step-000041/1-rank-3.arrows            what rank 3 has sampled (columns as `rollout_file`'s), up to its last whole batch
+                         1-rank-3.verdicts.jsonl    {"prompt_id": …, "sample": 2, "kind": "flawed", "step": 1, "reason": ""}
+                         2-…                        the same of the second start; and rollouts of a step that is trained once more
 
 The first number counts starts: a start reads what earlier ones have left, whatever their ranks, and writes its own files. A step's folder
 goes when its rollouts stand under `rollouts/`. Seeds follow from what is sampled, so a kept rollout is the one that would be sampled again.
@@ -174,9 +174,9 @@ def started(file: Path) -> int:
 
 
 def next_start(folder: Path) -> int:
-    """The number of a run's next start, which is counted in `folder/starts`."""
+    """The number of a run's next start, from 1, which is counted in `folder/starts`; the run's end removes it."""
     file = folder / "starts"
-    number = int(file.read_text()) + 1 if file.is_file() else 0
+    number = int(file.read_text()) + 1 if file.is_file() else 1
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{number}\n")
     return number

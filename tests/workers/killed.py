@@ -1,9 +1,10 @@
-"""The main job with a SIGKILL at a named moment: KILL="point,which,nth", WITNESS=<folder>. Which: 0 or 1, a rank; all; launcher; or a
-signal, which the launcher gets.
+"""The main job with a SIGKILL at a named moment: KILL="point,which,nth", WITNESS=<folder>. Which: 0 or 1, a rank; all; launcher; a signal,
+which the launcher gets; or full, which fills the disk of the run folder instead.
 
 The `nth` pass of this process through a point kills; who kills makes the witness folder first: it exists once, and a restart goes on.
 """
 
+import contextlib
 import functools
 import os
 import signal
@@ -55,6 +56,12 @@ def kill(which: str, witness: Path) -> None:
     except FileExistsError:
         return
     launcher = os.getppid()
+    if which == "full":  # not a byte is left on the disk of the run folder
+        assert RANK.folder is not None
+        with contextlib.suppress(OSError), (RANK.folder.parent / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+        return
     if which.startswith("SIG"):  # a planned stop: the launcher is told
         os.kill(launcher, getattr(signal, which))
         while RANK.asked is None:
