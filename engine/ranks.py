@@ -107,15 +107,12 @@ class Ranks:
         if self.node.ranks == self.size:
             return self.gather(value)[0]
         nodes = self.gather(self.node.number)
-        box, own = [value], None
-        for number in sorted(set(nodes)):  # each is made by all, in one order
-            members = [rank for rank, its in enumerate(nodes) if its == number]
-            group = dist.new_group(members, backend="gloo")
-            if number == self.node.number:
-                own = group, members[0]
-        assert own is not None
-        dist.broadcast_object_list(box, src=own[1], group=own[0])
-        dist.destroy_process_group(own[0])
+        members = {number: [rank for rank, its in enumerate(nodes) if its == number] for number in sorted(set(nodes))}
+        groups = {number: dist.new_group(ranks, backend="gloo") for number, ranks in members.items()}  # each is made by all, in one order
+        box, own = [value], groups[self.node.number]
+        assert isinstance(own, dist.ProcessGroup)
+        dist.broadcast_object_list(box, src=members[self.node.number][0], group=own)
+        dist.destroy_process_group(own)
         return box[0]
 
     def gather_array(self, own: np.ndarray) -> list[np.ndarray]:
@@ -148,12 +145,12 @@ def _join(backend: str, longest_wait: float) -> None:
     rank, size, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None
     limit, address = timedelta(seconds=JOIN_SECONDS), os.environ["MASTER_ADDR"]
     if int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or "lo"
         if address == "127.0.0.1" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             port = int(os.environ["MASTER_PORT"])
             # torch's own socket would listen on every interface, and asks nobody for a token.
-            listening = {"master_listen_fd": socket.create_server((address, port)).detach()} if rank == 0 else {}
-            store = dist.TCPStore(address, port, size, rank == 0, limit, **listening)
+            listening = socket.create_server((address, port)).detach() if rank == 0 else None
+            store = dist.TCPStore(address, port, size, rank == 0, limit, master_listen_fd=listening)
     else:
         store, _, _ = next(dist.rendezvous("env://", timeout=limit))
         _check_addresses(store, rank, size, limit)

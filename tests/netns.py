@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from conftest import QUIET, ROOT
@@ -81,3 +83,20 @@ def connect(one: Machine, other: Machine) -> None:
         machine.run("ip", "link", "set", "plug", "master", "net0")
         for name in ("plug", "net0"):
             machine.run("ip", "link", "set", name, "up")
+
+
+LISTENS = "0A"
+
+
+def listening(table: Callable[[str], str] = lambda name: Path(f"/proc/net/{name}").read_text()) -> dict[str, str]:
+    """Protocol, address and port by inode of each TCP socket of a machine that listens, and each bound UDP socket without a peer; `table`
+    reads a file of its /proc/net."""
+    out = {}
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        for line in table(name).splitlines()[1:]:
+            _, local, remote, state, *_, inode = line.split()[:10]
+            if state == LISTENS or (name.startswith("udp") and not remote.strip("0:")):
+                number, port = local.split(":")
+                words = b"".join(bytes.fromhex(number[i : i + 8])[::-1] for i in range(0, len(number), 8))
+                out[inode] = f"{name} {ipaddress.ip_address(words)} {int(port, 16)}"
+    return out

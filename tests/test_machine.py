@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import PATIENCE, QUIET, ROOT
+from netns import listening
 from survival import SMALL
 from tiny import write_tiny
 from torch.distributed import TCPStore
@@ -19,20 +21,8 @@ from torch.distributed import TCPStore
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.view.console import Progress
 
-LISTENS = "0A"
-
-
-def listening() -> dict[str, str]:
-    """Address by inode of every TCP socket of this machine that listens, and of every bound UDP socket without a peer."""
-    out = {}
-    for name in ("tcp", "tcp6", "udp", "udp6"):
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            _, local, remote, state, *_, inode = line.split()[:10]
-            if state == LISTENS or (name.startswith("udp") and not remote.strip("0:")):
-                number, port = local.split(":")
-                words = b"".join(bytes.fromhex(number[i : i + 8])[::-1] for i in range(0, len(number), 8))
-                out[inode] = f"{name} {ipaddress.ip_address(words)} {int(port, 16)}"
-    return out
+sys.path.insert(0, str(ROOT / "bench"))
+import soak
 
 
 def family(ancestor: int) -> list[int]:
@@ -175,3 +165,22 @@ def test_no_text_is_obeyed_by_the_terminal(text, capsys):
     shown = capsys.readouterr().out
     assert all(character.isprintable() or character == "\n" for character in shown)
     assert "[red]markup[/red]" in shown or "\\" in shown
+
+
+def test_growth_is_told_from_scatter():
+    """As bench/soak.py judges: 0.05 MiB a step of 400 is seen in noise of 2 MiB, a descriptor every hundred steps without any."""
+    steps, noise = list(range(1, 501)), np.random.default_rng(0).normal(0.0, 2.0, 500)
+    flat, leak, warm = 400 + noise, 400 + noise + 0.05 * np.arange(500), 400 + noise - 90 * np.exp(-np.arange(500) / 15)
+    assert [soak.fitted(steps, list(values))["grows"] for values in (flat, leak, warm)] == [False, True, False]
+    assert soak.fitted(steps, [20.0 + step // 100 for step in steps])["grows"] is True
+    assert soak.fitted(steps, [20.0] * 500) == {"last": 20.0, "rise": 0.0, "scatter": 0.0, "grows": False}
+
+
+def test_a_launcher_and_its_ranks_are_looked_at():
+    script = "import subprocess, sys; subprocess.Popen(['sleep', '60']); print('up', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        seen = soak.figures(process.pid)
+        subprocess.run(["pkill", "-P", str(process.pid)], check=True)
+    assert seen["launcher, children"] == 1 and seen["rank 0, threads"] == 1 and 0 < seen["rank 0, MiB"] < seen["launcher, MiB"]
+    assert seen["launcher, descriptors"] >= 3 and soak.size(Path(__file__)) == Path(__file__).stat().st_size

@@ -31,7 +31,7 @@ from soundrl.kernels.head_chunks import bytes_per_logit, chunk_rows
 GIB = 2**30
 ATTENTION = {"cuda": "soundrl_plan", "cpu": "soundrl_plan_rectangles"}
 TRACED_TOKENS = 256
-GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; served judges all stand on the first
+GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; each has served judges of its own
 CONTEXT = {"cuda": 1.0 * GIB, "cpu": 1.1 * GIB}
 """CUDA context, NCCL's buffers and the allocator's slack, of a sleeping judge as well (its CUDA graphs stay); on CPU the
 interpreter with torch, transformers and vLLM loaded (measured)."""
@@ -168,7 +168,7 @@ class MemoryPlan:
 
 
 def memory_plan(config: Config, of: Shapes, ranks: int, total: float, device: str, machine: int = GPUS_A_MACHINE) -> MemoryPlan:
-    """The plan of `config` on each of `ranks` GPUs with `total` bytes, `machine` of them on the first machine, where served judges stand
+    """The plan of `config` on each of `ranks` GPUs with `total` bytes, `machine` of them on each machine, as are its own served judges
     (`device` cpu: on `ranks` processes that share `total`). A served judge stays awake where `run.overlap` wants it and both fit; else it
     has a serial phase. ValueError where `rollout.memory` is no share of a GPU."""
     config.check_memory(device)
