@@ -19,7 +19,7 @@ from test_stops import await_end
 
 from soundrl.engine.launch import hang as watching
 from soundrl.engine.launch.hang import Watch
-from soundrl.engine.launch.hang_report import cause, report
+from soundrl.engine.launch.hang_report import cause, has_an_end, report
 from soundrl.engine.launch.last_words import RANK, RESTART
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt
@@ -138,6 +138,26 @@ def watch():
     made.close()
     RANK.where, RANK.beaten = "start", time.monotonic()
     RANK.ended.clear()
+
+
+def test_a_wait_that_has_an_end_is_told_once_and_no_hang(watch, tmp_path, capsys, monkeypatch):
+    """Verdicts that are given up in time: a slow judge must not end a run."""
+    monkeypatch.setattr(RANK, "home", tmp_path)
+    pages = {0: page("step 3, judge_wait", waits=(f"{VERDICTS[0]}, given up in 240 s",)), 1: page("step 3, train", "all_reduce of x")}
+    watch.places = [("", 0, 1, HOST), ("", 0, 1, HOST)]
+    assert has_an_end(pages, {}) and not has_an_end(pages, {2: "does not answer"})
+    assert not has_an_end({0: page("s", waits=VERDICTS), 1: pages[0]}, {}) and not has_an_end({1: pages[1]}, {})
+    watch.tell(pages)
+    watch.tell(pages)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: no progress on any rank for 61 s: rank 0 waits for the verdict of p 0, asked 61 s ago, given up in 240 s")
+    assert line.endswith("; the run waits on") and str(tmp_path) in line
+    (file,) = tmp_path.iterdir()
+    assert "given up in 240 s" in file.read_text()
+    RANK.beat()  # something came, and then nothing again
+    file.unlink()
+    watch.tell(pages)
+    assert "the run waits on" in capsys.readouterr().err
 
 
 def test_how_long_a_phase_may_be_silent(watch):

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from soundrl.engine.launch.hang_report import Page, cause, page_of, report
+from soundrl.engine.launch.hang_report import Page, cause, has_an_end, page_of, report
 from soundrl.engine.launch.last_words import LONGEST_TRACEBACK, RANK, RESTART
 from soundrl.engine.launch.words import kept, one_line, say
 from soundrl.engine.ranks import Ranks
@@ -71,6 +71,8 @@ class Watch:
         self.young: int | None = None
         """A rank that was seen to be no longer silent than it may"""
         self._silence, self._phase, self._count = 0.0, "", 0
+        self._told = 0.0
+        """The beat since which a wait was reported that has an end"""
         self._closed = threading.Event()
         family, host = own_address(ranks)
         # The first rank's address is a name, which may mean another one here than elsewhere.
@@ -173,17 +175,24 @@ class Watch:
         return {self.rank: self.page()} | self.ask_all(list(beats), "page")
 
     def tell(self, pages: dict[int, Page]) -> None:
-        """The page of the run, its line, and the end of all ranks."""
+        """The page of the run, its line, and the end of all ranks; but for a wait that has an end of its own."""
         missing = {
             rank: f"(process {pid} on {host}) does not answer: {STATES.get(state(pid, host), 'its interpreter is busy')}"
             for rank, (_, _, pid, host) in enumerate(self.places)
             if rank not in pages
         }
+        ends = has_an_end(pages, missing)
+        if ends and self._told == RANK.beaten:
+            return
         why = cause(pages, missing)
         text = report(why, pages, missing)
         place = written(text)
         shortest = min(page["silent"] for page in pages.values())
         line = one_line(f"no progress on any rank for {shortest:.0f} s: {why[:LONGEST_CAUSE]}{place}")
+        if ends:
+            self._told = RANK.beaten
+            say(f"warning: {line.partition('; kept: ')[0]}; the run waits on")
+            return
         shown = "" if place else text[:LONGEST_TRACEBACK]
         RANK.claim_end()  # our own main thread is about to lose those neighbours
         RANK.tell("words", ["again", line, shown])  # before the launcher sees anybody end
