@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
 from soundrl.engine.samplers.sampler import Draw, Sampler
@@ -100,6 +101,7 @@ class WeightSync:
         for name, tensor in self.policy.named_full_tensors():
             if wanted(name):
                 self.sent.append(name)
+                RANK.beat()
                 self.largest_tensor_bytes = max(self.largest_tensor_bytes, tensor.numel() * tensor.element_size())
                 yield name, tensor
 

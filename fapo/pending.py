@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
-from soundrl.fapo.waiting import announce
+from soundrl.fapo.waiting import GIVEN_UP, announce
 
 LOOK = 0.2  # seconds between looks whether the run is left
-GIVEN_UP = "given up"  # said of a wait that has an end of its own
 
 
 def done(value: Any) -> Future[Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Protocol
 
+GIVEN_UP = "given up"  # said of a wait that has an end of its own
+
 
 class Waiting(Protocol):
     """Something that others wait for; both are asked from another thread, at any time."""

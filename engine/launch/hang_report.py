@@ -17,8 +17,7 @@ from typing import Any
 
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.launch.words import one_line
-from soundrl.fapo.pending import GIVEN_UP
-from soundrl.fapo.waiting import announced
+from soundrl.fapo.waiting import GIVEN_UP, announced
 
 Page = dict[str, Any]
 """`who`, `silent`, `limit`, `where`, `since` (seconds), `collective`, `place` (of the main thread), `asks` (whether it waits for what is

@@ -28,6 +28,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
+from soundrl.fapo.waiting import GIVEN_UP, announce
 from soundrl.genrm.pool.endpoint import Failure
 from soundrl.genrm.serve.server import LOOPBACK, MAX_RESTARTS, SICK_SECONDS, START_SECONDS, Serving, Worker
 
@@ -69,6 +70,11 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
         """Held while workers are looked after, so that nobody is asked or started while they fall asleep."""
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="genrm-watch", daemon=True)
+        self.answered = 0
+        """Workers that were waited for and are there."""
+        self._until = 0.0
+        """Where they are waited for, until when (`time.monotonic`)"""
+        announce(self)
         for worker in self.workers:
             worker.start()
 
@@ -80,18 +86,25 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
         """Processes so far, restarts included."""
         return sum(worker.started for worker in self.workers)
 
+    def waits(self) -> list[str]:
+        """Workers that load."""
+        left = self._until - time.monotonic()
+        return [f"judge {worker.url} to load, {GIVEN_UP} in {left:.0f} s" for worker in self.workers] if left > 0 else []
+
     def wait(self, seconds: float = START_SECONDS) -> None:
         """Until every worker has generated a token; then they are watched. Raises `ServeError` with the last line of the log of one that
         has ended or is not ready in time, and `ValueError` where one refuses the very question (no chat template)."""
-        end = time.monotonic() + seconds
+        self._until = end = time.monotonic() + seconds
         for worker in self.workers:
             fault = worker.awaited(end)
+            self.answered += 1
             if isinstance(fault, Failure) and not fault.retry:
                 asyncio.run(worker.endpoint.check())  # raises, and says why
             if fault is not None:
                 status = worker.process and worker.process.returncode
                 what = f"is not ready after {seconds:.0f} s" if worker.alive else f"ended with status {status}"
                 raise ServeError(f"the judge's server {what}: {worker.last_words()} ({worker.log})")
+        self._until = 0.0
         if not self._watcher.is_alive():
             self._watcher.start()
 
@@ -113,10 +126,12 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
                 if not obeyed:
                     worker.start_again()
             self.asleep = False
-        end = time.monotonic() + seconds
+        self._until = end = time.monotonic() + seconds
         for worker in self.workers:
             if worker.awaited(end, MAX_RESTARTS) is not None:
                 log.warning("judge %s has not woken up: %s (%s)", worker.url, worker.last_words(), worker.log)
+            self.answered += 1
+        self._until = 0.0
 
     def close(self) -> None:
         """End all processes. May be called twice."""
