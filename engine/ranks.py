@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -144,18 +146,49 @@ def _join(backend: str, longest_wait: float) -> None:
     store. ValueError where gloo would give loopback to other nodes as its address."""
     rank, size, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None
     limit, address = timedelta(seconds=JOIN_SECONDS), os.environ["MASTER_ADDR"]
-    if int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
+    by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if one_node := int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or "lo"
-        if address == "127.0.0.1" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            port = int(os.environ["MASTER_PORT"])
-            # torch's own socket would listen on every interface, and asks nobody for a token.
-            listening = socket.create_server((address, port)).detach() if rank == 0 else None
-            store = dist.TCPStore(address, port, size, rank == 0, limit, master_listen_fd=listening)
-    else:
+    if one_node and address == "127.0.0.1" and not by_torchrun:
+        store = (
+            _listen(address, int(os.environ["MASTER_PORT"]), size) if rank == 0 else _visit(address, int(os.environ["MASTER_PORT"]), size)
+        )
+    elif by_torchrun or not one_node:
         store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+    if by_torchrun and store is not None:
+        store = _young(store, "127.0.0.1" if one_node else address, rank, size)
+    if not one_node and store is not None:
         _check_addresses(store, rank, size, limit)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     _set_pg_timeout(timedelta(seconds=longest_wait))
+
+
+def _listen(host: str, port: int, size: int) -> dist.TCPStore:
+    """A store in this process. torch's own socket would listen on every interface, and asks nobody for a token."""
+    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    server = socket.create_server((host if host == "127.0.0.1" else "", port), family=family)
+    port, limit = server.getsockname()[1], timedelta(seconds=JOIN_SECONDS)
+    return dist.TCPStore(host, port, size, True, limit, wait_for_workers=False, master_listen_fd=server.detach())
+
+
+def _visit(host: str, port: int, size: int) -> dist.TCPStore:
+    return dist.TCPStore(host, port, size, False, timedelta(seconds=JOIN_SECONDS), wait_for_workers=False)
+
+
+def _young(torchrun: dist.Store, host: str, rank: int, size: int) -> dist.TCPStore:
+    """A store of rank 0's, as young as itself: torchrun's outlives a restart, and in it stand the addresses of ranks that have died, where
+    gloo would look for them."""
+    if rank == 0:
+        store = _listen(host, 0, size)
+        torchrun.set("soundrl-store", str(store.port))
+        return store
+    end = time.monotonic() + JOIN_SECONDS
+    while time.monotonic() < end:
+        port = int(torchrun.get("soundrl-store"))
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 5.0):
+            return _visit(host, port, size)
+        time.sleep(0.1)  # of the start before: it has gone
+    raise ConnectionError(f"rank 0 does not come to {host}")
 
 
 def _check_addresses(store: dist.Store, rank: int, size: int, limit: timedelta) -> None:

@@ -13,6 +13,7 @@ from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.waiting import announce
 
 LOOK = 0.2  # seconds between looks whether the run is left
+GIVEN_UP = "given up"  # said of a wait that has an end of its own
 
 
 def done(value: Any) -> Future[Any]:
@@ -139,7 +140,9 @@ class PendingGroups:
                     out.append(f"the outcome {name}")
                 elif not verdict.done():
                     call = self.asked.get(f"{rollout.prompt_id} {rollout.sample}")
-                    out.append(f"the verdict {name}, {'not asked yet' if call is None else f'asked {now - call.start:.0f} s ago'}")
+                    asked = "not asked yet" if call is None else f"asked {now - call.start:.0f} s ago"
+                    left = "" if pending.until is None else f", {GIVEN_UP} in {max(0.0, pending.until - time.monotonic()):.0f} s"
+                    out.append(f"the verdict {name}, {asked}{left}")
         return out
 
     def sampled(self) -> PendingGroups:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import start
 from survival import SMALL, assert_equal, everything, job, said, small_disk
 
 sys.path.append(str(Path(__file__).parent / "workers"))
@@ -59,6 +60,16 @@ def test_with_the_torch_sampler(point, which, uninterrupted, tmp_path):
 @pytest.mark.parametrize("kill", ["sampling,all,70", "training,1,5", "checkpoint: manifest,all,2", "sync,launcher,4"])
 def test_with_vllm(kill, uninterrupted, tmp_path):
     goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)
+
+
+def test_torchrun_starts_it_again_by_itself(uninterrupted, tmp_path):
+    """One command, with no flag of ours, even with one that would begin anew."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
+    command += ["tests/workers/killed.py", "arith", *map(str, SMALL), "--run.folder", str(tmp_path), "--run.no-resume"]
+    done = start(command, KILL="training,1,7", WITNESS=str(tmp_path / "witness"))
+    assert done.returncode == 0 and (tmp_path / "witness").exists(), said(done)
+    assert "goes on from" in done.stdout and "step-000002: 2 of 5 steps are done" in done.stdout, said(done)
+    assert_equal(everything(tmp_path / "arith"), uninterrupted["torch"])
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ FAULTS = {  # fault: (status, begin of the last line, in it as well, last but on
     "0:kill SIGTERM": (143, ZERO + "died of SIGTERM" + IN, "kept: ", ""),
     "1:fork": (137, ONE + "died of SIGKILL", "kept: ", ""),
     "1:user data.train: no such file": (2, ONE + "data.train: no such file\n", "", ""),
+    "0:again": (75, ZERO + "the judge has gone; kept: ", "; the same command goes on: python ", ""),
     "0:full": (1, ZERO + "no space left on device, or no inodes (rollouts/step-000003/rank-0.arrows.part); ", "kept: ", ""),
     "0:full-safetensors": (1, ZERO + "no space left on device, or no inodes; ", "kept: ", ""),
 }

@@ -80,7 +80,7 @@ class Started:
     def lines(self) -> Iterator[str]:
         with contextlib.suppress(OSError):  # a terminal without anybody behind it
             for line in self.out:
-                self.said.append(line.rstrip("\r\n"))
+                self.said.append(line.rstrip("\r\n").replace("^C", ""))  # a terminal's echo, wherever it comes
                 yield self.said[-1]
 
     def until(self, words: str) -> str:
@@ -94,7 +94,7 @@ class Started:
 
     def of_stops(self) -> list[str]:
         """What was said but for the steps."""
-        return [line for line in self.said if not line.startswith(("ready", "step", "saving", "^C"))]
+        return [line for line in self.said if not line.startswith(("ready", "step", "saving"))]
 
 
 def saved(folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from soundrl.engine.launch.hang_report import Page, cause, page_of, report
+from soundrl.engine.launch.hang_report import Page, cause, has_an_end, page_of, report
 from soundrl.engine.launch.last_words import LONGEST_TRACEBACK, RANK, RESTART
 from soundrl.engine.launch.words import kept, one_line, say
 from soundrl.engine.ranks import Ranks
@@ -71,6 +71,8 @@ class Watch:
         self.young: int | None = None
         """A rank that was seen to be no longer silent than it may"""
         self._silence, self._phase, self._count = 0.0, "", 0
+        self._told = 0.0
+        """The beat since which a wait was reported that has an end"""
         self._closed = threading.Event()
         family, host = own_address(ranks)
         # The first rank's address is a name, which may mean another one here than elsewhere.
@@ -122,13 +124,16 @@ class Watch:
             self.longest[self._phase] = max(self.longest.get(self._phase, 0.0), self._silence)
         self._silence, self._phase = silence, RANK.phase
 
+    def beat(self) -> Page:
+        return {"silent": self.silent, "limit": self.limit}
+
     def page(self) -> Page:
         """What this rank does and waits for; JSON."""
         _, _, pid, host = self.places[self.rank]
         return page_of(f"rank {self.rank} (process {pid} on {host})", self.silent, self.limit)
 
     def ask(self, rank: int, what: str) -> Page | None:
-        """`page`, or `end`: the rank says nothing and ends. None where it does not answer."""
+        """`beat` (`silent` and `limit` alone), `page`, or `end`: the rank says nothing and ends. None where it does not answer."""
         try:
             with socket.create_connection(self.places[rank][:2], ANSWER) as connection:
                 connection.sendall(json.dumps({"secret": self.secret, "what": what}).encode() + b"\n")
@@ -144,7 +149,7 @@ class Watch:
 
     def unreached(self) -> list[int]:
         """Ranks that do not answer."""
-        answers = self.ask_all(self.others, "page")
+        answers = self.ask_all(self.others, "beat")
         return [rank for rank in self.others if rank not in answers]
 
     def _watch(self) -> None:
@@ -159,30 +164,36 @@ class Watch:
 
     def hang(self) -> dict[int, Page] | None:
         """The pages of all that answer, where this rank is the first of them and none is as young as it may be; else None."""
-        if self.young is not None and (page := self.ask(self.young, "page")) is not None and page["silent"] <= page["limit"]:
+        if self.young is not None and (beat := self.ask(self.young, "beat")) is not None and beat["silent"] <= beat["limit"]:
             return None
-        pages = self.ask_all(self.others, "page")
+        beats = self.ask_all(self.others, "beat")
         # Once more: nobody is called dead for a moment in which his interpreter was busy.
-        pages |= self.ask_all([rank for rank in self.others if rank not in pages and state(*self.places[rank][2:]) not in DEAD], "page")
-        self.young = next((rank for rank, page in pages.items() if page["silent"] <= page["limit"]), None)
-        own = self.page()
-        if self.young is not None or own["silent"] <= own["limit"] or min(pages, default=self.rank) < self.rank:
+        beats |= self.ask_all([rank for rank in self.others if rank not in beats and state(*self.places[rank][2:]) not in DEAD], "beat")
+        self.young = next((rank for rank, beat in beats.items() if beat["silent"] <= beat["limit"]), None)
+        if self.young is not None or self.silent <= self.limit or min(beats, default=self.rank) < self.rank:
             return None
-        return {self.rank: own} | pages
+        return {self.rank: self.page()} | self.ask_all(list(beats), "page")
 
     def tell(self, pages: dict[int, Page]) -> None:
-        """The page of the run, its line, and the end of all ranks."""
+        """The page of the run, its line, and the end of all ranks; but for a wait that has an end of its own."""
         missing = {
             rank: f"(process {pid} on {host}) does not answer: {STATES.get(state(pid, host), 'its interpreter is busy')}"
             for rank, (_, _, pid, host) in enumerate(self.places)
             if rank not in pages
         }
+        ends = has_an_end(pages, missing)
+        if ends and self._told == RANK.beaten:
+            return
         why = cause(pages, missing)
         text = report(why, pages, missing)
-        place = self._written(text)
+        place = written(text)
         shortest = min(page["silent"] for page in pages.values())
-        line = f"no progress on any rank for {shortest:.0f} s: {why[:LONGEST_CAUSE]}{f' ({place})' if place else ''}{kept(RANK.folder)}"
-        line, shown = one_line(line), "" if place else text[:LONGEST_TRACEBACK]
+        line = one_line(f"no progress on any rank for {shortest:.0f} s: {why[:LONGEST_CAUSE]}{place}")
+        if ends:
+            self._told = RANK.beaten
+            say(f"warning: {line.partition('; kept: ')[0]}; the run waits on")
+            return
+        shown = "" if place else text[:LONGEST_TRACEBACK]
         RANK.claim_end()  # our own main thread is about to lose those neighbours
         RANK.tell("words", ["again", line, shown])  # before the launcher sees anybody end
         self.ask_all([rank for rank in pages if rank != self.rank], "end")
@@ -191,25 +202,8 @@ class Watch:
             if host == socket.gethostname():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
+        threading.Timer(ANSWER, os._exit, (RESTART,)).start()  # for a disk on which nothing can be taken back
         RANK.last("again", line, shown, RESTART)
-
-    def _written(self, text: str) -> Path | None:
-        """The file that holds it; None where there is no folder, or it cannot be written."""
-        folder = RANK.folder or RANK.home
-        if folder is None:
-            return None
-        path, written = folder / time.strftime("hang-%Y%m%d-%H%M%S.txt"), list[Path]()
-
-        def write() -> None:
-            with contextlib.suppress(OSError):  # it stands on the console then
-                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                    file.write(text)
-                written.append(path)
-
-        writer = threading.Thread(target=write, daemon=True)  # a disk that does not answer may be what hangs
-        writer.start()
-        writer.join(ANSWER)
-        return written[0] if written else None
 
 
 class Answers(socketserver.ThreadingTCPServer):
@@ -235,12 +229,32 @@ class Handler(socketserver.StreamRequestHandler):
         asked = json.loads(self.rfile.readline(1024))
         if not hmac.compare_digest(str(asked["secret"]).encode(), self.server.watch.secret.encode()):
             return
-        self.wfile.write(json.dumps(self.server.watch.page()).encode())
+        watch = self.server.watch
+        self.wfile.write(json.dumps(watch.beat() if asked["what"] == "beat" else watch.page()).encode())
         if asked["what"] == "end":
             self.wfile.flush()
             RANK.claim_end()
             RANK.tell("words", ["lost", "", ""])
             RANK.end(RESTART)
+
+
+def written(text: str) -> str:
+    """Where the page stands, and what is kept; empty where there is no folder yet or the disk does not answer: it may be what hangs."""
+    folder, said = RANK.folder or RANK.home, list[str]()
+
+    def write() -> None:
+        assert folder is not None
+        path = folder / time.strftime("hang-%Y%m%d-%H%M%S.txt")
+        with contextlib.suppress(OSError):  # it stands on the console then
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(text)
+            said.append(f" ({path}){kept(RANK.folder)}")
+
+    if folder is not None:
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(ANSWER)
+    return "".join(said)
 
 
 def own_address(ranks: Ranks) -> tuple[socket.AddressFamily, str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.launch.words import one_line
+from soundrl.fapo.pending import GIVEN_UP
 from soundrl.fapo.waiting import announced
 
 Page = dict[str, Any]
@@ -101,6 +102,12 @@ def cause(pages: Mapping[int, Page], missing: Mapping[int, str]) -> str:
             what = f"stands in {page['place']}"
         said.setdefault(f"{what} ({page['where']})", []).append(rank)
     return "; ".join(f"rank {', '.join(map(str, ranks))} {what}" for what, ranks in said.items())
+
+
+def has_an_end(pages: Mapping[int, Page], missing: Mapping[int, str]) -> bool:
+    """Whether whoever is behind waits for verdicts that are given up in time: the run goes on then, however slow a judge is."""
+    behind = [page for page in pages.values() if not page["collective"]]
+    return not missing and bool(behind) and all(page["asks"] and page["waits"] and GIVEN_UP in page["waits"][0] for page in behind)
 
 
 def report(why: str, pages: Mapping[int, Page], missing: Mapping[int, str]) -> str:

@@ -135,7 +135,11 @@ def launch(arguments: Sequence[str]) -> int:
     for rank in range(size):
         children.append(Child(rank, size, held.getsockname()[1], arguments))
     watch(children, asked)
-    return report(children, asked.first)
+    status = report(children, asked.first)
+    for folder in {child.folder for child in children if child.folder is not None}:
+        for part in Path(folder).glob("*/*.part"):  # of a rank that had no time to take it back
+            remove(part)
+    return status
 
 
 def watch(children: Sequence[Child], asked: Asked) -> None:
@@ -172,10 +176,8 @@ def end(children: Sequence[Child]) -> None:
             child.process.wait(max(0.0, limit - time.monotonic()))
         except subprocess.TimeoutExpired:  # it has stopped, or stands in code that no thread can leave
             child.process.kill()
-            child.process.wait()
-    for folder in {child.folder for child in children if child.folder is not None}:
-        for part in Path(folder).glob("*/*.part"):  # of a rank that had no time to take it back
-            remove(part)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a disk that does not answer
+                child.process.wait(PATIENCE)
 
 
 def report(children: Sequence[Child], by: signal.Signals | None = None) -> int:

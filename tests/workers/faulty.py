@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from soundrl.engine.launch import launch
-from soundrl.engine.launch.last_words import RANK, PlannedStop, UserError, undone
+from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop, UserError, undone
 from soundrl.engine.launch.words import kept, named
 
 # Without tyro and the settings, which take a second of every process.
@@ -29,6 +29,8 @@ def meet(fault: str) -> None:
     what, _, how = fault.partition(" ")
     if what == "raise":
         raise {"memory": MemoryError, "value": ValueError, "runtime": RuntimeError}[how]("of the test\nand more")
+    if what == "again":
+        raise ComeAgain("the judge has gone")
     if what == "user":
         raise UserError(how)
     if what == "full":
