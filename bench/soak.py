@@ -81,6 +81,7 @@ def main(arguments: Arguments) -> None:
     from record import machine
 
     rows: list[dict[str, float]] = []
+    stamp = machine("cpu")
     with tempfile.TemporaryDirectory() as runs:
         folder = Path(runs) / "arith"
         command = [sys.executable, "engine/train.py", "arith", *SETTINGS.split(), "--run.folder", runs, "--run.steps", str(arguments.steps)]
@@ -114,7 +115,7 @@ def main(arguments: Arguments) -> None:
         for row in rows:
             if row["step"] % arguments.every == 0 or row is rows[0]:
                 out.write(json.dumps({"bench": "soak", **row}) + "\n")
-        out.write(json.dumps({**shape, "bytes_a_step": a_step, "fits": fits, "stamp": machine("cpu")}) + "\n")
+        out.write(json.dumps({**shape, "bytes_a_step": a_step, "fits": fits, "stamp": stamp}) + "\n")
 
 
 if __name__ == "__main__":

@@ -324,12 +324,15 @@ def test_what_cannot_be_served_is_refused(tmp_path):
         Serving(model=tmp_path, workers=0)
 
 
-def test_the_server_listens_on_loopback_and_its_token_is_on_no_command_line(tmp_path):
+def test_the_server_listens_on_loopback_and_its_token_is_on_no_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # as a run on several nodes has it
     (tmp_path / "config.json").write_text("{}")
     worker = Worker(Serving(model=tmp_path), 0, "canary-72", tmp_path)
     command = worker.command()
     assert command[command.index("--host") + 1] == "127.0.0.1" and not any("canary" in part for part in command)
-    assert worker.environment()["VLLM_API_KEY"] == "canary-72" and "--trust-remote-code" not in command
+    own = worker.environment()
+    assert own["VLLM_API_KEY"] == "canary-72" and "--trust-remote-code" not in command
+    assert (own["GLOO_SOCKET_IFNAME"], own["VLLM_HOST_IP"]) == ("lo", "127.0.0.1")
 
 
 @pytest.mark.parametrize("eager", [True, False])
