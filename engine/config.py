@@ -133,7 +133,7 @@ class Genrm:
     model: str = ""
     """Model name, as the endpoints list it under /models; with judge serve the model's folder."""
     workers: int = 1
-    """Servers that the run starts (judge serve): worker i takes the i-th GPU; on CPU each is one thread."""
+    """Servers that the run starts on each node (judge serve): worker i takes the i-th GPU; on CPU each is one thread."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     sampling: tuple[float, int] = (0.0, 1)
@@ -142,7 +142,7 @@ class Genrm:
     """Seconds until a verdict is given up as unknown(timeout): from its first request, and, the queue included, from the end of its
     rollout. A step waits no longer than the second from the end of its sampling, whatever the judge does."""
     concurrency: int = 128
-    """Requests under way at once on each endpoint, over all ranks (each has at least one)."""
+    """Requests under way at once on each endpoint, over all ranks that ask it (each has at least one)."""
     reference: bool = True
     """Show the reference answer to the judge."""
     probe: tuple[str, int] = ("", 10)

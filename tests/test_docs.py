@@ -320,7 +320,7 @@ def named_settings(text: str) -> list[str]:
     ]
 
 
-FOLDERS = "kernels|fapo|genrm|engine|bench|tests|docs|starts|requirements"
+FOLDERS = "kernels|fapo|genrm|engine|bench|tests|docs|starts|requirements|examples"
 
 
 def named_files(text: str) -> list[str]:
