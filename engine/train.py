@@ -39,7 +39,7 @@ def train_step(run: Run, step: int) -> None:
         batch = exchange(prompts, pending, ranks)  # every rank: tokens, log-probabilities and outcomes of all rollouts
         judge = run.before_training(step, pending)
         parts = minibatches(batch, config.optim.minibatch_prompts, config.optim.microbatch_tokens)
-        trained = run.trainer.train(parts, pending.groups)
+        trained = run.trainer.train(parts, TIMELINE("judge_wait")(pending.groups))
         run.rollouts.learn(prompts, batch)
         gate = run.sync()
     metrics = run.recorder.step(step, pending, judge, trained, gate)

@@ -165,8 +165,7 @@ class Trainer:
                 stats |= self.update(self.learning_rate())
             self.totals = totals = {name: totals[name] + stats[name] for name in totals}
             self.within += 1
-        with TIMELINE("judge_wait"):
-            rest()
+        rest()
         self.leave(minibatches[0].batch, ())
         self.within, self.totals, self.late = 0, {}, {}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)

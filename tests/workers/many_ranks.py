@@ -24,7 +24,7 @@ be_quiet()
 
 
 def started(folder: Path, rank: int, ranks: int, budget: int) -> dict:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     of = Ranks.start()
     policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=64), of)
