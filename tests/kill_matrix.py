@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import start
 from survival import SMALL, assert_equal, everything, job, said, small_disk
+from test_nodes import a_node_dies
 
 sys.path.append(str(Path(__file__).parent / "workers"))
 
@@ -60,6 +61,11 @@ def test_with_the_torch_sampler(point, which, uninterrupted, tmp_path):
 @pytest.mark.parametrize("kill", ["sampling,all,70", "training,1,5", "checkpoint: manifest,all,2", "sync,launcher,4"])
 def test_with_vllm(kill, uninterrupted, tmp_path):
     goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)
+
+
+def test_a_node_that_dies_costs_a_run_nothing_but_time(tmp_path, monkeypatch):
+    """Two nodes as network namespaces."""
+    a_node_dies(tmp_path, monkeypatch)
 
 
 def test_torchrun_starts_it_again_by_itself(uninterrupted, tmp_path):

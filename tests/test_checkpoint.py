@@ -84,11 +84,10 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(torchrun, tmp_path):
     digest = said["trained"]
     said |= torchrun("reshard", 3, root=str(tmp_path), read=["by1"], write="by3")
     said |= {f"2 {name}": value for name, value in torchrun("reshard", 2, root=str(tmp_path), read=["by1", "by3"], write="by2").items()}
-    said |= torchrun("reshard", 3, root=str(tmp_path), read=["by2"])
     said |= {f"1 {name}": value for name, value in torchrun("reshard", 1, root=str(tmp_path), read=["by2", "by3"]).items()}
-    for name in ("by1", "2 by1", "2 by3", "by2", "1 by2", "1 by3"):
+    for name in ("by1", "2 by1", "2 by3", "1 by2", "1 by3"):
         assert said[name] == digest, name
-    assert said["before by1"] != digest and said["updates by2"] == [2, 0]
+    assert said["before by1"] != digest and said["updates by1"] == [2, 0]
     assert {int(file.name[8:13]) for file in (tmp_path / "by3" / "step-000002").glob("weights-*")} == {0, 1, 2}  # witness
 
 

@@ -125,8 +125,8 @@ def begin(nodes: list[Machine], folder: Path) -> list[subprocess.Popen[str]]:
     return [node.start(*launcher, *map(str, settings)) for node in nodes]
 
 
-def test_a_node_that_dies_costs_a_run_nothing_but_time(tmp_path, monkeypatch):
-    """With the judge on it, in mid run; both are started again with the same command, as after a requeue."""
+def a_node_dies(tmp_path, monkeypatch):
+    """With the judge on it, in mid run; both are started again with the same command, as after a requeue. Run by `kill_matrix.py`."""
     monkeypatch.setattr(fake_judge, "FLAW", "7")
     nodes = cabled(tmp_path)
     folder = tmp_path / "runs"

@@ -3,6 +3,7 @@ None where it went through."""
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def main(arguments: dict, out: Path) -> None:
             said.append(None)
         except UserError as error:
             said.append(str(error))
-    out.write_text(json.dumps(said))
+    if os.environ["RANK"] == "0":  # where a preparation fails, it undoes what others may still look at
+        out.write_text(json.dumps(said))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
