@@ -43,7 +43,7 @@ class Arguments:
 def steps_of_run(arguments: Arguments, name: str, setting: str) -> list[dict[str, float]]:
     judge = ("--genrm.judge", "serve", "--genrm.model", arguments.judge, "--genrm.max-tokens", 64, "--genrm.deadline", 60, 60)
     common = ("--model.path", arguments.policy, "--warm-start.steps", 0, "--run.steps", arguments.steps, "--data.test")
-    where = ("--run.folder", arguments.folder, "--run.name", name)
+    where = ("--run.folder", arguments.folder, "--run.name", name, "--run.no-resume")
     command = [sys.executable, "engine/train.py", "arith", *map(str, (*judge, setting, *where, *common))]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
