@@ -92,3 +92,22 @@ def test_a_full_disk_in_every_writer(writer, uninterrupted, tmp_path):
         done = job(disk)
         assert done.returncode == 0 and "refused" not in done.stdout, said(done)
         assert_equal(everything(disk / "arith"), uninterrupted["torch"])
+
+
+def test_a_disk_too_small_for_two_checkpoints(uninterrupted, tmp_path):
+    """The first is whole; the others are given up, which is said; the run goes on to its end, and its policy is there."""
+    with small_disk(tmp_path / "disk", "13m") as disk:
+        done = job(disk)
+        assert done.returncode == 0, said(done)
+        lost = [line for line in done.stdout.splitlines() if line.startswith("checkpoint step-")]
+        assert len(lost) == 2 and "step-000004 could not be written: No space left on device: 7.4 MiB are needed, " in lost[0], said(done)
+        assert all(line.endswith("; the last whole one is step-000002, the run goes on") for line in lost)
+        assert [path.name for path in (disk / "arith" / "checkpoints").iterdir()] == ["step-000002"]
+        assert_equal(everything(disk / "arith"), uninterrupted["torch"])
+
+
+def test_other_settings_are_refused_and_touch_nothing(uninterrupted, tmp_path):
+    assert job(tmp_path).returncode == 0
+    changed = job(tmp_path, "--optim.lr", 0.5)
+    assert changed.returncode == 2 and "error: run.name arith has step-000005 of a run with optim.lr 0.0002 (now 0.5); " in changed.stderr
+    assert_equal(everything(tmp_path / "arith"), uninterrupted["torch"])
