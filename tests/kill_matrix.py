@@ -1,6 +1,6 @@
 """Every point of `workers/killed.py` × a rank, all ranks and the launcher killed: the restart equals the uninterrupted run, bit for bit.
 
-`make kill-matrix` (about half an hour on two quiet cores); a few of them are in `test_resume.py`.
+`make kill-matrix` (about half an hour on two quiet cores), with what else takes long: full disks, judges that die, a node that dies.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import start
-from survival import SMALL, assert_equal, everything, job, said, small_disk
+from fake_judge import MODEL, Handler, Server, find_flaw
+from survival import SMALL, assert_equal, everything, job, rollouts, said, small_disk
 from test_nodes import a_node_dies
+
+from soundrl.engine.files.run_reader import RunReader
 
 sys.path.append(str(Path(__file__).parent / "workers"))
 
@@ -111,3 +114,47 @@ def test_other_settings_are_refused_and_touch_nothing(uninterrupted, tmp_path):
     changed = job(tmp_path, "--optim.lr", 0.5)
     assert changed.returncode == 2 and "error: run.name arith has step-000005 of a run with optim.lr 0.0002 (now 0.5); " in changed.stderr
     assert_equal(everything(tmp_path / "arith"), uninterrupted["torch"])
+
+
+def test_a_run_that_is_done_says_so_and_goes_on_where_more_steps_are_asked_for(uninterrupted, tmp_path):
+    first = job(tmp_path, "--run.steps", 4)
+    assert first.returncode == 0, said(first)
+    again = job(tmp_path, "--run.steps", 4)
+    assert again.returncode == 0 and "all 4 steps are done, nothing is left; raise --run.steps to go on" in again.stdout, said(again)
+    assert "right final answers" in again.stdout and "step    " not in again.stdout  # the table of before and after, and no step
+    more = job(tmp_path, "--run.steps", 5, "--optim.microbatch-tokens", 1024)
+    assert more.returncode == 0 and "step-000004: 4 of 5 steps are done" in more.stdout, said(more)
+    assert_equal(everything(tmp_path / "arith"), uninterrupted["torch"])
+
+
+def test_a_run_whose_judges_die_keeps_its_state_and_goes_on_when_they_are_back(tmp_path, monkeypatch):
+    """The wait ends in the middle of a step; nothing that was sampled or judged is lost."""
+    monkeypatch.setattr("fake_judge.FLAW", "7")
+
+    def dying(handler: Handler, number: int) -> None:
+        if number == 50:
+            server.kill()
+        else:
+            find_flaw(handler, number)
+
+    def judged(server: Server) -> tuple:
+        return ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.deadline", 4, 60)
+
+    server = Server(dying)
+    first = job(tmp_path, *judged(server))
+    assert len(server.bodies) > 50  # witness: it was asked, and died
+    assert first.returncode == 75, said(first)
+    (error,) = (line for line in first.stderr.splitlines() if line.startswith("error: "))
+    assert "no judge answers, in step " in error and "the same command goes on" in error and "Traceback" not in first.stderr, said(first)
+    before, asked = set(rollouts(tmp_path / "arith")), len(server.bodies)
+    server.script = find_flaw
+    again = server.revive()
+    done = job(tmp_path, *judged(again))
+    assert done.returncode == 0, said(done)
+    whole = Server(find_flaw)
+    assert job(tmp_path / "whole", *judged(whole)).returncode == 0
+    assert_equal(everything(tmp_path / "arith"), everything(tmp_path / "whole" / "arith"))
+    rows = [row for step in (1, 2, 3) for row in RunReader(tmp_path / "arith").rollouts(step)]
+    assert {row["verdict"]["kind"] for row in rows if row["verdict"]} == {"sound", "flawed"}
+    assert len(again.bodies) + asked <= len(whole.bodies) + 20  # what was judged is not asked again
+    assert before < set(rollouts(tmp_path / "arith"))

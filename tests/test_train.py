@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_judge import MODEL, Handler, Server, find_flaw
-from survival import assert_equal, everything, job, rollouts, said
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.files.run_reader import RunReader
@@ -163,36 +161,3 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
         kind = r["verdict"] and r["verdict"]["kind"]
         assert r["kept"] == (kind != "unknown") and (r["advantage"] == 0.0 or r["kept"])
         assert r["reward"] == {"flawed": 0.0, "unknown": 1.0, None: -1.0}[kind]
-
-
-def test_a_run_whose_judges_die_keeps_its_state_and_goes_on_when_they_are_back(tmp_path, monkeypatch):
-    """The wait ends in the middle of a step; nothing that was sampled or judged is lost."""
-    monkeypatch.setattr("fake_judge.FLAW", "7")
-
-    def dying(handler: Handler, number: int) -> None:
-        if number == 50:
-            server.kill()
-        else:
-            find_flaw(handler, number)
-
-    def judged(server: Server) -> tuple:
-        return ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.deadline", 4, 60)
-
-    server = Server(dying)
-    first = job(tmp_path, *judged(server))
-    assert len(server.bodies) > 50  # witness: it was asked, and died
-    assert first.returncode == 75, said(first)
-    (error,) = (line for line in first.stderr.splitlines() if line.startswith("error: "))
-    assert "no judge answers, in step " in error and "the same command goes on" in error and "Traceback" not in first.stderr, said(first)
-    before, asked = set(rollouts(tmp_path / "arith")), len(server.bodies)
-    server.script = find_flaw
-    again = server.revive()
-    done = job(tmp_path, *judged(again))
-    assert done.returncode == 0, said(done)
-    whole = Server(find_flaw)
-    assert job(tmp_path / "whole", *judged(whole)).returncode == 0
-    assert_equal(everything(tmp_path / "arith"), everything(tmp_path / "whole" / "arith"))
-    rows = [row for step in (1, 2, 3) for row in RunReader(tmp_path / "arith").rollouts(step)]
-    assert {row["verdict"]["kind"] for row in rows if row["verdict"]} == {"sound", "flawed"}
-    assert len(again.bodies) + asked <= len(whole.bodies) + 20  # what was judged is not asked again
-    assert before < set(rollouts(tmp_path / "arith"))
