@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -77,18 +78,17 @@ class Checkpoints:
         """The first fault of a checkpoint, on every rank; empty: it is whole."""
         try:
             seals = read_manifest(folder)
-            own = list(faults(folder, seals, sorted(seals)[self.ranks.rank :: self.ranks.size]))
+            own = next(faults(folder, seals, sorted(seals)[self.ranks.rank :: self.ranks.size]), "")
         except (CheckpointError, OSError) as error:
-            own = [str(error)]
-        return next((fault for part in self.ranks.gather(own) for fault in part), "")
+            own = str(error)
+        return self.ranks.fault(own)
 
     def save(self, place: Place, trainer: Trainer, state: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Copy what is to be written and let a thread write it; waits for the one before. `files`: what stands in `model/`, of rank 0."""
         self.wait()
         if place == self.saved:
             return
-        target = self.folder / place.name
-        beside = target.with_name(target.name + ".part")
+        beside = self.folder / f"{place.name}.part"
         fault = ""
         if self.ranks.main:
             try:
@@ -98,15 +98,14 @@ class Checkpoints:
                 fault = short_of_room(beside, trainer)
             except OSError as error:
                 fault = f"{beside}: {error.strerror}"
-        fault = self.ranks.gather(fault)[0]  # nobody writes before the folder is there
-        if fault or (fault := self._unshared(beside)):
+        if fault := self.ranks.fault(fault):  # nobody writes before the folder is there
             if self.ranks.main:
                 shutil.rmtree(beside, ignore_errors=True)
-            self._failed(place, [fault])
+            self._failed(place, fault)
             return
         weights, moments, about, steps = staged(trainer, self.ranks)
         head = json.dumps(dict(state) | {"step": place.step, "within": place.within}).encode()
-        self._writing = Writing(target, beside, self.ranks)
+        self._writing = Writing(place, beside, self.ranks)
         self._writing.start(
             weights,
             moments,
@@ -121,44 +120,38 @@ class Checkpoints:
         if self._writing is None:
             return
         parts = self.ranks.gather((self._writing.done, self._writing.failure))
-        if failures := [failure for _, failure in parts if failure]:
-            self._end()
-            self._failed(self._writing_place, failures)
-        elif all(done for done, _ in parts):
-            self._end()
-            self._whole(self._writing_place)
+        failures = [failure for _, failure in parts if failure]
+        if failures or all(done for done, _ in parts):
+            self._end(self._writing, failures)
 
     def wait(self) -> None:
         """Until nothing is under way."""
-        if self._writing is None:
+        if (writing := self._writing) is None:
             return
         if not self.ranks.main:
-            self._writing.thread.join()
-        failures = [failure for failure in self.ranks.gather("" if self.ranks.main else self._writing.failure) if failure]
-        if failures:
-            self._writing.given_up.set()
-        self._writing.thread.join()
-        failures += [failure for failure in self.ranks.gather(self._writing.failure if self.ranks.main else "") if failure]
-        self._end()
-        if failures:
-            self._failed(self._writing_place, failures)
-        else:
-            self._whole(self._writing_place)
+            writing.thread.join()
+        if failure := self.ranks.fault("" if self.ranks.main else writing.failure):
+            writing.given_up.set()  # rank 0's thread waits for seals that will not come
+        writing.thread.join()
+        failure = failure or self.ranks.fault(writing.failure)
+        self._end(writing, [failure] if failure else [])
 
-    def _end(self) -> None:
-        writing = cast(Writing, self._writing)
+    def _end(self, writing: Writing, failures: list[str]) -> None:
+        self._writing = None
         writing.given_up.set()
         writing.thread.join()
-        self._writing_place = cast(Place, place_of(writing.target))
-        self._writing = None
         self.ranks.barrier()  # nobody writes into what is removed
         if self.ranks.main and not writing.done:
             shutil.rmtree(writing.beside, ignore_errors=True)
+        if failures:
+            self._failed(writing.place, failures[0])
+        else:
+            self._whole(writing.place)
 
-    def _failed(self, place: Place, failures: list[str]) -> None:
+    def _failed(self, place: Place, failure: str) -> None:
         self.failures += 1
         last = f"the last whole one is {self.saved.name}" if self.saved else "there is none yet"
-        self.say(f"checkpoint {place.name} could not be written: {one_line(failures[0])}; {last}, the run goes on")
+        self.say(f"checkpoint {place.name} could not be written: {one_line(failure)}; {last}, the run goes on")
 
     def _whole(self, place: Place) -> None:
         self.saved = place
@@ -169,16 +162,12 @@ class Checkpoints:
                 except OSError as error:
                     self.say(f"checkpoint {old} cannot be removed: {error.strerror}")
 
-    def _unshared(self, beside: Path) -> str:
-        blind = [rank for rank, sees in enumerate(self.ranks.gather(beside.is_dir())) if not sees]
-        return f"{self.folder} is not seen by rank {blind[0]}: set --run.folder to a disk that all machines share" if blind else ""
-
 
 class Writing:
     """One checkpoint on its way to the disk: this rank's part of it."""
 
-    def __init__(self, target: Path, beside: Path, ranks: Ranks) -> None:
-        self.target, self.beside, self.ranks = target, beside, ranks
+    def __init__(self, place: Place, beside: Path, ranks: Ranks) -> None:
+        self.place, self.beside, self.ranks = place, beside, ranks
         self.done, self.failure, self.given_up = False, "", threading.Event()
 
     def start(self, *what: Any) -> None:
@@ -221,8 +210,8 @@ class Writing:
             write_manifest(self.beside, seals)
             for folder in (self.beside / "model", self.beside):
                 sync_folder(folder)
-            self.beside.rename(self.target)
-            sync_folder(self.target.parent)
+            self.beside.rename(self.beside.with_name(self.place.name))
+            sync_folder(self.beside.parent)
         else:
             own = self.beside / f"rank-{rank}.json.part"
             write_bytes(own, json.dumps(seals).encode())
@@ -273,9 +262,9 @@ def short_of_room(folder: Path, trainer: Trainer) -> str:
 
 
 def own_rows(model: nn.Module, ranks: Ranks) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """(name, parameter, first row) of what this rank holds of each parameter: FSDP2 cuts the first dimension into equal parts."""
+    """(name, parameter, first row) of what this rank holds of each parameter."""
     for name, parameter in model.named_parameters():
-        yield name, parameter, min(ranks.rank * -(-parameter.shape[0] // ranks.size), parameter.shape[0])
+        yield name, parameter, ranks.first_row(parameter.shape[0])
 
 
 def staged(trainer: Trainer, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int], dict[str, float]]:
@@ -316,12 +305,10 @@ def restore(folder: Path, trainer: Trainer, ranks: Ranks) -> dict[str, Any]:
                     kept[kind] = torch.zeros_like(parameter)
                     moments.read(f"{kind}/{name}", first, cast(DTensor, kept[kind]).to_local())
         if (folder / OLD_LOGPROBS).is_file():
-            from safetensors.torch import load_file
-
             trainer.late = {int(index): values.numpy() for index, values in load_file(folder / OLD_LOGPROBS).items()}
     except CheckpointError as error:
         fault = str(error)
-    if fault := next(filter(None, ranks.gather(fault)), ""):
+    if fault := ranks.fault(fault):
         raise CheckpointError(fault)
     trainer.restore(state["trainer"])
     return state

@@ -95,8 +95,7 @@ class Policy:
                 return slice(0)
             if tuple(shape) != (expected := tuple(parameters[name].shape)):
                 raise ValueError(f"{self.folder}: {name} has shape {tuple(shape)}, config.json says {expected}")
-            # As FSDP2 shards: equal parts of the first dimension, rounded up, so that the last ranks may have none.
-            start = min(self.ranks.rank * -(-shape[0] // self.ranks.size), shape[0])
+            start = self.ranks.first_row(shape[0])
             return slice(start, start + len(cast(DTensor, parameters[name]).to_local()))
 
         fault = ""
@@ -112,7 +111,7 @@ class Policy:
                 )
         except ValueError as error:
             fault = str(error)
-        if fault := next(filter(None, self.ranks.gather(fault)), ""):
+        if fault := self.ranks.fault(fault):
             raise ValueError(fault)
 
     def named_full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -117,6 +117,18 @@ class Ranks:
         dist.destroy_process_group(own)
         return box[0]
 
+    def fault(self, own: str) -> str:
+        """The first rank's that has one, on every rank: what is wrong with one is wrong for all. Empty: nothing is."""
+        return next(filter(None, self.gather(own)), "")
+
+    def first_row(self, rows: int) -> int:
+        """Of this rank's part of a tensor that has so many: FSDP2 cuts the first dimension into equal parts, rounded up, so that the last
+        ranks may have none.
+
+        Worked example: of 5 rows ranks 0, 1 and 2 of 4 begin at 0, 2 and 4, and rank 3 has none.
+        """
+        return min(self.rank * -(-rows // self.size), rows)
+
     def gather_array(self, own: np.ndarray) -> list[np.ndarray]:
         """The one-dimensional array of every rank, in rank order, on every rank; lengths may differ, the type may not. Over the host."""
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -148,7 +160,7 @@ def _join(backend: str, longest_wait: float) -> None:
     limit, address = timedelta(seconds=JOIN_SECONDS), os.environ["MASTER_ADDR"]
     by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if one_node := int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or "lo"
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or "lo"  # and a host name need not resolve
     if one_node and address == "127.0.0.1" and not by_torchrun:
         store = (
             _listen(address, int(os.environ["MASTER_PORT"]), size) if rank == 0 else _visit(address, int(os.environ["MASTER_PORT"]), size)

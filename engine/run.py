@@ -80,7 +80,6 @@ class Run:
             self.trainer.leave = self.leave
             self.at: dict[str, Any] = {"step": 0, "version": 1, "marks": {}, "lengths": None}
             """What was true when the last step ended, beside weights and moments (`snapshot`)"""
-            self.resumed = saved is not None
             if saved:
                 self._go_on(restore(saved, self.trainer, ranks))
                 progress.goes_on(saved, self.step, self.left)
@@ -127,8 +126,7 @@ class Run:
             self.judge.ready()
         self.sync()
         TIMELINE.take()
-        if not self.resumed:
-            self.at = self.snapshot(0)
+        self.at = self.snapshot(self.step)
         RANK.grace, RANK.stops = config.run.grace, True
 
     def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
@@ -177,7 +175,7 @@ class Run:
             return
         self.trainer.optimizer.zero_grad()  # of a mini-batch that is trained again
         if batch is not None:
-            self.trainer.late = self.trainer.late or batch.old_logprobs
+            self.trainer.late = batch.old_logprobs
         self.underway.flush(sync=True)
         self.save()
         self.checkpoints.wait()
@@ -240,9 +238,12 @@ class Run:
 
     def export(self) -> None:
         """The policy as it is now, as a Hugging Face folder in the type that it computes in; rank 0 writes."""
+        target = self.folder.path / "policy" / self.place.name
+        if self.ranks.gather(target.exists())[0]:  # of a run that had come to its end before
+            return
         with TIMELINE("save"):
-            target, tensors = self.folder.path / "policy" / self.place.name, self.policy.named_full_tensors()
-            if self.ranks.main and not target.exists():
+            tensors = self.policy.named_full_tensors()
+            if self.ranks.main:
                 dtype = getattr(torch, self.config.model.dtype)
                 layouts = {name: Layout(dtype, tuple(p.shape)) for name, p in self.policy.model.named_parameters()}
                 write_folder(target, self.policy.files(), layouts, (tensor for _, tensor in tensors))

@@ -21,6 +21,8 @@ import hypothesis
 import pytest
 import torch
 
+from soundrl.engine.ranks import Ranks
+
 # The same examples everywhere and every time, and no deadline: a loaded machine is no fault. `--hypothesis-profile default` searches anew.
 hypothesis.settings.register_profile("everywhere", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("everywhere")
@@ -81,6 +83,19 @@ def start(command: list[str], timeout: float = PATIENCE, **environment: str) -> 
 def train() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`train("arith", "--run.steps", "2")` runs the main job as a user does."""
     return lambda *arguments, **kw: start([sys.executable, "engine/train.py", *map(str, arguments)], **kw)
+
+
+class Alone:
+    """A world of one, as `Ranks`."""
+
+    rank, size, main, device = 0, 1, True, torch.device("cpu")
+    fault, first_row = Ranks.fault, Ranks.first_row
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def barrier(self) -> None:
+        pass
 
 
 def run_worker(into: Path, worker: str, ranks: int, timeout: float = PATIENCE, **arguments: Any) -> Any:

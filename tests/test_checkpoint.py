@@ -8,10 +8,10 @@ import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from conftest import Alone
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -25,18 +25,6 @@ from soundrl.engine.tools import export as tool
 from soundrl.engine.tools.export import export, split
 
 RANKS = 2
-
-
-class Alone:
-    """A world of one."""
-
-    rank, size, main, device = 0, 1, True, torch.device("cpu")
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def barrier(self) -> None:
-        pass
 
 
 def written(folder: Path, step: int, seed: int = 0) -> Path:

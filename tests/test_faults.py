@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, QUIET, ROOT, start
+from conftest import PATIENCE, QUIET, ROOT, Alone, start
 from transformers import AutoConfig
 
 from soundrl.engine.config import Config, Run
@@ -212,15 +212,6 @@ def test_a_long_path_is_not_broken_in_two():
 @pytest.mark.parametrize("name", GOOD_NAMES, ids=ascii)
 def test_any_other_name_is_taken_as_it_stands(name):
     assert parse_arguments(["arith", f"--run.name={name}"]).run.name == name
-
-
-class Alone:
-    """A world of one."""
-
-    rank, size, main = 0, 1, True
-
-    def gather(self, value):
-        return [value]
 
 
 def config_in(folder: Path, *arguments: str) -> Config:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import start
+from conftest import Alone, start
 from fake_judge import MODEL, Server, find_flaw, hang
 from test_stops import await_end
 
@@ -122,13 +122,6 @@ def test_who_is_behind(case):
     assert why.startswith(said)
     assert f"No progress on any rank. {why}\n" in report(why, pages, missing)
     assert "\x1b" not in report("a", {0: page("s", waits=("\x1b[2J",))}, {})
-
-
-class Alone:
-    rank, size, main = 0, 1, True
-
-    def gather(self, value):
-        return [value]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -51,33 +51,34 @@ def write_tensors(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[T
         end += layout.size
     said = json.dumps(header).encode()
     said += b" " * (-len(said) % 8)  # values begin aligned
-    digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for chunk in (struct.pack("<Q", len(said)), said):
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield struct.pack("<Q", len(said)) + said
         for layout, tensor in zip(layouts.values(), tensors, strict=True):
             assert tensor.dtype is layout.dtype and tuple(tensor.shape) == layout.shape
             data = memoryview(cast(Any, tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
-            for start in range(0, len(data), PIECE):
-                file.write(piece := data[start : start + PIECE])
-                digest.update(piece)
-                RANK.beat()
-            size += len(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return Seal(digest.hexdigest(), size)
+            yield from (data[start : start + PIECE] for start in range(0, len(data), PIECE))
+
+    return _write(path, pieces())
 
 
 def write_bytes(path: Path, content: bytes) -> Seal:
-    """The same for a small file."""
+    """The same for a small file, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    return _write(path, [content])
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> Seal:
+    digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        file.write(content)
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
+            RANK.beat()
         file.flush()
         os.fsync(file.fileno())
-    return Seal(hashlib.sha256(content).hexdigest(), len(content))
+    return Seal(digest.hexdigest(), size)
 
 
 def sealed(path: Path) -> Seal:

@@ -120,7 +120,6 @@ def launch(arguments: Sequence[str]) -> int:
     """Run this script again, one process a rank; returns the exit status: 0, that of the rank that failed first, or 128 + a signal."""
     size = processes()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))  # bound, not listened on: the kernel gives it to nobody but rank 0, who asks for it by number
