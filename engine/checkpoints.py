@@ -81,7 +81,7 @@ class Checkpoints:
             own = next(faults(folder, seals, sorted(seals)[self.ranks.rank :: self.ranks.size]), "")
         except (CheckpointError, OSError) as error:
             own = str(error)
-        return self.ranks.fault(own)
+        return self.ranks.first_said(own)
 
     def save(self, place: Place, trainer: Trainer, state: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Copy what is to be written and let a thread write it; waits for the one before. `files`: what stands in `model/`, of rank 0."""
@@ -98,7 +98,7 @@ class Checkpoints:
                 fault = short_of_room(beside, trainer)
             except OSError as error:
                 fault = f"{beside}: {error.strerror}"
-        if fault := self.ranks.fault(fault):  # nobody writes before the folder is there
+        if fault := self.ranks.first_said(fault):  # nobody writes before the folder is there
             if self.ranks.main:
                 shutil.rmtree(beside, ignore_errors=True)
             self._failed(place, fault)
@@ -130,10 +130,10 @@ class Checkpoints:
             return
         if not self.ranks.main:
             writing.thread.join()
-        if failure := self.ranks.fault("" if self.ranks.main else writing.failure):
+        if failure := self.ranks.first_said("" if self.ranks.main else writing.failure):
             writing.given_up.set()  # rank 0's thread waits for seals that will not come
         writing.thread.join()
-        failure = failure or self.ranks.fault(writing.failure)
+        failure = failure or self.ranks.first_said(writing.failure)
         self._end(writing, [failure] if failure else [])
 
     def _end(self, writing: Writing, failures: list[str]) -> None:
@@ -308,7 +308,7 @@ def restore(folder: Path, trainer: Trainer, ranks: Ranks) -> dict[str, Any]:
             trainer.late = {int(index): values.numpy() for index, values in load_file(folder / OLD_LOGPROBS).items()}
     except CheckpointError as error:
         fault = str(error)
-    if fault := ranks.fault(fault):
+    if fault := ranks.first_said(fault):
         raise CheckpointError(fault)
     trainer.restore(state["trainer"])
     return state

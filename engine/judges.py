@@ -74,7 +74,7 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         # On each node its first rank starts servers, which the node's own ranks ask: their addresses and their token stay there. Where
         # those of one node sleep, all do: a phase is a collective.
         first = ranks.node.first
-        why = next(filter(None, ranks.gather(serial_phase(config, ranks) if first else "")), "")
+        why = ranks.first_said(serial_phase(config, ranks) if first else "")
         own = None
         if first:
             servers = serve(config, ranks, sleeps=bool(why))

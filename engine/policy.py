@@ -111,7 +111,7 @@ class Policy:
                 )
         except ValueError as error:
             fault = str(error)
-        if fault := self.ranks.fault(fault):
+        if fault := self.ranks.first_said(fault):
             raise ValueError(fault)
 
     def named_full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:

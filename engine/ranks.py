@@ -117,8 +117,8 @@ class Ranks:
         dist.destroy_process_group(own)
         return box[0]
 
-    def fault(self, own: str) -> str:
-        """The first rank's that has one, on every rank: what is wrong with one is wrong for all. Empty: nothing is."""
+    def first_said(self, own: str) -> str:
+        """The first rank's text that is not empty, on every rank: what is wrong with one is wrong for all. Empty: nobody says anything."""
         return next(filter(None, self.gather(own)), "")
 
     def first_row(self, rows: int) -> int:
@@ -162,9 +162,7 @@ def _join(backend: str, longest_wait: float) -> None:
     if one_node := int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or "lo"  # and a host name need not resolve
     if one_node and address == "127.0.0.1" and not by_torchrun:
-        store = (
-            _listen(address, int(os.environ["MASTER_PORT"]), size) if rank == 0 else _visit(address, int(os.environ["MASTER_PORT"]), size)
-        )
+        store = (_listen if rank == 0 else _visit)(address, int(os.environ["MASTER_PORT"]), size)
     elif by_torchrun or not one_node:
         store, _, _ = next(dist.rendezvous("env://", timeout=limit))
     if by_torchrun and store is not None:

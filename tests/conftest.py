@@ -89,7 +89,7 @@ class Alone:
     """A world of one, as `Ranks`."""
 
     rank, size, main, device = 0, 1, True, torch.device("cpu")
-    fault, first_row = Ranks.fault, Ranks.first_row
+    first_said, first_row = Ranks.first_said, Ranks.first_row
 
     def gather(self, value: Any) -> list[Any]:
         return [value]

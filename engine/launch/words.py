@@ -37,13 +37,22 @@ class Heedless:
             self.stream.flush()
 
 
+def printable(text: str) -> str:
+    """Without what a terminal would obey: names, a model's card and rows of files are others' text.
+
+    >>> printable("red \\x1b[31m")
+    'red \\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def one_line(text: str) -> str:
-    """Without line breaks and control characters, which would be obeyed by a terminal.
+    """The same, without line breaks.
 
     >>> one_line("two\\n  lines \\x1b[31m")
     'two lines \\\\x1b[31m'
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))
 
 
 def stopping(number: signal.Signals, grace: float) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from soundrl.engine.launch.words import printable
 from soundrl.engine.timeline import shares
 
 
@@ -116,15 +117,6 @@ SUMMARY = {
     "tokens/response": "rollouts: tokens a response",
 }
 """Of a step, beside the evaluations."""
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would obey: names, a model's card and rows of files are others' text.
-
-    >>> printable("red \\x1b[31m")
-    'red \\\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def plain_words(name: str) -> str:
