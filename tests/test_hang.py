@@ -3,6 +3,7 @@
 Two gloo ranks with the timeline, watch, judge and verifier of the main job (`workers/steps.py`); the page is each fault's witness.
 """
 
+import gc
 import json
 import re
 import socket
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Alone, start
+from conftest import PATIENCE, Alone, start
 from fake_judge import MODEL, Server, find_flaw, hang
 from test_stops import await_end
 
@@ -21,9 +22,10 @@ from soundrl.engine.launch import hang as watching
 from soundrl.engine.launch.hang import Watch
 from soundrl.engine.launch.hang_report import cause, has_an_end, report
 from soundrl.engine.launch.last_words import RANK, RESTART
+from soundrl.fapo import waiting
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.waiting import announced
+from soundrl.fapo.waiting import announce, announced
 from soundrl.genrm.pool.judge import EndpointJudge
 
 HOST = socket.gethostname()
@@ -125,7 +127,8 @@ def test_who_is_behind(case):
 
 
 @pytest.fixture
-def watch():
+def watch(monkeypatch):
+    monkeypatch.setattr(waiting, "_ALL", [])  # judges of other tests live until they are collected
     made = Watch(Alone(), patience=60.0)  # type: ignore[arg-type]
     yield made
     made.close()
@@ -174,25 +177,47 @@ def test_how_long_a_phase_may_be_silent(watch):
     assert watch.hang()  # inverse
 
 
+class Judge:
+    answered = 7
+
+    def waits(self) -> list[str]:
+        return []
+
+
 def test_an_answer_of_what_is_waited_for_is_a_beat(watch):
-    class Judge:
-        answered = 0
+    judge, gone = Judge(), Judge()
+    announce(judge)
+    announce(gone)
+    watch.look()
+    RANK.beaten -= 50
+    watch.look()
+    assert watch.silent >= 50
+    judge.answered += 1
+    watch.look()
+    assert watch.silent < 50
+    RANK.beaten -= 50
+    del gone  # what goes is no answer
+    gc.collect()
+    watch.look()
+    assert watch.silent >= 50
+    judge.answered += 1
+    watch.look()
+    assert watch.silent < 50
 
-        def waits(self) -> list[str]:
-            return []
 
+def test_what_came_before_the_watch_is_no_beat(watch):
+    """A process that ran something else before: a judge of 7 answers."""
     judge = Judge()
-    watching.announced, before = lambda: [judge], watching.announced
+    announce(judge)
+    later = Watch(Alone(), patience=60.0)  # type: ignore[arg-type]
     try:
-        watch.look()
         RANK.beaten -= 50
-        watch.look()
-        assert watch.silent >= 50
-        judge.answered += 1
-        watch.look()
+        later.look()
+        assert later.silent >= 50
+        watch.look()  # inverse: the first one was there before it
         assert watch.silent < 50
     finally:
-        watching.announced = before
+        later.close()
 
 
 def test_only_a_rank_that_knows_the_secret_is_answered(watch):
@@ -246,9 +271,11 @@ def test_what_is_missing_is_named():
     try:
         with EndpointJudge([server.url], MODEL, concurrency=1) as judge:
             questions = [judge.critique("x?", [str(n)], None) for n in range(3)]
-            while len(server.bodies) < 1:
+            limit = time.monotonic() + PATIENCE  # they come to the pool one by one
+            while judge.waits()[1:] != ["queued questions: 2"]:
+                assert time.monotonic() < limit, judge.waits()
                 time.sleep(0.01)
-            assert judge.waits() == [f"judge {server.url}, requests under way: 1", "queued questions: 2"]
+            assert judge.waits()[0] == f"judge {server.url}, requests under way: 1"
             assert judge.answered == 0
         assert all(question.result().verdict.reason == "closed" for question in questions) and judge.answered == 3
     finally:

@@ -70,7 +70,7 @@ class Watch:
         """Seconds of silence by phase, of those that came to an end"""
         self.young: int | None = None
         """A rank that was seen to be no longer silent than it may"""
-        self._silence, self._phase, self._count = 0.0, "", 0
+        self._silence, self._phase, self._count = 0.0, "", answers()
         self._told = 0.0
         """The beat since which a wait was reported that has an end"""
         self._closed = threading.Event()
@@ -115,10 +115,10 @@ class Watch:
 
     def look(self) -> None:
         """Beat where something has come, and learn how long a phase is silent."""
-        count = sum(waiting.answered for waiting in announced())
-        if count != self._count:
-            self._count = count
+        count = answers()
+        if count > self._count:  # less where one of them has gone, which is no news
             RANK.beat()
+        self._count = count
         silence = self.silent
         if silence < self._silence:  # it has come to an end
             self.longest[self._phase] = max(self.longest.get(self._phase, 0.0), self._silence)
@@ -236,6 +236,10 @@ class Handler(socketserver.StreamRequestHandler):
             RANK.claim_end()
             RANK.tell("words", ["lost", "", ""])
             RANK.end(RESTART)
+
+
+def answers() -> int:
+    return sum(waiting.answered for waiting in announced())
 
 
 def written(text: str) -> str:
