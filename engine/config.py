@@ -143,8 +143,20 @@ class Genrm:
     rollout. A step waits no longer than the second from the end of its sampling, whatever the judge does."""
     concurrency: int = 128
     """Requests under way at once on each endpoint, over all ranks that ask it (each has at least one)."""
+    prompt: Literal["", "own", "paper", "outcome"] = ""
+    """The judge's prompt, by name (genrm/prompts.py): of the judge that is asked, or with `run.task` critic of the one that is trained;
+    empty = the one that its model folder was trained on (card.json), else own."""
     reference: bool = True
     """Show the reference answer to the judge."""
+    min_f1: float = 0.0
+    """F1 of `flawed` on the probe's solutions below which a run refuses its judge, before the first step; 0 = any."""
+    alarm: Literal["tell", "pause", "stop"] = "tell"
+    """What an alarm of the judge's watch does: tell, pause (groups wait for their verdicts until the judge is well again), or stop."""
+    second: tuple[str, float] = ("", 0.05)
+    """A second opinion on a seeded share of judged rollouts, which changes no reward: `oracle`, `votes`, `order` (the same judge, the
+    solution before the problem), or another judge as `model@url`; empty = none."""
+    tensor_parallel: int = 1
+    """GPUs of one server (judge serve)."""
     probe: tuple[str, int] = ("", 10)
     """Labelled solutions that watch the judge (a ProcessBench or FAPO-Critic file, or a function `module:name`; empty = none), and steps
     between probes."""
@@ -322,7 +334,8 @@ WEEK = 604_800
 
 POSITIVE = (
     "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
-    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers run.grace run.patience"
+    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers "
+    "genrm.tensor_parallel run.grace run.patience"
 ).split()
 NOT_NEGATIVE = (
     "data.test_rows model.rope_base_length warm_start.steps optim.warmup_steps optim.weight_decay run.steps run.eval_every"

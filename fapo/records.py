@@ -76,6 +76,17 @@ class Verdict:
     """`flawed`: index of the first wrong step, from 0."""
     reason: str = ""
     """`flawed`: the kind of flaw where it is known; `unknown`: why there is no verdict (`timeout`, `no_box`, …)."""
+    # What it cost and came from; two verdicts that say the same are equal.
+    critique: str = field(default="", compare=False, repr=False)
+    """What the judge wrote (of the first vote); empty for an oracle and for a remembered answer."""
+    tokens: int = field(default=0, compare=False, repr=False)
+    """Completion tokens of all votes, as the servers count them; 0 where they do not, and for a remembered answer."""
+    seconds: float = field(default=0.0, compare=False, repr=False)
+    """From the first request to the reply, of the slowest vote; 0 for a remembered answer."""
+    worker: str = field(default="", compare=False, repr=False)
+    """Address of the endpoint that gave the reply (of the first vote)."""
+    votes: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """What each of several votes said: `sound`, `flawed 2` or the reason of an unknown one; empty where there was one vote."""
 
     @classmethod
     def sound(cls) -> Verdict:

@@ -28,7 +28,7 @@ from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
 from soundrl.genrm.journal import Journal, counted
-from soundrl.genrm.pool.judge import Critique, EndpointJudge
+from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
 from soundrl.genrm.verdict import UNASKED, majority
@@ -112,7 +112,7 @@ def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str,
     }
 
 
-def answers(judge: EndpointJudge, questions: Sequence[tuple[str, Solution]]) -> Iterator[tuple[str, Critique]]:
+def answers(judge: EndpointJudge, questions: Sequence[tuple[str, Solution]]) -> Iterator[tuple[str, Verdict]]:
     """As they come. A question's text is held until it is answered, so at most `AT_ONCE` are asked."""
     for start in range(0, len(questions), AT_ONCE):
         asked = {judge.critique(*question): id for id, question in questions[start : start + AT_ONCE]}
@@ -127,10 +127,9 @@ def judge_all(
     it holds what the judge said, and no fault of the way there."""
     records = {id: journal.known[id] for id in questions if id in journal.known}
     left = [(id, question) for id, question in questions.items() if id not in records]
-    for id, critique in counted(answers(judge, left), len(left), what):
-        verdict = critique.verdict
-        records[id] = {"id": id, "verdict": [verdict.kind, verdict.step, verdict.reason], "tokens": critique.tokens}
-        records[id] |= {"seconds": round(critique.seconds, 3)} | ({"critique": critique.text} if keep_text else {})
+    for id, verdict in counted(answers(judge, left), len(left), what):
+        records[id] = {"id": id, "verdict": [verdict.kind, verdict.step, verdict.reason], "tokens": verdict.tokens}
+        records[id] |= {"seconds": round(verdict.seconds, 3)} | ({"critique": verdict.critique} if keep_text else {})
         if verdict.reason not in UNASKED:
             journal.add(records[id])
     return records

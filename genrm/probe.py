@@ -52,7 +52,7 @@ class Probe:
         if step != 1 and step % self.every:
             return {}
         futures = [self.judge.critique(row.problem, row.steps, row.answer, fresh=True) for row in [*self.rows, *self.canaries]]
-        verdicts = [future.result().verdict for future in futures]
+        verdicts = [future.result() for future in futures]
         asked, attacked = verdicts[: len(self.rows)], verdicts[len(self.rows) :]
         found = measures(np.sum([flags(row, verdict) for row, verdict in zip(self.rows, asked, strict=True)], axis=0))
         names = {"precision": "precision", "recall": "recall", "f1": "flawed_f1", "over_critic": "over_critic", "coverage": "coverage"}

@@ -12,7 +12,7 @@ from soundrl.fapo.records import Verdict
 from soundrl.genrm import evaluate
 from soundrl.genrm.evaluate import Arguments, command, main
 from soundrl.genrm.pool import scorer
-from soundrl.genrm.pool.judge import Critique, EndpointJudge
+from soundrl.genrm.pool.judge import EndpointJudge
 
 
 def bench(path, count: int = 12) -> str:
@@ -160,9 +160,9 @@ def test_only_so_many_questions_are_held(monkeypatch):
     class Judge:
         def critique(self, problem: str, steps: list[str], reference: str | None) -> Future:
             asked.append(problem)
-            return done(Critique(Verdict.sound()))
+            return done(Verdict.sound())
 
     said = evaluate.answers(Judge(), [(name, (name, ["1"], None)) for name in "abcde"])  # type: ignore[arg-type]
     first = next(said)
-    assert asked == ["a", "b"] and first[1].verdict == Verdict.sound()
+    assert asked == ["a", "b"] and first[1] == Verdict.sound()
     assert {first[0], *(name for name, _ in said)} == set("abcde") and asked == [*"abcde"]

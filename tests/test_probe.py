@@ -45,7 +45,7 @@ def test_a_probe_asks_the_judge_and_not_its_memory(judge):
     server.script = lambda handler, number: handler.send(200, said("\\boxed{0}"))
     harsh = probe(3)
     assert harsh["genrm/probe_over_critic"] == 1.0 and harsh["genrm/probe_alarm"] == 1.0
-    assert asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(120).verdict.kind == "sound"  # nor is it overwritten
+    assert asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(120).kind == "sound"  # nor is it overwritten
 
 
 def test_a_fresh_question_has_the_seed_of_its_words():

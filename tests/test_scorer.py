@@ -504,7 +504,7 @@ def test_votes_are_seeded_apart_and_the_majority_counts(pool):
     seeds = [body["seed"] for body in server.bodies]
     assert len(set(seeds)) == 3 and critique.tokens == 15
     flawed = sum(seed % 2 for seed in seeds)
-    assert critique.verdict == (Verdict.flawed(1) if flawed >= 2 else Verdict.sound())
+    assert critique == (Verdict.flawed(1) if flawed >= 2 else Verdict.sound())
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def ask(judge: EndpointJudge, count: int) -> list[Verdict]:
     futures = [judge.critique(f"Sum {i}?", ["Start.", "2+2=5"], "4") for i in range(count)]
-    return [future.result(120).verdict for future in futures]
+    return [future.result(120) for future in futures]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

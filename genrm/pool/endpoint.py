@@ -59,6 +59,7 @@ class Reply:
     text: str
     finish_reason: str  # `stop` or `length`, however the server spells them; else in its own words
     tokens: int | None = None  # completion tokens, as the server counts them (`usage`)
+    worker: str = ""  # address of the endpoint that gave it, where several might have
 
 
 class Endpoint:

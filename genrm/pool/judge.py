@@ -34,16 +34,6 @@ from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority, parse_verdict
 _LATENCIES_KEPT = 10_000
 
 
-@dataclass(frozen=True)
-class Critique:
-    """A verdict and what it cost."""
-
-    verdict: Verdict
-    tokens: int = 0  # completion tokens of all votes, as the servers count them; 0 where they do not
-    seconds: float = 0.0  # from the first request to the reply, of the slowest vote; 0 for a remembered answer
-    text: str = ""  # what the judge wrote (of the first vote); empty for a remembered answer
-
-
 class Question(NamedTuple):
     """What is asked for one solution."""
 
@@ -103,8 +93,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         addresses = [self.urls] if isinstance(self.urls, str) else self.urls
         self.endpoints = [Endpoint(url, self.model, token_env=self.token_env, allow_http=self.allow_http) for url in addresses]
         self.pool = ScorerPool(self.endpoints, concurrency=self.concurrency, attempts=self.attempts, gone_after=self.gone_after)
-        self._cache: OrderedDict[str, Critique] = OrderedDict()
-        self._open: dict[tuple[str, int], asyncio.Task[Critique]] = {}
+        self._cache: OrderedDict[str, Verdict] = OrderedDict()
+        self._open: dict[tuple[str, int], asyncio.Task[Verdict]] = {}
         """By the question's slot."""
         self._fresh = itertools.count(1)
         self._counts: Counter[str] = Counter()
@@ -134,14 +124,14 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         verdict: Future[Verdict] = Future()
         verdict.set_running_or_notify_cancel()
         self.critique(prompt.text, self.split(rollout.text), prompt.answer, priority).add_done_callback(
-            lambda c: verdict.set_exception(e) if (e := c.exception()) else verdict.set_result(c.result().verdict)
+            lambda said: verdict.set_exception(e) if (e := said.exception()) else verdict.set_result(said.result())
         )
         return verdict
 
     def critique(
         self, problem: str, paragraphs: Sequence[str], reference: str | None, priority: int = 0, fresh: bool = False
-    ) -> Future[Critique]:
-        """The same for a solution that is cut already, with the critique's text and tokens. `reference` is shown where the judge is made
+    ) -> Future[Verdict]:
+        """The same for a solution that is cut already. `reference` is shown where the judge is made
         `with_reference`. Askers who share a request share the first one's place in the queue as well. `fresh`: the judge itself is asked,
         with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
         messages = critique_messages(problem, paragraphs, reference if self.with_reference else None)
@@ -207,40 +197,43 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         self._loop.run_forever()
         self._loop.close()
 
-    async def _answer(self, question: Question) -> Critique:
+    async def _answer(self, question: Question) -> Verdict:
         """What is remembered, what comes of a request for another asker that is under way, or of one of its own."""
         (key, fresh), flight = question.slot, self._open.get(question.slot)
-        critique = None if fresh else self._cache.get(key)
-        asks = critique is None and flight is None
+        verdict = None if fresh else self._cache.get(key)
+        asks = verdict is None and flight is None
         if asks:
             flight = self._open[question.slot] = asyncio.ensure_future(self._judge(question))
             flight.add_done_callback(lambda _: self._open.pop(question.slot))
-        if critique is None and flight is not None:
+        if verdict is None and flight is not None:
             await asyncio.wait({flight})
-            critique = Critique(Verdict.unknown(CLOSED)) if flight.cancelled() else flight.result()
-        assert critique is not None
-        kind, reason = critique.verdict.kind, critique.verdict.reason
-        if not fresh and kind != "unknown":
-            self._cache[key] = replace(critique, seconds=0.0, text="")
+            verdict = Verdict.unknown(CLOSED) if flight.cancelled() else flight.result()
+        assert verdict is not None
+        if not fresh and verdict.kind != "unknown":
+            self._cache[key] = replace(verdict, critique="", tokens=0, seconds=0.0)  # 65,536 texts would take a gigabyte
             self._cache.move_to_end(key)
             while len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
         with self._lock:  # before it returns: who has seen the verdict finds it counted
-            counter, name = (self._unknown, reason) if kind == "unknown" else (self._counts, kind)
+            counter, name = (self._unknown, verdict.reason) if verdict.kind == "unknown" else (self._counts, verdict.kind)
             counter[name] += 1
             self._counts["deduplicated"] += not asks
-        return critique
+        return verdict if asks or fresh else replace(verdict, tokens=0, seconds=0.0)
 
-    async def _judge(self, question: Question) -> Critique:
+    async def _judge(self, question: Question) -> Verdict:
         try:
             async with asyncio.timeout(self.step_deadline):
                 votes = await asyncio.gather(*(self._vote(question, vote) for vote in range(self.votes)))
         except TimeoutError:
-            return Critique(Verdict.unknown(TIMEOUT))
+            return Verdict.unknown(TIMEOUT)
+        first, *others = votes
+        if not others:
+            return first
         tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
-        return Critique(self.decide([vote.verdict for vote in votes]), tokens, seconds, votes[0].text)
+        said = tuple(vote.reason or " ".join(map(str, (vote.kind, *([] if vote.step is None else [vote.step])))) for vote in votes)
+        return replace(self.decide(votes), critique=first.critique, tokens=tokens, seconds=seconds, worker=first.worker, votes=said)
 
-    async def _vote(self, question: Question, vote: int) -> Critique:
+    async def _vote(self, question: Question, vote: int) -> Verdict:
         sampling: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
         if self.temperature > 0:
             sampling["seed"] = int(hashlib.sha256(f"{question.slot[0]}{vote or ''}".encode()).hexdigest()[:7], 16)
@@ -249,13 +242,14 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         try:
             reply, seconds = await self.pool.complete(make_body, self.deadline, question.priority)
         except TimeoutError:
-            return Critique(Verdict.unknown(TIMEOUT))
+            return Verdict.unknown(TIMEOUT)
         except Failure as failure:
-            return Critique(Verdict.unknown(failure.reason))
+            return Verdict.unknown(failure.reason)
         with self._lock:
             self._latencies.append(seconds)
             self._counts.update(replies=1, tokens=reply.tokens or 0)
-        return Critique(parse_verdict(reply.text, reply.finish_reason, question.n_paragraphs), reply.tokens or 0, seconds, reply.text)
+        verdict = parse_verdict(reply.text, reply.finish_reason, question.n_paragraphs)
+        return replace(verdict, critique=reply.text, tokens=reply.tokens or 0, seconds=seconds, worker=reply.worker)
 
     async def _rest(self) -> None:
         await asyncio.gather(*self._open.values(), return_exceptions=True)

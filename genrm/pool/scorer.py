@@ -25,7 +25,7 @@ import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from soundrl.genrm.pool.endpoint import Endpoint, Failure, Reply
@@ -237,7 +237,7 @@ class ScorerPool:
                 raise
             self._latencies.append(time.monotonic() - started)
             worker.strikes = 0
-            return reply
+            return replace(reply, worker=worker.endpoint.url)
 
         task = asyncio.get_running_loop().create_task(exchange())
         # A callback, not a `finally`: a task cancelled before its first step runs none of its own code.
