@@ -277,6 +277,6 @@ def test_what_is_missing_is_named():
                 time.sleep(0.01)
             assert judge.waits()[0] == f"judge {server.url}, requests under way: 1"
             assert judge.answered == 0
-        assert all(question.result().verdict.reason == "closed" for question in questions) and judge.answered == 3
+        assert all(question.result().reason == "closed" for question in questions) and judge.answered == 3
     finally:
         server.stop()
