@@ -47,7 +47,7 @@ class BuiltJudge:
     @property
     def gone(self) -> bool:
         """Whether nobody is left to ask."""
-        return self.judge is not None and self.judge.metrics().get("genrm/alive", 1.0) == 0.0
+        return self.judge is not None and self.judge.gone
 
     def state(self) -> dict[str, float] | None:
         """What the probe was at its start, on rank 0."""
@@ -150,13 +150,14 @@ def check_reached_by_all(urls: Sequence[str], ranks: Ranks) -> None:
 
 
 def over_ranks(parts: list[dict[str, float]]) -> dict[str, float]:
-    """The judge's metrics of all ranks as one: counters add up, of latencies and judges alive the largest counts, of critiques' tokens the
-    mean; what one rank alone has (a probe) stays. Example: requests 3 and 4, latency_p99 1.0 and 2.0 → 7 and 2.0."""
+    """The judge's metrics of all ranks as one: counters add up, of quantiles and judges alive the largest counts, of critiques' tokens the
+    mean over replies; what one rank alone has (a probe) stays. Example: requests 3 and 4, latency_p99 1.0 and 2.0 → 7 and 2.0."""
     out: dict[str, float] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        values, last = [part[name] for part in parts if name in part], name.removeprefix("genrm/")
-        out[name] = max(values) if last == "alive" or last.startswith("latency") else sum(values)
-        out[name] /= len(values) if last == "critique_tokens" else 1
+        values = [part[name] for part in parts if name in part]
+        out[name] = max(values) if name == "genrm/alive" or name.endswith(("_p50", "_p99")) else sum(values)
+    if tokens := [part["genrm/critique_tokens"] * part["genrm/replies"] for part in parts if "genrm/critique_tokens" in part]:
+        out["genrm/critique_tokens"] = sum(tokens) / out["genrm/replies"]
     return out
 
 

@@ -10,9 +10,11 @@ from soundrl.engine.judges import BuiltJudge, over_ranks
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
+from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Group, Prompt
 from soundrl.fapo.task import Task
+from soundrl.genrm.probe import PROBED
 
 Metrics = dict[str, float]
 
@@ -28,26 +30,31 @@ class Recorder:
         self.rollouts: Metrics = {}
         self.evaluated = -1
         """The step of the last evaluation"""
+        self.errors: Errors | None = None
+        """The judge's, at its last probe"""
 
     def state(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"before": self.before, "after": self.after, "rollouts": self.rollouts, "evaluated": self.evaluated}
+        names = ("before", "after", "rollouts", "evaluated", "errors")
+        return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.errors = Errors(*self.errors) if self.errors else None
 
     def step(self, step: int, pending: PendingGroups, judge: Metrics | None, *measured: Metrics) -> Metrics:
         """All metrics of a step that has ended, those `measured` in it among them; `judge` is what the judge says of itself, None: it is
         asked now, and probed where that is due."""
         groups = pending.groups()
-        figures = self.task.rates(self.ranks.total(self.task.count(groups)))
+        # Every rank stops by what all see.
+        judged = over_ranks(self.ranks.gather(self.judge.metrics(step) if judge is None else judge))
+        if PROBED[0] in judged:
+            self.errors = Errors(*(int(judged[name]) for name in PROBED))
+        figures = self.task.rates(self.ranks.total(self.task.count(groups)), self.errors)
         figures |= TIMELINE.judged(pending.calls(), self.ranks)
         metrics = dict(figures)
-        for part in measured:
+        for part in (*measured, judged, TIMELINE.take(), peak_memory()):
             metrics |= part
-        # Every rank stops by what all see.
-        metrics |= over_ranks(self.ranks.gather(self.judge.metrics(step) if judge is None else judge))
-        metrics |= TIMELINE.take() | peak_memory()
         self.before = figures | self.before
         self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}
         self.folder.log(step, metrics)
@@ -63,7 +70,7 @@ class Recorder:
         for name, prompts in tests.items():
             part = [own[prompt.id] for prompt in prompts if prompt.id in own]
             total = self.ranks.total(self.task.count(part))
-            measures |= {f"eval/{name}/{measure}": value for measure, value in self.task.evaluation(total).items()}
+            measures |= {f"eval/{name}/{measure}": value for measure, value in self.task.evaluation(total, self.errors).items()}
             self.folder.save_rollouts(step, part, "eval", name)
         self.before, self.after, self.evaluated = self.before or measures, measures, step
         self.progress.evaluation(step, measures)

@@ -114,7 +114,7 @@ class Rollouts:
                         self.underway.add(rollout)
                     yield rollout
 
-        pending = self.task.collect(prompts, finished(), measuring)
+        pending = self.task.collect(prompts, finished())
         for group in pending:
             group.leaving = leaving
         return pending

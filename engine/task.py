@@ -20,7 +20,8 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
         judge=built.judge,
         settings=settings,
         max_unknown=config.genrm.max_unknown,
-        truth=type(environment).oracle,
+        truth=environment.truth,
+        split=environment.split,
         deadline=config.genrm.deadline[1],
         judge_sleeps=built.phase is not None,
     )

@@ -25,8 +25,13 @@ class Judge(Protocol):
         """Prove that the judge can be used. Raises `ValueError`, one line that names the setting and its cure."""
 
     def metrics(self) -> dict[str, float]:
-        """`genrm/…` metrics of this judge since the start (seconds, counts); empty where there is nothing to tell."""
+        """`genrm/…` metrics of this judge since they were last asked for (seconds, counts); empty where there is nothing to tell."""
         return {}
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody is left to ask."""
+        return False
 
     def close(self) -> None:
         """Stop working; futures still open end in `unknown("closed")`. May be called twice."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from soundrl.fapo.corrected import Errors, corrected
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import is_flawed, is_unknown
 
 Oracle = Callable[[Prompt, Rollout], Verdict]
+Split = Callable[[str], Sequence[str]]
 
 
 def common(groups: Sequence[Group]) -> dict[str, float]:
@@ -26,22 +29,32 @@ def common(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def count(groups: Sequence[Group], lam: float, truth: Oracle | None = None) -> dict[str, float]:
+@dataclass(frozen=True)
+class Truth:
+    """What an environment knows exactly of a right response."""
+
+    oracle: Oracle
+    kinds: tuple[str, ...] = ()
+    """Of flaws, as the oracle's verdicts name them (`reason`)."""
+
+
+def count(groups: Sequence[Group], lam: float, truth: Truth | None = None, split: Split = lambda text: (text,)) -> dict[str, float]:
     """The reasoning task's sums; `rates` turns them into metrics.
 
     `truth`, where there is one (the embedded world's oracle), says of every correct rollout whether it is flawed: the judge is measured.
+    `split` cuts a response into the steps that are counted.
     """
     outcomes = Counter(outcome for group in groups for outcome in group.outcomes)
     verdicts = [verdict for group in groups for verdict in group.verdicts if verdict is not None]
     of_flawed = [a for group in groups for a, verdict in zip(group.advantages, group.verdicts, strict=False) if is_flawed(verdict)]
-    told = []
-    if truth is not None:
-        told = [
-            (is_flawed(truth(group.prompt, rollout)), is_flawed(verdict))
-            for group in groups
-            for rollout, outcome, verdict in zip(group.rollouts, group.outcomes, group.verdicts, strict=True)
-            if outcome is Outcome.CORRECT
-        ]
+    right = [
+        (group.prompt, rollout, verdict)
+        for group in groups
+        for rollout, outcome, verdict in zip(group.rollouts, group.outcomes, group.verdicts, strict=True)
+        if outcome is Outcome.CORRECT
+    ]
+    told = [(truth.oracle(prompt, rollout), is_flawed(verdict)) for prompt, rollout, verdict in right] if truth else []
+    kinds = Counter(true.reason for true, _ in told)
     return common(groups) | {
         "correct": outcomes[Outcome.CORRECT],
         "verify_unknown": outcomes[Outcome.UNKNOWN],
@@ -52,9 +65,11 @@ def count(groups: Sequence[Group], lam: float, truth: Oracle | None = None) -> d
         "unknown": sum(map(is_unknown, verdicts)),
         "flawed_advantage": sum(of_flawed),
         "past_shift": sum(past_shift(group, lam) for group in groups),
-        "true_flawed": sum(so for so, _ in told),
-        "found_flawed": sum(so and said for so, said in told),
-        "false_alarms": sum(said and not so for so, said in told),
+        "steps": sum(len(split(rollout.text)) for _, rollout, _ in right),
+        "true_flawed": sum(is_flawed(true) for true, _ in told),
+        "found_flawed": sum(is_flawed(true) and said for true, said in told),
+        "false_alarms": sum(said and not is_flawed(true) for true, said in told),
+        **{f"kind_{kind}": kinds[kind] for kind in (truth.kinds if truth else ())},
     }
 
 
@@ -81,11 +96,11 @@ def common_rates(sums: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def rates(sums: Mapping[str, float], truth: bool = False) -> dict[str, float]:
-    """Metrics of a step from the sums over all ranks. With `truth` the judge's precision and recall against it. The flawed share and ρ are
-    of rollouts with a verdict, sound or flawed, and are left out where none has one."""
+def rates(sums: Mapping[str, float], truth: bool = False, errors: Errors | None = None) -> dict[str, float]:
+    """Metrics of a step from the sums over all ranks. With `truth` the judge's precision and recall against it, and the share of each kind
+    of flaw among right answers. The flawed share, corrected where the judge's `errors` are known, and ρ are of rollouts with a verdict,
+    sound or flawed, and are left out where none has one; so is ρ where no answer is wrong."""
     told, wrong = sums["judged"] - sums["unknown"], sums["rollouts"] - sums["verify_unknown"] - sums["correct"]
-    sound = told - sums["flawed"]
     out = common_rates(sums) | {
         "reward/correct": sums["correct"] / verified(sums),
         "reward/no_answer": share(sums, "no_answer", "rollouts"),
@@ -95,15 +110,31 @@ def rates(sums: Mapping[str, float], truth: bool = False) -> dict[str, float]:
         "fapo/flawed_advantage": share(sums, "flawed_advantage", "flawed"),
         "genrm/unknown": share(sums, "unknown", "judged"),
     }
-    if told:
-        out |= {"fapo/flawed_ratio": sums["flawed"] / told, "fapo/rho": sound / wrong if wrong else float(sound > 0) * 1e9}
+    out |= {f"fapo/{name}": value for name, value in flawed_shares(sums, truth, errors).items()}
+    if told and wrong:
+        out["fapo/rho"] = (told - sums["flawed"]) / wrong
+    if sums["correct"]:
+        out["fapo/steps"] = sums["steps"] / sums["correct"]
+        out |= {f"fapo/{name}": value / sums["correct"] for name, value in sums.items() if name.startswith("kind_")}
     if truth:
         out |= {
-            "fapo/true_flawed_ratio": share(sums, "true_flawed", "correct"),
             "genrm/precision": share(sums, "found_flawed", "flawed"),
             "genrm/recall": share(sums, "found_flawed", "true_flawed"),
             "genrm/over_critic": sums["false_alarms"] / max(sums["correct"] - sums["true_flawed"], 1.0),
         }
+    return out
+
+
+def flawed_shares(sums: Mapping[str, float], truth: bool, errors: Errors | None) -> dict[str, float]:
+    """`flawed_ratio` as the judge says it; `flawed_corrected` for its `errors`, where they are known, with `_low` and `_high` of the 95 %
+    interval; and the `true_flawed_ratio`. Each is absent where there is nothing to take it of."""
+    told, out = sums["judged"] - sums["unknown"], {}
+    if told:
+        out["flawed_ratio"] = sums["flawed"] / told
+    if errors is not None and (found := corrected(sums["flawed"], told, errors)) is not None:
+        out |= {"flawed_corrected": found.value, "flawed_corrected_low": found.low, "flawed_corrected_high": found.high}
+    if truth and sums["correct"]:
+        out["true_flawed_ratio"] = sums["true_flawed"] / sums["correct"]
     return out
 
 

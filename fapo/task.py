@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
-from soundrl.fapo.measures import Oracle, UnknownWatch, count, rates, verified
+from soundrl.fapo.measures import Split, Truth, UnknownWatch, count, flawed_shares, rates, verified
 from soundrl.fapo.pending import Call, PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
@@ -20,8 +21,8 @@ class Task(Protocol):
     """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
     `soundrl.genrm.task.CriticTask` for the GenRM."""
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
-        """Consume `rollouts` in whatever order they finish; `measuring`, not training: an oracle judges where there is one."""
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
+        """Consume `rollouts` in whatever order they finish."""
         ...
 
     def assign(self, groups: Sequence[Group]) -> None:
@@ -31,11 +32,11 @@ class Task(Protocol):
         """Sums that add up over ranks, always the same names in the same order; of groups without rewards too."""
         ...
 
-    def rates(self, sums: dict[str, float]) -> dict[str, float]:
-        """Metrics of a step from those sums."""
+    def rates(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
+        """Metrics of a step from those sums; `errors` of the judge, where they are known."""
         ...
 
-    def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
+    def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
         """Measures of an evaluation set from those sums."""
         ...
 
@@ -69,8 +70,10 @@ class ReasoningTask(Task):
     """None leaves every verdict None (plain GRPO)."""
     settings: RewardSettings
     max_unknown: float = 1.0
-    truth: Oracle | None = None
-    """Measures the judge, and judges evaluations."""
+    truth: Truth | None = None
+    """Measures the judge."""
+    split: Split = lambda text: (text,)
+    """Cuts a response into the steps that a judge counts."""
     deadline: float | None = None
     """Seconds from the end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the
     judge takes."""
@@ -93,22 +96,26 @@ class ReasoningTask(Task):
         assign_advantages(groups, self.settings)
 
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
-        return count(groups, self.settings.lam, self.truth)
+        return count(groups, self.settings.lam, self.truth, self.split)
 
-    def rates(self, sums: dict[str, float]) -> dict[str, float]:
-        return rates(sums, self.truth is not None)
+    def rates(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
+        return rates(sums, self.truth is not None, errors)
 
-    def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
-        """`accuracy` (avg@k), `tokens`, with a judge `flawed_ratio` (of those with a verdict) and `sound` (right and judged so, of all)."""
+    def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
+        """`accuracy` (avg@k), `tokens`, with a judge the shares of `soundrl.fapo.measures.flawed_shares` and `sound` (right and judged so,
+        of all), and what an oracle says where another one judges, `true_…`."""
+        truth = self.truth is not None and not isinstance(self.judge, OracleJudge)
         out = {"accuracy": sums["correct"] / verified(sums), "tokens": sums["tokens"] / sums["rollouts"]}
         if self.judge is not None:
-            out["flawed_ratio"] = sums["flawed"] / max(sums["correct"] - sums["unknown"], 1.0)
+            out |= flawed_shares(sums, truth, errors)
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
+            if truth:
+                out["true_sound"] = (sums["correct"] - sums["true_flawed"]) / verified(sums)
         return out
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
         """Each rollout is verified and judged while the next are sampled."""
-        judge = OracleJudge(self.truth) if measuring and self.truth is not None and self.judge is not None else self.judge
+        judge = self.judge
         decisive = self.judge is not None and self.settings.lam > 0
         pending = PendingGroups(prompts, self.assign, decisive, self.deadline)
         # Mini-batches train in this order: verdicts that are needed first are asked for first.

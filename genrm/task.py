@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from soundrl.fapo.corrected import Errors
 from soundrl.fapo.measures import common, common_rates, share
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
@@ -54,7 +55,7 @@ class CriticTask(Task):
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
         self.settings, self.process = replace(settings, lam=0.0), process
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
         pending = PendingGroups(prompts, self.assign, decisive=False)
         for rollout in rollouts:
             prompt = pending.by_prompt[rollout.prompt_id].prompt
@@ -80,13 +81,13 @@ class CriticTask(Task):
             found += np.sum([scores.flags(row, verdict) for verdict in group.verdicts if verdict is not None], axis=0)
         return common(groups) | dict(zip(scores.FLAGS, found.tolist(), strict=True))
 
-    def rates(self, sums: dict[str, float]) -> dict[str, float]:
+    def rates(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
         """`reward/correct` is the share of right verdicts, `critic/exact` that of right verdicts with the right step."""
         right = (sums["true_positive"] + sums["accepted"]) / max(sums["rollouts"], 1.0)
         own = {f"critic/{name}": value for name, value in self.evaluation(sums).items() if name != "tokens"}
         return common_rates(sums) | {"reward/correct": right} | own
 
-    def evaluation(self, sums: dict[str, float]) -> dict[str, float]:
+    def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
         """ProcessBench's and FlawedPositiveBench's measures (`soundrl.genrm.scores.measures`), and `exact` over all rows."""
         found = scores.measures([sums[name] for name in scores.FLAGS])
         out = {"exact": (sums["located"] + sums["accepted"]) / max(sums["rollouts"], 1.0), "tokens": share(sums, "tokens", "rollouts")}

@@ -26,10 +26,10 @@ def test_places_are_divided_over_ranks_and_none_is_lost(concurrency, size):
 
 
 def test_metrics_of_all_ranks_are_one():
-    names = ("genrm/requests", "genrm/alive", "genrm/latency_p99", "genrm/critique_tokens")
-    first = dict(zip(names, (3.0, 0.0, 1.0, 10.0), strict=True)) | {"genrm/probe_f1": 0.5}
-    second = dict(zip(names, (4.0, 2.0, 2.0, 30.0), strict=True)) | {"genrm/unknown_empty": 1.0}
-    both = dict(zip(names, (7.0, 2.0, 2.0, 20.0), strict=True))
+    names = ("genrm/requests", "genrm/alive", "genrm/latency_p99", "genrm/replies", "genrm/critique_tokens")
+    first = dict(zip(names, (3.0, 0.0, 1.0, 3.0, 10.0), strict=True)) | {"genrm/probe_f1": 0.5}
+    second = dict(zip(names, (4.0, 2.0, 2.0, 1.0, 30.0), strict=True)) | {"genrm/unknown_empty": 1.0}
+    both = dict(zip(names, (7.0, 2.0, 2.0, 4.0, 15.0), strict=True))  # of four replies, not of two ranks
     assert judges.over_ranks([first, second]) == both | {"genrm/probe_f1": 0.5, "genrm/unknown_empty": 1.0}
     assert judges.over_ranks([{}, {}]) == {}
 

@@ -7,7 +7,7 @@ from soundrl.engine.timeline import Timeline
 from soundrl.engine.view.console import clock, plain_words, shown
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.data.prompt_stream import distinct
-from soundrl.fapo.measures import TooManyUnknownError, UnknownWatch, count, rates
+from soundrl.fapo.measures import TooManyUnknownError, Truth, UnknownWatch, count, rates
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
@@ -68,7 +68,8 @@ def test_a_judge_that_fails_or_is_not_there_lowers_no_flawed_share():
 def test_the_judge_is_measured_where_the_truth_is_known():
     """Of 6 correct rollouts the oracle calls three flawed; the judge says so of two, one of them rightly, and does not know the third."""
     groups = [group("fsfs"), group("usw")]
-    sums = count(groups, 1.0, lambda prompt, rollout: Verdict.flawed(0) if rollout.sample in (0, 3) else Verdict.sound())
+    truth = Truth(lambda prompt, rollout: Verdict.flawed(0) if rollout.sample in (0, 3) else Verdict.sound())
+    sums = count(groups, 1.0, truth)
     metrics = rates(sums, truth=True)
     assert metrics["fapo/true_flawed_ratio"] == 3 / 6 and metrics["fapo/flawed_ratio"] == 2 / 5
     assert (metrics["genrm/precision"], metrics["genrm/recall"], metrics["genrm/over_critic"]) == (1 / 2, 1 / 3, 1 / 3)
@@ -115,4 +116,5 @@ def test_phases_and_words():
     assert phases.take() == {} and phases.spent().keys() == {"train"}
     assert clock(75) == "1:15"
     assert plain_words("eval/arith-test-p2/accuracy") == "arith-test-p2: right final answers"
-    assert (shown("eval/x/accuracy", 0.5), shown("eval/x/tokens", 31.26), shown("x", None)) == ("50.0 %", "31.3", "–")
+    figures = {"a": 0.5, "tokens": 31.26, "c": 0.449, "c_low": 0.381, "c_high": 0.52}
+    assert [shown(name, figures) for name in ("a", "tokens", "x", "c")] == ["50.0 %", "31.3", "–", "44.9 [38.1, 52.0] %"]

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from soundrl.engine.files.rollout_file import SCHEMA, RolloutWriter, file_name, ragged, read_file
+from soundrl.engine.files.rollout_file import OF_JUDGE, SCHEMA, RolloutWriter, file_name, ragged, read_file
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.files.run_reader import FORMAT, RunReader
+from soundrl.engine.files.underway import verdict_of
 from soundrl.engine.launch.last_words import RANK, explained
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 
@@ -93,11 +94,13 @@ def test_a_rollout_reads_back_as_it_was(tmp_path):
 
 def test_what_a_record_carries_of_the_judges_work_is_kept(tmp_path):
     told = group("a", 2)
-    told.verdicts[0] = SimpleNamespace(kind="flawed", step=2, reason="", critique="Step 2 …", tokens=90, seconds=1.5, worker="j1")  # type: ignore[call-overload]
+    votes = ("flawed 2", "no_box", "flawed 2")
+    told.verdicts[0] = said = Verdict("flawed", 2, critique="Step 2 …", tokens=90, seconds=1.5, worker="j1", votes=votes)
     told.outcomes[0] = SimpleNamespace(value="correct", extracted="2")  # type: ignore[call-overload]
     save(tmp_path, 1, [[told]])
-    names = ("extracted", "critique", "judge_tokens", "judge_seconds", "judge_worker")
-    assert [[row[name] for name in names] for row in RunReader(tmp_path).rollouts(1)] == [["2", "Step 2 …", 90, 1.5, "j1"], [None] * 5]
+    rows, names = RunReader(tmp_path).rollouts(1), ("extracted", *OF_JUDGE)
+    assert [[row[name] for name in names] for row in rows] == [["2", "Step 2 …", 90, 1.5, "j1", [*votes]], [None] * 6]
+    assert vars(verdict_of(rows[0])) == vars(said)  # what an interrupted step reads
 
 
 def test_each_rank_writes_its_own_and_one_without_rollouts_nothing(tmp_path):

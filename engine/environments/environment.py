@@ -20,7 +20,7 @@ from soundrl.genrm.prompts import split_paragraphs
 
 if TYPE_CHECKING:  # the settings ask it what it has before torch is imported
     from soundrl.engine.config import Config
-    from soundrl.fapo.measures import Oracle
+    from soundrl.fapo.measures import Oracle, Truth
 
 NAMED = {"arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic"}
 FILES = "soundrl.engine.environments.files:ProblemFiles"
@@ -35,6 +35,8 @@ class Environment(ABC):
 
     oracle: ClassVar[Oracle | None] = None
     """Whether a right response is sound, exactly; where there is one it judges (`genrm.judge oracle`) and measures."""
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Of flaws, as the oracle names them."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -68,6 +70,13 @@ class Environment(ABC):
     def split(self, text: str) -> Sequence[str]:
         """The steps of a response, as a judge is to number them; never empty."""
         return split_paragraphs(text)
+
+    @property
+    def truth(self) -> Truth | None:
+        from soundrl.fapo.measures import Truth
+
+        oracle = type(self).oracle
+        return None if oracle is None else Truth(oracle, self.kinds)
 
     def close(self) -> None:  # noqa: B027
         """Ends what `check` has started."""

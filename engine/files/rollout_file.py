@@ -34,13 +34,14 @@ SCHEMA = pa.schema(
         "tokens": pa.list_(pa.int32()),
         "logprobs": pa.list_(pa.float32()),  # NaN where the sampler said none
         "prompt_length": pa.int32(),  # tokens
-        "extracted": pa.string(),  # null, like what is said of the judge's work, where the record does not carry it
+        "extracted": pa.string(),  # null where the record does not carry it
         "outcome": pa.string(),
         "verdict": VERDICT,  # null = not judged
         "critique": pa.string(),
         "judge_tokens": pa.int32(),
         "judge_seconds": pa.float64(),
         "judge_worker": pa.string(),
+        "judge_votes": pa.list_(pa.string()),
         "reward": pa.float64(),
         "advantage": pa.float64(),
         "kept": pa.bool_(),
@@ -48,6 +49,8 @@ SCHEMA = pa.schema(
         "policy_version": pa.int32(),
     }
 )
+OF_JUDGE = ("critique", "judge_tokens", "judge_seconds", "judge_worker", "judge_votes")
+"""Beside the verdict. A remembered answer has but the votes: the critique stands with who asked first."""
 KNOWN = frozenset(SCHEMA)
 NAME = re.compile(r"rank-(\d+)(?:\.(\w+)-(.*))?\.arrows(?:\.part)?", re.DOTALL)
 """Rank, kind (none = train) and set of a file's name."""
@@ -93,8 +96,8 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
         "outcome": [getattr(outcome, "value", None) for outcome in outcomes],
         "extracted": [getattr(outcome, "extracted", None) for outcome in outcomes],
         "verdict": [None if v is None else {"kind": v.kind, "step": v.step, "reason": v.reason} for v in verdicts],
-        "critique": [getattr(v, "critique", None) for v in verdicts],
-        **{f"judge_{name}": [getattr(v, name, None) for v in verdicts] for name in ("tokens", "seconds", "worker")},
+        # What was not said is null.
+        **{name: [v and (getattr(v, name.removeprefix("judge_")) or None) for v in verdicts] for name in OF_JUDGE},
         **{"reward": each("rewards"), "advantage": each("advantages"), "kept": each("kept")},
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)

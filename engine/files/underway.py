@@ -1,7 +1,7 @@
 """Rollouts and verdicts of a step under way, on the disk as they come, so that an interrupted step samples and asks only what is missing.
 
     underway/step-000041/1-rank-3.arrows            what rank 3 has sampled (columns as `rollout_file`'s), up to its last whole batch
-                         1-rank-3.verdicts.jsonl    {"prompt_id": …, "sample": 2, "kind": "flawed", "step": 1, "reason": ""}
+                         1-rank-3.verdicts.jsonl    {"prompt_id": …, "sample": 2, "kind": "flawed", "step": 1, "reason": "", "critique": …}
                          2-…                        the same of the second start; and rollouts of a step that is trained once more
 
 The first number counts starts: a start reads what earlier ones have left, whatever their ranks, and writes its own files. A step's folder
@@ -16,13 +16,14 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
-from soundrl.engine.files.rollout_file import RolloutWriter, read_file
+from soundrl.engine.files.rollout_file import OF_JUDGE, RolloutWriter, read_file
 from soundrl.engine.launch.last_words import remove
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.judging import Judge
@@ -77,7 +78,7 @@ class Underway:
         for file in sorted(self.path.glob("*-rank-*.verdicts.jsonl")):
             if started(file) < self.start:
                 for row in read_verdicts(file):
-                    self._hear(row["prompt_id"], row["sample"], Verdict(row["kind"], row["step"], row["reason"]))
+                    self._hear(row.pop("prompt_id"), row.pop("sample"), Verdict(**row))
         if dropped:
             log.warning("step %d: %d rollouts in %s are of other weights, and sampled again", step, dropped, self.path)
         return found
@@ -119,13 +120,7 @@ class Underway:
         """From any thread."""
         if not self.open or verdict.reason in UNASKED:  # says something of this moment alone: asked again
             return
-        row = {
-            "prompt_id": rollout.prompt_id,
-            "sample": rollout.sample,
-            "kind": verdict.kind,
-            "step": verdict.step,
-            "reason": verdict.reason,
-        }
+        row = {"prompt_id": rollout.prompt_id, "sample": rollout.sample} | vars(verdict)
         try:
             with self.lock:
                 if self.verdicts is None:
@@ -196,11 +191,10 @@ def take_over(rollouts: Path, folder: Path, after: int, start: int) -> None:
 def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> Iterable[tuple[Rollout, Verdict | None]]:
     """Those of training, of `prompts`, up to the file's last whole batch."""
     table, _, _ = read_file(file)
-    rows = table.select(["prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "verdict"]).to_pylist()
+    rows = table.select(["prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "verdict", *OF_JUDGE]).to_pylist()
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
         if row["kind"] == "train" and row["prompt_id"] in prompts:
-            said: dict[str, Any] | None = row["verdict"]
             yield (
                 Rollout(
                     prompt_id=row["prompt_id"],
@@ -212,8 +206,14 @@ def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) 
                     finish_reason=row["finish_reason"],
                     policy_version=row["policy_version"],
                 ),
-                None if said is None else Verdict(said["kind"], said["step"], said["reason"]),
+                None if row["verdict"] is None else verdict_of(row),
             )
+
+
+def verdict_of(row: Mapping[str, Any]) -> Verdict:
+    """Of a row of a rollout file that was judged."""
+    said = {name.removeprefix("judge_"): row[name] for name in OF_JUDGE if row[name] is not None}
+    return Verdict(**row["verdict"], **said | ({"votes": tuple(said["votes"])} if "votes" in said else {}))
 
 
 def arrays(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
@@ -231,7 +231,8 @@ def read_verdicts(file: Path) -> list[dict[str, Any]]:
     for line in file.read_text("utf-8").split("\n")[:-1]:
         try:
             row = json.loads(line)
-            rows.append({name: row[name] for name in ("prompt_id", "sample", "kind", "step", "reason")})
+            row["votes"] = tuple(row["votes"])
+            rows.append({name: row[name] for name in ("prompt_id", "sample", *(field.name for field in fields(Verdict)))})
         except (ValueError, KeyError, TypeError):
             log.warning("%s: a line is damaged, and its rollout judged again", file)
     return rows

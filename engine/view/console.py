@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -65,6 +66,9 @@ class Progress:
         left = (now - self.training_start) / (step - self.before) * (self.steps - step)
         shown = {"located": "critic/error_accuracy", "flawed": "fapo/flawed_ratio"}  # neither where nobody judges
         what = "  ".join(f"{word} {metrics[name]:.3f}" for word, name in shown.items() if name in metrics)
+        if CORRECTED in metrics:
+            low, high = (metrics[f"{CORRECTED}_{end}"] for end in ("low", "high"))
+            what += f" corrected {metrics[CORRECTED]:.3f} [{low:.2f}, {high:.2f}]"
         if "genrm/precision" in metrics:
             what += f"  judge's precision {metrics['genrm/precision']:.2f} recall {metrics['genrm/recall']:.2f}"
         self.say(
@@ -75,7 +79,7 @@ class Progress:
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         if metrics:
-            parts = [f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if not name.endswith("/tokens")]
+            parts = [f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if not name.endswith(UNSAID)]
             self.say(f"evaluation after step {step}: " + "  ".join(parts))
 
     def summary(self, before: dict[str, float], after: dict[str, float], seconds: dict[str, float], folder: str) -> None:
@@ -84,8 +88,10 @@ class Progress:
         table = Table("measure", *figures, title="What the run did", show_edge=False)
         critic = any(name.endswith("/error_accuracy") for name in after)
         for name in after:
+            if name.endswith(UNSAID[1:]) or (name.endswith("/sound") and name.replace("/sound", "/true_sound") in after):
+                continue
             words = "rollouts: right verdicts" if critic and name == "reward/correct" else plain_words(name)
-            table.add_row(escape(printable(words)), shown(name, before.get(name)), shown(name, after[name]))
+            table.add_row(escape(printable(words)), shown(name, before), shown(name, after))
         if after:
             self.console.print(table)
         total = time.perf_counter() - self.start
@@ -95,10 +101,15 @@ class Progress:
         self.say(f"run folder: {folder}")
 
 
+CORRECTED = "fapo/flawed_corrected"
+UNSAID = ("/tokens", "_low", "_high")
 WORDS = {
     "accuracy": "right final answers",
     "flawed_ratio": "of the right answers, reached by flawed steps",
+    "flawed_corrected": "the same, corrected for the judge's errors",
+    "true_flawed_ratio": "the same, by the oracle",
     "sound": "right answers with every step sound",
+    "true_sound": "right answers with every step sound, by the oracle",
     "tokens": "tokens a response",
     "exact": "right verdicts with the right step",
     "error_accuracy": "flawed solutions whose first wrong step is found",
@@ -127,7 +138,10 @@ def plain_words(name: str) -> str:
     return SUMMARY[name]
 
 
-def shown(name: str, value: float | None) -> str:
-    if value is None:
+def shown(name: str, figures: Mapping[str, float]) -> str:
+    """`46.2 %`, with its interval where there is one: `44.9 [38.1, 52.0] %`."""
+    if (value := figures.get(name)) is None:
         return "–"
-    return f"{value:.1f}" if "tokens" in name else f"{100 * value:.1f} %"
+    ends = [figures[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in figures]
+    interval = f" [{', '.join(f'{100 * end:.1f}' for end in ends)}]" if ends else ""
+    return f"{value:.1f}" if "tokens" in name else f"{100 * value:.1f}{interval} %"

@@ -31,7 +31,8 @@ from soundrl.genrm.pool.scorer import ScorerPool
 from soundrl.genrm.prompts import critique_messages, split_paragraphs
 from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority, parse_verdict
 
-_LATENCIES_KEPT = 10_000
+_REPLIES_KEPT = 10_000
+MARKS = {"p50": 0.5, "p99": 0.99}
 
 
 class Question(NamedTuple):
@@ -99,7 +100,9 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         self._fresh = itertools.count(1)
         self._counts: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
-        self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._replies: deque[tuple[float, int]] = deque(maxlen=_REPLIES_KEPT)
+        """Seconds from place to reply, and tokens, of the last ones"""
+        self._told: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._closed = False
         self._loop = asyncio.new_event_loop()
@@ -147,15 +150,14 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
     def stats(self) -> dict[str, Any]:
         """Counters since the start. Example: `{"submitted": 8, "scored": 7, "unscored": 1, "pending": 0, "sound": 5, "flawed": 2,
         "unknown": {"timeout": 1}, "deduplicated": 0, "replies": 8, "tokens": 4096, "latency_p50": 1.2, "latency_p99": 3.4}`, and those of
-        `ScorerPool.stats`; latencies are seconds from place to verdict of the last 10,000 questions."""
+        `ScorerPool.stats`; latencies are seconds from place to reply of the last 10,000."""
         with self._lock:
-            counts, unknown, latencies = self._counts.copy(), dict(self._unknown), sorted(self._latencies)
+            counts, unknown, replies = self._counts.copy(), dict(self._unknown), [*self._replies]
         stats: dict[str, Any] = {name: counts[name] for name in ("submitted", "sound", "flawed", "deduplicated", "replies", "tokens")}
         stats |= {"unknown": unknown, "scored": counts["sound"] + counts["flawed"], "unscored": sum(unknown.values())}
         stats["pending"] = stats["submitted"] - stats["scored"] - stats["unscored"]
-        for name, share in (("latency_p50", 0.5), ("latency_p99", 0.99)):
-            stats[name] = latencies[round(share * (len(latencies) - 1))] if latencies else 0.0
-        return stats | self.pool.stats()
+        seconds = sorted(seconds for seconds, _ in replies)
+        return stats | {f"latency_{mark}": quantile(seconds, share) for mark, share in MARKS.items()} | self.pool.stats()
 
     @property
     def answered(self) -> int:
@@ -167,14 +169,26 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         """Requests under way at each worker, and how many questions wait for a place."""
         return self.pool.waits()
 
+    @property
+    def gone(self) -> bool:
+        return self.pool.stats()["alive"] == 0
+
     def metrics(self) -> dict[str, float]:
-        """`stats` for the run's metrics, with `genrm/unknown_<reason>` for each reason that has occurred."""
+        """What came since this was last asked (a step): counters, `genrm/unknown_<reason>` for each reason that has occurred in this
+        process, and of replies their number, seconds and tokens; and how many workers are `alive`."""
         stats = self.stats()
-        names = ("latency_p50", "latency_p99", "requests", "deduplicated", "hedges", "ejections", "alive")
-        out = {f"genrm/{name}": float(stats[name]) for name in names}
-        out["genrm/retries"] = float(sum(stats["retries"].values()))
-        out["genrm/critique_tokens"] = stats["tokens"] / max(stats["replies"], 1)
-        return out | {f"genrm/unknown_{reason}": float(count) for reason, count in sorted(stats["unknown"].items())}
+        counts = {name: stats[name] for name in ("requests", "deduplicated", "hedges", "ejections", "replies")}
+        counts |= {"retries": sum(stats["retries"].values())} | {f"unknown_{reason}": n for reason, n in sorted(stats["unknown"].items())}
+        out = {f"genrm/{name}": float(count - self._told[name]) for name, count in counts.items()} | {"genrm/alive": float(stats["alive"])}
+        self._told = Counter(counts)
+        if came := int(out["genrm/replies"]):
+            with self._lock:
+                replies = [*self._replies][-came:]
+            seconds, tokens = (sorted(part) for part in zip(*replies, strict=True))
+            out["genrm/critique_tokens"] = sum(tokens) / len(tokens)
+            for name, part in (("latency", seconds), ("critique_tokens", tokens)):
+                out |= {f"genrm/{name}_{mark}": quantile(part, share) for mark, share in MARKS.items()}
+        return out
 
     def rest(self) -> None:
         """Wait until nothing is under way, `step_deadline` at most, and take in again every worker that was left out: the servers are about
@@ -246,7 +260,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         except Failure as failure:
             return Verdict.unknown(failure.reason)
         with self._lock:
-            self._latencies.append(seconds)
+            self._replies.append((seconds, reply.tokens or 0))
             self._counts.update(replies=1, tokens=reply.tokens or 0)
         verdict = parse_verdict(reply.text, reply.finish_reason, question.n_paragraphs)
         return replace(verdict, critique=reply.text, tokens=reply.tokens or 0, seconds=seconds, worker=reply.worker)
@@ -262,3 +276,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         # Those who ask; the future of one that has just ended hears of it a turn later.
         await asyncio.gather(asyncio.sleep(0), *(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         self._loop.stop()
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Of sorted values; 0 of none."""
+    return float(values[round(share * (len(values) - 1))]) if values else 0.0

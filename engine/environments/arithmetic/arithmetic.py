@@ -22,6 +22,7 @@ arithmetic never forms."""
 
 class Arithmetic(Environment):
     oracle = staticmethod(chains.oracle)
+    kinds = chains.KINDS
 
     @staticmethod
     def write_model(config: Config, folder: Path) -> None:

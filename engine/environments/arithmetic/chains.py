@@ -151,6 +151,10 @@ def verify(answer: str, text: str, finished: bool) -> Outcome:
     return Outcome.CORRECT if final == answer else Outcome.WRONG
 
 
+KINDS = ("form", "extra", "skip", "operand", "false", "guess", "final")
+"""Of flaws."""
+
+
 def first_flaw(problem: Problem, text: str) -> tuple[int, str] | None:
     """Index and kind of the first failure of a finished solution, or None where every step is sound.
 

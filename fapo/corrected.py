@@ -1,0 +1,62 @@
+"""A share of flawed rollouts, corrected for the errors of the judge that found them, with the interval that those errors leave.
+
+A judge with recall s and false alarms f calls a share q = p·s + (1 − p)·f of its rollouts flawed where a share p is, so p is estimated by
+(q − f) ÷ (s − f) (Rogan and Gladen, Am. J. Epidemiol. 107, 1978). s and f are known from labelled solutions alone, some dozens of either
+kind; what they leave open is in the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+Z = 1.959964  # 95 %
+PRIOR = 0.5  # Jeffreys': a judge without an error on 20 solutions is not one without errors
+
+
+class Errors(NamedTuple):
+    """A judge on labelled solutions whose final answer is right; of those that it gave no verdict for nothing is counted."""
+
+    found: int
+    """Flawed ones called flawed, of"""
+    flawed: int
+    alarms: int
+    """Sound ones called flawed, of"""
+    sound: int
+
+
+class Share(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+
+def corrected(flawed: float, told: float, errors: Errors) -> Share | None:
+    """The share of flawed ones among `told` rollouts, of which the judge calls `flawed` so, and the 95 % interval of what an oracle would
+    say of *these* rollouts. That others would have been sampled is not in it. None where there is nothing to tell by.
+
+    The interval is Fieller's: all p for which q − p·s − (1 − p)·f lies within 1.96 of its standard errors, which are those of the judge on
+    these rollouts and of s and f on the labelled ones. Where s − f is not told from 0 it is [0, 1]: such a judge says nothing.
+
+    >>> [round(x, 2) for x in corrected(30, 100, Errors(found=45, flawed=50, alarms=2, sound=50))]
+    [0.3, 0.22, 0.38]
+    >>> [round(x, 2) for x in corrected(30, 100, Errors(found=27, flawed=50, alarms=20, sound=50))]
+    [0.0, 0.0, 1.0]
+    """
+    if told < 1 or errors.flawed < 1 or errors.sound < 1:
+        return None
+    q, labelled_flawed, labelled_sound = flawed / told, errors.flawed + 2 * PRIOR, errors.sound + 2 * PRIOR
+    s, f = (errors.found + PRIOR) / labelled_flawed, (errors.alarms + PRIOR) / labelled_sound
+    of_s, of_f, told_apart = s * (1 - s), f * (1 - f), s - f
+    if told_apart <= 0:
+        return Share(0.0, 0.0, 1.0) if q <= f else Share(1.0, 0.0, 1.0)
+    value = min(max((q - f) / told_apart, 0.0), 1.0)
+    # a·p² + b·p + c ≤ 0
+    a = told_apart**2 - Z**2 * (of_s / labelled_flawed + of_f / labelled_sound)
+    b = -2 * told_apart * (q - f) - Z**2 * ((of_s - of_f) / told - 2 * of_f / labelled_sound)
+    c = (q - f) ** 2 - Z**2 * of_f * (1 / told + 1 / labelled_sound)
+    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
+    if a <= 0:
+        return Share(value, 0.0, 1.0)
+    low, high = (min(max((-b + sign * root) / (2 * a), 0.0), 1.0) for sign in (-1, 1))
+    return Share(value, min(low, value), max(high, value))

@@ -1,0 +1,104 @@
+"""Flawed shares corrected for the judge's errors: the formula, the interval's coverage, and what a run says of it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_measures import group
+
+from soundrl.fapo.corrected import Errors, Share, corrected
+from soundrl.fapo.measures import Truth, count, rates
+from soundrl.fapo.records import Outcome, Verdict
+from soundrl.fapo.rewards import RewardSettings
+from soundrl.fapo.task import OracleJudge, ReasoningTask
+from soundrl.genrm.critic_data.labelled import Labelled
+from soundrl.genrm.probe import errors_of
+
+
+def judged(rng: np.random.Generator, probe: tuple[int, int], drift: float = 0.0) -> tuple[Share, float, float]:
+    """A judge of some precision and recall, its probe of so many rows, and a batch: the corrected share, the truth, the raw share."""
+    recall, precision = rng.uniform(0.5, 0.99, 2)
+    alarms = recall * (1 - precision) / precision  # of a probe set half of which is flawed
+    rows, batch = int(rng.integers(*probe)), int(rng.integers(50, 601))
+    flawed = int(rng.binomial(batch, rng.uniform(0.0, 0.6)))
+    said = rng.binomial(flawed, max(recall - drift, 0.0)) + rng.binomial(batch - flawed, alarms)
+    half = rows // 2
+    found = corrected(said, batch, Errors(rng.binomial(half, recall), half, rng.binomial(half, alarms), half))
+    assert found is not None and 0 <= found.low <= found.value <= found.high <= 1
+    return found, flawed / batch, said / batch
+
+
+def coverage(judges: list[tuple[Share, float, float]]) -> float:
+    return float(np.mean([found.low <= truth <= found.high for found, truth, _ in judges]))
+
+
+@pytest.mark.parametrize("probe", [(50, 501), (50, 60), (480, 501)])
+def test_the_interval_holds_the_oracles_truth_for_95_of_100_judges(probe):
+    rng = np.random.default_rng(20251129)
+    judges = [judged(rng, probe) for _ in range(1000)]
+    assert 0.93 <= coverage(judges) <= 0.97
+    raw = [abs(share - truth) for _, truth, share in judges]
+    ours = [abs(found.value - truth) for found, truth, _ in judges]
+    assert np.mean(ours) < np.mean(raw)  # and it is nearer than the raw share
+
+
+def test_a_judge_worse_than_its_probe_says_is_not_covered():
+    """Inverse: the interval is that of the judge that was probed."""
+    rng = np.random.default_rng(0)
+    assert coverage([judged(rng, (200, 501), drift=0.3) for _ in range(300)]) < 0.8
+
+
+def test_by_hand():
+    perfect = corrected(30, 100, Errors(500, 500, 0, 500))
+    assert perfect is not None and perfect.value == pytest.approx(0.3, abs=0.002) and perfect.low < 0.3 < perfect.high
+    assert perfect.high - perfect.low < 0.02  # a judge without errors: nothing is left open of these rollouts
+    # Half of the flaws found, no false alarm: twice as many.
+    half = corrected(20, 100, Errors(250, 500, 0, 500))
+    assert half is not None and half.value == pytest.approx(0.4, abs=0.003) and half.low > 0.25 and half.high < 0.56
+    # No better than a coin: nothing is known.
+    assert corrected(50, 100, Errors(25, 50, 25, 50)) == Share(0.0, 0.0, 1.0)
+    for nothing in (Errors(0, 0, 0, 50), Errors(25, 50, 0, 0)):
+        assert corrected(30, 100, nothing) is None
+    assert corrected(0, 0, Errors(45, 50, 2, 50)) is None
+
+
+def test_errors_are_of_right_answers_with_a_verdict():
+    def row(label: int, right: bool = True) -> Labelled:
+        return Labelled(id="", problem="", steps=("a", "b"), label=label, right=right)
+
+    said = [
+        *((row(1), verdict) for verdict in (Verdict.flawed(1), Verdict.flawed(0), Verdict.sound(), Verdict.unknown("timeout"))),
+        *((row(-1), verdict) for verdict in (Verdict.sound(), Verdict.flawed(0), Verdict.unknown("no_box"))),
+        (row(0, right=False), Verdict.sound()),
+    ]
+    assert errors_of(said) == Errors(found=2, flawed=3, alarms=1, sound=2)
+
+
+def test_a_step_and_an_evaluation_say_raw_corrected_and_true():
+    errors = Errors(45, 50, 2, 50)
+    truth = Truth(lambda prompt, rollout: Verdict.flawed(0, "skip") if rollout.sample < 2 else Verdict.sound(), ("skip", "guess"))
+    sums = count([group("fsssuw")], 1.0, truth, split=lambda text: ("one", "two"))
+    metrics = rates(sums, truth=True, errors=errors)
+    expected = corrected(1, 4, errors)
+    assert expected is not None
+    names = ("fapo/flawed_corrected", "fapo/flawed_corrected_low", "fapo/flawed_corrected_high")
+    assert tuple(metrics[name] for name in names) == expected
+    assert metrics["fapo/flawed_ratio"] == 1 / 4 and metrics["fapo/true_flawed_ratio"] == 2 / 5
+    assert (metrics["fapo/kind_skip"], metrics["fapo/kind_guess"], metrics["fapo/steps"]) == (2 / 5, 0.0, 2.0)
+    assert not any(name in rates(sums, truth=True) for name in names)  # nobody has probed the judge
+
+    settings = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
+    task = ReasoningTask(lambda *_: Outcome.CORRECT, OracleJudge(truth.oracle), settings, truth=truth)
+    found = task.evaluation(sums, errors)
+    assert found["flawed_corrected"] == expected.value and found["flawed_ratio"] == 1 / 4 and found["true_flawed_ratio"] == 2 / 5
+    assert (found["sound"], found["true_sound"]) == (3 / 6, 3 / 6)
+    alone = dataclasses.replace(task, judge=None)
+    assert alone.evaluation(sums, errors).keys() == {"accuracy", "tokens"}
+
+
+@pytest.mark.parametrize("states", ["uuw", "cccw", "ss", "ww"])
+def test_what_cannot_be_said_is_absent_and_no_sentinel_stands_for_it(states):
+    metrics = rates(count([group(states)], 1.0), errors=Errors(45, 50, 2, 50))
+    told, wrong = states.count("s"), states.count("w")
+    assert ("fapo/flawed_ratio" in metrics) == ("fapo/flawed_corrected" in metrics) == bool(told)
+    assert ("fapo/rho" in metrics) == bool(told and wrong) and all(abs(value) <= 10 for value in metrics.values())
