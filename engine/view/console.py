@@ -102,7 +102,7 @@ class Progress:
 
 
 CORRECTED = "fapo/flawed_corrected"
-UNSAID = ("/tokens", "_low", "_high")
+UNSAID = ("/tokens", "/told", "_low", "_high")
 WORDS = {
     "accuracy": "right final answers",
     "flawed_ratio": "of the right answers, reached by flawed steps",
