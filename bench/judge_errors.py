@@ -68,9 +68,8 @@ def main(arguments: Arguments) -> None:
         record[f"held, {way}"] = [sum(row[way][1] <= row["true"] <= row[way][2] for row in own), len(own)]
         record[f"off, {way}"] = round(statistics.mean(abs(row[way][0] - row["true"]) for row in own), 4)
         record[f"width, {way}"] = round(statistics.mean(row[way][2] - row[way][1] for row in own), 4)
-        print(
-            f"{way}: the interval holds the truth in {record[f'held, {way}'][0]} of {len(own)}; off by {record[f'off, {way}']:.3f} in the mean"
-        )
+        held, off = record[f"held, {way}"][0], record[f"off, {way}"]
+        print(f"{way}: the interval holds the truth in {held} of {len(own)}; the share is off by {off:.3f} in the mean")
     print(f"raw: off by {record['off, raw']:.3f}")
     with (ROOT / "bench" / "results" / "judge_errors.jsonl").open("a") as file:
         file.write(json.dumps(machine("cpu") | {"load": round(os.getloadavg()[0], 1)} | record | {"rows": rows}) + "\n")

@@ -126,8 +126,8 @@ def rates(sums: Mapping[str, float], truth: bool = False, errors: Errors | None 
 
 
 def flawed_shares(sums: Mapping[str, float], truth: bool, errors: Errors | None) -> dict[str, float]:
-    """`flawed_ratio` as the judge says it, of `told` rollouts with a verdict; `flawed_corrected` for its `errors`, where they are known, with
-    `_low` and `_high` of the 95 % interval; and the `true_flawed_ratio`. Each is absent where there is nothing to take it of."""
+    """`flawed_ratio` as the judge says it, of `told` rollouts with a verdict; `flawed_corrected` for its `errors`, where they are known,
+    with `_low` and `_high` of the 95 % interval; and the `true_flawed_ratio`. Each is absent where there is nothing to take it of."""
     told, out = sums["judged"] - sums["unknown"], {}
     if told:
         out |= {"flawed_ratio": sums["flawed"] / told, "told": told}
