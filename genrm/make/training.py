@@ -1,0 +1,65 @@
+"""Training a GenRM: `engine/train.py` in a process of its own, which goes on by itself where it was interrupted, and its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from soundrl.genrm.make.stages import Found, digests
+from soundrl.genrm.selection import exported
+from soundrl.genrm.serve.machine import group_runs
+
+
+def _script(module: str) -> str:
+    """Its path, as it is started: this floor imports nothing of the one above, whose processes are programs like others."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{module} is not installed, which trains: install soundrl[train]")
+    return os.path.relpath(spec.origin)
+
+
+def train_command(folder: Path, recipe: str, settings: dict[str, object], more: Sequence[str]) -> list[str]:
+    """The critic's run in `folder`/run; `more` are the user's own settings, which come last and count."""
+    words = [part for name, value in settings.items() for part in (f"--{name}", *str(value).split())]
+    return [sys.executable, _script("soundrl.engine.train"), recipe, "--run.folder", str(folder), "--run.name", "run", *words, *more]
+
+
+def train(command: Sequence[str], folder: Path, base: Path) -> Found:
+    """Runs `command` and exports every checkpoint it has kept; `policy/step-000000` is the `base` itself, to compare with. ValueError where
+    a process has failed; its own words stand above."""
+    run = folder / "run"
+    _guarded(command)
+    dtype = json.loads((run / "config.json").read_text())["model"]["dtype"]
+    _guarded([sys.executable, "-m", "soundrl.engine.tools.export", "write", str(run), "--dtype", dtype])
+    start = run / "policy" / "step-000000"
+    if not start.exists():
+        start.unlink(missing_ok=True)  # a link into a folder that was moved
+        start.symlink_to(base.resolve())
+    return {"checkpoints": {path.name: digests(path) for path in exported(run)}}
+
+
+def _guarded(command: Sequence[str]) -> None:
+    """Runs it in a session of its own, which ends when this process does, in whatever way. ValueError where it fails."""
+    print(f"$ {shlex.join(command)}", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-P", _script("soundrl.genrm.serve.guard"), *command], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # a run saves its state first
+        while group_runs(process.pid):
+            time.sleep(0.1)
+        raise
+    if status:
+        raise ValueError(f"`{shlex.join(command)}` ended with status {status}; see above. The same command goes on")
