@@ -83,7 +83,7 @@ def choose(checkpoints: Sequence[Checkpoint], distance: float, mean_tokens: floa
 
 def measured(arguments: Arguments, folder: Path) -> dict[str, Any]:
     """The scores of one checkpoint (`genrm/evaluate.py summary`), which is served for them; an evaluation that is complete, of the same
-    data and prompt, is only read. What a server's fault left unanswered is asked again, `ROUNDS` times in all; then it is a `ValueError`."""
+    data and prompt, is only read. What a server's fault left unanswered is asked again, `ROUNDS` times; then it is a `ValueError`."""
     out, name = arguments.out / folder.name, f"{arguments.run.name}-{folder.name}"
     what: dict[str, Any] = {field.name: getattr(arguments, field.name, None) for field in fields(evaluate.Arguments)}
     asked = evaluate.Arguments(**what | {"urls": (), "model": name, "out": out})

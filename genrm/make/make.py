@@ -82,10 +82,11 @@ class Arguments(Making):
 
     def training(self, more: Sequence[str]) -> list[str]:
         """The command that trains."""
-        rows = self.work / "split" / "train.jsonl"
-        settings: dict[str, Any] = {"model.path": self.base, "data.train": rows, "data.test": "", "warm-start.steps": 0}
-        settings |= {"run.seed": self.seed, "run.steps": self.steps, "run.eval-every": 0, "run.save": f"{self.every} 2 {self.every}"}
-        return train_command(self.work / "trained", self.recipe, settings | {"genrm.prompt": self.prompt}, more)
+        rows, kept = self.work / "split" / "train.jsonl", (self.every, 2, self.every)
+        settings: dict[str, tuple[object, ...]] = {"model.path": (self.base,), "data.train": (rows,), "data.test": ()}
+        settings |= {"warm-start.steps": (0,), "run.seed": (self.seed,), "run.steps": (self.steps,), "run.eval-every": (0,)}
+        settings |= {"run.save": kept, "genrm.prompt": (self.prompt,)}
+        return train_command(self.work / "trained", self.recipe, settings, more)
 
     def choosing(self, out: Path, data: Sequence[Path | str]) -> selection.Arguments:
         """How checkpoints are measured on `data`: greedily, with the rows' own reference answers."""

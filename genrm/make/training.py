@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,9 +28,9 @@ def _script(module: str) -> str:
     return os.path.relpath(spec.origin)
 
 
-def train_command(folder: Path, recipe: str, settings: dict[str, object], more: Sequence[str]) -> list[str]:
+def train_command(folder: Path, recipe: str, settings: Mapping[str, tuple[object, ...]], more: Sequence[str]) -> list[str]:
     """The critic's run in `folder`/run; `more` are the user's own settings, which come last and count."""
-    words = [part for name, value in settings.items() for part in (f"--{name}", *str(value).split())]
+    words = [part for name, values in settings.items() for part in (f"--{name}", *map(str, values))]
     return [sys.executable, _script("soundrl.engine.train"), recipe, "--run.folder", str(folder), "--run.name", "run", *words, *more]
 
 
@@ -37,6 +38,7 @@ def train(command: Sequence[str], folder: Path, base: Path) -> Found:
     """Runs `command` and exports every checkpoint it has kept; `policy/step-000000` is the `base` itself, to compare with. ValueError where
     a process has failed; its own words stand above."""
     run = folder / "run"
+    _ended(run / ".lock")
     _guarded(command)
     dtype = json.loads((run / "config.json").read_text())["model"]["dtype"]
     _guarded([sys.executable, "-m", "soundrl.engine.tools.export", "write", str(run), "--dtype", dtype])
@@ -45,6 +47,16 @@ def train(command: Sequence[str], folder: Path, base: Path) -> Found:
         start.unlink(missing_ok=True)  # a link into a folder that was moved
         start.symlink_to(base.resolve())
     return {"checkpoints": {path.name: digests(path) for path in exported(run)}}
+
+
+def _ended(lock: Path, seconds: float = 30.0) -> None:
+    """Waits for ranks of a run that was killed with us: they end by themselves, a moment later. Who holds it longer is named by the run."""
+    end = time.monotonic() + seconds
+    while lock.exists() and time.monotonic() < end:
+        with contextlib.suppress(BlockingIOError), lock.open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.1)
 
 
 def _guarded(command: Sequence[str]) -> None:
