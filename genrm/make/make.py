@@ -69,8 +69,8 @@ class Arguments(Making):
     plan: bool = False
     """Say what would be done, with sizes and commands, and do nothing."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if not (self.base / "config.json").is_file():
             raise ValueError(f"--base {self.base} is no model folder (it has no config.json)")
         if self.steps < 1 or self.every < 1:
@@ -203,6 +203,7 @@ def plan(arguments: Arguments, more: Sequence[str], world: World, left_out: int)
 
 def make(arguments: Arguments, more: Sequence[str] = ()) -> None:
     """All stages up to `--until`; says what came of it."""
+    arguments.check()
     exclude = (*arguments.exclude, *arguments.report)
     with world_of(arguments.problems, arguments.max_problems, arguments.seed, exclude) as (world, left_out):
         if arguments.plan:

@@ -78,7 +78,8 @@ class Making:
     seed: int = 0
     """Of sampling, split and training."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """ValueError for what cannot work, with the setting and the cure."""
         if not self.policies or not self.teacher:
             raise ValueError("name at least one of --policies and a --teacher")
         if self.votes > 1 and self.temperature <= 0:
