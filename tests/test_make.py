@@ -26,6 +26,7 @@ from soundrl.engine.launch.launch import parse_arguments
 from soundrl.genrm import selection
 from soundrl.genrm.critic_data.labelled import load_labelled, words
 from soundrl.genrm.make import make as making
+from soundrl.genrm.make import rows as stages_of_rows
 from soundrl.genrm.make.card import write
 from soundrl.genrm.make.make import command
 from soundrl.genrm.make.rows import Making, asked_at
@@ -48,12 +49,13 @@ def base(tmp_path) -> Path:
 
 
 @pytest.fixture
-def asked(tmp_path, base):
+def asked(tmp_path, base, monkeypatch):
     """Words of the command for `COUNT` problems, with the servers of policy and teacher."""
+    monkeypatch.chdir(tmp_path)  # seeds follow from a problem's id, and that from its file's name as given
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps({"problem": f"What is {i}: 2+2?", "answer": "4"}) + "\n" for i in range(COUNT)))
     servers = [Server(policy), Server(teacher)]
-    given = ["--problems", str(problems), "--policies", f"{MODEL}@{servers[0].url}", "--teacher", f"{MODEL}@{servers[1].url}"]
+    given = ["--problems", problems.name, "--policies", f"{MODEL}@{servers[0].url}", "--teacher", f"{MODEL}@{servers[1].url}"]
     given += ["--base", str(base), "--out", str(tmp_path / "genrm"), "--held-out", "0.25", "0.25"]
     yield given, servers
     for server in servers:
@@ -104,7 +106,7 @@ def test_killed_while_it_samples_or_labels_it_ends_in_the_same_rows(which, asked
 
     servers[which].script = killing
     line = [sys.executable, "-m", "soundrl.genrm.make", *given, *more]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     group.append(process.pid)
     assert process.wait() == -signal.SIGKILL
     journal = tmp_path / "genrm.work" / ("sampled/solutions.jsonl", "labelled/labels.jsonl")[which]
@@ -119,10 +121,11 @@ def test_killed_while_it_samples_or_labels_it_ends_in_the_same_rows(which, asked
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_fault_of_a_server_is_never_a_label(which, asked, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(stages_of_rows, "ROUNDS", 2)
     given, servers = asked
     script = servers[which].script
     servers[which].script = lambda handler, number: (
-        script(handler, number) if number < 12 or handler.body["max_tokens"] == 1 else handler.send(503, {})
+        script(handler, number) if number < 50 or handler.body["max_tokens"] == 1 else handler.send(503, {})
     )
     more = ["--until", "split", "--concurrency", "2"]
     error = refused(capsys, [*given, *more])
@@ -358,14 +361,15 @@ def test_a_base_model_is_asked_as_a_run_asks_it(tmp_path, monkeypatch):
         "soundrl.genrm.make.rows.JudgeServers",
         lambda serving, logs: nullcontext(served.append(serving) or SimpleNamespace(wait=lambda: 0, urls=["u"])),
     )
-    own = Making(problems="x", policies=("starts/policy",), teacher=("a@http://h/v1",))
-    with asked_at(("starts/policy",), own, 60, tmp_path) as (name, urls):
+    starts = ROOT / "starts"
+    own = Making(problems="x", policies=("x",), teacher=("a@http://h/v1",))
+    with asked_at((str(starts / "policy"),), own, 60, tmp_path) as (name, urls):
         assert (name, urls) == ("genrm", ("u",))
-    with asked_at(("starts/judge",), own, 60, tmp_path):
+    with asked_at((str(starts / "judge"),), own, 60, tmp_path):
         pass
-    assert served[1].model == Path("starts/judge") and served[0].model != Path("starts/policy")
+    assert served[1].model == starts / "judge" and served[0].model != starts / "policy"
     files = {file.name for file in served[0].model.iterdir()}
-    assert files - {file.name for file in Path("starts/policy").iterdir()} == {"chat_template.jinja"}
+    assert files - {file.name for file in (starts / "policy").iterdir()} == {"chat_template.jinja"}
     template = Template((served[0].model / "chat_template.jinja").read_text())
     assert template.render(messages=[{"role": "user", "content": "71+2-2?1\n"}]) == "71+2-2?1\n"
 
