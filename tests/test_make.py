@@ -285,7 +285,7 @@ class Judges:
 def trained(monkeypatch, tmp_path):
     """A run that leaves three checkpoints, and judges that are their servers."""
 
-    def train(line, folder: Path, base: Path) -> dict:
+    def train(line, folder: Path, base: Path, prompt: str) -> dict:
         for step in range(3):
             path = folder / "run" / "policy" / f"step-{step:06d}"
             path.mkdir(parents=True)

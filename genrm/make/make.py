@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -139,7 +138,7 @@ def pipeline(arguments: Arguments, more: Sequence[str], world: World, stages: St
         "sampled": (asked, lambda folder: sampled(arguments, world, folder)),
         "labelled": (teacher, lambda folder: labelled(arguments, world, folder)),
         "split": (arguments.stamp("held_out", "per_question", "seed"), lambda folder: split(arguments, folder)),
-        "trained": (trained, lambda folder: train(command, folder, arguments.base)),
+        "trained": (trained, lambda folder: train(command, folder, arguments.base, arguments.prompt)),
         "benchmarked": (measured, benchmarked),
         "selected": (measured | arguments.stamp("distance", "mean_tokens", "report"), selected),
         "written": ({"out": str(arguments.out)}, lambda folder: written(arguments, found, makers)),
@@ -231,7 +230,6 @@ def command(argv: Sequence[str] | None = None) -> None:
     """What follows `--` are settings of the training."""
     words = list(sys.argv[1:] if argv is None else argv)
     at = words.index("--") if "--" in words else len(words)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         evaluate.command(lambda arguments: make(arguments, words[at + 1 :]), Arguments, words[:at])
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from soundrl.fapo.named import is_named, named
 from soundrl.fapo.records import Outcome, Prompt, Verdict
@@ -18,7 +19,7 @@ from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.critic_data import Sampled, sample_solutions, select
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, words, write_rows
 from soundrl.genrm.journal import Journal
-from soundrl.genrm.make.stages import Found, digest
+from soundrl.genrm.make.stages import Found, digest, linked
 from soundrl.genrm.make.world import World
 from soundrl.genrm.serve.machine import served_length
 from soundrl.genrm.serve.server import Serving
@@ -94,10 +95,10 @@ class Making:
         if len({who.partition("@http")[0] for who in self.teacher}) > 1 or (len(self.teacher) > 1 and "@http" not in self.teacher[0]):
             raise ValueError(f"--teacher {' '.join(self.teacher)} are several; name endpoints of one model, one folder or one function")
 
-    def asking(self, **more: object) -> evaluate.Asking:
-        """How teacher and judge are asked, with `more` settings of `Asking`."""
-        own = {field.name: getattr(self, field.name) for field in fields(evaluate.Asking) if hasattr(self, field.name)}
-        return evaluate.Asking(**own | more)  # type: ignore[arg-type]
+    def asking(self, **more: Any) -> evaluate.Asking:
+        """How teacher and judge are asked: the settings that `Asking` has, with those of `more`."""
+        own = {name: getattr(self, name) for name in vars(self)} | more
+        return evaluate.Asking(**{field.name: own[field.name] for field in fields(evaluate.Asking) if field.name in own})
 
 
 @contextmanager
@@ -120,14 +121,7 @@ def _with_template(folder: Path, work: Path) -> Path:
     inside = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
     if inside or any(folder.glob("chat_template.*")):
         return folder
-    linked = work / f"plain-{folder.name}"
-    linked.mkdir(parents=True, exist_ok=True)
-    for link in linked.iterdir():
-        link.unlink()
-    for file in folder.iterdir():
-        (linked / file.name).symlink_to(file.resolve())
-    (linked / "chat_template.jinja").write_text(PLAIN)
-    return linked
+    return linked(folder, work / f"plain-{folder.name}", "chat_template.jinja", PLAIN)
 
 
 def sampled(making: Making, world: World, folder: Path) -> Found:
@@ -141,10 +135,11 @@ def sampled(making: Making, world: World, folder: Path) -> Found:
         longest = max(len(prompt.text) for prompt in world.problems) + making.solution_tokens
         with asked_at((who,), making, longest, folder / f"policy-{policy}") as (name, urls):
             own = {field.name: getattr(making, field.name) for field in fields(Sampled) if hasattr(making, field.name)}
-            own |= {"policy_urls": urls[:1], "policy_models": (name,), "teacher_urls": (), "teacher_model": "", "out": folder}
+            own |= {"policy_urls": urls, "policy_models": (name,) * len(urls), "teacher_urls": (), "teacher_model": "", "out": folder}
             own |= {"max_tokens": making.solution_tokens} | ({} if "@http" in who else {"policy_token_env": TOKEN_ENV})
             for _ in range(ROUNDS):
-                if left := [(key, prompt, 0) for key, prompt in keys if key not in work.known]:
+                # Dealt to the workers; what is sampled follows from the key alone.
+                if left := [(key, prompt, i % len(urls)) for i, (key, prompt) in enumerate(keys) if key not in work.known]:
                     asyncio.run(sample_solutions(Sampled(**own), left, work))
         if left := sum(key not in work.known for key, _ in keys):
             raise ValueError(f"{left} of {len(keys)} solutions of {who} did not come; the same command asks for them again")
@@ -201,7 +196,7 @@ def _asked(making: Making, right: dict[str, tuple[Prompt, list[str]]], folder: P
         with asked_at(making.teacher, making, longest + making.max_tokens, folder / "teacher") as (name, urls):
             for _ in range(ROUNDS):
                 if len(work.known) < len(questions):
-                    with making.asking().judge(urls, name, unanimous) as teacher:
+                    with making.asking(prompt="own").judge(urls, name, unanimous) as teacher:
                         teacher.check()
                         records = evaluate.judge_all(teacher, questions, work, "solutions labelled", keep_text=False)
         left = Counter(record["verdict"][2] for record in records.values() if record["verdict"][2] in UNASKED)

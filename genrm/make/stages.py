@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,20 @@ def digests(folder: Path) -> dict[str, str]:
         with file.open("rb") as content:
             out[str(file.relative_to(folder))] = hashlib.file_digest(content, "sha256").hexdigest()
     return out
+
+
+def linked(folder: Path, target: Path, name: str, text: str) -> Path:
+    """A folder `target` of links to the files of `folder`, and the file `name` with `text` in place of its own; made anew, and at once."""
+    beside = target.with_name(target.name + ".part")
+    for old in (beside, target):
+        shutil.rmtree(old, ignore_errors=True)  # links alone; a link itself it refuses
+    beside.mkdir(parents=True)
+    for file in folder.iterdir():
+        if file.name != name:
+            (beside / file.name).symlink_to(file.resolve())
+    (beside / name).write_text(text, encoding="utf-8")
+    os.replace(beside, target)
+    return target
 
 
 class Stages:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from soundrl.genrm.make.stages import Found, digests
+from soundrl.genrm.make.stages import Found, digests, linked
 from soundrl.genrm.selection import exported
 from soundrl.genrm.serve.machine import group_runs
 
@@ -34,18 +34,19 @@ def train_command(folder: Path, recipe: str, settings: Mapping[str, tuple[object
     return [sys.executable, _script("soundrl.engine.train"), recipe, "--run.folder", str(folder), "--run.name", "run", *words, *more]
 
 
-def train(command: Sequence[str], folder: Path, base: Path) -> Found:
-    """Runs `command` and exports every checkpoint it has kept; `policy/step-000000` is the `base` itself, to compare with. ValueError where
-    a process has failed; its own words stand above."""
+def train(command: Sequence[str], folder: Path, base: Path, prompt: str) -> Found:
+    """Runs `command` and exports every checkpoint it has kept; `policy/step-000000` is the `base` itself, to compare with. Each is marked
+    as one that reads `prompt`. ValueError where a process has failed; its own words stand above."""
     run = folder / "run"
     _ended(run / ".lock")
     _guarded(command)
     dtype = json.loads((run / "config.json").read_text())["model"]["dtype"]
     _guarded([sys.executable, "-m", "soundrl.engine.tools.export", "write", str(run), "--dtype", dtype])
-    start = run / "policy" / "step-000000"
-    if not start.exists():
-        start.unlink(missing_ok=True)  # a link into a folder that was moved
-        start.symlink_to(base.resolve())
+    card = json.dumps({"prompt": prompt}) + "\n"
+    for path in exported(run):
+        (path / "card.json").write_text(card)  # not the one that the base may have, which speaks of other weights
+    if (start := run / "policy" / "step-000000") not in exported(run):
+        linked(base, start, "card.json", card)
     return {"checkpoints": {path.name: digests(path) for path in exported(run)}}
 
 
