@@ -34,11 +34,10 @@ NTH = {
 def made(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in `folder`, in a process group of its own."""
     command = [sys.executable, str(ROOT / "tests" / "workers" / "killed_make.py"), *map(str, WORDS)]
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # A file, not a pipe: what the killed one started may hold it for a moment.
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | QUIET | environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=own | QUIET | environment, stdout=log, stderr=log, start_new_session=True)
         process.wait()
     return subprocess.CompletedProcess(command, process.returncode, (folder / "log").read_text()[-3000:])
 

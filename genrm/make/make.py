@@ -35,7 +35,7 @@ from soundrl.fapo.named import is_named
 from soundrl.genrm import evaluate, selection
 from soundrl.genrm.make import card
 from soundrl.genrm.make.rows import Making, labelled, sampled, split
-from soundrl.genrm.make.stages import STAGES, Found, Stages, digest, digests
+from soundrl.genrm.make.stages import STAGES, Found, Stages, digest, digests, file_digest
 from soundrl.genrm.make.training import train, train_command
 from soundrl.genrm.make.world import World, world_of
 from soundrl.genrm.scores import Score
@@ -116,10 +116,9 @@ def pipeline(arguments: Arguments, more: Sequence[str], world: World, stages: St
     asked |= arguments.stamp("samples", "temperature", "solution_tokens", "seed")
     teacher = {"teacher": identity(arguments.teacher[0])} | arguments.stamp("votes", "temperature", "max_tokens", "prompt")
     command = arguments.training(more)
-    # What it computes; where the work stands is no part of it, nor how many steps it has.
-    trained = {"recipe": arguments.recipe, "base": weights(arguments.base), "settings": shlex.join(more)} | arguments.stamp(
-        "seed", "prompt", "steps", "every"
-    )
+    trained = {"recipe": arguments.recipe, "base": weights(arguments.base), "settings": shlex.join(more)}
+    trained |= arguments.stamp("seed", "prompt", "steps", "every")
+    reported = {"report": {source: source if is_named(source) else file_digest(Path(source)) for source in arguments.report}}
     measured = arguments.stamp("max_tokens", "dtype", "prompt")
 
     def benchmarked(folder: Path) -> Found:
@@ -140,7 +139,7 @@ def pipeline(arguments: Arguments, more: Sequence[str], world: World, stages: St
         "split": (arguments.stamp("held_out", "per_question", "seed"), lambda folder: split(arguments, folder)),
         "trained": (trained, lambda folder: train(command, folder, arguments.base, arguments.prompt)),
         "benchmarked": (measured, benchmarked),
-        "selected": (measured | arguments.stamp("distance", "mean_tokens", "report"), selected),
+        "selected": (measured | arguments.stamp("distance", "mean_tokens") | reported, selected),
         "written": ({"out": str(arguments.out)}, lambda folder: written(arguments, found, makers)),
     }
     if not arguments.out.exists():

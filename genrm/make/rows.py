@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import random
 from collections import Counter
@@ -19,7 +18,7 @@ from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.critic_data import Sampled, sample_solutions, select
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, words, write_rows
 from soundrl.genrm.journal import Journal
-from soundrl.genrm.make.stages import Found, digest, linked
+from soundrl.genrm.make.stages import Found, digest, file_digest, linked
 from soundrl.genrm.make.world import World
 from soundrl.genrm.serve.machine import served_length
 from soundrl.genrm.serve.server import Serving
@@ -175,7 +174,7 @@ def labelled(making: Making, world: World, folder: Path) -> Found:
     if not rows:
         raise ValueError(f"{folder}: no row is left ({_said(counts)}); both right solutions and labels that agree are needed")
     write_rows(folder / "rows.jsonl", rows, "all")
-    return {"rows": len(rows), **counts, "sha256": _file_digest(folder / "rows.jsonl")}
+    return {"rows": len(rows), **counts, "sha256": file_digest(folder / "rows.jsonl")}
 
 
 def _votes(making: Making, right: dict[str, tuple[Prompt, list[str]]], folder: Path) -> dict[str, Verdict]:
@@ -225,7 +224,7 @@ def split(making: Making, folder: Path) -> Found:
             )
         file = folder / f"{part}.jsonl"
         write_rows(file, kept, part)
-        found[part] = {"problems": len(places[part]), "rows": len(kept), "flawed": flawed, "sha256": _file_digest(file)}
+        found[part] = {"problems": len(places[part]), "rows": len(kept), "flawed": flawed, "sha256": file_digest(file)}
         found[part] |= {f"left out, {reason}": count for reason, count in left.items()}
     return found
 
@@ -233,10 +232,6 @@ def split(making: Making, folder: Path) -> Found:
 def _distinct(rows: Sequence[Labelled]) -> list[Labelled]:
     """One of each text: several votes of a wrong answer that is sampled often would count as many."""
     return list({(row.problem, row.steps): row for row in rows}.values())
-
-
-def _file_digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _said(counts: Counter[str]) -> str:

@@ -28,14 +28,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(file: Path) -> str:
+    """sha256 of a file, hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file of a model folder by its name, in it and below it; a card is none of the model."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "card.json")
-    out = {}
-    for file in files:
-        with file.open("rb") as content:
-            out[str(file.relative_to(folder))] = hashlib.file_digest(content, "sha256").hexdigest()
-    return out
+    return {str(file.relative_to(folder)): file_digest(file) for file in files}
 
 
 def linked(folder: Path, target: Path, name: str, text: str) -> Path:
