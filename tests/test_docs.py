@@ -135,7 +135,7 @@ def reads_its_arguments(words: list[str], place: Path) -> None:
     """The module's own command line; nothing is done with it."""
     kinds = {"serve": Serving, "evaluate": evaluate.Arguments, "selection": selection.Arguments, "critic_data": Planted | Sampled}
     kinds["make"] = making.Arguments
-    arguments = words[3:]
+    arguments = words[3 : words.index("--") if "--" in words else None]  # what follows are settings of the training
     if words[2].endswith("serve"):  # looks for the model
         arguments[arguments.index("--model") + 1] = str(place / "tiny")
     if words[2].endswith("convert"):
