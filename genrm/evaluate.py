@@ -68,7 +68,8 @@ class Judged:
     out: Path
     """Folder of the verdicts and scores; what was begun there goes on."""
     references: str = ""
-    """Problem file with answers, shown to the judge where the problem is found there (reference-assisted); empty = the standard prompt."""
+    """Problem file with answers, shown to the judge where the problem is found there (reference-assisted); `own` = those that stand in the
+    rows; empty = the standard prompt."""
     rows: int = 0
     """Rows used of each file, the first ones; 0 = all."""
 
@@ -84,14 +85,15 @@ class Arguments(Judged, Asking):
 
 
 def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
-    """The subsets by name. Without `references` no row of a file has a reference answer; rows that a function makes keep theirs."""
+    """The subsets by name. Without `references` no row of a file has a reference answer; rows that a function makes keep
+    theirs."""
     subsets: dict[str, list[Labelled]] = {}
     for source in arguments.data:
         rows = load_labelled(source, max_rows=arguments.rows or None)
         name = source.rpartition(":")[2] if is_named(source) else Path(source).stem
         if name in subsets:
             raise ValueError(f"two sources of --data are called {name}; rename one")
-        if not is_named(source):
+        if not is_named(source) and arguments.references != "own":
             unaided = [dataclasses.replace(row, answer=None) for row in rows]
             rows = with_references(rows, arguments.references) if arguments.references else unaided
         subsets[name] = rows

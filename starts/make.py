@@ -1,7 +1,7 @@
 """The two committed starting points of `make run`, made anew:
 
-    make starts                                                 # both warm starts, a core each, then this file
-    python starts/make.py --policy runs/arith-start/policy/step-000000 --judge runs/genrm-arith/policy/step-000000
+    make starts                                                 # both warm starts, a core each, `make genrm`, then this file
+    python starts/make.py --policy runs/arith-start/policy/step-000000 --judge runs/genrm-start
 
 Weights are stored in float16 (half the bytes) and computed with in float32; `card.json` beside them holds the figures of exactly these
 bytes, by the world's oracle, how they were made, and the sha256 of every file. A folder that is worse than `ACCEPTED` is not written.
@@ -51,7 +51,7 @@ class Arguments:
     policy: Path
     """Folder that the recipe `arith` has exported after its warm start."""
     judge: Path
-    """The same of `genrm-arith`."""
+    """Folder that `soundrl.genrm.make` has written, from the warm start of `genrm-arith`."""
     into: Path = STARTS
 
 
@@ -109,7 +109,7 @@ def as_labelled(prompt: Prompt, rollout: Rollout) -> Labelled:
 def write(name: str, source: Path, into: Path, config: Config) -> dict[str, Any]:
     """Copy the folder with float16 weights; returns the part of its card that needs no measuring."""
     shutil.rmtree(into, ignore_errors=True)
-    shutil.copytree(source, into)
+    shutil.copytree(source, into, ignore=shutil.ignore_patterns("card.json"))
     weights = {key: tensor.half() for key, tensor in load_file(source / "model.safetensors").items()}
     save_file(weights, into / "model.safetensors", {"format": "pt"})
     for file in into.iterdir():
@@ -154,7 +154,10 @@ def main(arguments: Arguments) -> None:
         "`make starts` makes it anew"
     )
     accept("policy", policy, card)
-    card = write("genrm-arith", arguments.judge, judge, RECIPES["genrm-arith"]())
+    made = json.loads((arguments.judge / "card.json").read_text())
+    card = {name: made[name] for name in ("prompt", "step", "selection", "made from", "data")}
+    card |= write("genrm-arith", arguments.judge, judge, RECIPES["genrm-arith"]())
+    card["made"] += f", then {made['made']}"
     figures = card["figures"] = judge_figures(judge, [as_labelled(*pair) for pair in right_ones(pairs)])
     card["figures on planted flaws"] = judge_figures(judge, load_labelled(ARITH_SOLUTIONS))
     card["says"] = (

@@ -207,7 +207,16 @@ def test_end_tokens_are_those_of_all_three_files(folder: Path) -> None:
 
 
 def test_what_an_export_takes_over(folder: Path) -> None:
-    for name in ("chat_template.jinja", "merges.txt", "tokenizer.model", "LICENSE", "model.py", "model.safetensors.index.json", "x.bin"):
+    for name in (
+        "chat_template.jinja",
+        "merges.txt",
+        "tokenizer.model",
+        "LICENSE",
+        "model.py",
+        "model.safetensors.index.json",
+        "x.bin",
+        "card.json",
+    ):
         (folder / name).write_text("text")
     assert set(companions(folder)) == {
         "chat_template.jinja", "merges.txt", "tokenizer.model", "LICENSE", "generation_config.json", "tokenizer.json",

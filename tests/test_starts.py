@@ -30,6 +30,12 @@ def make():
     return module
 
 
+@pytest.fixture(scope="module")
+def rollouts(make):
+    """The policy's, of 60 of the card's 400 problems."""
+    return make.policy_rollouts(STARTS / "policy", 60)
+
+
 def card(which: str) -> dict:
     return json.loads((STARTS / which / "card.json").read_text())
 
@@ -50,16 +56,16 @@ def test_plain_transformers_computes_with_it_in_float32(which):
     assert all(torch.isfinite(p).all() and torch.equal(p, p.half().float()) for p in model.parameters())
 
 
-def test_the_policy_is_as_right_and_as_flawed_as_its_card_says(make):
-    """On 60 of the card's 400 problems, within 4 standard errors: on another processor other tokens are sampled."""
-    said, found = card("policy")["figures"], make.policy_figures(make.policy_rollouts(STARTS / "policy", 60))
+def test_the_policy_is_as_right_and_as_flawed_as_its_card_says(make, rollouts):
+    """Within 4 standard errors: on another processor other tokens are sampled."""
+    said, found = card("policy")["figures"], make.policy_figures(rollouts)
     assert abs(found["right"] - said["right"]) < 4 * make.error(said["right"], found["rollouts"])
     assert abs(found["flawed"] - said["flawed"]) < 4 * make.error(said["flawed"], found["rollouts"] * said["right"])
 
 
-def test_the_judge_finds_of_the_policys_flaws_what_its_card_says(make):
+def test_the_judge_finds_of_the_policys_flaws_what_its_card_says(make, rollouts):
     said = card("judge")["figures"]
-    rows = [make.as_labelled(*pair) for pair in make.right_ones(make.policy_rollouts(STARTS / "policy", 60))]
+    rows = [make.as_labelled(*pair) for pair in make.right_ones(rollouts)]
     found, flawed = make.judge_figures(STARTS / "judge", rows), sum(row.label >= 0 for row in rows)
     assert flawed >= 10  # witness: there was something to find
     assert abs(found["recall"] - said["recall"]) < 4 * make.error(said["recall"], flawed)

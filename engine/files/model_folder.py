@@ -28,8 +28,10 @@ BUFFERS = re.compile(
     r"|position_ids)$"
 )
 """Tensors that older libraries stored and that no model reads any more."""
-KEPT = re.compile(r"(?!(adapter_)?config\.json$)(?!.*\.index\.json$).*\.(json|jinja|model|txt|tiktoken|bpe)$|LICENSE.*|NOTICE.*")
-"""Files that an export takes over: tokenizer, chat template, generation defaults."""
+KEPT = re.compile(
+    r"(?!(adapter_)?config\.json$)(?!card\.json$)(?!.*\.index\.json$).*\.(json|jinja|model|txt|tiktoken|bpe)$|LICENSE.*|NOTICE.*"
+)
+"""Files that an export takes over: tokenizer, chat template, generation defaults; not a card, whose figures are of other weights."""
 
 
 def policy_folder(config: Config, ranks: Ranks) -> Path:

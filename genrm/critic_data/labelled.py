@@ -59,11 +59,12 @@ def _labelled(id: str, fields: dict[str, Any]) -> Labelled:
 
 def with_references(rows: list[Labelled], path: str | os.PathLike[str]) -> list[Labelled]:
     """`rows` with the answers of a problem file (`load_prompts`), matched by the problem's words; rows it does not hold keep theirs."""
-    answers = {_words(prompt.text): prompt.answer for prompt in load_prompts(path)}
-    return [replace(row, answer=answers.get(_words(row.problem), row.answer)) for row in rows]
+    answers = {words(prompt.text): prompt.answer for prompt in load_prompts(path)}
+    return [replace(row, answer=answers.get(words(row.problem), row.answer)) for row in rows]
 
 
-def _words(text: str) -> str:
+def words(text: str) -> str:
+    """By which a problem is known again, however it is written: `"What is $x$?"` → `"what is x"`."""
     return re.sub(r"\W+", " ", text).strip().lower()
 
 
@@ -117,6 +118,17 @@ def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | N
     return load_rows(path, COLUMNS, make, max_rows, left_out)
 
 
+def _sections(content: str) -> dict[str, str]:
+    pieces = _SECTION.split(content)  # what stands before, then heading and text in turns
+    return {heading: text.strip() for heading, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+
+
+def problem_of(content: str) -> str:
+    """The problem that a critique prompt is about; of another text, all of it."""
+    parts = _sections(content)
+    return parts.get("Math Problem") or parts.get("Problem") or content
+
+
 def _critic(id: str, fields: dict[str, Any]) -> Labelled:
     """A row of FAPO-Critic's schema, its problem, reference and paragraphs taken out of the critique prompt again."""
     messages, model, extra = fields.get("prompt"), fields.get("reward_model"), fields.get("extra_info")
@@ -127,8 +139,7 @@ def _critic(id: str, fields: dict[str, Any]) -> Labelled:
     total = extra.get("total_steps") if isinstance(extra, dict) else None
     _expect(_whole(total, 1), "extra_info.total_steps", total, "a count of 1 or more is expected; write the number of paragraphs")
     label = _label("reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, cast(int, total))
-    pieces = _SECTION.split(content)  # what stands before, then heading and text in turns
-    parts = {heading: text.strip() for heading, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+    parts = _sections(content)
     problem = parts.get("Math Problem") or parts.get("Problem")
     steps = tuple(text for _, text in _PARAGRAPH.findall(parts.get("AI Solution") or parts.get("Solution") or ""))
     if not problem or len(steps) != total:
