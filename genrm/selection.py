@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from soundrl.genrm import evaluate
+from soundrl.genrm.prompts import prompt_in
 from soundrl.genrm.serve.machine import served_length
 from soundrl.genrm.serve.server import Serving
 from soundrl.genrm.serve.servers import JudgeServers
@@ -69,7 +70,8 @@ def measure(arguments: Arguments, folder: Path) -> Checkpoint:
     """Serve one checkpoint and judge it; an evaluation that is complete, of the same data and prompt, is only read."""
     out, name = arguments.out / folder.name, f"{arguments.run.name}-{folder.name}"
     what: dict[str, Any] = {field.name: getattr(arguments, field.name, None) for field in fields(evaluate.Arguments)}
-    asked = evaluate.Arguments(**what | {"urls": (), "model": name, "out": out})
+    told = prompt_in(folder, arguments.prompt).name
+    asked = evaluate.Arguments(**what | {"urls": (), "model": name, "out": out, "prompt": told})
     scores, subsets = out / "scores.json", evaluate.read_data(asked)
     known = json.loads(scores.read_text()) if scores.exists() else {}
     if known.get("made_from") != evaluate.stamp(asked, subsets) or known.get("unfinished"):
