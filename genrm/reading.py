@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from soundrl.fapo.records import Verdict
@@ -44,11 +43,12 @@ def verdict(places: Sequence[Place], n_paragraphs: int, outcome: bool = False) -
 
     Example, n = 3: first token `-` .7, `1` .2, `0` .1 → sound, critique "P(sound) 0.700".
     """
-    shares = Counter[str]()  # by the text after the brace
+    shares: dict[str, float] = {}  # by the text after the brace
     path, of_path = "", 1.0
     for place in places:
         for token, share in place.shares.items():
-            shares[_inside(path + token)] += of_path * share
+            text = _inside(path + token)
+            shares[text] = shares.get(text, 0.0) + of_path * share
         of_path *= place.shares.get(place.token, 0.0)
         path += place.token
         if _inside(path):
