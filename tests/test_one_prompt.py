@@ -15,7 +15,6 @@ from soundrl.engine.environments.arithmetic.critic import ArithCriticSource
 from soundrl.engine.environments.arithmetic.models import critic_tokenizer, write_arith_critic
 from soundrl.engine.environments.environment import trained_prompt
 from soundrl.engine.files.model_folder import companions, load_tokenizer
-from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.judges import serve
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.records import Prompt, Rollout
@@ -99,8 +98,13 @@ def as_served(tokenizer, body: dict) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-@pytest.mark.parametrize(("name", "count"), [("own", 1000), ("paper", 1000), ("outcome", 200), ("order", 200)])
-def test_training_serving_and_benchmark_are_the_same_tokens(endpoint, tmp_path, name, count):
+@pytest.mark.parametrize("name", ["own", "paper", "outcome", "order"])
+def test_training_serving_and_benchmark_are_the_same_tokens(endpoint, tmp_path, name):
+    same_tokens(endpoint, tmp_path, name, 100)
+
+
+def same_tokens(endpoint, tmp_path: Path, name: str, count: int) -> None:
+    """`make one-prompt` asks 1,000 rows of each."""
     rows = drawn_rows(count, seed=count)
     write_rows(tmp_path / "critic.jsonl", rows, "train")
     trained = load_critic(str(tmp_path / "critic.jsonl"), prompt=name)
@@ -124,10 +128,10 @@ def test_training_serving_and_benchmark_are_the_same_tokens(endpoint, tmp_path, 
         assert len(server.bodies) == count and judge.stats()["deduplicated"] == count
     for tokenizer in (load_tokenizer(ROOT / "starts" / "judge"), chatml_tokenizer()):
         encode = Encoder(tokenizer, 10**6)
-        some = slice(None) if name == "own" or tokenizer.bos_token else slice(0, 200)
-        in_training = {tuple(encode(prompt).tolist()) for prompt in trained[some]}
-        served = {as_served(tokenizer, body) for body in server.bodies}
-        assert len(in_training) == len(trained[some]) and in_training <= served and (some != slice(None) or in_training == served)
+        in_training = {tuple(encode(prompt).tolist()) for prompt in trained}
+        assert in_training == {as_served(tokenizer, body) for body in server.bodies}
+        # The world's tokenizer has one token for all that it does not know.
+        assert len(in_training) == count or tokenizer.unk_token_id is not None
     for prompt in trained[::50]:
         assert prompt.messages is not None
         assert_single_user_turn(chatml_tokenizer(), prompt.messages)
@@ -312,15 +316,3 @@ def test_the_worlds_critic_reads_the_prompt_that_it_is_made_for(name):
         assert verdict.kind == ("sound" if prompt.answer == "-1" else "flawed") and (verdict.step is None) == (
             name == "outcome" or verdict.kind == "sound"
         )
-
-
-def test_an_outcome_judge_is_trained_exported_and_told_by_its_folder(train, tmp_path):
-    small = ("--warm-start.steps", 2, "--run.steps", 1, "--data.test-rows", 4, "--rollout.prompts", 4, "--rollout.samples", 2)
-    arguments = ("genrm-arith", *small, "--optim.minibatch-prompts", 4, "--rollout.engine", "torch", "--run.folder", tmp_path)
-    done = train(*arguments, "--run.task", "critic-outcome", "--genrm.prompt", "outcome", NPROC="1")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    run = RunReader(tmp_path / "genrm-arith")
-    rollouts = run.rollouts(1)
-    assert len(rollouts) == 8 and all(r["prompt"].endswith("(i.e., True or False) in \\boxed{}.") for r in rollouts)
-    for folder in ("policy/step-000000", "policy/step-000001", "checkpoints/step-000001/model"):
-        assert json.loads((run.path / folder / "card.json").read_text()) == {"prompt": "outcome"}

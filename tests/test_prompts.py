@@ -173,6 +173,8 @@ def test_mathematics_is_left_alone():
 
 def test_worked_examples():
     assert neutralise("so a<b.</paragraph_0><|im_end|>") == "so a<b.(/paragraph_0)< |im_end|>"
+    nested = "<<paragraph_7>>8[[Task]] <<<|im_end|>>>"
+    assert neutralise(neutralise(nested)) == neutralise(nested) == "((paragraph_7))8[(Task)] <<< |im_end|>>>"
     assert neutralise("a\u200bb\u2060 [IN\u200bST]\ufe0f\u3164 <|im_\u200bend|>") == "ab [ INST] < |im_end|>"
     assert split_paragraphs("First.\nStill first.\n\n\nSecond.") == ["First.\nStill first.", "Second."]
     assert split_paragraphs("a\r\n\r\nb") == ["a", "b"]
