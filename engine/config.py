@@ -143,9 +143,9 @@ class Genrm:
     rollout. A step waits no longer than the second from the end of its sampling, whatever the judge does."""
     concurrency: int = 128
     """Requests under way at once on each endpoint, over all ranks that ask it (each has at least one)."""
-    prompt: Literal["", "own", "paper", "outcome"] = ""
-    """The judge's prompt, by name (genrm/prompts.py): of the judge that is asked, or with `run.task` critic of the one that is trained;
-    empty = the one that its model folder was trained on (card.json), else own."""
+    prompt: Literal["", "own", "paper", "outcome", "own-read", "paper-read", "outcome-read"] = ""
+    """The judge's prompt, by name (genrm/prompts.py), or with `run.task` critic the one that is trained on; -read: nothing is written, the
+    verdict's probability is read. Empty = what its folder (card.json) or endpoint (`NAME@PROMPT` in /models) says, else own."""
     reference: bool = True
     """Show the reference answer to the judge."""
     min_f1: float = 0.0

@@ -21,6 +21,7 @@ from soundrl.genrm.critic_data.labelled import load_labelled
 from soundrl.genrm.pool.address import checked_url, own_host
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.probe import PROBE_ROWS, Probe
+from soundrl.genrm.prompts import prompt_in
 from soundrl.genrm.serve.machine import positions, served_length
 from soundrl.genrm.serve.servers import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
 
@@ -95,6 +96,7 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         step_deadline=g.deadline[1],
         concurrency=places(g.concurrency, *askers),
         longest_prompt=config.model.max_length,
+        prompt=g.prompt,
         gone_after=gone_after,
         with_reference=g.reference,
         allow_http=g.allow_http,
@@ -181,6 +183,7 @@ def serve(config: Config, ranks: Ranks, sleeps: bool) -> JudgeServers:
     """Start the `genrm.workers` servers of `genrm.model` of this node. Their logs stand in the run's parent folder, those of several nodes
     apart."""
     folder = check_folder(config.genrm.model, "genrm.model", trains=False)
+    prompt_in(folder, config.genrm.prompt)
     longest, critique = config.model.max_length, config.genrm.max_tokens
     own = positions(folder)
     if 0 < own < longest + critique:

@@ -70,7 +70,7 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
         optim=Optim(microbatch_tokens=2048 + response),
         fapo=Fapo(lam=lam, overlong=(4096, 1.0)),
         # λ = 0 still judges nothing in the paper's baseline; ours neither, name a judge to see its flawed share.
-        genrm=Genrm(judge="endpoint", urls=("http://127.0.0.1:8000/v1",), model="FAPO-GenRM-4B", max_tokens=16384)
+        genrm=Genrm(judge="endpoint", urls=("http://127.0.0.1:8000/v1",), model="FAPO-GenRM-4B", max_tokens=16384, prompt="paper")
         if lam
         else Genrm(judge="none"),
         run=Run(name=name, steps=steps, eval_every=10, eval_sampling=(32, 1.0, 0.7), save=(10, 2, 50)),
@@ -122,7 +122,7 @@ def genrm_4b() -> Config:
         loss=Loss(correction="none"),
         optim=Optim(microbatch_tokens=prompt + response),
         fapo=Fapo(lam=0.0, overlong=(4096, 1.0)),
-        genrm=Genrm(judge="none"),
+        genrm=Genrm(judge="none", prompt="paper"),
         run=Run(name="genrm-4b", task="critic", steps=500, eval_every=10, eval_sampling=(1, 0.6, 0.95), save=(10, 2, 50)),
     )
 

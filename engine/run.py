@@ -4,6 +4,7 @@ sampler, first sync."""
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
-from soundrl.engine.environments.environment import environment_of
+from soundrl.engine.environments.environment import environment_of, trained_prompt
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
@@ -234,7 +235,14 @@ class Run:
         with TIMELINE("save"):
             said = {"trainer": self.trainer.state(), "config": dataclasses.asdict(self.config), "ranks": self.ranks.size}
             said["written"] = datetime.now(UTC).isoformat(timespec="seconds")
-            self.checkpoints.save(self.place, self.trainer, self.at | said, self.policy.files())
+            self.checkpoints.save(self.place, self.trainer, self.at | said, self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """What a Hugging Face folder of the policy has beside weights, by name, on rank 0; of a judge the prompt that it answers, too."""
+        files = self.policy.files()
+        if files and self.config.run.critic:
+            files["card.json"] = (json.dumps({"prompt": trained_prompt(self.config)}) + "\n").encode()
+        return files
 
     def export(self) -> None:
         """The policy as it is now, as a Hugging Face folder in the type that it computes in; rank 0 writes."""
@@ -246,7 +254,7 @@ class Run:
             if self.ranks.main:
                 dtype = getattr(torch, self.config.model.dtype)
                 layouts = {name: Layout(dtype, tuple(p.shape)) for name, p in self.policy.model.named_parameters()}
-                write_folder(target, self.policy.files(), layouts, (tensor for _, tensor in tensors))
+                write_folder(target, self.files(), layouts, (tensor for _, tensor in tensors))
             for _ in tensors:  # all gather each
                 pass
             self.ranks.barrier()

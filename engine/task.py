@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from soundrl.engine.config import Config
-from soundrl.engine.environments.environment import Environment
+from soundrl.engine.environments.environment import Environment, trained_prompt
 from soundrl.engine.judges import BuiltJudge
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task
@@ -14,7 +14,7 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
     """With the judge that has been `built`, which belongs to the run."""
     settings = reward_settings(config)
     if config.run.critic:
-        return CriticTask(settings, process=config.run.task == "critic")
+        return CriticTask(settings, process=config.run.task == "critic", prompt=trained_prompt(config))
     return ReasoningTask(
         verify=environment.check,
         judge=built.judge,

@@ -73,7 +73,7 @@ class Verdict:
     kind: str
     """`sound`, `flawed` or `unknown`."""
     step: int | None = None
-    """`flawed`: index of the first wrong step, from 0."""
+    """`flawed`: index of the first wrong step, from 0; None of a judge that says whether, and not where."""
     reason: str = ""
     """`flawed`: the kind of flaw where it is known; `unknown`: why there is no verdict (`timeout`, `no_box`, …)."""
     # What it cost and came from; two verdicts that say the same are equal.
@@ -93,7 +93,7 @@ class Verdict:
         return cls("sound")
 
     @classmethod
-    def flawed(cls, step: int, reason: str = "") -> Verdict:
+    def flawed(cls, step: int | None, reason: str = "") -> Verdict:
         return cls("flawed", step, reason)
 
     @classmethod

@@ -29,7 +29,7 @@ from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
 from soundrl.genrm.journal import Journal, counted
 from soundrl.genrm.pool.judge import EndpointJudge
-from soundrl.genrm.prompts import critique_messages
+from soundrl.genrm.prompts import PROMPTS
 from soundrl.genrm.scores import Score, score
 from soundrl.genrm.verdict import UNASKED, majority
 
@@ -53,6 +53,8 @@ class Asking:
     """Seconds until a reply is given up."""
     allow_http: bool = False
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
+    prompt: str = ""
+    """The judge's prompt, by name (genrm/prompts.py); empty = the one that its endpoint says it was trained on, else own."""
 
     def judge(self, urls: Sequence[str], model: str, decide: Callable[[Sequence[Verdict]], Verdict] = majority) -> EndpointJudge:
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Asking)}
@@ -101,15 +103,17 @@ def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
 
 
 def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str, Any]:
-    """What the scores were made from; verdicts of another stamp are never mixed in."""
+    """What the scores were made from; verdicts of another stamp are never mixed in. `arguments.prompt` is settled by then."""
     made = {
         "data_sha256": [[dataclasses.astuple(row) for row in rows] for rows in subsets.values()],
-        "prompt_sha256": [critique_messages("problem", ["step"], reference) for reference in (None, "answer")],
     }
+    prompt = PROMPTS[arguments.prompt or "own"]
     return {
         "data": {name: len(rows) for name, rows in subsets.items()},
         "references": sum(row.answer is not None for rows in subsets.values() for row in rows),
         **{name: hashlib.sha256(json.dumps(what).encode()).hexdigest() for name, what in made.items()},
+        "prompt": prompt.name,
+        "prompt_sha256": prompt.digest,
         **{name: getattr(arguments, name) for name in ("model", "votes", "temperature", "max_tokens")},
     }
 
@@ -172,10 +176,10 @@ def report(scores: dict[str, dict[str, Any]]) -> None:
 
 def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     subsets = read_data(arguments)
-    made_from = stamp(arguments, subsets)
     refusal = "holds verdicts of another judge, data or sampling; name another --out"
     with arguments.judge(arguments.urls, arguments.model) as judge:
         judge.check()
+        made_from = stamp(dataclasses.replace(arguments, prompt=judge.asked.name), subsets)
         journal = Journal(arguments.out / "verdicts.jsonl", made_from, refusal)
         questions = {f"{name}/{row.id}": (row.problem, row.steps, row.answer) for name, rows in subsets.items() for row in rows}
         records = judge_all(judge, questions, journal, "judged")

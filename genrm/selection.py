@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from soundrl.genrm import evaluate
+from soundrl.genrm.prompts import prompt_in
 from soundrl.genrm.serve.machine import served_length
 from soundrl.genrm.serve.server import Serving
 from soundrl.genrm.serve.servers import JudgeServers
@@ -86,7 +87,8 @@ def measured(arguments: Arguments, folder: Path) -> dict[str, Any]:
     data and prompt, is only read. What a server's fault left unanswered is asked again, `ROUNDS` times; then it is a `ValueError`."""
     out, name = arguments.out / folder.name, f"{arguments.run.name}-{folder.name}"
     what: dict[str, Any] = {field.name: getattr(arguments, field.name, None) for field in fields(evaluate.Arguments)}
-    asked = evaluate.Arguments(**what | {"urls": (), "model": name, "out": out})
+    told = prompt_in(folder, arguments.prompt).name
+    asked = evaluate.Arguments(**what | {"urls": (), "model": name, "out": out, "prompt": told})
     scores, subsets = out / "scores.json", evaluate.read_data(asked)
     known = json.loads(scores.read_text()) if scores.exists() else {}
     if known.get("made_from") != evaluate.stamp(asked, subsets) or known.get("unfinished"):

@@ -15,7 +15,8 @@ from soundrl.fapo.rewards import RewardSettings, assign_advantages
 from soundrl.fapo.task import Task
 from soundrl.genrm import scores
 from soundrl.genrm.critic_data.labelled import Labelled
-from soundrl.genrm.verdict import parse_verdict
+from soundrl.genrm.prompts import PROMPTS
+from soundrl.genrm.verdict import Reply
 
 
 def outcome(label: int, verdict: Verdict) -> Outcome:
@@ -48,18 +49,19 @@ def critic_reward(label: int, verdict: Verdict, steps: int, process: bool = True
 class CriticTask(Task):
     """Trains a GenRM: verdicts are read from the rollouts, labels stand in the prompts. A critic that gives no verdict is paid for it.
 
-    `process` adds R_process to the reward. Of `settings` the length penalty and the normalisation are used.
+    `process` adds R_process to the reward. `prompt` is the one that the critiques answer. Of `settings` the length penalty and the
+    normalisation are used.
     """
 
-    def __init__(self, settings: RewardSettings, process: bool) -> None:
+    def __init__(self, settings: RewardSettings, process: bool, prompt: str = "own") -> None:
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
-        self.settings, self.process = replace(settings, lam=0.0), process
+        self.settings, self.process, self.prompt = replace(settings, lam=0.0), process, PROMPTS[prompt]
 
     def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
         pending = PendingGroups(prompts, self.assign, decisive=False)
         for rollout in rollouts:
             prompt = pending.by_prompt[rollout.prompt_id].prompt
-            verdict = parse_verdict(rollout.text, rollout.finish_reason, prompt.steps or 1)
+            verdict = self.prompt.read(Reply(rollout.text, rollout.finish_reason), prompt.steps or 1)
             pending.by_prompt[prompt.id].add(rollout, done(outcome(int(prompt.answer), verdict)), done(verdict))
         return pending
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from soundrl.fapo.records import Verdict
 from soundrl.fapo.verify.box import boxed_answer
@@ -34,11 +35,33 @@ UNASKED = frozenset({TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED
 REASONS = UNASKED | {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, SPLIT}
 """The closed set of reasons of an unknown verdict; counters and metrics have these names."""
 
+
+@dataclass(frozen=True)
+class Place:
+    """One token of a reply, where the server tells more than its text."""
+
+    token: str
+    shares: Mapping[str, float]
+    """Probabilities of the likeliest tokens there, by their text."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said."""
+
+    text: str
+    finish_reason: str  # `stop` or `length`, however the server spells them; else in its own words
+    tokens: int | None = None  # completion tokens, as the server counts them (`usage`)
+    worker: str = ""  # address of the endpoint that gave it, where several might have
+    places: tuple[Place, ...] = ()  # its tokens, where their probabilities were asked for
+
+
 MAX_BOXES = 16  # a critique quotes the solution's box and gives its own; a reply with more than this many is a loop, not a verdict
 
 _BOX = "\\boxed"
 # ASCII digits only: `int` would also take "１", "1_0", "+1" and " 1 ".
 _INDEX = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_OUTCOME = re.compile(r"(?:\\text\{ *)?(?:true|false)(?: *\})?", re.IGNORECASE)
 _CANDIDATE = re.compile(r"(?<![\w.+-])-?[0-9]+(?![\w.])")
 
 
@@ -53,22 +76,10 @@ def parse_verdict(reply: str, finish_reason: str, n_paragraphs: int) -> Verdict:
     """
     if n_paragraphs < 1:
         raise ValueError(f"n_paragraphs must be at least 1, got {n_paragraphs}")
-    if finish_reason != "stop":
-        return Verdict.unknown(CUT_OFF)
-    if not reply.strip():
-        return Verdict.unknown(EMPTY)
-    said = reply.rpartition("</think>")[2]
-    # Reasoning that was opened and never closed holds no verdict, whatever boxes it passes by.
-    if "<think>" in said or _BOX not in said:
-        return Verdict.unknown(NO_BOX)
-    if said.count(_BOX) > MAX_BOXES:
-        return Verdict.unknown(SEVERAL)
-    start = said.rindex(_BOX)
-    box = boxed_answer(said[start:])
-    if box is None:
-        return Verdict.unknown(NO_BOX)
-    box = box.strip(" \n\t")
-    if len(_CANDIDATE.findall(box)) > 1 or _contradicted(said[:start], box):
+    box, reason = last_box(reply, finish_reason)
+    if reason:
+        return Verdict.unknown(reason)
+    if len(_CANDIDATE.findall(box)) > 1:
         return Verdict.unknown(SEVERAL)
     if not _INDEX.fullmatch(box) or box == "-0":
         return Verdict.unknown(BAD_INDEX)
@@ -77,9 +88,43 @@ def parse_verdict(reply: str, finish_reason: str, n_paragraphs: int) -> Verdict:
     return Verdict.sound() if box == "-1" else Verdict.flawed(int(box))
 
 
+def parse_outcome(reply: str, finish_reason: str, n_paragraphs: int = 1) -> Verdict:
+    r"""Verdict of a judge that says whether, and not where: `\boxed{True}` → sound, `\boxed{False}` → flawed(None); otherwise as
+    `parse_verdict`. Case and a `\text{}` around the word do not matter; any other word is `bad_index`."""
+    box, reason = last_box(reply, finish_reason)
+    if reason:
+        return Verdict.unknown(reason)
+    words = [word.lower() for word in re.findall(r"\b(?:true|false)\b", box, re.IGNORECASE)]
+    if len(words) > 1:
+        return Verdict.unknown(SEVERAL)
+    if not _OUTCOME.fullmatch(box):
+        return Verdict.unknown(BAD_INDEX)
+    return Verdict.sound() if words == ["true"] else Verdict.flawed(None)
+
+
+def last_box(reply: str, finish_reason: str) -> tuple[str, str]:
+    r"""What the last `\boxed{}` of a reply holds, and why it holds no verdict (else empty)."""
+    if finish_reason != "stop":
+        return "", CUT_OFF
+    if not reply.strip():
+        return "", EMPTY
+    said = reply.rpartition("</think>")[2]
+    # Reasoning that was opened and never closed holds no verdict, whatever boxes it passes by.
+    if "<think>" in said or _BOX not in said:
+        return "", NO_BOX
+    if said.count(_BOX) > MAX_BOXES:
+        return "", SEVERAL
+    start = said.rindex(_BOX)
+    box = boxed_answer(said[start:])
+    if box is None:
+        return "", NO_BOX
+    box = box.strip(" \n\t")
+    return box, SEVERAL if _contradicted(said[:start], box) else ""
+
+
 def majority(votes: Sequence[Verdict]) -> Verdict:
     """The verdict of several: sound or flawed where more than half of all votes say so, else unknown; the step that most of the flawed
-    votes name, the earliest of those that tie.
+    votes name, the earliest of those that tie; none where no vote names one.
 
     Examples: flawed(2), flawed(1), flawed(2) → flawed(2); flawed(3), flawed(1), sound → flawed(1); sound, flawed(0) → unknown(split);
     sound, unknown(no_box), unknown(no_box) → unknown(no_box); a vote that did not come gives its reason where it might have decided: sound,
@@ -92,7 +137,7 @@ def majority(votes: Sequence[Verdict]) -> Verdict:
         return missing or Verdict.unknown(SPLIT)
     if kind == "flawed":
         steps = Counter(vote.step for vote in votes if vote.step is not None)
-        return Verdict.flawed(min(step for step in steps if steps[step] == max(steps.values())))
+        return Verdict.flawed(min((step for step in steps if steps[step] == max(steps.values())), default=None))
     return next(vote for vote in votes if vote.kind == kind)
 
 

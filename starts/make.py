@@ -34,6 +34,7 @@ from soundrl.engine.samplers.sampler import Draw, Request
 from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt, load_labelled
+from soundrl.genrm.prompts import told_by
 from soundrl.genrm.scores import flags, measures
 from soundrl.genrm.verdict import parse_verdict
 
@@ -109,7 +110,7 @@ def as_labelled(prompt: Prompt, rollout: Rollout) -> Labelled:
 def write(name: str, source: Path, into: Path, config: Config) -> dict[str, Any]:
     """Copy the folder with float16 weights; returns the part of its card that needs no measuring."""
     shutil.rmtree(into, ignore_errors=True)
-    shutil.copytree(source, into, ignore=shutil.ignore_patterns("card.json"))
+    shutil.copytree(source, into, ignore=shutil.ignore_patterns("card.json"))  # it is written anew, with figures
     weights = {key: tensor.half() for key, tensor in load_file(source / "model.safetensors").items()}
     save_file(weights, into / "model.safetensors", {"format": "pt"})
     for file in into.iterdir():
@@ -118,7 +119,8 @@ def write(name: str, source: Path, into: Path, config: Config) -> dict[str, Any]
     if size > 1.5e6:
         raise SystemExit(f"{into} has {size} bytes, more than the 1.5 MB that a clone should carry")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=STARTS).stdout.strip()
-    return {
+    told = told_by(source)
+    return ({"prompt": told} if told else {}) | {
         "made": f"{config.warm_start.steps} supervised steps of {config.warm_start.batch} rows from fresh weights",
         "command": "make starts",
         "recipe": name,

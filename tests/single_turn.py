@@ -6,6 +6,27 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>"]
+MARKS = ["<think>", "</think>", "<tool_call>"]
+
+
+def chatml_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, with the special tokens and marks of many models and ChatML's template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in [*MARKS, "theorem", "  "]])
+    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=CHATML, eos_token="<|im_end|>", bos_token="<s>")
+
 
 def control_tokens(tokenizer: Any) -> frozenset[str]:
     """Every token of a Hugging Face tokenizer that steers instead of saying something.

@@ -1,5 +1,6 @@
 """The critic task: rewards as the paper's table has them, advantages, rows of the world, and a run end to end."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -154,6 +155,9 @@ def test_a_run_end_to_end(train, tmp_path):
     steps = [row for row in rows if "loss/policy" in row]
     assert len(steps) == 2 and {"critic/f1", "critic/error_accuracy", "critic/coverage", "reward/mean"} <= steps[0].keys()
     assert {"eval/arith-critic-test/f1", "eval/arith-critic-test-unseen/exact"} <= rows[-1].keys()
+    # Whoever serves what was trained knows in which words to ask it.
+    for folder in ("policy/step-000002", "checkpoints/step-000002/model"):
+        assert json.loads((run.path / folder / "card.json").read_text()) == {"prompt": "own"}
     rollouts = run.rollouts(1)
     assert len(rollouts) == 32 and all("<paragraph_0>" in r["prompt"] and r["verdict"] is not None for r in rollouts)
     assert "evaluation after step 2" in done.stdout

@@ -35,11 +35,10 @@ from fake_judge import (
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.genrm.pool import endpoint as endpoint_module
-from soundrl.genrm.pool import judge as judge_module
 from soundrl.genrm.pool import scorer as scorer_module
 from soundrl.genrm.pool.endpoint import Endpoint, parsed, retry_after
 from soundrl.genrm.pool.judge import EndpointJudge
-from soundrl.genrm.prompts import split_paragraphs
+from soundrl.genrm.prompts import JudgePrompt, split_paragraphs
 from soundrl.genrm.verdict import (
     BAD_REPLY,
     CLOSED,
@@ -493,7 +492,7 @@ def test_a_fault_of_our_own_is_not_hidden(serve, ask, monkeypatch):
     def broken(*_: Any) -> Verdict:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(judge_module, "parse_verdict", broken)
+    monkeypatch.setattr(JudgePrompt, "read", broken)
     judge = ask(serve(find_flaw))
     with pytest.raises(ZeroDivisionError):
         submit(judge).result(120)

@@ -16,7 +16,7 @@ from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.prompt_stream import PromptSource
 from soundrl.fapo.named import named
 from soundrl.fapo.records import Outcome, Prompt, Rollout
-from soundrl.genrm.prompts import split_paragraphs
+from soundrl.genrm.prompts import PROMPTS, prompt_in, split_paragraphs
 
 if TYPE_CHECKING:  # the settings ask it what it has before torch is imported
     from soundrl.engine.config import Config
@@ -80,6 +80,17 @@ class Environment(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Ends what `check` has started."""
+
+
+def trained_prompt(config: Config) -> str:
+    """Name of the prompt that a critic is trained on: `genrm.prompt`, else that of the folder it starts from, else own. ValueError where
+    the folder names one that is not known, or `run.task` has nothing to reward in it."""
+    asked = PROMPTS[config.genrm.prompt] if config.genrm.prompt else prompt_in(Path(config.model.path))
+    if asked.name != asked.of:
+        raise ValueError(f"genrm.prompt {asked.name} trains nobody; train on {asked.of}, which judges of {asked.name} were trained on")
+    if config.run.task == "critic" and not asked.locates:
+        raise ValueError(f"genrm.prompt {asked.name} asks for no step, which run.task critic rewards; set --run.task critic-outcome")
+    return asked.name
 
 
 def environment_of(name: str) -> type[Environment]:

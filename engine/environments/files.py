@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from soundrl.engine.environments.environment import Environment, Source, Worked
+from soundrl.engine.environments.environment import Environment, Source, Worked, trained_prompt
 from soundrl.fapo.data.files import boxed_solution, load_prompts
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.prompt_stream import PromptStream
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def load_file(config: Config, path: str, max_rows: int | None, left_out: LeftOut) -> list[Prompt]:
     """The problems of a file or of a `rg:` set, or the critic's solutions."""
     if config.run.critic:
-        return load_critic(path, max_rows=max_rows, left_out=left_out)
+        return load_critic(path, max_rows=max_rows, left_out=left_out, prompt=trained_prompt(config))
     return load_prompts(path, instruction=config.data.instruction, max_rows=max_rows, left_out=left_out)
 
 

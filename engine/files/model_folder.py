@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from soundrl.engine.config import Config
-from soundrl.engine.environments.environment import NAMED, environment_of
+from soundrl.engine.environments.environment import NAMED, environment_of, trained_prompt
 from soundrl.engine.ranks import Ranks
 
 LFS = b"version https://git-lfs"
@@ -28,10 +28,8 @@ BUFFERS = re.compile(
     r"|position_ids)$"
 )
 """Tensors that older libraries stored and that no model reads any more."""
-KEPT = re.compile(
-    r"(?!(adapter_)?config\.json$)(?!card\.json$)(?!.*\.index\.json$).*\.(json|jinja|model|txt|tiktoken|bpe)$|LICENSE.*|NOTICE.*"
-)
-"""Files that an export takes over: tokenizer, chat template, generation defaults; not a card, whose figures are of other weights."""
+KEPT = re.compile(r"(?!((adapter_)?config|card)\.json$)(?!.*\.index\.json$).*\.(json|jinja|model|txt|tiktoken|bpe)$|LICENSE.*|NOTICE.*")
+"""Files that an export takes over: tokenizer, chat template, generation defaults; not what a card says of other weights."""
 
 
 def policy_folder(config: Config, ranks: Ranks) -> Path:
@@ -39,7 +37,8 @@ def policy_folder(config: Config, ranks: Ranks) -> Path:
     name = config.model.path
     if name not in NAMED:
         return check_folder(name)
-    folder = Path(config.run.folder) / "fresh" / f"{name}-{'critic-' if config.run.critic else ''}seed{config.run.seed}"
+    what = "" if not config.run.critic else "critic-" if (asked := trained_prompt(config)) == "own" else f"critic-{asked}-"
+    folder = Path(config.run.folder) / "fresh" / f"{name}-{what}seed{config.run.seed}"
     if ranks.main:
         environment_of(name).write_model(config, folder)
     ranks.barrier()

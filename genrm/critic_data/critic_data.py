@@ -142,7 +142,7 @@ def right_solutions(wanted: Sequence[tuple[str, Prompt, int]], work: Journal, co
 def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
     """Solutions of the policies with a right final answer and the teacher's unanimous verdict; `counts` says what became of the others."""
     prompts = load_prompts(arguments.problems, max_rows=arguments.max_problems or None)
-    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "max_tokens", "seed")
+    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "max_tokens", "seed", "prompt")
     made_from = {name: str(getattr(arguments, name)) for name in names}
     file = arguments.out.with_name(arguments.out.name + ".work")
     work = Journal(file, made_from, "was begun with other arguments; remove it or name another --out")
@@ -152,14 +152,16 @@ def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
     right = right_solutions(wanted, work, counts)
     with arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher:
         teacher.check()
+        if not teacher.asked.locates:
+            raise ValueError(f"the teacher is asked by the prompt {teacher.asked.name}, which finds no step; name another by --prompt")
         questions = {f"label/{key}": (prompt.text, parts, prompt.answer) for key, (prompt, parts) in right.items()}
         records = evaluate.judge_all(teacher, questions, work, "solutions labelled", keep_text=False)
     rows = []
     for key, (prompt, paragraphs) in right.items():
         verdict = Verdict(*records[f"label/{key}"]["verdict"])
         counts[f"labels {verdict.reason or verdict.kind}"] += 1
-        if verdict.kind != "unknown":
-            label = -1 if verdict.step is None else verdict.step
+        label = -1 if verdict.kind == "sound" else verdict.step
+        if label is not None:
             rows.append(Labelled(id=key, problem=prompt.text, steps=tuple(paragraphs), label=label, answer=prompt.answer))
     return rows
 

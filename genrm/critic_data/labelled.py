@@ -24,7 +24,7 @@ from soundrl.fapo.data.left_out import LeftOut, load_rows
 from soundrl.fapo.data.rows import RowError, shown
 from soundrl.fapo.named import is_named, named
 from soundrl.fapo.records import Prompt
-from soundrl.genrm.prompts import critique_messages
+from soundrl.genrm.prompts import PROMPTS, taken_apart
 
 COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")
 COLUMNS += ("reward_model.ground_truth", "extra_info.total_steps")
@@ -94,39 +94,29 @@ def _processbench(id: str, fields: dict[str, Any]) -> Labelled:
     return Labelled(id=id, problem=str(problem), steps=steps, label=_label("label", label, len(steps)), right=right is True, answer=answer)
 
 
-# A tag of FAPO-Critic's, at the beginning of a line.
-_PARAGRAPH = re.compile(r"^<paragraph_(\d+)>\n(.*?)\n</paragraph_\1>$", re.MULTILINE | re.DOTALL)
-_SECTION = re.compile(r"^\[(Math Problem|Problem|Ground Truth|Reference answer|AI Solution|Solution)\]$", re.MULTILINE)
-
-
-def labelled_prompt(row: Labelled, source: str) -> Prompt:
-    """A labelled solution as a prompt of the critic task: the judge's own prompt."""
-    messages = critique_messages(row.problem, row.steps, row.answer)
+def labelled_prompt(row: Labelled, source: str, prompt: str = "own") -> Prompt:
+    """A labelled solution as a prompt of the critic task: the very words that a judge is asked with by the name `prompt`."""
+    messages = PROMPTS[prompt].messages(row.problem, row.steps, row.answer)
     return Prompt(
         id=row.id, messages=tuple(messages), text=messages[0]["content"], answer=str(row.label), steps=len(row.steps), source=source
     )
 
 
-def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | None = None) -> list[Prompt]:
-    """The prompts of a FAPO-Critic or ProcessBench file, `.jsonl`, `.json` or `.parquet`, all in our judge's words: a critic is trained on
-    the very text that a judge is asked with. Unusable rows as in `soundrl.fapo.data.files.load_prompts`."""
+def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | None = None, prompt: str = "own") -> list[Prompt]:
+    """The prompts of a FAPO-Critic or ProcessBench file, `.jsonl`, `.json` or `.parquet`, all in the words of `prompt`, whichever the file
+    has: a critic is trained on the very text that a judge is asked with. Unusable rows as in `soundrl.fapo.data.files.load_prompts`."""
 
     def make(id: str, fields: dict[str, Any]) -> Prompt:
         # Not the row's own id, which files share.
-        return labelled_prompt(replace(_labelled(id, fields), id=id), Path(path).stem)
+        return labelled_prompt(replace(_labelled(id, fields), id=id), Path(path).stem, prompt)
 
     return load_rows(path, COLUMNS, make, max_rows, left_out)
 
 
-def _sections(content: str) -> dict[str, str]:
-    pieces = _SECTION.split(content)  # what stands before, then heading and text in turns
-    return {heading: text.strip() for heading, text in zip(pieces[1::2], pieces[2::2], strict=True)}
-
-
 def problem_of(content: str) -> str:
     """The problem that a critique prompt is about; of another text, all of it."""
-    parts = _sections(content)
-    return parts.get("Math Problem") or parts.get("Problem") or content
+    parts = taken_apart(content)
+    return parts[0] if parts else content
 
 
 def _critic(id: str, fields: dict[str, Any]) -> Labelled:
@@ -139,19 +129,17 @@ def _critic(id: str, fields: dict[str, Any]) -> Labelled:
     total = extra.get("total_steps") if isinstance(extra, dict) else None
     _expect(_whole(total, 1), "extra_info.total_steps", total, "a count of 1 or more is expected; write the number of paragraphs")
     label = _label("reward_model.ground_truth", model.get("ground_truth") if isinstance(model, dict) else None, cast(int, total))
-    parts = _sections(content)
-    problem = parts.get("Math Problem") or parts.get("Problem")
-    steps = tuple(text for _, text in _PARAGRAPH.findall(parts.get("AI Solution") or parts.get("Solution") or ""))
-    if not problem or len(steps) != total:
+    problem, steps, answer = taken_apart(content) or ("", [], None)
+    if len(steps) != total:
         raise RowError(f"{len(steps)} tagged paragraphs, but extra_info.total_steps is {total}; tag as FAPO-Critic does", "prompt")
-    return Labelled(id=id, problem=problem, steps=steps, label=label, answer=parts.get("Ground Truth") or parts.get("Reference answer"))
+    return Labelled(id=id, problem=problem, steps=tuple(steps), label=label, answer=answer)
 
 
 def to_row(row: Labelled, question: int, split: str) -> dict[str, Any]:
-    """A labelled solution in FAPO-Critic's schema, in the words of our judge's prompt."""
+    """A labelled solution in FAPO-Critic's schema, in the words of `own`; whoever reads it asks in those that are wanted."""
     return {
         "data_source": "fapo_critic",
-        "prompt": critique_messages(row.problem, row.steps, row.answer),
+        "prompt": PROMPTS["own"].messages(row.problem, row.steps, row.answer),
         "ability": "math_critic",
         "reward_model": {"style": "rule", "ground_truth": row.label},
         "extra_info": {"question_index": question, "split": split, "total_steps": len(row.steps)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -17,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from soundrl.genrm.pool.address import checked_url
-from soundrl.genrm.verdict import BAD_REPLY, HTTP_4XX, HTTP_5XX, UNREACHABLE
+from soundrl.genrm.verdict import BAD_REPLY, HTTP_4XX, HTTP_5XX, UNREACHABLE, Place, Reply
 
 MAX_BODY = 4 * 2**20  # bytes of a reply that are read at most; 16,384 tokens make about 0.1 MB of JSON
 CHECK_SECONDS = 30.0  # wall clock of `Endpoint.check`
@@ -52,16 +53,6 @@ class Failure(Exception):
         return f"{self.reason}: {self.detail}"
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the model said."""
-
-    text: str
-    finish_reason: str  # `stop` or `length`, however the server spells them; else in its own words
-    tokens: int | None = None  # completion tokens, as the server counts them (`usage`)
-    worker: str = ""  # address of the endpoint that gave it, where several might have
-
-
 class Endpoint:
     """Address and manners of one endpoint; holds no connection: every exchange makes its own.
 
@@ -81,6 +72,7 @@ class Endpoint:
             raise ValueError("genrm.model is empty: name the model as the endpoint lists it under /models")
         self.model, _, answered = model.partition("=")
         self.other_name = answered or None  # under which replies come as well; None until one has
+        self.told: tuple[str, ...] = ()  # prompts that it was trained on, as `check` has read them in `/models`: `NAME@PROMPT`
         self.token_env = token_env
         # Never stored as an attribute: a dump of this object or of a traceback's `self` then cannot show it.
         _token(token_env)
@@ -124,8 +116,8 @@ class Endpoint:
         return reply
 
     async def check(self, context: int = 0) -> None:
-        """One trial completion of one token, and where `/models` tells it, whether prompt and critique of `context` tokens fit. Raises
-        `ValueError`, within 30 s: one line, the setting at fault and what to do."""
+        """One trial completion of one token, and where `/models` tells it, whether prompt and critique of `context` tokens fit and which
+        prompt it was trained on (`told`). Raises `ValueError`, within 30 s: one line, the setting at fault and what to do."""
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 try:
@@ -133,11 +125,13 @@ class Endpoint:
                 except Failure as failure:
                     if not (failure.name and self._alias(failure.name, await self._served())):
                         raise ValueError(await self._explained(failure)) from failure
-                held = (await self._served() if context else {}).get(self.model, {}).get("max_model_len")
+                served = await self._served() if context else {}
         except TimeoutError:
             raise ValueError(
                 f"{self.url} gave no answer in {CHECK_SECONDS:.0f} s: is the judge still loading, or genrm.urls wrong?"
             ) from None
+        more = [name.removeprefix(f"{self.model}@") for name in served if name.startswith(f"{self.model}@") and not _VERSION.search(name)]
+        self.told, held = tuple(more), served.get(self.model, {}).get("max_model_len")
         if isinstance(held, int) and held < context:
             raise ValueError(
                 f"{self.url} holds {held} tokens of prompt and critique, and {context} may be needed: serve it with "
@@ -160,7 +154,7 @@ class Endpoint:
     async def _explained(self, failure: Failure) -> str:
         """What is at fault, and what to do."""
         where, status, detail = f"{self.url}/chat/completions", failure.status, failure.detail
-        served = await self._served() if status in (400, 404, 422) else {}
+        served = await self._served(_MODELS_SECONDS) if status in (400, 404, 422) else {}
         names = ", ".join(ascii(name)[:80] for name in list(served)[:8])
         token = "was refused" if os.environ.get(self.token_env) else "is missing"
         both = f"'{self.model}={ascii(failure.name or '')[1:-1][:80]}'"
@@ -181,10 +175,21 @@ class Endpoint:
         )
         return f"{where} {next(cure for applies, cure in cures if applies)}"
 
-    async def _served(self) -> dict[str, dict[str, Any]]:
-        """What `/models` lists, by name; empty where the endpoint has no such list, or it does not come in time."""
+    async def pieces(self, text: str) -> list[str]:
+        """The tokens of `text`, of its server's own tokenizer (vLLM's `/tokenize`); empty where it does not tell."""
+        asked = {"model": self.model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
         try:
-            async with asyncio.timeout(_MODELS_SECONDS):
+            status, _, content = await self.exchange("POST", f"{self.url.removesuffix('/v1')}/tokenize", json.dumps(asked).encode())
+            told = _json(content) if status == 200 else None
+        except Failure:
+            return []
+        tokens = told.get("token_strs") if isinstance(told, dict) else None
+        return tokens if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) else []
+
+    async def _served(self, seconds: float | None = None) -> dict[str, dict[str, Any]]:
+        """What `/models` lists, by name; empty where the endpoint has no such list, or it does not come in so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
                 status, _, content = await self.exchange("GET", f"{self.url}/models", None)
             listed = _json(content)
         except (Failure, TimeoutError):
@@ -231,7 +236,7 @@ def parsed(content: bytes) -> tuple[Reply, str | None]:
     """
     reply = _json(content)
     match reply:
-        case {"choices": [{"message": (dict() | None) as message, "finish_reason": str(reason)}, *_]}:
+        case {"choices": [{"message": (dict() | None) as message, "finish_reason": str(reason)} as choice, *_]}:
             text = _text((message or {}).get("content"))
         case _:
             raise Failure(BAD_REPLY, "no choices[0] with a message and a finish_reason")
@@ -239,7 +244,28 @@ def parsed(content: bytes) -> tuple[Reply, str | None]:
     if text is None or not isinstance(name, str | None):
         raise Failure(BAD_REPLY, "message.content or the model's name is no text")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return Reply(text, _finish(reason), tokens if type(tokens) is int else None), name
+    return Reply(text, _finish(reason), tokens if type(tokens) is int else None, places=_places(choice.get("logprobs"))), name
+
+
+def _places(logprobs: Any) -> tuple[Place, ...]:
+    """The tokens of a choice with the probabilities that it tells; none where it tells none, in the form of OpenAI's chat completions."""
+    entries = logprobs.get("content") if isinstance(logprobs, dict) else None
+    places = []
+    for entry in entries if isinstance(entries, list) else []:
+        match entry:
+            case {"token": str(token), "top_logprobs": list(others)}:
+                pass
+            case _:
+                return ()
+        shares: dict[str, float] = {}
+        for other in (*others, entry):  # the chosen one stands among the likeliest as well, or is less likely than they
+            match other:
+                case {"token": str(word), "logprob": (float() | int()) as logprob} if logprob <= 1e-6:
+                    shares.setdefault(word, math.exp(logprob))
+                case _:
+                    return ()
+        places.append(Place(token, shares))
+    return tuple(places)
 
 
 def _text(content: Any) -> str | None:

@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.fapo.waiting import announce
+from soundrl.genrm import reading
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.pool.scorer import ScorerPool
-from soundrl.genrm.prompts import critique_messages, split_paragraphs
-from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority, parse_verdict
+from soundrl.genrm.prompts import JudgePrompt, prompt_of, split_paragraphs
+from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority
 
 _REPLIES_KEPT = 10_000
 MARKS = {"p50": 0.5, "p99": 0.99}
@@ -66,6 +67,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
     _: KW_ONLY
     token_env: str = "SOUNDRL_GENRM_TOKEN"
     allow_http: bool = False
+    prompt: str = "own"  # by name (`prompts.PROMPTS`); empty = what the endpoints say when they are checked, else own
     with_reference: bool = True
     temperature: float = 0.0
     votes: int = 1  # replies a question, of which `decide` makes one verdict
@@ -91,6 +93,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
             raise ValueError(
                 f"genrm: {self.votes} votes at temperature 0 are one vote {self.votes} times; set a temperature above 0, or 1 vote"
             )
+        self.asked = self._prompted(self.prompt)
+        """The prompt that questions are put in"""
         addresses = [self.urls] if isinstance(self.urls, str) else self.urls
         self.endpoints = [Endpoint(url, self.model, token_env=self.token_env, allow_http=self.allow_http) for url in addresses]
         self.pool = ScorerPool(self.endpoints, concurrency=self.concurrency, attempts=self.attempts, gone_after=self.gone_after)
@@ -114,11 +118,20 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         self.close()
 
     def check(self) -> None:
-        """Prove with a trial request that every endpoint answers and has room for question and critique. Raises `ValueError` (see
-        `Endpoint.check`), within 30 s, and `RuntimeError` after `close`."""
+        """Prove with a trial request that every endpoint answers, has room for question and critique, and was trained on no other prompt
+        than `prompt`. Raises `ValueError` (see `Endpoint.check`), within 30 s, and `RuntimeError` after `close`."""
         if self._closed:
             raise RuntimeError("the judge is closed")
-        asyncio.run_coroutine_threadsafe(self.pool.check(self.longest_prompt + self.max_tokens), self._loop).result()
+        written = self.asked.sampling.get("max_tokens", self.max_tokens)
+        asyncio.run_coroutine_threadsafe(self.pool.check(self.longest_prompt + written), self._loop).result()
+        told = {name: endpoint.url for endpoint in self.endpoints for name in endpoint.told}
+        chosen = self.prompt or next(iter(told), "")
+        for name, url in told.items():
+            prompt_of(chosen, name, url)
+        self.asked = self._prompted(chosen)
+        if self.asked.begun:
+            begun = reading.beginning(self.endpoints[0].pieces, outcome=not self.asked.locates)
+            self.asked = replace(self.asked, begun=asyncio.run_coroutine_threadsafe(begun, self._loop).result())
 
     def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
         """Queue one rollout. The future cannot be cancelled and ends in a `Verdict`, `unknown(reason)` for every fault of network or model
@@ -137,7 +150,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         """The same for a solution that is cut already. `reference` is shown where the judge is made
         `with_reference`. Askers who share a request share the first one's place in the queue as well. `fresh`: the judge itself is asked,
         with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
-        messages = critique_messages(problem, paragraphs, reference if self.with_reference else None)
+        messages = self.asked.messages(problem, paragraphs, reference if self.with_reference else None)
         key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
         with self._lock:
             if self._closed:
@@ -204,6 +217,15 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
             asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
         self._thread.join(timeout=5.0)
 
+    def _prompted(self, name: str) -> JudgePrompt:
+        """By its name. ValueError for one that is read and not written, asked for several opinions."""
+        prompt = prompt_of(name)
+        if prompt.begun and (self.votes > 1 or self.temperature > 0):
+            raise ValueError(
+                f"genrm.prompt {prompt.name} reads probabilities, which every vote repeats; set genrm.sampling 0 1, or prompt {prompt.of}"
+            )
+        return prompt
+
     # Everything below runs in the loop's thread: `_open` and `_cache` need no lock.
 
     def _run(self) -> None:
@@ -251,6 +273,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         sampling: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
         if self.temperature > 0:
             sampling["seed"] = int(hashlib.sha256(f"{question.slot[0]}{vote or ''}".encode()).hexdigest()[:7], 16)
+        sampling |= self.asked.sampling
         # Made when it is sent: as text in a request's body a question would be held twice while it waits.
         make_body = partial(self.endpoints[0].body, question.messages, **sampling)
         try:
@@ -262,8 +285,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         with self._lock:
             self._replies.append((seconds, reply.tokens or 0))
             self._counts.update(replies=1, tokens=reply.tokens or 0)
-        verdict = parse_verdict(reply.text, reply.finish_reason, question.n_paragraphs)
-        return replace(verdict, critique=reply.text, tokens=reply.tokens or 0, seconds=seconds, worker=reply.worker)
+        verdict = self.asked.read(reply, question.n_paragraphs)
+        return replace(verdict, critique=verdict.critique or reply.text, tokens=reply.tokens or 0, seconds=seconds, worker=reply.worker)
 
     async def _rest(self) -> None:
         await asyncio.gather(*self._open.values(), return_exceptions=True)

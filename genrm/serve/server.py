@@ -17,6 +17,7 @@ from pathlib import Path
 
 from soundrl.genrm.pool.address import own_host
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
+from soundrl.genrm.prompts import told_by
 from soundrl.genrm.serve.machine import group_runs, positions, reserve_port, visible_gpus
 
 START_SECONDS = 600.0  # a large model loads for minutes
@@ -92,7 +93,9 @@ class Worker:
         """vLLM's API server; `--generation-config vllm`: the folder's sampling defaults would be added to what the judge asks for."""
         s = self.settings
         server = "vllm.entrypoints.openai.api_server" if self.gpus else "soundrl.genrm.serve.api_server"
-        command = [sys.executable, "-m", server, "--model", str(s.model), "--served-model-name", s.name]
+        told = told_by(s.model)  # by the second name whoever asks knows in which words
+        names = [s.name, *([f"{s.name}@{told}"] if told else [])]
+        command = [sys.executable, "-m", server, "--model", str(s.model), "--served-model-name", *names]
         command += ["--host", s.host, "--port", str(self.port), "--dtype", s.dtype, "--generation-config", "vllm"]
         command += ["--middleware", "soundrl.genrm.serve.bearer.RequireBearer", *(["--enable-sleep-mode"] if self.sleeps else [])]
         command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if self.gpus else 0.3)]

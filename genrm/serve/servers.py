@@ -53,13 +53,7 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
     """
 
     def __init__(self, settings: Serving, logs: Path | None = None, sleeps: bool = False) -> None:
-        token = os.environ.get(TOKEN_ENV, "").strip()
-        if not token and settings.host not in LOOPBACK:
-            raise ValueError(
-                f"--host {settings.host} can be reached by others: put a token into ${TOKEN_ENV}, here and where judges are asked"
-            )
-        # The judge's connections read it from the environment of this process.
-        token = os.environ[TOKEN_ENV] = token or secrets.token_urlsafe(24)
+        token = own_token(settings.host)
         self.settings = settings
         self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,15 +152,30 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
                         worker.start_again()
 
 
+def own_token(host: str) -> str:
+    """The token of the environment, drawn where it holds none: the judge's connections read it there. ValueError where nobody could know a
+    drawn one, since `host` is reached by others."""
+    token = os.environ.get(TOKEN_ENV, "").strip()
+    if not token and host not in LOOPBACK:
+        raise ValueError(f"--host {host} can be reached by others: put a token into ${TOKEN_ENV}, here and where judges are asked")
+    token = os.environ[TOKEN_ENV] = token or secrets.token_urlsafe(24)
+    return token
+
+
+def keep_token(folder: Path) -> None:
+    """Writes the drawn token where its owner alone reads it, and says where."""
+    with open(os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(os.environ[TOKEN_ENV])
+    print(f"export {TOKEN_ENV}=$(cat {folder / 'token'})")
+
+
 def main(settings: Serving) -> None:
     """Serve until a signal comes; says how to ask, and where a drawn token is kept."""
     drawn = not os.environ.get(TOKEN_ENV, "").strip()
     with JudgeServers(settings) as servers:
         servers.wait()
         if drawn:
-            with open(os.open(servers.folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(os.environ[TOKEN_ENV])
-            print(f"export {TOKEN_ENV}=$(cat {servers.folder / 'token'})")
+            keep_token(servers.folder)
         here = socket.gethostname() if settings.host in ("0.0.0.0", "::") else ""
         urls = [f"http://{here}:{worker.port}/v1" if here else worker.url for worker in servers.workers]
         print(f"--genrm.urls {' '.join(urls)} --genrm.model {settings.name}", flush=True)

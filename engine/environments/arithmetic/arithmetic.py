@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.environments.arithmetic.critic import ROWS, ArithCriticSource
-from soundrl.engine.environments.environment import Environment, Worked
+from soundrl.engine.environments.environment import Environment, Worked, trained_prompt
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 
@@ -28,16 +28,21 @@ class Arithmetic(Environment):
     def write_model(config: Config, folder: Path) -> None:
         from soundrl.engine.environments.arithmetic.models import write_arith_critic, write_arith_model
 
-        (write_arith_critic if config.run.critic else write_arith_model)(folder, config.run.seed)
+        if config.run.critic:
+            write_arith_critic(folder, config.run.seed, trained_prompt(config))
+        else:
+            write_arith_model(folder, config.run.seed)
 
     def problems(self, left_out: LeftOut) -> Chains:
-        return (ArithCriticSource if self.config.run.critic else chains.ArithSource)(self.config.run.seed)
+        seed = self.config.run.seed
+        return ArithCriticSource(seed, prompt=trained_prompt(self.config)) if self.config.run.critic else chains.ArithSource(seed)
 
     def tests(self) -> dict[str, list[Prompt]]:
         """One seed for all runs, so that theirs can be compared; the second set asks for the tens digit, where carries pay, or holds flaws
         of kinds that no critic is trained on."""
         if self.config.run.critic:
-            sets: tuple[Chains, ...] = (ArithCriticSource(0, "test"), ArithCriticSource(0, "test", unseen=True))
+            asked = trained_prompt(self.config)
+            sets: tuple[Chains, ...] = tuple(ArithCriticSource(0, "test", unseen, asked) for unseen in (False, True))
         else:
             sets = (chains.ArithSource(0, "test"), chains.ArithSource(0, "test", place=2))
         return {source.name: [source.prompt(i) for i in range(self.config.data.test_rows or ROWS)] for source in sets}

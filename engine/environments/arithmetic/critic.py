@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.fapo.records import Outcome, Prompt
 from soundrl.genrm.critic_data.labelled import Labelled, labelled_prompt
+from soundrl.genrm.prompts import PROMPTS
 
 ROWS = 400
 """Of a test set, where no number is given."""
@@ -60,10 +61,11 @@ class ArithCriticSource:
     """An endless source of critic prompts: number `index` follows from (seed, index) alone; every second row is flawed.
 
     `split` is `train` or `test`, which share no problem. Flaws are a student's own, or with `unseen` all of the kinds of `UNSEEN`.
+    `prompt` is asked by (`soundrl.genrm.prompts`), and answered in the box.
     """
 
-    def __init__(self, seed: int, split: str = "train", unseen: bool = False) -> None:
-        self.seed, self.unseen = seed, unseen
+    def __init__(self, seed: int, split: str = "train", unseen: bool = False, prompt: str = "own") -> None:
+        self.seed, self.unseen, self.asked = seed, unseen, PROMPTS[prompt]
         self.problems = chains.ArithSource(seed, split)
         self.name = f"arith-critic-{split}" + ("-unseen" if unseen else "")
 
@@ -85,7 +87,12 @@ class ArithCriticSource:
         return self._prompt(self.row(index))
 
     def _prompt(self, row: CriticRow) -> Prompt:
-        return labelled_prompt(row, f"{self.name}/{row.kind}")
+        return labelled_prompt(row, f"{self.name}/{row.kind}", self.asked.name)
+
+    def _said(self, row: CriticRow, named: int | None = None, to_the_end: bool = False) -> str:
+        """The critique in the box's own language: an index, or True and False."""
+        said = critique(row.chain, row.steps, row.label, named, to_the_end)
+        return said if self.asked.locates else f"{said[: said.rindex('{')]}{{{row.label < 0}}}"
 
     def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
         """For the warm start: a prompt and its critique. First (not `planted`) drills, in which six results of ten are wrong and every one
@@ -95,13 +102,13 @@ class ArithCriticSource:
         problem = self.problems.problem(index)
         if not planted:
             row = drill(self._id(index), problem, rng)
-            return self._prompt(row), critique(row.chain, row.steps, row.label, to_the_end=True)
+            return self._prompt(row), self._said(row, to_the_end=True)
         row = self.row(index)
         if rng.random() < CARELESS_SHARE:
             row = labelled(row.id, problem, chains.demonstration(problem, rng, True, CARELESS), "careless")
         # The last step has none after it: that index would be no verdict at all.
         miscounts = 0 <= row.label < len(row.steps) - 1 and rng.random() < MISCOUNT
-        return self._prompt(row), critique(row.chain, row.steps, row.label, row.label + miscounts)
+        return self._prompt(row), self._said(row, row.label + miscounts)
 
 
 def arith(rows: int | None, seed: int, split: str, unseen: bool = False) -> list[Labelled]:

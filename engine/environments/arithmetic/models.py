@@ -3,9 +3,9 @@
 The policy's block is OPT's (LayerNorm, ReLU, learned positions; 0.6 M parameters): transformers and vLLM both know it, and on CPU it costs
 a third of a SwiGLU/RMSNorm block of the same size, whose elementwise work is not fused in eager mode.
 
-The GenRM reads the prompt every judge gets (`genrm/prompts.py`). What is the same in each, introduction, headings, tags and task, becomes
-one token a piece, and a number up to 99 is one token, so that a prompt of 1,500 characters has about 60 tokens. The decoder is Llama's:
-with rotary positions, copying from the solution is learned in hundreds of steps.
+The GenRM reads the prompt that it is made for (`genrm/prompts.py`). What is the same in each, introduction, headings, tags and task,
+becomes one token a piece, and a number up to 99 is one token, so that a prompt of 1,500 characters has about 60 tokens. The decoder is
+Llama's: with rotary positions, copying from the solution is learned in hundreds of steps.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from soundrl.engine.environments.arithmetic.chains import ALPHABET, END, PAD
-from soundrl.genrm.prompts import critique_messages
+from soundrl.genrm.prompts import PROMPTS
 
 HIDDEN, LAYERS, HEADS = 128, 3, 4
 PARAGRAPHS = 16
 """Tags with higher numbers are spelled in characters."""
 USER, JUDGE, UNKNOWN = "<user>", "<judge>", "<?>"
-CHAT_TEMPLATE = "{% for m in messages %}" + USER + "{{ m['content'] }}{% endfor %}" + JUDGE
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '" + USER + "' if m['role'] == 'user' else '" + JUDGE + "' }}{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}" + JUDGE + "{% endif %}"
+)
 _MARK = "#"
 """Stands in no fixed part of the prompt."""
 
@@ -45,19 +48,22 @@ def arith_tokenizer() -> PreTrainedTokenizerFast:
     return _tokenizer([*ALPHABET, PAD, END], r"[\s\S]", PAD, 128)
 
 
-def fixed_parts() -> list[str]:
+def fixed_parts(prompt: str = "own") -> list[str]:
     """The pieces of a prompt that do not depend on what is judged, with and without reference answer."""
-    asked = [critique_messages(_MARK, [_MARK], reference)[0]["content"] for reference in (_MARK, None)]
+    asked = [PROMPTS[prompt].messages(_MARK, [_MARK], reference)[0]["content"] for reference in (_MARK, None)]
     parts = [part for text in asked for part in text.split(_MARK)]
+    if not PROMPTS[prompt].locates:
+        return list(dict.fromkeys([*parts, "\n\n"]))
     last = next(part for part in parts if part.startswith("\n</paragraph_0>"))
     between = [f"\n</paragraph_{i}>\n\n<paragraph_{i + 1}>\n" for i in range(PARAGRAPHS)]
     ends = [last.replace("_0>", f"_{i}>", 1) for i in range(PARAGRAPHS)]
     return list(dict.fromkeys([*(part for part in parts if part != last), *between, *ends]))
 
 
-def critic_tokenizer() -> PreTrainedTokenizerFast:
-    """Fixed parts, the critic's words, numbers below 100 and the world's signs; anything else is `<?>`."""
-    fixed = [*fixed_parts(), " ok ", " wrong ", "\\boxed{", "}"]
+def critic_tokenizer(prompt: str = "own") -> PreTrainedTokenizerFast:
+    """Fixed parts of `prompt`, the critic's words, numbers below 100 and the world's signs; anything else is `<?>`."""
+    words = [] if PROMPTS[prompt].locates else ["True", "False"]
+    fixed = [*fixed_parts(prompt), " ok ", " wrong ", "\\boxed{", "}", *words]
     signs = [*"+-*=?#\n", *(str(i) for i in range(10)), *(f"{i:02d}" for i in range(100))]
     longest_first = "|".join(re.escape(part) for part in sorted(fixed, key=len, reverse=True))
     tokens = [PAD, END, USER, JUDGE, UNKNOWN, *fixed, *signs]
@@ -89,7 +95,7 @@ def write_arith_model(folder: Path, seed: int) -> None:
     _write(folder, seed, (OPTConfig, OPTForCausalLM), arith_tokenizer(), **shape, **rates)
 
 
-def write_arith_critic(folder: Path, seed: int) -> None:
-    """The GenRM's."""
+def write_arith_critic(folder: Path, seed: int, prompt: str = "own") -> None:
+    """The GenRM's, which reads `prompt` alone."""
     shape = {"num_key_value_heads": HEADS, "intermediate_size": 344, "tie_word_embeddings": False}
-    _write(folder, seed, (LlamaConfig, LlamaForCausalLM), critic_tokenizer(), **shape)
+    _write(folder, seed, (LlamaConfig, LlamaForCausalLM), critic_tokenizer(prompt), **shape)
