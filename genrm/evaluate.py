@@ -10,7 +10,6 @@ What failed on the way (a server that was down) is no verdict: it is counted in 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -27,7 +26,8 @@ from rich.table import Table
 from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
-from soundrl.genrm.journal import Journal, counted
+from soundrl.genrm.journal import Journal, counted, digest
+from soundrl.genrm.pool.endpoint import extra_fields
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import critique_messages
 from soundrl.genrm.scores import Score, score
@@ -53,10 +53,16 @@ class Asking:
     """Seconds until a reply is given up."""
     allow_http: bool = False
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
+    body: str = ""
+    """Further fields of every request, a JSON object, such as '{"top_p": 0.95, "chat_template_kwargs": {"enable_thinking": false}}'."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return extra_fields(self.body, "--body")
 
     def judge(self, urls: Sequence[str], model: str, decide: Callable[[Sequence[Verdict]], Verdict] = majority) -> EndpointJudge:
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Asking)}
-        return EndpointJudge(urls, model, decide=decide, step_deadline=float("inf"), **settings)
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Asking) if field.name != "body"}
+        return EndpointJudge(urls, model, decide=decide, step_deadline=float("inf"), extra=self.extra, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +113,9 @@ def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str,
     return {
         "data": {name: len(rows) for name, rows in subsets.items()},
         "references": sum(row.answer is not None for rows in subsets.values() for row in rows),
-        **{name: hashlib.sha256(json.dumps(what).encode()).hexdigest() for name, what in made.items()},
+        **{name: digest(what) for name, what in made.items()},
         **{name: getattr(arguments, name) for name in ("model", "votes", "temperature", "max_tokens")},
+        "body": arguments.extra,
     }
 
 
@@ -172,9 +179,11 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     subsets = read_data(arguments)
     made_from = stamp(arguments, subsets)
     refusal = "holds verdicts of another judge, data or sampling; name another --out"
-    with arguments.judge(arguments.urls, arguments.model) as judge:
+    with (
+        arguments.judge(arguments.urls, arguments.model) as judge,
+        Journal(arguments.out / "verdicts.jsonl", made_from, refusal) as journal,
+    ):
         judge.check()
-        journal = Journal(arguments.out / "verdicts.jsonl", made_from, refusal)
         questions = {f"{name}/{row.id}": (row.problem, row.steps, row.answer) for name, rows in subsets.items() for row in rows}
         records = judge_all(judge, questions, journal, "judged")
     scores = summary(subsets, records)
