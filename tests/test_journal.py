@@ -89,11 +89,14 @@ def test_two_processes_do_not_write_one_file(begun):
     code = (
         "import sys, time; from pathlib import Path; from soundrl.genrm.journal import Journal\n"
         "work = Journal(Path(sys.argv[1]), {'model': 'm', 'sampling': [1.0, 2]}, '')\n"
+        "work.add({'id': 'of a child'})\n"
+        'work.sink.write(b\'{"id": "half\')\n'
+        "work.sink.flush()\n"
         "print(len(work.known), flush=True)\n"
-        "while True:\n    work.add({'id': 'of a child'})\n"
+        "time.sleep(1e6)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(begun)], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None and child.stdout.readline() == b"3\n"  # witness
+        assert child.stdout is not None and child.stdout.readline() == b"4\n"  # witness
         with pytest.raises(ValueError, match="is being written by another process"):
             journal(begun)
         os.kill(child.pid, signal.SIGKILL)
