@@ -1,7 +1,7 @@
 """Does a router in front of two judges lose anything when one of them is killed? Our own vLLM servers on CPU behind `vllm-router`.
 
-    python -m venv /tmp/router && /tmp/router/bin/pip install vllm-router==0.1.17
-    python bench/judge_router.py --router /tmp/router/bin/vllm-router
+    make judge-router               # installs vllm-router 0.1.17 into build/router first
+    python bench/judge_router.py --router build/router/bin/vllm-router --policy cache_aware
 
 `starts/judge` is served twice, each server with the token; the router stands in front, hands the pool's token on, and is all that the pool
 knows. In the middle of `--questions` questions one server is killed, group and all, and stays dead. Every verdict must be what the

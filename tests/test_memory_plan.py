@@ -102,7 +102,7 @@ def test_the_plan_chooses_how_a_served_judge_lives(of):
 def test_judges_take_no_more_gpus_than_a_machine_has(of):
     for workers, parallel in ((1, 1), (4, 1), (1, 4), (2, 2)):
         plan = memory_plan(judged(workers, parallel), of, 16, 200 * GIB, "cuda", machine=4)
-        assert plan.parts["served judge"] == 0.4 * 200 * GIB  # a server's share is of each of its GPUs
+        assert plan.parts["served judges"] == 0.4 * 200 * GIB  # a server's share is of each of its GPUs
     for workers, parallel in ((5, 1), (1, 8), (2, 4)):
         with pytest.raises(ValueError, match=f"genrm.workers {workers} .* take {workers * parallel}, but a machine has 4; set fewer"):
             memory_plan(judged(workers, parallel), of, 16, 200 * GIB, "cuda", machine=4)

@@ -248,7 +248,7 @@ def with_judge(plan: MemoryPlan, judge: JudgeNeeds | None, share: float, device:
     parts: dict[str, float] = {}
     for name, size in plan.parts.items():
         parts[name] = size
-        if name == "served judge":
+        if name == "served judges":
             parts |= {"  of which its weights": judge.weights, "  of which KV cache": cache}
     return replace(plan, parts=parts, critiques=cache / (judge.cached * judge.context), context=judge.context)
 
@@ -272,7 +272,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     resident = CONTEXT[device] + state["master weights, float32"] + state["AdamW moments, float32"]
     training = resident + state["gradients, float32"] + sum(work.values())
     parts = {"context": CONTEXT[device], **state, **work, "vLLM's share (rollout.memory)": share}
-    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judge": judge, "weight sync: largest tensor": largest}
+    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: largest tensor": largest}
     if on_gpu:
         # The policy engine sleeps while the judge has its phase, and while training.
         peaks = {

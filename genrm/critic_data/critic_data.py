@@ -113,7 +113,7 @@ async def sample_solutions(arguments: Sampled, wanted: Sequence[tuple[str, Promp
 
     async def one(key: str, prompt: Prompt, number: int) -> None:
         seed = int.from_bytes(hashlib.blake2b(f"{arguments.seed}/{key}".encode(), digest_size=4).digest(), "big") >> 1
-        sampling = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens, "seed": seed, **extra}
+        sampling = extra | {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens, "seed": seed}
         messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
         try:
             reply, _ = await clients[number].complete(partial(policies[number].body, messages, **sampling), arguments.deadline)

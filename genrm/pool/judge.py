@@ -237,7 +237,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         return replace(self.decide(votes), critique=first.critique, tokens=tokens, seconds=seconds, worker=first.worker, votes=said)
 
     async def _vote(self, question: Question, vote: int) -> Verdict:
-        sampling: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens, **self.extra}
+        sampling: dict[str, Any] = {"top_p": self.top_p, **self.extra, "temperature": self.temperature, "max_tokens": self.max_tokens}
         if self.temperature > 0:
             sampling["seed"] = int(hashlib.sha256(f"{question.slot[0]}{vote or ''}".encode()).hexdigest()[:7], 16)
         # Made when it is sent: as text in a request's body a question would be held twice while it waits.
