@@ -12,7 +12,8 @@ ARGS   ?=
 export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run genrm starts plan test lint gpu compare soak soak-run kill-matrix genrm-kills one-prompt smollm2 smollm2-judged clean
+.PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
+.PHONY: smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -76,6 +77,15 @@ compare: $(STAMP)
 # Half an hour of random faults on four judge processes: nothing lost, nothing doubled.
 soak: $(STAMP)
 	$(BIN)/python bench/judge_chaos.py --soak 30
+
+# Ten minutes of a queue that no trial question gets through: a judge that works is not started again.
+judge-saturated: $(STAMP)
+	$(BIN)/python bench/judge_saturated.py
+
+# Two judges behind a router, one of them killed: nothing lost. The router is no dependency: it gets an environment of its own.
+judge-router: $(STAMP)
+	test -x build/router/bin/vllm-router || { $(PYTHON) -m venv build/router && build/router/bin/pip install --quiet vllm-router==0.1.17; }
+	$(BIN)/python bench/judge_router.py --router build/router/bin/vllm-router
 
 # 500 steps of a run, looked at from outside after each: do memory, descriptors or threads grow, and what stays on disk?
 soak-run: $(STAMP)

@@ -187,6 +187,19 @@ def overhead(rate: float = 200.0, samples: int = 2000, seconds: float = 0.02) ->
         worker.kill()
 
 
+def beginnings(problems: int = 64, solutions: int = 8) -> None:
+    """How many solutions, the first of each problem apart, came to a worker that had read their problem; all are asked at once."""
+    workers = [Process() for _ in range(4)]
+    with EndpointJudge([f"http://127.0.0.1:{w.port}/v1" for w in workers], "judge-model", concurrency=SLOTS, deadline=60.0) as judge:
+        futures = {(p, s): judge.critique(f"Sum {p}?", [f"Solution {s}.", "2+2=5"], "4") for p in range(problems) for s in range(solutions)}
+        read = {problem: {futures[problem, s].result(300).worker for s in range(solutions)} for problem in range(problems)}
+        asked = [requests for requests, _ in judge.stats()["workers"]]
+    met = 1 - (sum(map(len, read.values())) - problems) / (problems * (solutions - 1))
+    show({"case": "G15 64 problems of 8 solutions", "met": round(met, 3), "busiest_x_mean": round(max(asked) * 4 / sum(asked), 3)})
+    for worker in workers:
+        worker.kill()
+
+
 def table() -> None:
     case("healthy", [Process() for _ in range(4)], 4)
     case("G1 one of 4 killed", [Process() for _ in range(4)], 3, lambda ws: ws[0].kill())
@@ -197,6 +210,7 @@ def table() -> None:
     case("G7 30 % faults on each", [Process(faults=0.3) for _ in range(4)], 4, attempts=8)
     case("G14 10,000 queued", [Process(0.01) for _ in range(4)], 40, samples=10_000)
     overhead()
+    beginnings()
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class Genrm:
     model: str = ""
     """Model name, as the endpoints list it under /models; with judge serve the model's folder."""
     workers: int = 1
-    """Servers that the run starts on each node (judge serve): worker i takes the i-th GPU; on CPU each is one thread."""
+    """Servers that the run starts on each node (judge serve): each takes the next `genrm.tensor_parallel` GPUs; on CPU one thread."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     sampling: tuple[float, int] = (0.0, 1)
@@ -156,7 +156,7 @@ class Genrm:
     """A second opinion on a seeded share of judged rollouts, which changes no reward: `oracle`, `votes`, `order` (the same judge, the
     solution before the problem), or another judge as `model@url`; empty = none."""
     tensor_parallel: int = 1
-    """GPUs of one server (judge serve)."""
+    """GPUs of one server (judge serve), which divide its weights and attention heads; a judge that does not fit on one needs several."""
     probe: tuple[str, int] = ("", 10)
     """Labelled solutions that watch the judge (a ProcessBench or FAPO-Critic file, or a function `module:name`; empty = none), and steps
     between probes."""

@@ -14,7 +14,7 @@ from soundrl.engine.environments.environment import Environment
 from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.tools.plan import planned
+from soundrl.engine.tools.plan import judge_length, planned
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.critic_data.labelled import load_labelled
@@ -22,7 +22,6 @@ from soundrl.genrm.pool.address import checked_url, own_host
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.prompts import prompt_in
-from soundrl.genrm.serve.machine import positions, served_length
 from soundrl.genrm.serve.servers import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
 
 SERVED_NAME = "genrm"
@@ -184,20 +183,13 @@ def serve(config: Config, ranks: Ranks, sleeps: bool) -> JudgeServers:
     apart."""
     folder = check_folder(config.genrm.model, "genrm.model", trains=False)
     prompt_in(folder, config.genrm.prompt)
-    longest, critique = config.model.max_length, config.genrm.max_tokens
-    own = positions(folder)
-    if 0 < own < longest + critique:
-        raise ValueError(
-            f"genrm.model takes {own} tokens, but a prompt of model.max_length {longest} and a critique of genrm.max_tokens {critique} may "
-            f"come; lower genrm.max_tokens{f' to {own - longest}' if own > longest else ' and model.max_length'}, or serve another judge"
-        )
     return JudgeServers(
         Serving(
             model=folder,
             name=SERVED_NAME,
             workers=config.genrm.workers,
-            # The judge counts other tokens than the policy, and tags around each paragraph.
-            max_length=served_length(folder, longest + longest // 2, critique),
+            tensor_parallel=config.genrm.tensor_parallel,
+            max_length=judge_length(config, folder),
             dtype=config.model.dtype,
             memory=config.rollout.memory,
             eager=config.rollout.eager,

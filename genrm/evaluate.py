@@ -10,7 +10,6 @@ What failed on the way (a server that was down) is no verdict: it is counted in 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -27,7 +26,8 @@ from rich.table import Table
 from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
-from soundrl.genrm.journal import Journal, counted
+from soundrl.genrm.journal import Journal, counted, digest
+from soundrl.genrm.pool.endpoint import extra_fields
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import PROMPTS
 from soundrl.genrm.scores import Score, score
@@ -55,10 +55,16 @@ class Asking:
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     prompt: str = ""
     """The judge's prompt, by name (genrm/prompts.py); empty = the one that its endpoint says it was trained on, else own."""
+    body: str = ""
+    """Further fields of every request, a JSON object, such as '{"top_p": 0.95, "chat_template_kwargs": {"enable_thinking": false}}'."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return extra_fields(self.body, "--body")
 
     def judge(self, urls: Sequence[str], model: str, decide: Callable[[Sequence[Verdict]], Verdict] = majority) -> EndpointJudge:
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Asking)}
-        return EndpointJudge(urls, model, decide=decide, step_deadline=float("inf"), **settings)
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Asking) if field.name != "body"}
+        return EndpointJudge(urls, model, decide=decide, step_deadline=float("inf"), extra=self.extra, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +110,15 @@ def read_data(arguments: Arguments) -> dict[str, list[Labelled]]:
 
 def stamp(arguments: Arguments, subsets: dict[str, list[Labelled]]) -> dict[str, Any]:
     """What the scores were made from; verdicts of another stamp are never mixed in. `arguments.prompt` is settled by then."""
-    made = {
-        "data_sha256": [[dataclasses.astuple(row) for row in rows] for rows in subsets.values()],
-    }
     prompt = PROMPTS[arguments.prompt or "own"]
     return {
         "data": {name: len(rows) for name, rows in subsets.items()},
         "references": sum(row.answer is not None for rows in subsets.values() for row in rows),
-        **{name: hashlib.sha256(json.dumps(what).encode()).hexdigest() for name, what in made.items()},
+        "data_sha256": digest([[dataclasses.astuple(row) for row in rows] for rows in subsets.values()]),
         "prompt": prompt.name,
         "prompt_sha256": prompt.digest,
         **{name: getattr(arguments, name) for name in ("model", "votes", "temperature", "max_tokens")},
+        "body": arguments.extra,
     }
 
 
@@ -180,9 +184,9 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     with arguments.judge(arguments.urls, arguments.model) as judge:
         judge.check()
         made_from = stamp(dataclasses.replace(arguments, prompt=judge.asked.name), subsets)
-        journal = Journal(arguments.out / "verdicts.jsonl", made_from, refusal)
         questions = {f"{name}/{row.id}": (row.problem, row.steps, row.answer) for name, rows in subsets.items() for row in rows}
-        records = judge_all(judge, questions, journal, "judged")
+        with Journal(arguments.out / "verdicts.jsonl", made_from, refusal) as journal:
+            records = judge_all(judge, questions, journal, "judged")
     scores = summary(subsets, records)
     unfinished = {reason: count for reason, count in scores["all"]["unknown"].items() if reason in UNASKED}
     found = {"made_from": made_from, "scores": scores, "unfinished": unfinished}

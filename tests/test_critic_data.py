@@ -6,7 +6,7 @@ import re
 
 import pyarrow.json
 import pytest
-from fake_judge import MODEL, Handler, Server, said
+from fake_judge import MODEL, Handler, Server, hang, said
 
 from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.data.files import load_prompts
@@ -187,6 +187,53 @@ def test_a_teacher_that_was_down_is_asked_again(sampled, monkeypatch):
     asked = len(server.bodies)
     command(words)
     assert len(labels(work)) > 8 and len(server.bodies) - asked > 8 and "unknown" not in labels(work)
+
+
+DOWN = {
+    "503": lambda handler: handler.send(503, {}),
+    "reset": lambda handler: handler.reset(),
+    "hang": lambda handler: hang(handler, 0),
+}
+
+
+@pytest.mark.parametrize("name", DOWN)
+def test_a_policy_that_was_down_is_asked_again(sampled, monkeypatch, capsys, name):
+    monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.01)
+    words, (server, _), work = sampled
+    server.script = lambda handler, number: policy(handler, number) if number < 30 else DOWN[name](handler)
+    command([*words, "--deadline", "3"])
+    text = capsys.readouterr().out
+    lost = int(re.search(r"solutions unreached: (\d+)", text)[1])
+    assert lost >= 48 - 29 and work.read_text().count('"solution/') == 48 - lost  # witness; the first request was a trial
+    server.script = policy
+    asked = len(server.bodies)
+    command(words)
+    assert len(server.bodies) - asked == lost + 1 and "unreached" not in capsys.readouterr().out
+
+
+def test_an_edited_problem_file_is_another_one(sampled, capsys):
+    """Under the same name; what was made from the old one is not mixed in."""
+    words, servers, work = sampled
+    command(words)
+    problems = work.with_name("problems.jsonl")
+    before, asked = problems.read_text(), len(servers[0].bodies)
+    problems.write_text(before.replace("7: 2+2?", "7: 3+1?"))
+    with pytest.raises(SystemExit) as ended:
+        command(words)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "begun with other arguments" in said and "(another problems_sha256)" in said
+    assert len(servers[0].bodies) == asked
+    problems.write_text(before)  # inverse
+    command(words)
+    assert len(servers[0].bodies) == asked + 1
+
+
+def test_policies_and_teacher_are_sent_fields_of_their_own(sampled):
+    words, servers, _ = sampled
+    command([*words, "--body", '{"top_k": 7}', "--policy-body", '{"top_p": 0.5, "chat_template_kwargs": {"enable_thinking": false}}'])
+    solved, labelled = ([body for body in server.bodies if body["max_tokens"] > 1] for server in servers)
+    assert solved and all(body["top_p"] == 0.5 and not body["chat_template_kwargs"]["enable_thinking"] for body in solved)
+    assert labelled and all(body["top_k"] == 7 and body["top_p"] == 1.0 for body in labelled)
 
 
 def test_labels_are_written_as_they_come(sampled):

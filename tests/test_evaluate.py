@@ -4,7 +4,7 @@ import json
 from concurrent.futures import Future
 
 import pytest
-from fake_judge import MODEL, Server, find_flaw, said
+from fake_judge import MODEL, Server, find_flaw, hang, said
 
 from soundrl.engine.recipes import ARITH_SOLUTIONS
 from soundrl.fapo.pending import done
@@ -67,6 +67,7 @@ DOWN = {
     "no JSON": lambda handler: handler.send(200, b"<html>"),
     "reset": lambda handler: handler.reset(),
     "another model": lambda handler: handler.send(200, said("\\boxed{-1}", model="other")),
+    "hang": lambda handler: hang(handler, 0),
 }
 
 
@@ -76,7 +77,7 @@ def test_a_fault_of_the_way_is_no_verdict_and_is_asked_for_again(judge, tmp_path
     monkeypatch.setattr(scorer, "GONE_SECONDS", 0.3)
     server = judge(lambda handler, number: find_flaw(handler, number) if number < 5 else DOWN[name](handler))
     arguments = Arguments(
-        data=(bench(tmp_path / "b.json"),), urls=(server.url,), model=MODEL, out=tmp_path / "out", concurrency=1, deadline=5.0
+        data=(bench(tmp_path / "b.json"),), urls=(server.url,), model=MODEL, out=tmp_path / "out", concurrency=8, deadline=5.0
     )
     main(arguments)
     found = json.loads((tmp_path / "out" / "scores.json").read_text())

@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import start
 from tiny import write_tiny
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from soundrl.engine.config import Config
 from soundrl.engine.launch.launch import UserError, plan_arguments
 from soundrl.engine.recipes import RECIPES, fapo_7b
-from soundrl.engine.tools.plan import CONTEXT, GIB, memory_plan, planned, shapes, trainer_state, trainer_work
+from soundrl.engine.tools.plan import CONTEXT, GIB, judge_needs, memory_plan, planned, shapes, trainer_state, trainer_work
+from soundrl.genrm.serve.machine import MARGIN, cached_bytes, held_length
 from soundrl.kernels.head_chunks import LinearHead, bytes_per_logit
 
 QWEN_7B = {
@@ -98,9 +99,89 @@ def test_the_plan_chooses_how_a_served_judge_lives(of):
     assert not memory_plan(served(overlap=False), of, 2, 288 * GIB, "cpu").serial
 
 
-def test_the_plan_counts_judges_on_the_fullest_gpu(of):
-    judges = [memory_plan(served(workers=workers), of, 16, 200 * GIB, "cuda", machine=4).parts["served judges"] for workers in (1, 4, 5)]
-    assert judges == [0.4 * 200 * GIB * count for count in (1, 1, 2)]
+def test_judges_take_no_more_gpus_than_a_machine_has(of):
+    for workers, parallel in ((1, 1), (4, 1), (1, 4), (2, 2)):
+        plan = memory_plan(judged(workers, parallel), of, 16, 200 * GIB, "cuda", machine=4)
+        assert plan.parts["served judges"] == 0.4 * 200 * GIB  # a server's share is of each of its GPUs
+    for workers, parallel in ((5, 1), (1, 8), (2, 4)):
+        with pytest.raises(ValueError, match=f"genrm.workers {workers} .* take {workers * parallel}, but a machine has 4; set fewer"):
+            memory_plan(judged(workers, parallel), of, 16, 200 * GIB, "cuda", machine=4)
+        memory_plan(judged(workers, parallel), of, 4, 200 * GIB, "cpu", machine=4)
+
+
+def judged(workers: int, parallel: int) -> Config:
+    config = served(workers=workers)
+    return replace(config, genrm=replace(config.genrm, tensor_parallel=parallel))
+
+
+QWEN3_4B = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 262_144,
+}
+
+
+@pytest.fixture(scope="module")
+def genrm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen3-4b")
+    AutoConfig.for_model("qwen3", **QWEN3_4B, tie_word_embeddings=True, dtype="bfloat16").save_pretrained(folder)
+    return folder
+
+
+def with_model(config: Config, folder, parallel: int = 1, max_tokens: int = 16384) -> Config:
+    return replace(config, genrm=replace(config.genrm, model=str(folder), tensor_parallel=parallel, max_tokens=max_tokens))
+
+
+def test_the_plan_knows_the_judge(of, genrm):
+    needs = judge_needs(with_model(served(), genrm), "cuda")
+    assert needs.weights == 2 * 4_022_468_096 and needs.cached == 147_456  # as published, and 36 GiB for 262,144 tokens
+    assert needs.context == 10_240 + 5_120 + 16_384 + MARGIN
+    halved = judge_needs(with_model(served(), genrm, 2), "cuda")
+    assert (halved.weights, halved.cached, halved.context) == (needs.weights / 2, needs.cached / 2, needs.context)
+    assert judge_needs(with_model(served(), genrm, 16), "cuda").cached == needs.cached / 8  # a KV head is not divided
+    plan = memory_plan(served(), of, 8, 80 * GIB, "cuda", judge=needs)
+    plan.check()
+    cache = 0.4 * 80 * GIB - needs.weights - needs.work
+    assert plan.parts["  of which KV cache"] == cache and plan.critiques == cache / (147_456 * needs.context) > 3
+    assert f"prompts and critiques of {needs.context} tokens at once" in plan.table()
+    tight = replace(served(), rollout=replace(served().rollout, memory=0.13))
+    with pytest.raises(ValueError, match="leaves the judge 2.1 GiB of KV cache, 0.48 of a prompt and critique of 32768 tokens; raise"):
+        memory_plan(tight, of, 8, 128 * GIB, "cuda", judge=replace(needs, work=7 * GIB)).check()
+    for wrong, words in (
+        (5, "does not divide the 32 attention heads"),
+        (1, "genrm.model takes 262144 tokens, but .* lower genrm.max_tokens"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            judge_needs(with_model(served(), genrm, wrong, 16384 if wrong > 1 else 300_000), "cuda")
+    with pytest.raises(ValueError, match="has no config.json, which is all a plan reads"):
+        judge_needs(with_model(served(), genrm / "none"), "cuda")
+
+
+def test_on_a_cpu_the_judge_has_weights_of_its_own(of, genrm):
+    needs = judge_needs(with_model(served(workers=2), genrm), "cpu")
+    plan = memory_plan(served(workers=2), of, 2, 512 * GIB, "cpu", judge=needs)
+    without = memory_plan(replace(served(), genrm=fapo_7b().genrm), of, 2, 512 * GIB, "cpu")
+    (peak,), (alone,) = plan.peaks.values(), without.peaks.values()
+    assert peak - alone == pytest.approx(needs.weights + 0.4 * GIB) and plan.critiques == 0.4 * GIB / (needs.cached * needs.context)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama", "opt"])
+def test_what_a_token_takes_is_what_a_model_keeps(tmp_path, kind):
+    """Of a real model: the KV cache that it fills, its weights on the disk, and the length that both leave room for."""
+    folder = write_tiny(tmp_path / kind, kind)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    kept = model(torch.arange(1, 8)[None], use_cache=True).past_key_values
+    elements = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers) / 7
+    assert cached_bytes(folder, 4) == 4 * elements == 4 * shapes(folder, torch.float32, "cpu").cached
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) == pytest.approx(
+        4 * sum(p.numel() for p in model.parameters()), rel=0.05
+    )
+    assert held_length(folder, 1 / 64, "float32", []) == (2**24 // int(4 * elements) // 128 - 1) * 128
 
 
 def test_the_share_of_a_gpu_is_below_one(of):

@@ -45,7 +45,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unhedged(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that count requests and ejections."""
-    monkeypatch.setattr(ScorerPool, "_patience", lambda self: None)
+    monkeypatch.setattr(ScorerPool, "_patience", lambda *_: None)
 
 
 @pytest.fixture
@@ -285,14 +285,15 @@ def test_without_hedges_a_hanging_worker_costs_deadlines(pool, unhedged):
 
 def test_a_hedge_that_fails_is_followed_by_another(pool, monkeypatch):
     """A worker that hangs and one that fails: the question waits for neither's deadline."""
-    monkeypatch.setattr(ScorerPool, "_patience", lambda self: 0.05)
-    servers, judge = pool(hang, lambda handler, number: handler.send(500, {}), working(), attempts=1)
+    monkeypatch.setattr(ScorerPool, "_patience", lambda *_: 0.05)
+    turns = iter((hang, lambda handler, number: handler.send(500, {}), working()))
+    servers, judge = pool(*[lambda handler, number: next(turns)(handler, number)] * 3, attempts=1)
     assert right(results(submit(judge, range(1))))
     assert judge.stats()["hedges"] == 2 and [len(server.bodies) for server in servers] == [1, 1, 1]
 
 
 def test_a_hedge_that_finds_no_place_holds_no_failed_question(pool, monkeypatch):
-    monkeypatch.setattr(ScorerPool, "_patience", lambda self: 0.05)
+    monkeypatch.setattr(ScorerPool, "_patience", lambda *_: 0.05)
     fails, free = threading.Event(), threading.Event()
 
     def failing(handler: Handler, number: int) -> None:
@@ -402,8 +403,11 @@ def test_equal_workers_get_equal_work_and_no_pause(pool, unhedged, monkeypatch):
 
     servers, judge = pool(*[script] * 4, concurrency=32)
     for start in range(0, N, 32):
+        before = [len(server.bodies) for server in servers]
         assert right(results(submit(judge, range(start, start + 32))), start)
-        assert [len(server.bodies) for server in servers] == [(start + 32) / 4] * 4  # busiest ÷ mean in flight: 1
+        assert (
+            max(len(server.bodies) - asked for server, asked in zip(servers, before, strict=True)) <= 1.15 * 8
+        )  # busiest ÷ mean in flight
     assert judge.stats()["requests"] == N and judge.stats()["retries"] == {}
 
 
@@ -430,7 +434,7 @@ def test_one_worker_or_four_give_the_same_advantages(pool):
 
 
 def waiting(judge: EndpointJudge) -> int:
-    return len(judge.pool._waiting)
+    return len(judge.pool.places.waiting)
 
 
 def in_order_of_arrival(server: Server) -> list[int]:

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 from fake_judge import MODEL, SERVED
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from soundrl.engine.environments.arithmetic.models import write_arith_critic
+from soundrl.engine.environments.arithmetic.models import critic_tokenizer
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.pool import scorer
@@ -140,6 +141,55 @@ def test_a_worker_takes_a_gpu_of_the_callers_list(tmp_path, monkeypatch, listed,
     assert [worker.environment()["CUDA_VISIBLE_DEVICES"] for worker in workers] == names
     with pytest.raises(ValueError, match=r"each worker takes one; start fewer, or name more in CUDA_VISIBLE_DEVICES"):
         Worker(settings, len(names), "canary-75", tmp_path)
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_a_worker_of_several_gpus_takes_the_next_ones(tmp_path, monkeypatch, sleeps):
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 32}))
+    monkeypatch.setattr(server, "visible_gpus", lambda: [*"46792"])
+    settings = Serving(model=tmp_path, workers=3, tensor_parallel=2)
+    workers = [Worker(settings, number, "canary-77", tmp_path, sleeps) for number in range(2)]
+    assert [worker.environment()["CUDA_VISIBLE_DEVICES"] for worker in workers] == ["4,6", "7,9"]
+    for worker in workers:
+        command = worker.command()
+        assert command[command.index("--tensor-parallel-size") + 1] == "2" and ("--enable-sleep-mode" in command) is sleeps
+    assert "--tensor-parallel-size" not in Worker(Serving(model=tmp_path), 0, "canary-77", tmp_path).command()
+    with pytest.raises(ValueError, match=r"genrm.workers 3, but there are 5 GPUs \(4, 6, 7, 9, 2\): each worker takes 2; start fewer"):
+        Worker(settings, 2, "canary-77", tmp_path)
+    for gpus in ([], ["MIG-1c0", "MIG-2c0"]):
+        monkeypatch.setattr(server, "visible_gpus", lambda gpus=gpus: gpus)
+        with pytest.raises(ValueError, match="genrm.tensor_parallel 2 needs whole GPUs, and there are none here: set 1"):
+            Worker(settings, 0, "canary-77", tmp_path)
+    with pytest.raises(ValueError, match="genrm.tensor_parallel 3 does not divide the 32 attention heads of"):
+        Serving(model=tmp_path, tensor_parallel=3)
+
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128, "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("memory", "gpus", "parallel", "length"),
+    [
+        (1.0, [], 1, 22_528),  # 512 bytes a token: the paper's prompt and critique
+        (0.005, [], 1, 10_240),  # what is there
+        (0.3, ["3"], 1, 22_528),
+        (0.1, ["3"], 1, 7_040),  # 4.5 MiB beside the work, 1 of them for weights
+        (0.1, ["3", "5"], 2, 16_256),  # of weights and of a token's bytes each has half
+    ],
+)
+def test_a_servers_default_length_starts_on_what_is_there(tmp_path, monkeypatch, memory, gpus, parallel, length):
+    """Of a model of 262,144 positions, of which no card holds a whole text."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"max_position_embeddings": 262_144}))
+    (tmp_path / "model.safetensors").write_bytes(bytes(2**20))
+    monkeypatch.setattr(server, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(machine, "gpu_bytes", lambda name: int((3 * 2**30 + 4.5 * 2**20) / 0.1))
+    settings = Serving(model=tmp_path, memory=memory, tensor_parallel=parallel)
+    assert settings.planned().max_length == length
+    assert Serving(model=tmp_path, memory=memory, max_length=77).planned().max_length == 77  # as it is told
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"max_position_embeddings": 512}))
+    assert settings.planned().max_length == 512
+    with pytest.raises(ValueError, match="memory 0.0001 leaves a KV cache of 0 tokens .* raise --memory"):
+        Serving(model=tmp_path, memory=0.0001, tensor_parallel=parallel).planned()
 
 
 @pytest.mark.parametrize("listed", ["", "-1", " ", "-1,0"])
@@ -320,7 +370,7 @@ def test_what_cannot_be_served_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no model folder"):
         Serving(model=tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="workers and threads must be at least 1"):
+    with pytest.raises(ValueError, match="workers, threads and tensor_parallel must be at least 1"):
         Serving(model=tmp_path, workers=0)
 
 
@@ -402,6 +452,22 @@ def test_no_route_answers_without_the_token(monkeypatch, header, kind):
         )
 
 
+@pytest.mark.parametrize("path", ["/health", "/health/", "/healthy", "/v1/health", "//health", "/HEALTH", "/health?x=/wake_up"])
+def test_a_router_may_ask_whether_it_lives_and_nothing_else(monkeypatch, path):
+    monkeypatch.setenv("VLLM_API_KEY", "canary-79")
+    reached: list[str] = []
+
+    async def app(scope, receive, send):
+        reached.append(scope["type"])
+
+    async def send(message):
+        pass
+
+    for kind in ("http", "websocket"):
+        asyncio.run(RequireBearer(app)({"type": kind, "path": path, "headers": []}, None, send))  # type: ignore[arg-type]
+    assert reached == (["http"] if path == "/health" else [])
+
+
 def test_servers_do_not_outlive_a_killed_trainer(folder):
     code = (
         "import sys, os\n"
@@ -426,9 +492,35 @@ def test_servers_do_not_outlive_a_killed_trainer(folder):
         time.sleep(0.05)
 
 
+def write_long(folder: Path) -> None:
+    """A Qwen3 with random weights that says, as Qwen3-4B-Instruct-2507 does, that it takes 262,144 tokens: a KV cache of 512 MiB."""
+    tokenizer = critic_tokenizer()
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.eos_token_id}
+    shape |= {"head_dim": 32, "max_position_embeddings": 262_144, "vocab_size": len(tokenizer), "dtype": "float32"}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **shape, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    assert machine.cached_bytes(folder, 4) * 262_144 == 2**29  # more than either is given here, without which vLLM does not start
+
+
+def test_the_command_serves_a_model_of_262144_positions(tmp_path):
+    """Through vLLM, with the length that its memory holds."""
+    write_long(tmp_path / "critic")
+    command = [sys.executable, "-m", "soundrl.genrm.serve", "--model", str(tmp_path / "critic"), "--eager", "--memory", "0.01"]
+    token = {TOKEN_ENV: "canary-78"}
+    with subprocess.Popen(command, env=os.environ | token, stdout=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        url = said.split()[1]
+        asked = urllib.request.Request(f"{url}/models", headers={"authorization": "Bearer canary-78"})
+        with urllib.request.urlopen(asked, timeout=120) as reply:
+            served = json.load(reply)["data"]
+        process.terminate()
+    assert said.startswith("--genrm.urls http://127.0.0.1:") and [one["max_model_len"] for one in served] == [5_120 - 128] * len(served)
+
+
 def test_a_run_serves_its_own_judge_through_vllm(train, tmp_path):
-    """A critic with random weights: every verdict is unknown, counted by reason, and no rollout earns by it."""
-    write_arith_critic(tmp_path / "critic", 0)
+    """A critic with random weights and 262,144 positions: every verdict is unknown, counted by reason, and no rollout earns by it."""
+    write_long(tmp_path / "critic")
     small = ("--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", 1, "--data.test", "--rollout.engine", "torch")
     judge = ("--genrm.judge", "serve", "--genrm.model", tmp_path / "critic", "--genrm.max-tokens", 30, "--genrm.max-unknown", 1.0)
     done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")

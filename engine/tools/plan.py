@@ -26,12 +26,14 @@ from soundrl.engine.environments.environment import NAMED, environment_of
 from soundrl.engine.files.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
+from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
 from soundrl.kernels.head_chunks import bytes_per_logit, chunk_rows
 
 GIB = 2**30
 ATTENTION = {"cuda": "soundrl_plan", "cpu": "soundrl_plan_rectangles"}
 TRACED_TOKENS = 256
 GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; each has served judges of its own
+JUDGE_BATCHED_TOKENS, JUDGE_SEQUENCES = 8192, 1024  # what vLLM's server takes at once on a large GPU
 CONTEXT = {"cuda": 1.0 * GIB, "cpu": 1.1 * GIB}
 """CUDA context, NCCL's buffers and the allocator's slack, of a sleeping judge as well (its CUDA graphs stay); on CPU the
 interpreter with torch, transformers and vLLM loaded (measured)."""
@@ -120,8 +122,18 @@ def saved_bytes(model: nn.Module) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
+class JudgeNeeds:
+    """What a served judge takes of each of its GPUs (on CPU: of the machine's memory), in bytes."""
+
+    weights: float
+    work: float
+    cached: int  # a token
+    context: int  # tokens of its longest prompt and critique
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one GPU, the one with the most judges (on CPU: of one rank)."""
+    """Bytes on one GPU, one with a judge where there is any (on CPU: of one rank)."""
 
     parts: dict[str, float]
     peaks: dict[str, float]
@@ -131,6 +143,8 @@ class MemoryPlan:
     sequences: float  # sequences of model.max_length that the KV cache holds at once
     serial: bool = False  # the served judge sleeps but for a phase of its own
     judging: str = ""  # the same in words, with the reason; empty where no judge is served
+    critiques: float = math.inf  # of the judge's context, that its KV cache holds at once
+    context: int = 0  # of the judge, in tokens; 0 where none is served
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -149,6 +163,11 @@ class MemoryPlan:
                 f"rollout.memory leaves vLLM {self.parts['KV cache'] / GIB:.1f} GiB of KV cache, {self.sequences:.2f} of one sequence of "
                 "model.max_length; raise rollout.memory or rollout.tensor_parallel, or lower model.max_length"
             )
+        if self.critiques < 1:
+            raise ValueError(
+                f"rollout.memory leaves the judge {self.parts['  of which KV cache'] / GIB:.1f} GiB of KV cache, {self.critiques:.2f} of a "
+                f"prompt and critique of {self.context} tokens; raise rollout.memory or genrm.tensor_parallel, or lower genrm.max_tokens"
+            )
         if not self.fits:
             turns = ", though judge and policy take turns" if self.serial else ""
             raise ValueError(
@@ -163,29 +182,84 @@ class MemoryPlan:
             f"  there are {'':<34} {self.total / GIB:8.2f}",
             f"  KV cache: {self.sequences:.1f} sequences of model.max_length at once",
             *([f"  judge: {self.judging}"] if self.judging else []),
+            *([f"  judge's KV cache: {self.critiques:.1f} prompts and critiques of {self.context} tokens at once"] if self.context else []),
         ]
         return "\n".join(lines)
 
 
-def memory_plan(config: Config, of: Shapes, ranks: int, total: float, device: str, machine: int = GPUS_A_MACHINE) -> MemoryPlan:
+def judge_length(config: Config, folder: Path) -> int:
+    """Tokens of the longest prompt and critique of the judge in `folder`. ValueError where its model takes fewer than may come."""
+    longest, critique, own = config.model.max_length, config.genrm.max_tokens, positions(folder)
+    if 0 < own < longest + critique:
+        raise ValueError(
+            f"genrm.model takes {own} tokens, but a prompt of model.max_length {longest} and a critique of genrm.max_tokens {critique} may "
+            f"come; lower genrm.max_tokens{f' to {own - longest}' if own > longest else ' and model.max_length'}, or serve another judge"
+        )
+    # The judge counts other tokens than the policy, and tags around each paragraph.
+    return served_length(folder, longest + longest // 2, critique)
+
+
+def judge_needs(config: Config, device: str) -> JudgeNeeds:
+    """Of the judge in `genrm.model`, whose config.json alone is read."""
+    folder, parallel = Path(config.genrm.model), config.genrm.tensor_parallel
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"genrm.model {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
+    check_heads(folder, parallel)
+    of, size = shapes(folder, getattr(torch, config.model.dtype), device), element_size(config)
+    return JudgeNeeds(
+        weights=of.parameters * size / parallel,
+        work=JUDGE_BATCHED_TOKENS * of.widest * 2 + JUDGE_SEQUENCES * of.vocabulary * 4 if device == "cuda" else 0.0,
+        cached=cached_bytes(folder, size, parallel) or of.cached * size,
+        context=judge_length(config, folder),
+    )
+
+
+def memory_plan(
+    config: Config, of: Shapes, ranks: int, total: float, device: str, machine: int = GPUS_A_MACHINE, judge: JudgeNeeds | None = None
+) -> MemoryPlan:
     """The plan of `config` on each of `ranks` GPUs with `total` bytes, `machine` of them on each machine, as are its own served judges
     (`device` cpu: on `ranks` processes that share `total`). A served judge stays awake where `run.overlap` wants it and both fit; else it
-    has a serial phase. ValueError where `rollout.memory` is no share of a GPU."""
+    has a serial phase. ValueError where `rollout.memory` is no share of a GPU, or judges take more GPUs than a machine has."""
     config.check_memory(device)
-    if config.genrm.judge != "serve":
+    g = config.genrm
+    if g.judge != "serve":
         return plan_of(config, of, ranks, total, device)
-    judges = -(-config.genrm.workers // machine)
-    awake = replace(plan_of(config, of, ranks, total, device, judges), judging="awake throughout")
+    if device == "cuda" and g.workers * g.tensor_parallel > machine:
+        raise ValueError(
+            f"genrm.workers {g.workers} on genrm.tensor_parallel {g.tensor_parallel} GPUs each take {g.workers * g.tensor_parallel}, but a "
+            f"machine has {machine}; set fewer"
+        )
+    share = config.rollout.memory * (total if device == "cuda" else GIB)
+    beside = judge.weights if judge and device == "cpu" else 0.0
+    awake = replace(plan_of(config, of, ranks, total, device, share + beside), judging="awake throughout")
     if device == "cpu" or (config.run.overlap and awake.fits):
-        return awake
+        return with_judge(awake, judge, share, device)
     name, peak = awake.worst
     why = f"both need {peak / GIB:.1f} GiB while {name}, but there are {total / GIB:.1f}" if config.run.overlap else "run.overlap is off"
-    return replace(plan_of(config, of, ranks, total, device, judges, serial=True), judging=f"serial phase ({why})")
+    serial = replace(plan_of(config, of, ranks, total, device, share, serial=True), judging=f"serial phase ({why})")
+    return with_judge(serial, judge, share, device)
 
 
-def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, judges: int = 0, serial: bool = False) -> MemoryPlan:
-    """With `judges` on the GPU, awake throughout or in a serial phase."""
-    size = 4 if config.model.dtype == "float32" else 2
+def with_judge(plan: MemoryPlan, judge: JudgeNeeds | None, share: float, device: str) -> MemoryPlan:
+    """What the judge does with its share: of a GPU's memory weights and work go first, on CPU it is the KV cache alone."""
+    if judge is None:
+        return plan
+    cache = max(0.0, share - (judge.weights + judge.work if device == "cuda" else 0.0))
+    parts: dict[str, float] = {}
+    for name, size in plan.parts.items():
+        parts[name] = size
+        if name == "served judges":
+            parts |= {"  of which its weights": judge.weights, "  of which KV cache": cache}
+    return replace(plan, parts=parts, critiques=cache / (judge.cached * judge.context), context=judge.context)
+
+
+def element_size(config: Config) -> int:
+    return 4 if config.model.dtype == "float32" else 2
+
+
+def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, judge: float = 0.0, serial: bool = False) -> MemoryPlan:
+    """With a judge of so many bytes, awake throughout or in a serial phase."""
+    size = element_size(config)
     tokens, on_gpu = config.optim.microbatch_tokens, device == "cuda"
     state = trainer_state(of, size, ranks)
     work = trainer_work(of, size, tokens, config.model.activation_checkpointing, on_gpu)
@@ -193,8 +267,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     vllm_work = MAX_BATCHED_TOKENS * of.widest * 2 + MAX_SEQUENCES * of.vocabulary * 4
     share = config.rollout.memory * total if on_gpu else weights + math.ceil(config.rollout.memory) * GIB
     cache = share - weights - (vllm_work if on_gpu else 0.0)
-    judge, asleep = judges * share, judges * CONTEXT[device]
-    beside = asleep if serial else judge
+    beside = CONTEXT[device] if serial else judge
     largest = 2 * of.largest * size  # the cast shard, gathered, and vLLM's copy on its way
     resident = CONTEXT[device] + state["master weights, float32"] + state["AdamW moments, float32"]
     training = resident + state["gradients, float32"] + sum(work.values())
@@ -210,7 +283,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
         }
     else:
         total /= ranks
-        peaks = {"training (nothing sleeps on CPU)": training + share + (share * config.genrm.workers / ranks if judges else 0.0)}
+        peaks = {"training (nothing sleeps on CPU)": training + share + judge * config.genrm.workers / ranks}
     sequences = cache * config.rollout.tensor_parallel / (of.cached * size * config.model.max_length)
     return MemoryPlan(parts, peaks, total, sequences, serial)
 
@@ -252,7 +325,8 @@ def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
         machine = torch.cuda.device_count() if gpu_gib is None and device == "cuda" else min(ranks, GPUS_A_MACHINE)
-        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype), device), ranks, total, device, machine)
+        judge = judge_needs(config, device) if config.genrm.judge == "serve" else None
+        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype), device), ranks, total, device, machine, judge)
 
 
 def main(config: Config, gpus: int, gpu_gib: float | None) -> None:

@@ -30,10 +30,10 @@ from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.gsm8k_flaws import KINDS, plant, sound
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, write_rows
-from soundrl.genrm.journal import Journal, counted
-from soundrl.genrm.pool.endpoint import Endpoint, Failure
+from soundrl.genrm.journal import Journal, counted, digest
+from soundrl.genrm.pool.endpoint import Endpoint, Failure, extra_fields
 from soundrl.genrm.pool.scorer import ScorerPool
-from soundrl.genrm.prompts import split_paragraphs
+from soundrl.genrm.prompts import PROMPTS, split_paragraphs
 from soundrl.genrm.verdict import unanimous
 
 
@@ -72,6 +72,8 @@ class Sampled(Common, evaluate.Asking):
     """The teacher's name."""
     policy_token_env: str = "SOUNDRL_GENRM_TOKEN"
     """Environment variable with the policies' token; the teacher's is $SOUNDRL_GENRM_TOKEN."""
+    policy_body: str = ""
+    """Further fields of every request to the policies, as `body` for the teacher."""
     samples: int = 4
     """Solutions of a problem from each policy."""
     votes: int = 3
@@ -106,11 +108,12 @@ async def sample_solutions(arguments: Sampled, wanted: Sequence[tuple[str, Promp
         Endpoint(url, model, token_env=arguments.policy_token_env, allow_http=arguments.allow_http)
         for url, model in zip(arguments.policy_urls, arguments.policy_models, strict=True)
     ]
+    extra = extra_fields(arguments.policy_body, "--policy-body")
     clients = [ScorerPool([endpoint], concurrency=arguments.concurrency, attempts=4) for endpoint in policies]
 
     async def one(key: str, prompt: Prompt, number: int) -> None:
         seed = int.from_bytes(hashlib.blake2b(f"{arguments.seed}/{key}".encode(), digest_size=4).digest(), "big") >> 1
-        sampling = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens, "seed": seed}
+        sampling = extra | {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens, "seed": seed}
         messages = list(prompt.messages or ({"role": "user", "content": prompt.text},))
         try:
             reply, _ = await clients[number].complete(partial(policies[number].body, messages, **sampling), arguments.deadline)
@@ -130,7 +133,9 @@ def right_solutions(wanted: Sequence[tuple[str, Prompt, int]], work: Journal, co
     right = {}
     with Verifier() as verifier:
         for key, prompt, _ in wanted:
-            if key in work.known:
+            if key not in work.known:
+                counts["solutions unreached"] += 1
+            else:
                 text = work.known[key]["text"]
                 outcome = Outcome.NO_ANSWER if work.known[key]["cut"] else verifier.verify(text, prompt.answer)
                 counts[f"solutions {outcome.value}"] += 1
@@ -142,15 +147,21 @@ def right_solutions(wanted: Sequence[tuple[str, Prompt, int]], work: Journal, co
 def sampled_rows(arguments: Sampled, counts: Counter[str]) -> list[Labelled]:
     """Solutions of the policies with a right final answer and the teacher's unanimous verdict; `counts` says what became of the others."""
     prompts = load_prompts(arguments.problems, max_rows=arguments.max_problems or None)
-    names = ("problems", "policy_models", "teacher_model", "samples", "votes", "temperature", "max_tokens", "seed", "prompt")
-    made_from = {name: str(getattr(arguments, name)) for name in names}
+    names = ("policy_models", "teacher_model", "samples", "votes", "temperature", "max_tokens", "seed", "prompt")
+    made_from = {name: getattr(arguments, name) for name in names}
+    made_from |= {"body": arguments.extra, "policy_body": extra_fields(arguments.policy_body, "--policy-body")}
+    # What was read: a file may be edited, or be another one under the same name.
+    made_from["problems_sha256"] = digest([(prompt.id, prompt.text, prompt.messages, prompt.answer) for prompt in prompts])
+    made_from["prompt_sha256"] = PROMPTS[arguments.prompt or "own"].digest
     file = arguments.out.with_name(arguments.out.name + ".work")
-    work = Journal(file, made_from, "was begun with other arguments; remove it or name another --out")
     policies, samples = range(len(arguments.policy_urls)), range(arguments.samples)
     wanted = [(f"solution/{prompt.id}/{policy}/{i}", prompt, policy) for prompt in prompts for policy in policies for i in samples]
-    asyncio.run(sample_solutions(arguments, wanted, work))
-    right = right_solutions(wanted, work, counts)
-    with arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher:
+    with (
+        Journal(file, made_from, "was begun with other arguments; remove it or name another --out") as work,
+        arguments.judge(arguments.teacher_urls, arguments.teacher_model, unanimous) as teacher,
+    ):
+        asyncio.run(sample_solutions(arguments, wanted, work))
+        right = right_solutions(wanted, work, counts)
         teacher.check()
         if not teacher.asked.locates:
             raise ValueError(f"the teacher is asked by the prompt {teacher.asked.name}, which finds no step; name another by --prompt")

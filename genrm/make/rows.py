@@ -125,25 +125,25 @@ def _with_template(folder: Path, work: Path) -> Path:
 
 def sampled(making: Making, world: World, folder: Path) -> Found:
     """`solutions.jsonl`: the text of each solution, and whether it was cut. ValueError where some did not come, `ROUNDS` times."""
-    work = journal(folder, "solutions")
-    policies = range(len(making.policies))
-    for policy in policies:
-        who, keys = making.policies[policy], wanted(making, world, policy)
-        if all(key in work.known for key, _ in keys):
-            continue
-        longest = max(len(prompt.text) for prompt in world.problems) + making.solution_tokens
-        with asked_at((who,), making, longest, folder / f"policy-{policy}") as (name, urls):
-            own = {field.name: getattr(making, field.name) for field in fields(Sampled) if hasattr(making, field.name)}
-            own |= {"policy_urls": urls, "policy_models": (name,) * len(urls), "teacher_urls": (), "teacher_model": "", "out": folder}
-            own |= {"max_tokens": making.solution_tokens} | ({} if "@http" in who else {"policy_token_env": TOKEN_ENV})
-            for _ in range(ROUNDS):
-                # Dealt to the workers; what is sampled follows from the key alone.
-                if left := [(key, prompt, i % len(urls)) for i, (key, prompt) in enumerate(keys) if key not in work.known]:
-                    asyncio.run(sample_solutions(Sampled(**own), left, work))
-        if left := sum(key not in work.known for key, _ in keys):
-            raise ValueError(f"{left} of {len(keys)} solutions of {who} did not come; the same command asks for them again")
-    known = [work.known[key] for policy in policies for key, _ in wanted(making, world, policy)]
-    return {"solutions": len(known), "cut": sum(record["cut"] for record in known), "sha256": digest(known)}
+    with journal(folder, "solutions") as work:
+        policies = range(len(making.policies))
+        for policy in policies:
+            who, keys = making.policies[policy], wanted(making, world, policy)
+            if all(key in work.known for key, _ in keys):
+                continue
+            longest = max(len(prompt.text) for prompt in world.problems) + making.solution_tokens
+            with asked_at((who,), making, longest, folder / f"policy-{policy}") as (name, urls):
+                own = {field.name: getattr(making, field.name) for field in fields(Sampled) if hasattr(making, field.name)}
+                own |= {"policy_urls": urls, "policy_models": (name,) * len(urls), "teacher_urls": (), "teacher_model": "", "out": folder}
+                own |= {"max_tokens": making.solution_tokens} | ({} if "@http" in who else {"policy_token_env": TOKEN_ENV})
+                for _ in range(ROUNDS):
+                    # Dealt to the workers; what is sampled follows from the key alone.
+                    if left := [(key, prompt, i % len(urls)) for i, (key, prompt) in enumerate(keys) if key not in work.known]:
+                        asyncio.run(sample_solutions(Sampled(**own), left, work))
+            if left := sum(key not in work.known for key, _ in keys):
+                raise ValueError(f"{left} of {len(keys)} solutions of {who} did not come; the same command asks for them again")
+        known = [work.known[key] for policy in policies for key, _ in wanted(making, world, policy)]
+        return {"solutions": len(known), "cut": sum(record["cut"] for record in known), "sha256": digest(known)}
 
 
 def wanted(making: Making, world: World, policy: int) -> list[tuple[str, Prompt]]:
@@ -157,7 +157,9 @@ def journal(folder: Path, what: str) -> Journal:
 
 def labelled(making: Making, world: World, folder: Path) -> Found:
     """`rows.jsonl`: solutions with a right final answer on whose first wrong step all of the teacher's votes agree."""
-    solutions, counts, right = journal(folder.parent / "sampled", "solutions").known, Counter[str](), dict[str, tuple[Prompt, list[str]]]()
+    counts, right = Counter[str](), dict[str, tuple[Prompt, list[str]]]()
+    with journal(folder.parent / "sampled", "solutions") as work:
+        solutions = work.known
     for key, prompt in (pair for policy in range(len(making.policies)) for pair in wanted(making, world, policy)):
         outcome = Outcome.NO_ANSWER if solutions[key]["cut"] else world.check(prompt, text := solutions[key]["text"])
         counts[f"solutions {outcome.value}"] += 1
@@ -189,18 +191,21 @@ def _votes(making: Making, right: dict[str, tuple[Prompt, list[str]]], folder: P
 def _asked(making: Making, right: dict[str, tuple[Prompt, list[str]]], folder: Path) -> dict[str, Verdict]:
     """Of a model. ValueError where a fault of the way kept back some verdicts, `ROUNDS` times."""
     questions = {f"label/{key}": (prompt.text, steps, prompt.answer) for key, (prompt, steps) in right.items()}
-    work, longest = journal(folder, "labels"), max((len(json.dumps(question)) for question in questions.values()), default=0)
-    records = {id: work.known[id] for id in questions if id in work.known}
-    if len(records) < len(questions):
-        with asked_at(making.teacher, making, longest + making.max_tokens, folder / "teacher") as (name, urls):
-            for _ in range(ROUNDS):
-                if len(work.known) < len(questions):
-                    with making.asking(prompt="own").judge(urls, name, unanimous) as teacher:
-                        teacher.check()
-                        records = evaluate.judge_all(teacher, questions, work, "solutions labelled", keep_text=False)
-        left = Counter(record["verdict"][2] for record in records.values() if record["verdict"][2] in UNASKED)
-        if left:
-            raise ValueError(f"{left.total()} of {len(questions)} labels did not come ({dict(left)}); the same command asks for them again")
+    longest = max((len(json.dumps(question)) for question in questions.values()), default=0)
+    with journal(folder, "labels") as work:
+        records = {id: work.known[id] for id in questions if id in work.known}
+        if len(records) < len(questions):
+            with asked_at(making.teacher, making, longest + making.max_tokens, folder / "teacher") as (name, urls):
+                for _ in range(ROUNDS):
+                    if len(work.known) < len(questions):
+                        with making.asking(prompt="own").judge(urls, name, unanimous) as teacher:
+                            teacher.check()
+                            records = evaluate.judge_all(teacher, questions, work, "solutions labelled", keep_text=False)
+            left = Counter(record["verdict"][2] for record in records.values() if record["verdict"][2] in UNASKED)
+            if left:
+                raise ValueError(
+                    f"{left.total()} of {len(questions)} labels did not come ({dict(left)}); the same command asks for them again"
+                )
     return {id.removeprefix("label/"): Verdict(*record["verdict"]) for id, record in records.items()}
 
 

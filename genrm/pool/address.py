@@ -34,7 +34,8 @@ def checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
     if parsed.scheme == "http":
         if own is None and not allow_http:
             raise ValueError(
-                f"genrm.urls: http to {parsed.host} can be read on the way; use https, or set genrm.allow_http on a trusted network"
+                f"genrm.urls: http to {parsed.host} can be read on the way; use https, or set genrm.allow_http (or --allow-http) on "
+                "a trusted network"
             )
         # What was looked at is what is connected to: a name that meant this machine a moment ago is not looked up again.
         parsed = parsed if own is None else parsed.with_host(own)

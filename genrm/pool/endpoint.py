@@ -25,6 +25,8 @@ CHECK_SECONDS = 30.0  # wall clock of `Endpoint.check`
 _MODELS_SECONDS = 5.0
 _CONNECT_SECONDS = 10.0
 _RETRIED_4XX = (408, 429)
+OURS = frozenset("model messages max_tokens max_completion_tokens n stream stream_options temperature seed".split())
+"""Fields of a request that are not the user's to set: they have settings of their own, or replies would not be read."""
 # How servers write OpenAI's two ends of a text, letters alone: the model ended it, or a limit did.
 _ENDED = frozenset(
     "stop eos eosid eostoken eot endturn endofturn endoftext stopsequence stoptoken stopword stopped "
@@ -162,6 +164,10 @@ class Endpoint:
         template = "give the model's tokenizer a chat template (vllm serve --chat-template); " if status == 400 else ""
         cures = (
             (status in (401, 403), f"answers HTTP {status}: the token {token}; put the right one into ${self.token_env}"),
+            (
+                "Certificate" in detail,
+                f"has a certificate that is not trusted here ({detail}): name the file of its authority in $SSL_CERT_FILE",
+            ),
             (failure.reason == UNREACHABLE, f"gives no answer ({detail}): start the judge there or correct genrm.urls"),
             (served and self.model not in served, f"has no model {self.model!r}: set genrm.model to one that it serves ({names})"),
             (status == 404, "does not exist (HTTP 404): genrm.urls must end where /chat/completions follows, mostly /v1"),
@@ -315,6 +321,20 @@ def retry_after(value: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def extra_fields(text: str, option: str) -> dict[str, Any]:
+    """Further fields of every request's body, as the user of `option` wrote them. Example: `{"top_k": 20}` → `{"top_k": 20}`; an empty text
+    → none. Raises `ValueError` for what is no JSON object and for fields of `OURS`."""
+    try:
+        fields = _json(text.encode()) if text.strip() else {}
+    except Failure as failure:
+        raise ValueError(f"{option} {text[:80]!r} is {failure.detail}: write an object, such as '{{\"top_p\": 0.95}}'") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{option} {text[:80]!r} is no JSON object: write one, such as '{{\"top_p\": 0.95}}'")
+    if taken := sorted(OURS & fields.keys()):
+        raise ValueError(f"{option} must not hold {', '.join(taken)}: leave it out, or use the setting of that name where there is one")
+    return fields
 
 
 def _token(name: str) -> str:

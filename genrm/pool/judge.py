@@ -17,10 +17,10 @@ import itertools
 import json
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ class Question(NamedTuple):
     messages: list[dict[str, str]]
     n_paragraphs: int
     priority: int
+    near: str  # digest of what stands before the solution, by which questions find the worker that has read it already
 
 
 @dataclass(eq=False)
@@ -80,6 +81,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
     attempts: int = 4
     gone_after: float | None = None  # seconds without any live endpoint until questions fail at once
     cache_size: int = 65_536
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of every request (`endpoint.extra_fields`)
     split: Callable[[str], Sequence[str]] = split_paragraphs  # cuts a solution into the paragraphs that verdicts count
     decide: Callable[[Sequence[Verdict]], Verdict] = majority  # or `verdict.unanimous`
 
@@ -152,12 +154,13 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         with the same seed, whatever is remembered or under way, and the answer is not remembered: so is a judge watched."""
         messages = self.asked.messages(problem, paragraphs, reference if self.with_reference else None)
         key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+        near = hashlib.sha256(json.dumps([problem, reference]).encode()).hexdigest()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the judge is closed")
             self._counts["submitted"] += 1
             # Under the lock: whatever was counted reaches the loop before `close` does.
-            question = Question((key, next(self._fresh) if fresh else 0), messages, len(paragraphs), priority)
+            question = Question((key, next(self._fresh) if fresh else 0), messages, len(paragraphs), priority, near)
             return asyncio.run_coroutine_threadsafe(self._answer(question), self._loop)
 
     def stats(self) -> dict[str, Any]:
@@ -270,14 +273,14 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         return replace(self.decide(votes), critique=first.critique, tokens=tokens, seconds=seconds, worker=first.worker, votes=said)
 
     async def _vote(self, question: Question, vote: int) -> Verdict:
-        sampling: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        sampling: dict[str, Any] = {"top_p": self.top_p, **self.extra, "temperature": self.temperature, "max_tokens": self.max_tokens}
         if self.temperature > 0:
             sampling["seed"] = int(hashlib.sha256(f"{question.slot[0]}{vote or ''}".encode()).hexdigest()[:7], 16)
         sampling |= self.asked.sampling
         # Made when it is sent: as text in a request's body a question would be held twice while it waits.
         make_body = partial(self.endpoints[0].body, question.messages, **sampling)
         try:
-            reply, seconds = await self.pool.complete(make_body, self.deadline, question.priority)
+            reply, seconds = await self.pool.complete(make_body, self.deadline, question.priority, question.near)
         except TimeoutError:
             return Verdict.unknown(TIMEOUT)
         except Failure as failure:

@@ -1,12 +1,13 @@
 """Chat requests over one worker or many: balanced by outstanding work, retried on another worker, hedged, with ejection and return.
 
-One request's way: *place* (the free worker with the least outstanding requests; by priority, then age) → *send* → reply. What can go
+One request's way: *place* (by priority, then age, where its beginning is known: `genrm/pool/places.py`) → *send* → reply. What can go
 wrong, and what is done (the thresholds are the constants below):
 
 * An attempt fails (408, 429, 5xx, a connection fault, an unusable reply): the question goes to a worker that has not failed it, at once;
   where there is none, after a pause that doubles and is jittered. `Retry-After` closes that worker for as long as it says.
-* A request takes far longer than others do: a copy goes to another free worker (a *hedge*), and where that fails one to the next; the
-  first answer counts.
+* A worker keeps a request for long, and that is its own doing: it is *slow* (by its last replies against those of the others), *silent*
+  (it has answered nobody since), or has *lost* it (it takes several times as long as anybody's). A copy goes to another free worker (a
+  *hedge*), and where that fails one to the next; the first answer counts. A critique may be long: that alone is no reason.
 * A worker refuses connections: it is *ejected*, gets nothing more, and is tried by a real generation of one token, with growing pauses,
   until it answers. One with three strikes in a row (failures, lost hedges) is ejected as well, but never more than half of the pool.
 * No worker is left for a while: what waits fails, and new requests fail at once, until one returns.
@@ -17,18 +18,19 @@ Runs in one event loop; deadlines are the caller's (`asyncio.timeout`), and canc
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import logging
+import math
 import random
 import statistics
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from soundrl.genrm.pool.endpoint import Endpoint, Failure, Reply
+from soundrl.genrm.pool.places import OWN, Order, Places, Worker
 from soundrl.genrm.verdict import BAD_REPLY, HTTP_5XX, UNREACHABLE
 
 FIRST_PAUSE = 0.5
@@ -37,33 +39,15 @@ STRIKES = 3
 STEADY_SECONDS = 60.0  # a worker that has served this long since its return starts again with the first pause
 PROBE_SECONDS = 20.0
 GONE_SECONDS = 30.0  # how long questions wait for any worker at all, where nobody is expected to start one again
-HEDGE_AFTER = 4.0  # in medians of the last latencies; critiques differ in length, and a hedge is work done twice
+SLOW = 4.0  # times the others' median: a worker whose own is as large is slow, and is waited for no longer than that
+SILENT = 1.5  # times the others' longest
+LOST = 4.0  # times the others' longest
 LEAST_PATIENCE = 0.05
-_LATENCIES = 100
+LEAST_REPLIES = 20  # of the others, before a worker is compared with them
+_LATENCIES = 256  # of all workers
 _EJECTING = (UNREACHABLE, HTTP_5XX, BAD_REPLY)
-Order = tuple[int, int]  # a question's priority and arrival, smallest first
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Worker:
-    """One endpoint and what is known of it."""
-
-    endpoint: Endpoint
-    slots: int
-    outstanding: int = 0
-    requests: int = 0
-    strikes: int = 0  # failures and lost hedges in a row; a reply ends it
-    reason: str = UNREACHABLE  # of its last failure
-    closed_until: float = 0.0  # loop time; `Retry-After`
-    probe: asyncio.Task[None] | None = None  # runs while the worker is ejected
-    ejections: int = 0  # since it was last steady
-    since: float = 0.0  # loop time of its last ejection or return
-
-    @property
-    def ejected(self) -> bool:
-        return self.probe is not None
 
 
 class ScorerPool:
@@ -76,30 +60,31 @@ class ScorerPool:
         self.workers = [Worker(endpoint, concurrency) for endpoint in endpoints]
         self.attempts = attempts
         self.gone_after = GONE_SECONDS if gone_after is None else gone_after
+        self.places = Places(self.workers, self.gone_after)
         self.counts: Counter[str] = Counter()
         """`requests`, `hedges`, `ejections`, `returns`, `probes`."""
         self.retries: Counter[str] = Counter()
         """By the reason of the failure before."""
         # Its own generator: the jitter of retries must not move the run's random numbers.
         self._jitter = random.Random()
-        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self._latencies: deque[tuple[Worker, float]] = deque(maxlen=_LATENCIES)
         self._arrivals = itertools.count()
-        self._waiting: list[tuple[Order, int, asyncio.Future[Worker], Collection[Worker], bool]] = []
 
     async def check(self, context: int = 0) -> None:
         """One trial completion on every worker. Raises `ValueError` (see `Endpoint.check`), within 30 s."""
         await asyncio.gather(*(worker.endpoint.check(context) for worker in self.workers))
 
-    async def complete(self, make_body: Callable[[], bytes], deadline: float, priority: int = 0) -> tuple[Reply, float]:
+    async def complete(self, make_body: Callable[[], bytes], deadline: float, priority: int = 0, near: str = "") -> tuple[Reply, float]:
         """A reply, within `deadline` seconds of its first request, and those seconds. Raises `Failure` (the last one), or `TimeoutError`.
-        The body is made when there is a worker to send it to: questions that wait do not hold it. The smallest `priority` waits least."""
-        loop, order = asyncio.get_running_loop(), (priority, next(self._arrivals))
-        worker = await self._place(order, until=loop.time() + deadline)
+        The body is made when there is a worker to send it to: questions that wait do not hold it. The smallest `priority` waits least.
+        Bodies that begin alike have the same `near`."""
+        loop, order, homes = asyncio.get_running_loop(), (priority, next(self._arrivals)), self.places.homes(near)
+        worker = await self.places.take(order, homes, until=loop.time() + deadline)
         async with asyncio.timeout(deadline) as clock:
             body, end, failed, attempts, rounds = make_body(), clock.when() or 0.0, set[Worker](), 0, 0
             while True:
                 try:
-                    return await self._attempt(worker, body, order), loop.time() - end + deadline
+                    return await self._attempt(worker, body, order, homes), loop.time() - end + deadline
                 except Failure as failure:
                     failed.add(worker)
                     attempts += not failure.refused  # else nobody was asked, and that worker is ejected
@@ -112,7 +97,7 @@ class ScorerPool:
                         raise
                     self.retries[failure.reason] += 1
                     await asyncio.sleep(pause)
-                    worker = await self._place(order, until=end, avoid=failed)
+                    worker = await self.places.take(order, homes, until=end, avoid=failed)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and by worker (in the order of the endpoints) requests so far and under way. From any thread."""
@@ -123,7 +108,7 @@ class ScorerPool:
     def waits(self) -> list[str]:
         """Workers that have requests or are left out, and how many questions are queued. From any thread."""
         said = [(w, f"judge {w.endpoint.url}{' (left out)' * w.ejected}, requests under way: {w.outstanding}") for w in self.workers]
-        queued = sum(not entry[2].done() for entry in self._waiting.copy())
+        queued = sum(not entry.place.done() for entry in self.places.waiting.copy())
         return [line for w, line in said if w.outstanding or w.ejected] + ([f"queued questions: {queued}"] if queued else [])
 
     async def forgive(self) -> None:
@@ -134,70 +119,25 @@ class ScorerPool:
         await asyncio.gather(*probes, return_exceptions=True)
         self._take_in(self.workers)
 
-    # Places
-
-    async def _place(self, order: Order, until: float, avoid: Collection[Worker] = (), strict: bool = False) -> Worker:
-        """A place on a worker, taken; `avoid` those while others live (`strict`: in any case). Raises `Failure` where none can come."""
-        if all(not worker.ejected and worker.closed_until > until for worker in self.workers):
-            raise Failure(self.workers[0].reason, "every worker asks to be left alone past the deadline", retry=False)
-        place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (order, next(self._arrivals), place, avoid, strict))
-        self._dispatch()
-        try:
-            return await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.exception() is None:
-                self._release(place.result())
-            raise
-
-    def _dispatch(self) -> None:
-        """Give free places to those who wait, in the order of their questions; nobody waits where every worker has been out for long."""
-        aside, gone_since = [], asyncio.get_running_loop().time() - self.gone_after
-        hopeless = all(worker.ejected and worker.since <= gone_since for worker in self.workers)
-        while self._waiting:
-            entry = heapq.heappop(self._waiting)
-            place, avoid, strict = entry[2:]
-            if place.done():
-                continue
-            if hopeless:
-                place.set_exception(Failure(UNREACHABLE, f"no worker has answered for {self.gone_after:.0f} s", retry=False))
-            elif worker := self._best(avoid, strict):
-                worker.outstanding += 1
-                place.set_result(worker)
-            else:
-                aside.append(entry)
-                if not avoid:
-                    break  # no place at all; who avoids a worker may be the only one without
-        for entry in aside:
-            heapq.heappush(self._waiting, entry)
-
-    def _best(self, avoid: Collection[Worker], strict: bool) -> Worker | None:
-        now = asyncio.get_running_loop().time()
-        others = [worker for worker in self.workers if worker not in avoid]
-        candidates = others if strict or any(not worker.ejected for worker in others) else self.workers
-        free = [w for w in candidates if not w.ejected and w.closed_until <= now and w.outstanding < w.slots]
-        return min(free, key=lambda w: (w.outstanding, w.requests), default=None)
-
-    def _release(self, worker: Worker) -> None:
-        worker.outstanding -= 1
-        self._dispatch()
-
     # Requests
 
-    async def _attempt(self, worker: Worker, body: bytes, order: Order) -> Reply:
-        """One request at `worker`, whose place is taken; where it takes too long a hedge, and another where that one fails. Raises
+    async def _attempt(self, worker: Worker, body: bytes, order: Order, homes: Sequence[Worker]) -> Reply:
+        """One request at `worker`, whose place is taken; where that takes too long a hedge, and another where that one fails. Raises
         `Failure`, the last of them."""
-        asked, failed, first = [worker], 0, self._send(worker, body)
+        loop = asyncio.get_running_loop()
+        asked, failed, since, first = [worker], 0, loop.time(), self._send(worker, body)
         running = {first}
         try:
             while True:
                 if running == {first} and failed < len(asked) < len(self.workers):
-                    running.add(asyncio.ensure_future(self._hedge(body, order, asked, late=failed > 0)))
+                    place = partial(self.places.take, order, homes, until=math.inf, avoid=tuple(asked), strict=True)
+                    running.add(asyncio.ensure_future(self._hedge(body, place, asked, since, late=failed > 0)))
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 faults = {task: task.exception() for task in done}
                 failed += sum(fault is not None for fault in faults.values())
                 if None in faults.values():
                     if not first.done():
+                        worker.took.append(loop.time() - since)
                         self._strike(worker, "loses every hedge")
                     return next(task for task in done if faults[task] is None).result()
                 if first.done() and failed >= len(asked):  # a hedge that still waits for its place is no hope
@@ -207,41 +147,47 @@ class ScorerPool:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _hedge(self, body: bytes, order: Order, asked: list[Worker], late: bool) -> Reply:
-        """The request again, once it is `late`, at a worker that joins `asked`, as soon as one is free."""
+    async def _hedge(self, body: bytes, place: Callable[[], Awaitable[Worker]], asked: list[Worker], since: float, late: bool) -> Reply:
+        """The request of `since` again, once it is `late`, at a worker that joins `asked`, as soon as one is free."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        # What is too long may not be known yet when it begins.
-        while not late and ((patience := self._patience()) is None or loop.time() < started + patience):
-            await asyncio.sleep(FIRST_PAUSE if patience is None else started + patience - loop.time())
-        other = await self._place(order, until=float("inf"), avoid=tuple(asked), strict=True)
+        # What is too long may not be known yet when it begins, and changes with what the workers do meanwhile.
+        while not late and ((patience := self._patience(asked[0], since)) is None or loop.time() < since + patience):
+            await asyncio.sleep(FIRST_PAUSE if patience is None else since + patience - loop.time())
+        other = await place()
         asked.append(other)
         self.counts["hedges"] += 1
         return await self._send(other, body)
 
-    def _patience(self) -> float | None:
-        """Seconds after which a request is hedged; None (never) until there is something to compare with."""
-        if len(self._latencies) < 20:
+    def _patience(self, worker: Worker, since: float) -> float | None:
+        """Seconds that a request, at `worker` since then, may take; None (any time) until there is something to compare with."""
+        others = [seconds for who, seconds in self._latencies if who is not worker]
+        if len(others) < LEAST_REPLIES:
             return None
-        return max(LEAST_PATIENCE, HEDGE_AFTER * statistics.median(self._latencies))
+        slow = SLOW * statistics.median(others)
+        if len(worker.took) == OWN and statistics.median(worker.took) >= slow:
+            return max(LEAST_PATIENCE, slow)
+        return max(LEAST_PATIENCE, max(others) * (LOST if worker.replied > since else SILENT))
 
     def _send(self, worker: Worker, body: bytes) -> asyncio.Task[Reply]:
+        loop = asyncio.get_running_loop()
+
         async def exchange() -> Reply:
             self.counts["requests"] += 1
             worker.requests += 1
-            started = time.monotonic()
+            started = loop.time()
             try:
                 reply = await worker.endpoint.complete(body)
             except Failure as failure:
                 self._failed(worker, failure)
                 raise
-            self._latencies.append(time.monotonic() - started)
-            worker.strikes = 0
+            worker.strikes, worker.replied = 0, loop.time()
+            worker.took.append(worker.replied - started)
+            self._latencies.append((worker, worker.replied - started))
             return replace(reply, worker=worker.endpoint.url)
 
-        task = asyncio.get_running_loop().create_task(exchange())
+        task = loop.create_task(exchange())
         # A callback, not a `finally`: a task cancelled before its first step runs none of its own code.
-        task.add_done_callback(lambda _: self._release(worker))
+        task.add_done_callback(lambda _: self.places.release(worker))
         return task
 
     def _failed(self, worker: Worker, failure: Failure) -> None:
@@ -249,7 +195,7 @@ class ScorerPool:
         if failure.retry_after:
             loop = asyncio.get_running_loop()
             worker.closed_until = max(worker.closed_until, loop.time() + failure.retry_after)
-            loop.call_at(worker.closed_until, self._dispatch)
+            loop.call_at(worker.closed_until, self.places.give)
         if failure.reason in _EJECTING:
             self._strike(worker, failure.detail, refused=failure.refused)
 
@@ -275,7 +221,7 @@ class ScorerPool:
         self.counts["ejections"] += 1
         log.warning("judge %s is left out (%s)", worker.endpoint.url, why)
         worker.probe = loop.create_task(self._until_it_answers(worker))
-        loop.call_later(self.gone_after, self._dispatch)
+        loop.call_later(self.gone_after, self.places.give)
 
     async def _until_it_answers(self, worker: Worker) -> None:
         attempt = worker.ejections
@@ -289,7 +235,7 @@ class ScorerPool:
                 break
             except (Failure, TimeoutError) as error:
                 log.info("judge %s is still out (%s)", worker.endpoint.url, error)
-                self._dispatch()
+                self.places.give()
         worker.since = asyncio.get_running_loop().time()
         self.counts["returns"] += 1
         log.warning("judge %s is back", worker.endpoint.url)
@@ -298,4 +244,4 @@ class ScorerPool:
     def _take_in(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
             worker.probe, worker.strikes, worker.closed_until = None, 0, 0.0
-        self._dispatch()
+        self.places.give()

@@ -1,5 +1,6 @@
-"""Runs inside the judge's server: no route without the token. vLLM's own key guards `/v1` and little else (0.32): `/invocations` generates
-without it, and the routes by which a server is put to sleep lie outside as well.
+"""Runs inside the judge's server: no route without the token but `/health`, which says no more than that it lives, and which routers ask
+without one. vLLM's own key guards `/v1` and little else (0.32): `/invocations` generates without it, and the routes by which a server is
+put to sleep lie outside as well.
 
 Pure ASGI: Starlette's middleware of functions would hide a client that has hung up, and an abandoned critique would be written to its end.
 """
@@ -21,7 +22,8 @@ class RequireBearer:
         self.app, self.expected = app, f"Bearer {os.environ['VLLM_API_KEY']}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), self.expected):
+        open_to_all = scope["type"] == "lifespan" or (scope["type"], scope["path"]) == ("http", "/health")
+        if open_to_all or hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), self.expected):
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})

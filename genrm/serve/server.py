@@ -12,13 +12,23 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from soundrl.genrm.pool.address import own_host
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
 from soundrl.genrm.prompts import told_by
-from soundrl.genrm.serve.machine import group_runs, positions, reserve_port, visible_gpus
+from soundrl.genrm.serve.machine import (
+    LONGEST,
+    MARGIN,
+    check_heads,
+    group_runs,
+    held_length,
+    positions,
+    reserve_port,
+    served_length,
+    visible_gpus,
+)
 
 START_SECONDS = 600.0  # a large model loads for minutes
 SICK_SECONDS = 120.0  # without a token for us or anybody: behind a full queue our own question may wait for longer
@@ -42,9 +52,12 @@ class Serving:
     name: str = "genrm"
     """Its name on the wire; replies under another name are refused, so that a version in it is checked with every reply."""
     workers: int = 1
-    """Processes; on a machine with GPUs each takes one, worker i the i-th of `CUDA_VISIBLE_DEVICES`."""
+    """Processes; on a machine with GPUs each takes the next `tensor_parallel` ones of `CUDA_VISIBLE_DEVICES`."""
+    tensor_parallel: int = 1
+    """GPUs of one worker, which divide its weights and its attention heads."""
     max_length: int = 0
-    """Longest prompt + critique, in tokens; 0 = the model's own."""
+    """Longest prompt + critique, in tokens; 0 = 22528 (5120 + 16384 and the judge's own words), or what the model takes or the memory
+    holds, where that is less."""
     dtype: str = "auto"
     """Type of the weights: auto, bfloat16 or float32."""
     memory: float = 0.3
@@ -59,21 +72,38 @@ class Serving:
     """Port of the first worker, the others follow; 0 = free ones."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.threads < 1 or self.memory <= 0 or self.max_length < 0:
-            raise ValueError("workers and threads must be at least 1, memory above 0, max_length at least 0 (0 = the model's own)")
+        if min(self.workers, self.threads, self.tensor_parallel) < 1 or self.memory <= 0 or self.max_length < 0:
+            raise ValueError("workers, threads and tensor_parallel must be at least 1, memory above 0, max_length at least 0 (0 = planned)")
         if not (self.model / "config.json").is_file():
             raise ValueError(f"{self.model} is no model folder (it has no config.json); name one that a run has exported")
+        check_heads(self.model, self.tensor_parallel)
+
+    def planned(self) -> Serving:
+        """With its `max_length`. Raises `ValueError` where memory holds next to nothing."""
+        if self.max_length:
+            return self
+        wanted = served_length(self.model, *LONGEST)
+        held = held_length(self.model, self.memory, self.dtype, visible_gpus()[: self.tensor_parallel])
+        if held < min(wanted, MARGIN):
+            raise ValueError(
+                f"memory {self.memory} leaves a KV cache of {held:.0f} tokens for {self.model}: raise --memory or --tensor-parallel, "
+                "or serve a smaller judge"
+            )
+        return replace(self, max_length=int(min(wanted, held)))
 
 
 class Worker:
     """One server process on a port that it keeps."""
 
     def __init__(self, settings: Serving, number: int, token: str, folder: Path, sleeps: bool = False) -> None:
-        self.settings, self.number, self.sleeps, self.gpus = settings, number, sleeps, visible_gpus()
-        if self.gpus and number >= len(self.gpus):
+        self.settings, self.number, self.sleeps, gpus, parallel = settings, number, sleeps, visible_gpus(), settings.tensor_parallel
+        if parallel > 1 and (not gpus or gpus[0].startswith("MIG-")):
+            raise ValueError(f"genrm.tensor_parallel {parallel} needs whole GPUs, and there are none here: set 1")
+        self.gpus = gpus[number * parallel : (number + 1) * parallel]
+        if gpus and len(self.gpus) < parallel:
             raise ValueError(
-                f"genrm.workers {settings.workers}, but there are {len(self.gpus)} GPUs ({', '.join(self.gpus)}): each worker takes one; "
-                "start fewer, or name more in CUDA_VISIBLE_DEVICES"
+                f"genrm.workers {settings.workers}, but there are {len(gpus)} GPUs ({', '.join(gpus)}): each worker takes "
+                f"{'one' if parallel == 1 else parallel}; start fewer, or name more in CUDA_VISIBLE_DEVICES"
             )
         self.held = reserve_port(settings.host, settings.port and settings.port + number)
         self.port: int = self.held.getsockname()[1]
@@ -100,6 +130,7 @@ class Worker:
         command += ["--middleware", "soundrl.genrm.serve.bearer.RequireBearer", *(["--enable-sleep-mode"] if self.sleeps else [])]
         command += ["--disable-uvicorn-access-log", "--gpu-memory-utilization", str(s.memory if self.gpus else 0.3)]
         command += ["--max-model-len", str(s.max_length)] if s.max_length else []
+        command += ["--tensor-parallel-size", str(s.tensor_parallel)] if s.tensor_parallel > 1 else []
         if not self.gpus:
             # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
             longest = max(s.max_length or positions(s.model), LEAST_BATCHED_TOKENS)
@@ -122,7 +153,7 @@ class Worker:
             "VLLM_HOST_IP": "127.0.0.1",
         }
         if self.gpus:
-            own["CUDA_VISIBLE_DEVICES"] = self.gpus[self.number]
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
         else:
             own |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": str(int(self.settings.eager))}
             # The model in the engine's own process: one apart is polled without rest for a second after every message, from both ends,

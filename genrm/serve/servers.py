@@ -19,6 +19,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -54,7 +55,7 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
 
     def __init__(self, settings: Serving, logs: Path | None = None, sleeps: bool = False) -> None:
         token = own_token(settings.host)
-        self.settings = settings
+        self.settings = settings = settings.planned()
         self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
@@ -178,5 +179,6 @@ def main(settings: Serving) -> None:
             keep_token(servers.folder)
         here = socket.gethostname() if settings.host in ("0.0.0.0", "::") else ""
         urls = [f"http://{here}:{worker.port}/v1" if here else worker.url for worker in servers.workers]
+        print(f"holds {servers.settings.max_length} tokens of prompt and critique", file=sys.stderr)
         print(f"--genrm.urls {' '.join(urls)} --genrm.model {settings.name}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
