@@ -212,8 +212,9 @@ def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) 
 
 def verdict_of(row: Mapping[str, Any]) -> Verdict:
     """Of a row of a rollout file that was judged."""
-    said = {name.removeprefix("judge_"): row[name] for name in OF_JUDGE if row[name] is not None}
-    return Verdict(**row["verdict"], **said | ({"votes": tuple(said["votes"])} if "votes" in said else {}))
+    said: dict[str, Any] = {name.removeprefix("judge_"): row[name] for name in OF_JUDGE if row[name] is not None}
+    said |= {"votes": tuple(said["votes"])} if "votes" in said else {}
+    return Verdict(**row["verdict"], **said)
 
 
 def arrays(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
