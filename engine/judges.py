@@ -110,6 +110,7 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
                 raise ValueError(f"genrm.model is {g.model}, but {error}") from error
         ranks.barrier()
         judge.check()
+        say(f"judge: asked by the prompt {judge.asked.name}, {judge.because}")
 
     def close() -> None:
         judge.close()

@@ -183,6 +183,7 @@ def main(arguments: Arguments) -> dict[str, dict[str, Any]]:
     refusal = "holds verdicts of another judge, data or sampling; name another --out"
     with arguments.judge(arguments.urls, arguments.model) as judge:
         judge.check()
+        print(f"the judge is asked by the prompt {judge.asked.name}, {judge.because}", file=sys.stderr)
         made_from = stamp(dataclasses.replace(arguments, prompt=judge.asked.name), subsets)
         questions = {f"{name}/{row.id}": (row.problem, row.steps, row.answer) for name, rows in subsets.items() for row in rows}
         with Journal(arguments.out / "verdicts.jsonl", made_from, refusal) as journal:

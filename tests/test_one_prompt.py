@@ -159,22 +159,23 @@ FIRST = {"own": "Below are a math probl", "paper": "The following is a mat", "ou
 
 
 @pytest.mark.parametrize(
-    ("named", "names", "chosen"),
+    ("named", "names", "chosen", "because"),
     [
-        ("", (MODEL,), "own"),
-        ("", (MODEL, f"{MODEL}@paper"), "paper"),
-        ("", (f"{MODEL}@outcome", MODEL, "other@own", f"{MODEL}@20250101", f"{MODEL}@latest"), "outcome"),
-        ("paper", (MODEL, f"{MODEL}@paper"), "paper"),
-        ("paper", (MODEL,), "paper"),
-        ("order", (MODEL, f"{MODEL}@own"), "order"),
+        ("", (MODEL,), "own", "as neither genrm.prompt nor its endpoint names one"),
+        ("", (MODEL, f"{MODEL}@paper"), "paper", "/v1 says"),
+        ("", (f"{MODEL}@outcome", MODEL, "other@own", f"{MODEL}@20250101", f"{MODEL}@latest"), "outcome", "/v1 says"),
+        ("paper", (MODEL, f"{MODEL}@paper"), "paper", "as set"),
+        ("paper", (MODEL,), "paper", "as set"),
+        ("order", (MODEL, f"{MODEL}@own"), "order", "as set"),
     ],
 )
-def test_a_judge_is_asked_as_its_endpoint_says(endpoint, named, names, chosen):
+def test_a_judge_is_asked_as_its_endpoint_says(endpoint, named, names, chosen, because):
     server = endpoint(find_flaw, *names)
     with EndpointJudge(server.url, MODEL, prompt=named) as judge:
         judge.check()
         judge.critique("2?", ["So 2+2=4."], "2").result(60)
-        assert judge.asked.name == chosen and server.bodies[-1]["messages"] == PROMPTS[chosen].messages("2?", ["So 2+2=4."], "2")
+        assert judge.asked.name == chosen and judge.because.endswith(because)
+        assert server.bodies[-1]["messages"] == PROMPTS[chosen].messages("2?", ["So 2+2=4."], "2")
 
 
 @pytest.mark.parametrize(("named", "told"), [("own", "paper"), ("paper", "own"), ("own-read", "outcome"), ("order", "paper")])

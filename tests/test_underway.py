@@ -109,7 +109,7 @@ class Counting:
     def submit(self, prompt: Prompt, rollout: Rollout, priority: int = 0) -> Future[Verdict]:
         self.asked.append(rollout.sample)
         verdict: Future[Verdict] = Future()
-        verdict.set_result(Verdict.unknown("closed") if rollout.sample == 3 else Verdict.flawed(rollout.sample))
+        verdict.set_result(Verdict.unknown("closed") if rollout.sample == 3 else Verdict.flawed(rollout.sample or None))
         return verdict
 
 

@@ -96,7 +96,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
                 f"genrm: {self.votes} votes at temperature 0 are one vote {self.votes} times; set a temperature above 0, or 1 vote"
             )
         self.asked = self._prompted(self.prompt)
-        """The prompt that questions are put in"""
+        """The prompt that questions are put in, and why"""
+        self.because = "as nobody has checked its endpoints"
         addresses = [self.urls] if isinstance(self.urls, str) else self.urls
         self.endpoints = [Endpoint(url, self.model, token_env=self.token_env, allow_http=self.allow_http) for url in addresses]
         self.pool = ScorerPool(self.endpoints, concurrency=self.concurrency, attempts=self.attempts, gone_after=self.gone_after)
@@ -131,6 +132,9 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         for name, url in told.items():
             prompt_of(chosen, name, url)
         self.asked = self._prompted(chosen)
+        self.because = (
+            "as set" if self.prompt else f"as {told[chosen]} says" if told else "as neither genrm.prompt nor its endpoint names one"
+        )
         if self.asked.begun:
             begun = reading.beginning(self.endpoints[0].pieces, outcome=not self.asked.locates)
             self.asked = replace(self.asked, begun=asyncio.run_coroutine_threadsafe(begun, self._loop).result())
