@@ -6,9 +6,11 @@ Stages that train and serve for real, killed one after the other: `make genrm-ki
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +38,7 @@ from soundrl.genrm.make.world import Known, problems_of, world_of
 from soundrl.genrm.pool import scorer
 from soundrl.genrm.verdict import unanimous
 
-COUNT = 16
+COUNT = 12
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_a_fault_of_a_server_is_never_a_label(which, asked, tmp_path, capsys, mo
     given, servers = asked
     script = servers[which].script
     servers[which].script = lambda handler, number: (
-        script(handler, number) if number < 50 or handler.body["max_tokens"] == 1 else handler.send(503, {})
+        script(handler, number) if number < 36 or handler.body["max_tokens"] == 1 else handler.send(503, {})
     )
     more = ["--until", "split", "--concurrency", "2"]
     error = refused(capsys, [*given, *more])
@@ -243,7 +245,7 @@ def test_a_plan_says_stages_sizes_and_a_command_that_trains_and_does_nothing(ask
     assert words[1].endswith("engine/train.py")
     config = parse_arguments(words[2:])
     assert (config.run.steps, config.run.save, config.rollout.prompts, config.run.task) == (100, (30, 2, 30), 64, "critic")
-    assert config.data.test == () and config.data.train.endswith("genrm.work/split/train.jsonl")
+    assert config.data.test == () and config.data.skip_unusable and config.data.train.endswith("genrm.work/split/train.jsonl")
     assert not (tmp_path / "genrm.work").exists() and not servers[0].bodies
 
 
@@ -385,3 +387,59 @@ def test_the_worlds_teacher_slips_and_consensus_pays():
     assert SLIPS / 2 < wrong < 2 * SLIPS and sum(three[0] != t for three, t in agreed) <= 1 and 100 < len(agreed) < 180
     assert min(true) == -1 < max(true)
     assert made.split("58+7=65\n#5\n") == ("58+7=65", "#5")
+
+
+def test_a_report_file_that_has_changed_is_seen(asked, trained, tmp_path, capsys):
+    given, _ = asked
+    row = {"id": "r", "problem": "Sum?", "steps": ["So 2+2=5."], "final_answer_correct": True, "label": 0}
+    (tmp_path / "bench.json").write_text(json.dumps([row, row | {"id": "s", "steps": ["So 2+2=4."], "label": -1}]))
+    given = [*given, "--report", "bench.json"]
+    command(given)
+    card = json.loads((tmp_path / "genrm" / "card.json").read_text())
+    assert card["figures on bench"]["solutions"] == 2
+    (tmp_path / "bench.json").write_text(json.dumps([row]))
+    assert re.search(r"selected was made with report \{'bench.json': '\w+'\} \(now \{'bench.json': '\w+'\}\)", refused(capsys, given))
+
+
+TRAINS = """
+import os, pathlib, signal, time
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path("saved").write_text("")
+    os._exit(0)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("pid.part").write_text(str(os.getpid()))
+os.rename("pid.part", "pid")
+time.sleep(1e6)
+"""
+ASKED = """
+import signal, sys
+from soundrl.genrm.make.training import _guarded
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+_guarded([sys.executable, "-c", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_training_ends_with_us_and_saves_its_state_where_it_is_asked_to(number, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ASKED, TRAINS], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "pid").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    training = Path("/proc") / (tmp_path / "pid").read_text()
+    assert training.exists()  # witness
+    os.kill(process.pid, number)  # us alone
+    process.wait()
+    if number == signal.SIGTERM:  # it was waited for
+        assert (tmp_path / "saved").exists() and not runs(training)
+    while runs(training):
+        time.sleep(0.02)
+    assert (tmp_path / "saved").exists() == (number == signal.SIGTERM)
+
+
+def runs(process: Path) -> bool:
+    """Zombies do not."""
+    try:
+        return (process / "stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

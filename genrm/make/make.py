@@ -84,7 +84,8 @@ class Arguments(Making):
         rows, kept = self.work / "split" / "train.jsonl", (self.every, 2, self.every)
         settings: dict[str, tuple[object, ...]] = {"model.path": (self.base,), "data.train": (rows,), "data.test": ()}
         settings |= {"warm-start.steps": (0,), "run.seed": (self.seed,), "run.steps": (self.steps,), "run.eval-every": (0,)}
-        settings |= {"run.save": kept, "genrm.prompt": (self.prompt,)}
+        # A solution that is too long for the recipe is counted and left out; nobody wants to edit rows that a policy has sampled.
+        settings |= {"run.save": kept, "genrm.prompt": (self.prompt,), "data.skip-unusable": ()}
         return train_command(self.work / "trained", self.recipe, settings, more)
 
     def choosing(self, out: Path, data: Sequence[Path | str]) -> selection.Arguments:

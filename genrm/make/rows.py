@@ -32,7 +32,7 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
+class Making(evaluate.Asking):
     """What is sampled, labelled and split."""
 
     problems: str
@@ -55,18 +55,10 @@ class Making:
     """Of policies and teacher."""
     solution_tokens: int = 8192
     """Longest solution, in tokens."""
-    max_tokens: int = 8192
-    """Longest critique, in tokens."""
     per_question: int = 5
     """Flawed and sound training rows of one problem, at most so many of each."""
     held_out: tuple[float, float] = (0.1, 0.1)
     """Share of the problems whose rows choose the checkpoint, and of those whose rows alone are reported."""
-    concurrency: int = 64
-    """Requests under way at once on each endpoint."""
-    deadline: float = 1800.0
-    """Seconds until a reply is given up."""
-    allow_http: bool = False
-    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     policy_token_env: str = TOKEN_ENV
     """Environment variable with the token of policies' endpoints; the teacher's is $SOUNDRL_GENRM_TOKEN."""
     workers: int = 1
@@ -95,8 +87,8 @@ class Making:
             raise ValueError(f"--teacher {' '.join(self.teacher)} are several; name endpoints of one model, one folder or one function")
 
     def asking(self, **more: Any) -> evaluate.Asking:
-        """How teacher and judge are asked: the settings that `Asking` has, with those of `more`."""
-        own = {name: getattr(self, name) for name in vars(self)} | more
+        """How teacher and judge are asked: by the settings that `Asking` has, with those of `more`."""
+        own = vars(self) | more
         return evaluate.Asking(**{field.name: own[field.name] for field in fields(evaluate.Asking) if field.name in own})
 
 

@@ -57,7 +57,7 @@ class Known:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.whole = {words(text) for text in texts}
+        self.whole = {said for text in texts if (said := words(text))}
         self.begin: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
         for text in self.whole:
             said = text.split()
