@@ -49,8 +49,7 @@ def encrypted(tmp_path):
     server.stop()
 
 
-@pytest.mark.parametrize("trusted", [True, False])
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+@pytest.mark.parametrize(("trusted", "host"), [(True, "localhost"), (False, "127.0.0.1")])
 def test_https_with_an_authority_of_ones_own(encrypted, tmp_path, trusted, host):
     server, authority = encrypted
     row = {"id": "r", "problem": "Sum?", "steps": ["Start.", "So 2+2=5."], "final_answer_correct": True, "label": 1}

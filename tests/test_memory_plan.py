@@ -78,7 +78,7 @@ def served(overlap: bool = True, workers: int = 1) -> Config:
 def test_the_plan_chooses_how_a_served_judge_lives(of):
     awake, serial, neither = (memory_plan(served(), of, 2, gib * GIB, "cuda") for gib in (288, 80, 64))
     awake.check()
-    assert not awake.serial and awake.judging == "awake throughout" and "judging" not in awake.peaks
+    assert not awake.serial and awake.judging.startswith("awake throughout") and "judging" not in awake.peaks
     assert awake.peaks["training"] > 0.4 * 288 * GIB  # the judge's share among it
     serial.check()
     assert serial.serial and serial.judging.startswith("serial phase (both need ") and "but there are 80.0)" in serial.table()
@@ -95,7 +95,7 @@ def test_the_plan_chooses_how_a_served_judge_lives(of):
         neither.check()
     # Whoever wants no overlap gets the phase, however much there is; on CPU nothing sleeps.
     chosen = memory_plan(served(overlap=False), of, 2, 288 * GIB, "cuda")
-    assert chosen.serial and chosen.judging == "serial phase (run.overlap is off)"
+    assert chosen.serial and chosen.judging.startswith("serial phase (run.overlap is off)")
     assert not memory_plan(served(overlap=False), of, 2, 288 * GIB, "cpu").serial
 
 
@@ -158,8 +158,11 @@ def test_the_plan_knows_the_judge(of, genrm):
     ):
         with pytest.raises(ValueError, match=words):
             judge_needs(with_model(served(), genrm, wrong, 16384 if wrong > 1 else 300_000), "cuda")
-    with pytest.raises(ValueError, match="has no config.json, which is all a plan reads"):
-        judge_needs(with_model(served(), genrm / "none"), "cuda")
+    assert judge_needs(with_model(served(), genrm / "none"), "cuda") is None
+    assert (
+        "genrm.model has no config.json here, so what it holds itself is not planned"
+        in memory_plan(served(), of, 8, 288 * GIB, "cuda").table()
+    )
 
 
 def test_on_a_cpu_the_judge_has_weights_of_its_own(of, genrm):

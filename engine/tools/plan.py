@@ -199,11 +199,11 @@ def judge_length(config: Config, folder: Path) -> int:
     return served_length(folder, longest + longest // 2, critique)
 
 
-def judge_needs(config: Config, device: str) -> JudgeNeeds:
-    """Of the judge in `genrm.model`, whose config.json alone is read."""
+def judge_needs(config: Config, device: str) -> JudgeNeeds | None:
+    """Of the judge in `genrm.model`, whose config.json alone is read; None where there is no such file (yet)."""
     folder, parallel = Path(config.genrm.model), config.genrm.tensor_parallel
     if not (folder / "config.json").is_file():
-        raise ValueError(f"genrm.model {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
+        return None
     check_heads(folder, parallel)
     of, size = shapes(folder, getattr(torch, config.model.dtype), device), element_size(config)
     return JudgeNeeds(
@@ -243,7 +243,7 @@ def memory_plan(
 def with_judge(plan: MemoryPlan, judge: JudgeNeeds | None, share: float, device: str) -> MemoryPlan:
     """What the judge does with its share: of a GPU's memory weights and work go first, on CPU it is the KV cache alone."""
     if judge is None:
-        return plan
+        return replace(plan, judging=f"{plan.judging}; genrm.model has no config.json here, so what it holds itself is not planned")
     cache = max(0.0, share - (judge.weights + judge.work if device == "cuda" else 0.0))
     parts: dict[str, float] = {}
     for name, size in plan.parts.items():

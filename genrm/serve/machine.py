@@ -52,20 +52,16 @@ def check_heads(folder: Path, tensor_parallel: int) -> None:
         )
 
 
-def element_bytes(folder: Path, dtype: str) -> int:
-    """Of a weight as it is served; `auto` is the folder's own type."""
-    config = config_of(folder)
-    return 4 if "float32" in (dtype if dtype != "auto" else str(config.get("dtype") or config.get("torch_dtype"))) else 2
-
-
 def held_length(folder: Path, memory: float, dtype: str, gpus: list[str]) -> float:
     """Tokens that the KV cache of a server of the folder's model holds, in whole blocks: of `memory` GiB on CPU, else of that share of each
     of its `gpus` beside weights and work. Infinite where config.json does not say what a token takes."""
-    size, parallel = element_bytes(folder, dtype), max(1, len(gpus))
+    size, parallel = 4 if dtype == "float32" else 2, max(1, len(gpus))  # vLLM's `auto` makes 2 bytes of 4
     room = memory * 2**30
     if gpus:
-        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / element_bytes(folder, "auto")
-        room = memory * gpu_bytes(gpus[0]) - stored * size / parallel - _WORK
+        config = config_of(folder)
+        stored = 4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
+        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) * size / stored
+        room = memory * gpu_bytes(gpus[0]) - weights / parallel - _WORK
     each = cached_bytes(folder, size, parallel)
     return max(0, int(room / each) // BLOCK - 1) * BLOCK if each else float("inf")
 
