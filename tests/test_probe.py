@@ -5,7 +5,7 @@ from fake_judge import MODEL, Handler, Server, find_flaw, said
 
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.pool.judge import EndpointJudge
-from soundrl.genrm.probe import Probe
+from soundrl.genrm.watch.probe import Probe
 
 ROWS = [
     Labelled(id=str(i), problem=f"Sum {i}?", steps=("Start.", "So 2+2=5." if i % 2 else "So 2+2=4."), label=1 if i % 2 else -1)
@@ -38,7 +38,7 @@ def test_a_probe_asks_the_judge_and_not_its_memory(judge):
     for step in (1, 2):
         before = len(server.bodies)
         probe(step)
-        assert len(server.bodies) - before == 60  # 40 rows and 20 attacks
+        assert len(server.bodies) - before == 120  # 40 rows, 20 attacks and 60 planted
     before = len(server.bodies)
     asked.critique(ROWS[0].problem, ROWS[0].steps, ROWS[0].answer).result(120)
     assert len(server.bodies) == before  # inverse: other questions are remembered
