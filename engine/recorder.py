@@ -47,6 +47,9 @@ class Recorder:
             metrics |= part
         # Every rank stops by what all see.
         metrics |= over_ranks(self.ranks.gather(self.judge.metrics(step) if judge is None else judge))
+        if self.judge.watch is not None:
+            metrics |= self.judge.watch.step(step, groups, metrics)
+            self.folder.disagree(step, self.judge.watch.disagreements)
         metrics |= TIMELINE.take() | peak_memory()
         self.before = figures | self.before
         self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}

@@ -4,6 +4,7 @@ sampler, first sync."""
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -41,9 +42,11 @@ from soundrl.engine.view.console import Progress
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
-from soundrl.fapo.measures import TooManyUnknownError
+from soundrl.fapo.measures import JudgeGoneError, TooManyUnknownError
 from soundrl.fapo.pending import PendingGroups
 from soundrl.genrm.verdict import UNASKED
+
+FIRST_PAUSE, LONGEST_PAUSE = 10, 600  # seconds before a judge under an alarm is probed again
 
 
 class Run:
@@ -55,6 +58,7 @@ class Run:
             TIMELINE.begin(ranks.rank)
             self.watcher = watch_progress(ranks, config.run.patience)
         self.folder, progress = RunFolder(config, ranks), Progress(ranks.main, config.run.steps)
+        self.say = progress.say
         with users_mistakes(), TIMELINE("prepare"), self.folder.claimed() as config:
             self.config = config
             config.engines(ranks.size, ranks.device.type)
@@ -68,7 +72,8 @@ class Run:
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps and not saved else None
-            self.judge = build_judge(config, environment, ranks, progress.say)
+            begins = saved is None or not saved.name.strip("step-0")
+            self.judge = build_judge(config, environment, ranks, progress.say, begins)
             self.underway = Underway(self.folder.path / "underway", ranks)
             asked = RememberingJudge(self.judge.judge, self.underway) if config.judged_elsewhere and self.judge.judge else self.judge.judge
             self.task = build_task(config, environment, dataclasses.replace(self.judge, judge=asked))
@@ -128,6 +133,8 @@ class Run:
         TIMELINE.take()
         self.at = self.snapshot(self.step)
         RANK.grace, RANK.stops = config.run.grace, True
+        if self.judge.watch is not None and self.judge.watch.setting != "tell" and self.judge.watch.probed:
+            self.wait_for_judge()  # it stopped, or was stopped, under this alarm
 
     def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
         """The judge's phase where it has one, and then what it says of itself; None: it is awake throughout, and is asked later."""
@@ -157,15 +164,52 @@ class Run:
         self.at = self.snapshot(step)
 
     def watch(self, step: int, metrics: dict[str, float]) -> None:
-        """Ends a run that should not go on, with its state as it is now."""
+        """Ends a run that should not go on, with its state as it is now; or, saved, waits until its judge is well (`genrm.alarm`)."""
+        watch = self.judge.watch
         with users_mistakes(TooManyUnknownError):
             try:
                 self.task.watch(step, metrics)
-            except TooManyUnknownError:
-                self.at = self.snapshot(step)
-                self.save()
-                self.checkpoints.wait()
-                raise
+                if watch is not None:
+                    watch.check(step)
+                paused = watch is not None and watch.pauses
+            except TooManyUnknownError as error:
+                paused = isinstance(error, JudgeGoneError) and watch is not None and watch.setting == "pause"
+                if not paused:
+                    self._stay(step)
+                    raise
+        if paused:
+            self._stay(step)
+            self.wait_for_judge()
+
+    def _stay(self, step: int) -> None:
+        self.at = self.snapshot(step)
+        self.save()
+        self.checkpoints.wait()
+
+    def wait_for_judge(self) -> None:
+        """Asks the probe with growing pauses until the judge is well; with `genrm.alarm` stop once. A stop that is asked for is heeded."""
+        assert (watch := self.judge.watch) is not None
+        seconds = FIRST_PAUSE
+        with users_mistakes(TooManyUnknownError), TIMELINE("judge_alarm"):
+            while not self._probe_again():
+                watch.check(self.step)
+                self.say(f"the run waits for a judge that is well, and asks it again in {seconds} s; its state is saved, Ctrl-C ends it")
+                for _ in range(seconds):
+                    time.sleep(1.0)
+                    RANK.beat()
+                    self.leave()
+                seconds = min(2 * seconds, LONGEST_PAUSE)
+
+    def _probe_again(self) -> bool:
+        """Whether the judge is well."""
+        assert (watch := self.judge.watch) is not None
+        if (phase := self.judge.phase) is None:
+            return watch.again(self.step)
+        self.sampler.sleep()
+        with phase.awake(TIMELINE.detail):
+            well = watch.again(self.step)
+        self.sync()  # its sleep took the sampler's weights
+        return well
 
     def leave(self, batch: StepBatch | None = None, window: Sequence[int] = ()) -> None:
         """Ends the run, saved as it is now, where somebody has asked for it on any rank, or no judge is left for verdicts of `window`.

@@ -76,6 +76,8 @@ class ReasoningTask(Task):
     judge takes."""
     judge_sleeps: bool = False
     """Nothing is asked before `PendingGroups.ask`."""
+    beside: Callable[[Prompt, Rollout, Future[Verdict], int], None] | None = None
+    """Told of each question to the judge in training, with its priority; nothing waits for it (a second opinion)."""
 
     def __post_init__(self) -> None:
         self.unknown = UnknownWatch(self.max_unknown, verdicts=self.settings.lam > 0)
@@ -122,6 +124,8 @@ class ReasoningTask(Task):
                     return
                 call = Call(time.perf_counter())
                 answer = judge.submit(pending.by_prompt[rollout.prompt_id].prompt, rollout, places[rollout.prompt_id])
+                if self.beside is not None and not measuring:
+                    self.beside(pending.by_prompt[rollout.prompt_id].prompt, rollout, answer, places[rollout.prompt_id])
                 if not answer.done():
                     pending.asked[f"{rollout.prompt_id} {rollout.sample}"] = call
 
