@@ -50,7 +50,7 @@ class Share:
         if steps < FIRST:
             return self.most
         began = (bad + 1) / (of + 2)
-        return min(max(self.least, 3 * began), (1 + began) / 2, self.most)
+        return min(max(self.least, 2 * began), (1 + began) / 2, self.most)
 
     def __call__(self, bad: int, of: int) -> str:
         """What is told where the last steps are bad, however many of them; else empty."""
