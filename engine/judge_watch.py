@@ -95,12 +95,16 @@ class JudgeWatch:
         return found | {"genrm/alarm": float(self.acting + self.probed), "genrm/latency_alarm": float(late)}
 
     def again(self, step: int) -> bool:
-        """Ask the probe now; whether the judge is well. Other alarms than the probe's are over: somebody has looked."""
+        """Ask the probe now; whether the judge is well, as far as a probe can tell."""
         metrics = self.probe.read() if self.probe is not None else {}
         self.probed = self.ranks.max(metrics.get("genrm/probe_alarm", float(self.probed and self.probe is not None))) > 0.0
-        self.alarms.forgive()
         self._say(step)
         return not self.probed
+
+    def forgive(self, step: int) -> None:
+        """Alarms that no probe can end are over: the judge has been mended, or somebody has looked."""
+        self.alarms.forgive()
+        self._say(step)
 
     @property
     def acting(self) -> int:
@@ -118,9 +122,9 @@ class JudgeWatch:
         return self.alarms.standing | ({} if self.probe is None else self.probe.alarms)
 
     def check(self, step: int) -> None:
-        """Raises `JudgeUnfitError` where the run is to end. A pause ends by a probe that is well, so another alarm stops a run that would
-        pause: to wait would mend nothing."""
-        if (self.setting == "stop" and self.probed) or (self.setting != "tell" and self.acting):
+        """Raises `JudgeUnfitError` where the run is to end. A pause ends by a probe that is well, so an alarm beside one that is well stops
+        a run that would pause: to wait would mend nothing."""
+        if (self.setting == "stop" and self.probed) or (self.setting != "tell" and self.acting and not self.pauses):
             text = "; ".join(text for name, text in self.standing.items() if name not in TIME)
             text = self.ranks.first_said(text)
             why = "" if self.setting == "stop" else ", which no wait for a probe can end"
@@ -214,6 +218,10 @@ def second_judge(config: Config, environment: Environment, judge: EndpointJudge)
         votes = (3, 1.0) if judge.temperature == 0 else (judge.votes + 2, judge.temperature)
         return dataclasses.replace(judge, votes=votes[0], temperature=votes[1], **few)
     if who == "order":
+        if config.genrm.prompt not in ("", "own"):
+            raise ValueError(
+                f"genrm.second order turns the prompt own about, but genrm.prompt is {config.genrm.prompt}; use votes or model@url"
+            )
         return dataclasses.replace(judge, prompt="order", **few)
     model, _, url = who.rpartition("@")
     return dataclasses.replace(judge, urls=(url,), model=model, votes=1, prompt="", token_env=SECOND_TOKEN, gone_after=None, **few)

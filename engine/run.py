@@ -17,7 +17,7 @@ from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import environment_of
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.files.checkpoint import Place
+from soundrl.engine.files.checkpoint import Place, place_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.files.shared import keeps_checkpoints
@@ -72,7 +72,7 @@ class Run:
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps and not saved else None
-            begins = saved is None or not saved.name.strip("step-0")
+            begins = saved is None or place_of(saved) == Place(0)
             self.judge = build_judge(config, environment, ranks, progress.say, begins)
             self.underway = Underway(self.folder.path / "underway", ranks)
             asked = RememberingJudge(self.judge.judge, self.underway) if config.judged_elsewhere and self.judge.judge else self.judge.judge
@@ -133,7 +133,7 @@ class Run:
         TIMELINE.take()
         self.at = self.snapshot(self.step)
         RANK.grace, RANK.stops = config.run.grace, True
-        if self.judge.watch is not None and self.judge.watch.setting != "tell" and self.judge.watch.probed:
+        if (watch := self.judge.watch) is not None and watch.setting != "tell" and (watch.probed or watch.acting):
             self.wait_for_judge()  # it stopped, or was stopped, under this alarm
 
     def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
@@ -170,6 +170,8 @@ class Run:
             try:
                 self.task.watch(step, metrics)
                 if watch is not None:
+                    if watch.setting == "pause" and watch.acting and not watch.probed:
+                        self._probe_again(step)
                     watch.check(step)
                 paused = watch is not None and watch.pauses
             except TooManyUnknownError as error:
@@ -191,7 +193,7 @@ class Run:
         assert (watch := self.judge.watch) is not None
         seconds = FIRST_PAUSE
         with users_mistakes(TooManyUnknownError), TIMELINE("judge_alarm"):
-            while not self._probe_again():
+            while not self._probe_again(self.step):
                 watch.check(self.step)
                 self.say(f"the run waits for a judge that is well, and asks it again in {seconds} s; its state is saved, Ctrl-C ends it")
                 for _ in range(seconds):
@@ -199,15 +201,16 @@ class Run:
                     RANK.beat()
                     self.leave()
                 seconds = min(2 * seconds, LONGEST_PAUSE)
+        watch.forgive(self.step)
 
-    def _probe_again(self) -> bool:
+    def _probe_again(self, step: int) -> bool:
         """Whether the judge is well."""
         assert (watch := self.judge.watch) is not None
         if (phase := self.judge.phase) is None:
-            return watch.again(self.step)
+            return watch.again(step)
         self.sampler.sleep()
         with phase.awake(TIMELINE.detail):
-            well = watch.again(self.step)
+            well = watch.again(step)
         self.sync()  # its sleep took the sampler's weights
         return well
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import pytest
 from fake_judge import FLAW, MODEL, Handler, Server, find_flaw, hang, said
 
+from soundrl.engine.launch.hang_report import has_an_end
 from soundrl.fapo.pending import done
 from soundrl.fapo.records import Verdict
 from soundrl.fapo.waiting import GIVEN_UP
@@ -238,6 +239,7 @@ def test_who_waits_for_a_probe_says_that_it_ends():
     never: Future[Verdict] = Future()
     asked = Asked("a probe of the judge", [done(Verdict.sound()), never], 60.0)
     assert asked.answered == 1 and re.fullmatch(rf"a probe of the judge, 1 of 2 answers, {GIVEN_UP} in (59|60) s", asked.waits()[0])
+    assert has_an_end({0: {"collective": "", "asks": True, "waits": asked.waits()}}, {})  # and is no hang
     assert asked.verdicts(lambda: True) == [Verdict.sound(), Verdict.unknown("closed")]
     never.set_result(Verdict.flawed(1))
     assert asked.waits() == [] and asked.verdicts(lambda: False) == [Verdict.sound(), Verdict.flawed(1)]

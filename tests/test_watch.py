@@ -293,6 +293,22 @@ def test_an_alarm_that_no_probe_can_end_stops_a_run_that_would_pause():
             those.check(10)
 
 
+def test_both_at_once_are_waited_for():
+    """The probe explains the other one."""
+    those, probe, said = watch(alarm="pause")
+    for step in range(1, 11):
+        probe.bad = step == 10
+        those.step(step, [], those.asked(step) | {"reward/correct": 0.5, "fapo/steps": 4.0 if step <= 5 else 1.0})
+    assert len(said) == 2 and those.pauses
+    those.check(10)
+    probe.bad = False
+    assert those.again(10)
+    those.forgive(10)
+    assert not those.standing and said[2:] == ["step 10: no alarm any more: recall", "step 10: no alarm any more: steps"]
+    assert those.step(11, [], {"reward/correct": 0.5, "fapo/steps": 1.0})["genrm/alarm"] == 0.0
+    those.check(11)
+
+
 def test_an_alarm_by_the_clock_only_tells():
     those, _, said = watch(alarm="stop")
     for step in range(1, 11):
