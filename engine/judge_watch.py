@@ -31,7 +31,6 @@ from soundrl.genrm.watch.second import Second, counts, figures
 
 Metrics = dict[str, float]
 SECOND_TOKEN = "SOUNDRL_SECOND_TOKEN"  # of `genrm.second model@url`; the judge's own token goes to nobody else
-JUMPS = ("skip", "guess")  # kinds of flaw of a policy that jumps over its reasoning, as oracles name them
 
 
 class JudgeWatch:
@@ -81,18 +80,17 @@ class JudgeWatch:
         return found if self.ranks.main else {}
 
     def step(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> Metrics:
-        """`genrm/alarm`, the alarms that stand; `genrm/latency_alarm`, those by the clock; and `fapo/jumped`, the share of right answers
-        that skip or guess, where an oracle knows. Alarms that are new are said, and those that are over."""
-        told, found = {} if self.second is None else counts(self.table), Metrics()
+        """`genrm/alarm`, the alarms that stand, and `genrm/latency_alarm`, those by the clock. Those that are new are said, and those that
+        are over."""
+        told = {} if self.second is None else counts(self.table)
         if self.truth is not None:
-            harsh, sound, missed, flawed, jumped, right = map(int, self.ranks.sum(fresh(groups, self.truth)))
+            harsh, sound, missed, flawed = map(int, self.ranks.sum(fresh(groups, self.truth)))
             told |= {"fresh_over_critic": (harsh, sound), "fresh_missed": (missed, flawed)}
-            found["fapo/jumped"] = jumped / max(right, 1)
-        self.alarms(told, {**metrics, **found})
+        self.alarms(told, metrics)
         self.probed = bool(metrics.get("genrm/probe_alarm", float(self.probed)))
         self._say(step)
         late = sum(name in TIME for name in self.alarms.standing)
-        return found | {"genrm/alarm": float(self.acting + self.probed), "genrm/latency_alarm": float(late)}
+        return {"genrm/alarm": float(self.acting + self.probed), "genrm/latency_alarm": float(late)}
 
     def again(self, step: int) -> bool:
         """Ask the probe now; whether the judge is well, as far as a probe can tell."""
@@ -125,8 +123,8 @@ class JudgeWatch:
         """Raises `JudgeUnfitError` where the run is to end. A pause ends by a probe that is well, so an alarm beside one that is well stops
         a run that would pause: to wait would mend nothing."""
         if (self.setting == "stop" and self.probed) or (self.setting != "tell" and self.acting and not self.pauses):
-            text = "; ".join(text for name, text in self.standing.items() if name not in TIME)
-            text = self.ranks.first_said(text)
+            first, *more = [text for name, text in self.standing.items() if name not in TIME] or [""]
+            text = self.ranks.first_said(first + f" (and {len(more)} more)" * bool(more))
             why = "" if self.setting == "stop" else ", which no wait for a probe can end"
             raise JudgeUnfitError(
                 f"step {step}: the judge is under an alarm{why} (genrm.alarm {self.setting}): {text}; mend it, or set --genrm.alarm tell"
@@ -175,16 +173,14 @@ class JudgeWatch:
 
 def fresh(groups: Sequence[Group], truth: Oracle) -> list[float]:
     """Sound rollouts called flawed, of how many; flawed ones called sound, of how many: one of each kind a group, the first that has a
-    verdict, as those of one problem err together. Then right answers that jump, of how many: all."""
-    out = [0.0] * 6
+    verdict, as those of one problem err together."""
+    out = [0.0] * 4
     for group in groups:
         seen = set[str]()
         for rollout, outcome, verdict in zip(group.rollouts, group.outcomes, group.verdicts, strict=True):
             if outcome is not Outcome.CORRECT:
                 continue
             real = truth(group.prompt, rollout)
-            out[4] += real.reason in JUMPS
-            out[5] += 1
             if verdict is not None and verdict.kind != "unknown" and real.kind not in seen:
                 seen.add(real.kind)
                 at = 0 if real.kind == "sound" else 2

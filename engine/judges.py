@@ -44,10 +44,10 @@ class BuiltJudge:
         """What it says of itself on this rank, and what its watch asks of it while it is awake. A collective."""
         if self.judge is None or self.watch is None:
             return {} if self.judge is None else self.judge.metrics()
-        found = self.watch.asked(step)
+        said, found = self.judge.metrics(), self.watch.asked(step)
         if self.phase is not None and self.watch.second_judge is not None:
             self.watch.second_judge.rest()  # the servers are about to sleep
-        return self.judge.metrics() | found
+        return said | found
 
     @property
     def gone(self) -> bool:

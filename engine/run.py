@@ -124,6 +124,8 @@ class Run:
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
             self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway)
+            if self.judge.watch is not None and self.judge.watch.second is not None:
+                self.rollouts.beside = self.judge.watch.second.ask
             if self.at["lengths"]:
                 self.rollouts.expected.restore(self.at["lengths"])
             self.sampler.version = self.at["version"] - 1  # the sync below is the one that the step had ended with

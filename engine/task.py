@@ -23,7 +23,6 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
         truth=type(environment).oracle,
         deadline=config.genrm.deadline[1],
         judge_sleeps=built.phase is not None,
-        beside=built.watch.second.ask if built.watch is not None and built.watch.second is not None else None,
     )
 
 

@@ -15,13 +15,19 @@ from soundrl.fapo.pending import Call, PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
+Beside = Callable[[Prompt, Rollout, Future[Verdict], int], None]
+"""Told of a question to the judge: the prompt, the rollout, its verdict to come, its priority (a second opinion)"""
+
 
 class Task(Protocol):
     """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
     `soundrl.genrm.task.CriticTask` for the GenRM."""
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
-        """Consume `rollouts` in whatever order they finish; `measuring`, not training: an oracle judges where there is one."""
+    def collect(
+        self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False, beside: Beside | None = None
+    ) -> PendingGroups:
+        """Consume `rollouts` in whatever order they finish; `measuring`, not training: an oracle judges where there is one. Nothing waits
+        for `beside`."""
         ...
 
     def assign(self, groups: Sequence[Group]) -> None:
@@ -76,8 +82,6 @@ class ReasoningTask(Task):
     judge takes."""
     judge_sleeps: bool = False
     """Nothing is asked before `PendingGroups.ask`."""
-    beside: Callable[[Prompt, Rollout, Future[Verdict], int], None] | None = None
-    """Told of each question to the judge in training, with its priority; nothing waits for it (a second opinion)."""
 
     def __post_init__(self) -> None:
         self.unknown = UnknownWatch(self.max_unknown, verdicts=self.settings.lam > 0)
@@ -108,7 +112,9 @@ class ReasoningTask(Task):
             out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
         return out
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False) -> PendingGroups:
+    def collect(
+        self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], measuring: bool = False, beside: Beside | None = None
+    ) -> PendingGroups:
         """Each rollout is verified and judged while the next are sampled."""
         judge = OracleJudge(self.truth) if measuring and self.truth is not None and self.judge is not None else self.judge
         decisive = self.judge is not None and self.settings.lam > 0
@@ -124,8 +130,8 @@ class ReasoningTask(Task):
                     return
                 call = Call(time.perf_counter())
                 answer = judge.submit(pending.by_prompt[rollout.prompt_id].prompt, rollout, places[rollout.prompt_id])
-                if self.beside is not None and not measuring:
-                    self.beside(pending.by_prompt[rollout.prompt_id].prompt, rollout, answer, places[rollout.prompt_id])
+                if beside is not None:
+                    beside(pending.by_prompt[rollout.prompt_id].prompt, rollout, answer, places[rollout.prompt_id])
                 if not answer.done():
                     pending.asked[f"{rollout.prompt_id} {rollout.sample}"] = call
 

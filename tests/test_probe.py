@@ -120,7 +120,7 @@ def test_a_judge_that_goes_bad_is_seen_within_two_probes(fault, watched):
         metrics = probe(step)
         alarms |= probe.alarms.keys()
         assert metrics["genrm/probe_alarm"] == float(bool(probe.alarms))
-    assert len(server.bodies) - before == 2 * QUESTIONS or server.script is hang  # witness: it was asked afresh, both times
+    assert len(server.bodies) - before >= 2 * QUESTIONS or server.script is hang  # witness: it was asked afresh, both times
     assert named <= alarms and not not_named & alarms, probe.alarms
     text = probe.alarms[min(named)]
     assert text.startswith(f"{min(named)}: the judge ") and "(chance " in text and "look at" in text
@@ -227,12 +227,14 @@ def test_labels_join_the_probe_and_are_compared_from_then_on(tmp_path, caplog):
     assert probe(1)["genrm/probe_flawed"] == 14.0
     line = '{{"id": "12/p/{}", "problem": "New {}?", "steps": ["2+2=5"], "label": 0, "final_answer_correct": true, "answer": "5"}}\n'
     (tmp_path / "labels.jsonl").write_text("".join(line.format(i, i) for i in range(20)))
-    assert probe(2)["genrm/probe_flawed"] == 34.0 and not probe.alarms
+    second = probe(2)
+    assert second["genrm/probe_flawed"] == 14.0 and second["genrm/probe_labels"] == 20.0 and not probe.alarms
+    assert second["genrm/probe_labels_right"] == 1.0
     asked.judge = lambda problem, steps: Verdict.sound() if problem.startswith("New") else noisy(random.Random(0), 1, 0, 1)(problem, steps)
     probe(3)
     assert "of the same 34 it was 0 at the start, and is 20" in probe.alarms["located"]
     (tmp_path / "labels.jsonl").write_text('{"id": 1}\n')
-    assert probe(4)["genrm/probe_flawed"] == 14.0 and "goes without a person's labels" in caplog.text
+    assert "genrm/probe_labels" not in probe(4) and "goes without a person's labels" in caplog.text
 
 
 def test_who_waits_for_a_probe_says_that_it_ends():

@@ -42,7 +42,7 @@ def healthy(rng: random.Random, step: int) -> tuple[dict[str, tuple[int, int]], 
     out |= {"second_disagrees": drawn(0.12, 12), "second_over_critic": drawn(0.1, 9), "second_missed": drawn(missed, 3)}
     figures = {"reward/correct": 0.6 + 0.3 * step / 200 + rng.gauss(0, 0.03), "fapo/steps": 4.2 + rng.gauss(0, 0.2)}
     figures |= {
-        "fapo/jumped": max(0.0, 0.06 - step / 4000 + rng.gauss(0, 0.02)),
+        "fapo/kind_skip": max(0.0, 0.06 - step / 4000 + rng.gauss(0, 0.02)),
         "genrm/critique_tokens": 800 * rng.lognormvariate(0, 0.15),
     }
     return out, figures | {"genrm/latency_p50": 1.0, "genrm/latency_p99": 3.0 * rng.lognormvariate(0, 0.2)}
@@ -62,7 +62,7 @@ SIGNS = {  # what changes at step 21, which alarm, after how many steps at most
     "sound to all, by the oracle": ({"fresh_missed": (20, 20), "fresh_over_critic": (0, 28)}, {}, "fresh_missed", 3),
     "random, by a second opinion": ({"second_disagrees": (6, 12)}, {}, "second_disagrees", 10),
     "jump in reasoning, by steps": ({}, {"fapo/steps": 2.6}, "steps", 5),
-    "jump in reasoning, by kinds of flaw": ({}, {"fapo/jumped": 0.3}, "jumped", 5),
+    "jump in reasoning, by kinds of flaw": ({}, {"fapo/kind_skip": 0.3}, "jumped", 5),
     "long tail, by tokens": ({}, {"genrm/critique_tokens": 2500.0}, "critique_tokens", 5),
     "long tail, by the clock": ({}, {"genrm/latency_p99": 15.0}, "latency", 5),
 }
@@ -133,9 +133,9 @@ def test_a_second_opinion_is_asked_beside_training_and_changes_nothing():
     second = Second(other, 1.0, 0, str.split, 60.0, lambda: False)  # type: ignore[arg-type]
     prompt = Prompt(id="p", text="2+2?", answer="4")
 
-    def groups(beside, measuring: bool = False) -> list[Group]:
-        task = ReasoningTask(lambda prompt, rollout: Outcome.CORRECT, first, REWARDS, beside=beside)  # type: ignore[arg-type]
-        return task.collect([prompt], [rollout("p", sample) for sample in range(5)], measuring).groups(measuring)
+    def groups(beside) -> list[Group]:
+        task = ReasoningTask(lambda prompt, rollout: Outcome.CORRECT, first, REWARDS)  # type: ignore[arg-type]
+        return task.collect([prompt], [rollout("p", sample) for sample in range(5)], beside=beside).groups()
 
     (alone,), (watched,) = groups(None), groups(second.ask)
     assert alone.rewards == watched.rewards and alone.advantages == watched.advantages and len(other.asked) == 5
@@ -147,8 +147,6 @@ def test_a_second_opinion_is_asked_beside_training_and_changes_nothing():
     ]
     assert rows[0]["problem"] == "2+2?" and rows[0]["reference"] == "4" and rows[0]["paragraphs"] == ["So", "2+2=4.", "So", "4."]
     assert second.collect() == ([0] * 5, [])
-    groups(second.ask, measuring=True)
-    assert len(other.asked) == 5  # nobody else looks at an evaluation
 
 
 def test_who_leaves_goes_without():
@@ -216,9 +214,9 @@ def test_fresh_rollouts_are_counted_one_of_a_kind_a_group():
     rollouts = [rollout("p", sample) for sample in range(5)]
     group = Group(prompt=Prompt(id="p", text="", answer=""), rollouts=rollouts, outcomes=[Outcome.CORRECT] * 5)
     group.verdicts = [Verdict.unknown("timeout"), FLAWED, SOUND, FLAWED, None]
-    assert fresh([group, group], truth) == [2, 2, 2, 2, 4, 10]
+    assert fresh([group, group], truth) == [2, 2, 2, 2]
     group.outcomes = [Outcome.WRONG] * 5
-    assert fresh([group], truth) == [0] * 6
+    assert fresh([group], truth) == [0] * 4
 
 
 class Ranks(Alone):

@@ -98,7 +98,7 @@ def test_a_run_stops_under_an_alarm_and_goes_on_when_its_judge_is_well(tmp_path)
     assert again.returncode == 2 and "step 2: the judge is under an alarm" in again.stderr and "step    3/3" not in again.stdout, console(
         again
     )
-    judge.bad = NEVER
+    judge.bad = NEVER + 1  # for good
     done = job(tmp_path, *stop)
     server.stop()
     assert done.returncode == 0 and "step 2: no alarm any more: " in done.stdout and "step    3/3" in done.stdout, console(done)

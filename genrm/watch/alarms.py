@@ -98,6 +98,8 @@ LEVELS: dict[str, tuple[Callable[[float, float], bool], str, str]] = {
     "critique_tokens": (lambda now, start: now > 2 * start, "tokens a critique", "critiques grow a long tail; look at some in rollouts/"),
     "latency": (lambda now, start: now > 3 * start, "latency, p99 ÷ p50", "a few critiques take very long; look at the judge's load"),
 }
+JUMPS = ("fapo/kind_skip", "fapo/kind_guess")
+"""Shares of right answers, where an oracle knows the kinds of flaw"""
 TIME = ("latency",)
 """Alarms by the clock, which only tell: nothing that a run does may depend on how busy a machine is."""
 
@@ -117,9 +119,10 @@ class Alarms:
         self.correct = [*self.correct, correct][:SUSTAINED]
         fewer = correct < sum(self.correct) / len(self.correct) - 0.05  # a policy that falls apart may say little
         p50, p99 = (metrics.get(f"genrm/latency_{name}", 0.0) for name in ("p50", "p99"))
+        jumps = [metrics[name] for name in JUMPS if name in metrics]
         values = {
             "steps": metrics.get("fapo/steps"),
-            "jumped": metrics.get("fapo/jumped"),
+            "jumped": sum(jumps) if jumps else None,
             "critique_tokens": metrics.get("genrm/critique_tokens") or None,
             "latency": p99 / p50 if p50 else None,
         }
