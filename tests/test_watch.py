@@ -12,6 +12,7 @@ from conftest import Alone
 from fake_judge import MODEL, Server, find_flaw, said
 from test_probe import ROWS
 
+from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.judge_watch import JudgeWatch, fresh, second_judge
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.pending import done
@@ -339,3 +340,25 @@ def test_a_judge_below_the_least_f1_is_refused_with_its_table():
         those.min_f1 = 0.0
         those.admit()
     server.stop()
+
+
+def test_disagreements_behind_a_runs_state_are_written_again(tmp_path):
+    base = config()
+    base = replace(base, run=replace(base.run, folder=str(tmp_path), name="x"))
+    first = RunFolder(base, Alone())  # type: ignore[arg-type]
+    with first.claimed():
+        pass
+    first.disagree(1, [{"prompt_id": "p", "sample": 0}])
+    marks = first.mark(1)
+    first.disagree(2, [{"prompt_id": "é", "sample": 1}])
+    first.close()
+    (tmp_path / "x" / "underway").mkdir()
+    (tmp_path / "x" / "underway" / "starts").write_text("1\n")
+    again = RunFolder(base, Alone())  # type: ignore[arg-type]
+    with again.claimed():
+        assert again.goes_on and len((tmp_path / "x" / "disagreements.jsonl").read_text().splitlines()) == 2  # witness
+        again.marks = marks
+    assert (tmp_path / "x" / "disagreements.jsonl").read_text() == '{"step": 1, "prompt_id": "p", "sample": 0}\n'
+    again.disagree(2, [])
+    assert again.mark(2)["disagreements"] == marks["disagreements"] > 0
+    again.close()

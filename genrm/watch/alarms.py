@@ -78,7 +78,7 @@ class Level:
     def __call__(self, value: float | None, excused: bool = False) -> str:
         """What is told where it has been off for long; else empty. A step without a value, or `excused`, breaks the row."""
         if value is not None and len(self.start) < SUSTAINED:
-            self.start.append(value)
+            self.start = [*self.start, value]  # a state that was taken holds the list
             return ""
         began = sum(self.start) / max(len(self.start), 1)
         self.row = self.row + 1 if value is not None and not excused and self.off(value, began) else 0
