@@ -93,7 +93,7 @@ soak-run: $(STAMP)
 
 # A run killed at 28 points, in whole and in part: each restart must equal the uninterrupted run. Half an hour.
 kill-matrix: $(TESTED)/.installed
-	$(TESTED)/bin/python -m pytest tests/kill_matrix.py -n0 -v
+	$(TESTED)/bin/python -m pytest tests/kill_matrix.py tests/watch_runs.py -n0 -v
 
 # A GenRM made while it is killed in each of its stages, fifteen times: the same card as without.
 genrm-kills: $(TESTED)/.installed

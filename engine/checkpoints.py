@@ -37,9 +37,9 @@ from soundrl.engine.files.checkpoint import (
 )
 from soundrl.engine.files.tensor_file import Layout, Seal, sync_folder, write_bytes, write_tensors
 from soundrl.engine.launch.last_words import remove
-from soundrl.engine.launch.words import one_line
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import Trainer
+from soundrl.fapo.printable import one_line
 
 LOOK = 0.05  # seconds between looks for the seals of other ranks
 STATES = ("exp_avg", "exp_avg_sq")

@@ -151,10 +151,11 @@ class Genrm:
     min_f1: float = 0.0
     """F1 of `flawed` on the probe's solutions below which a run refuses its judge, before the first step; 0 = any."""
     alarm: Literal["tell", "pause", "stop"] = "tell"
-    """What an alarm of the judge's watch does: tell, pause (groups wait for their verdicts until the judge is well again), or stop."""
+    """What an alarm of the judge's watch does (those by the clock only tell): tell; stop (saved, status 2); or pause: saved, nothing trains
+    until a probe finds the judge well again; where no probe can tell that, stop."""
     second: tuple[str, float] = ("", 0.05)
     """A second opinion on a seeded share of judged rollouts, which changes no reward: `oracle`, `votes`, `order` (the same judge, the
-    solution before the problem), or another judge as `model@url`; empty = none."""
+    solution before the problem), or another judge as `model@url` (token: $SOUNDRL_SECOND_TOKEN); empty = none."""
     tensor_parallel: int = 1
     """GPUs of one server (judge serve), which divide its weights and attention heads; a judge that does not fit on one needs several."""
     probe: tuple[str, int] = ("", 10)
@@ -265,13 +266,20 @@ class Config:
             yield f"{asked}, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1"
         if self.judged_elsewhere and not genrm.model:
             yield f"{asked}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder"
-        if genrm.judge == "oracle" and environment_of(self.data.train).oracle is None:
-            yield f"{asked}, which knows the embedded world only, but data.train is {self.data.train}; use endpoint or none"
+        if "oracle" in (genrm.judge, genrm.second[0]) and environment_of(self.data.train).oracle is None:
+            which = "judge" if genrm.judge == "oracle" else "second"
+            yield f"genrm.{which} is oracle, which knows the embedded world only, but data.train is {self.data.train}; use another"
         if run.critic and genrm.judge != "none":
             yield f"run.task {run.task} needs no judge, but {asked}; set --genrm.judge none --fapo.lam 0"
         name, every = genrm.probe
         if name and (every < 1 or not self.judged_elsewhere):
             yield f"genrm.probe is {name} {every}, but {asked}; probes need judge endpoint or serve, and at least 1 step"
+        if (genrm.min_f1 or genrm.alarm == "pause") and not name:
+            yield f"genrm.min_f1 is {genrm.min_f1} and genrm.alarm {genrm.alarm}, but genrm.probe, which tells, is empty; name a file there"
+        if ((who := genrm.second[0]) or genrm.alarm != "tell") and not self.judged_elsewhere:
+            yield f"genrm.second is {who or 'empty'} and genrm.alarm {genrm.alarm}, but {asked}; both need judge endpoint or serve"
+        if who and not (0 < genrm.second[1] <= 1 and (who in ("oracle", "votes", "order") or all(who.rpartition("@")))):
+            yield f"genrm.second is {who} {genrm.second[1]}; use oracle, votes, order or model@url, and a share above 0 up to 1"
         name = run.name
         if not name.isprintable() or name != name.strip(" .") or name in ("", "fresh", "logs") or name[0] == "-" or "/" in name:
             yield (
@@ -280,8 +288,8 @@ class Config:
             )
         if len(name.encode()) > 200:
             yield f"run.name is {len(name.encode())} bytes long; use at most 200"
-        if not 0 <= genrm.max_unknown <= 1:
-            yield f"genrm.max_unknown {genrm.max_unknown} is a share; use 0 … 1"
+        if not (0 <= genrm.max_unknown <= 1 and 0 <= genrm.min_f1 <= 1):
+            yield f"genrm.max_unknown {genrm.max_unknown} is a share, and genrm.min_f1 {genrm.min_f1}; use 0 … 1"
         every, last, multiple = run.save
         if not (every >= 0 and last >= 1 and multiple >= 0):
             yield f"run.save is {every} {last} {multiple}; use steps ≥ 0, at least 1 checkpoint kept, and a third number ≥ 0"
@@ -331,7 +339,6 @@ class Config:
 
 
 WEEK = 604_800
-
 POSITIVE = (
     "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
     "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers "

@@ -7,20 +7,21 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment
 from soundrl.engine.files.model_folder import check_folder
+from soundrl.engine.judge_watch import JudgeWatch, build_watch
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.tools.plan import judge_length, planned
+from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.task import OracleJudge
-from soundrl.genrm.critic_data.labelled import load_labelled
 from soundrl.genrm.pool.address import checked_url, own_host
 from soundrl.genrm.pool.judge import EndpointJudge
-from soundrl.genrm.probe import PROBE_ROWS, Probe
 from soundrl.genrm.prompts import prompt_in
 from soundrl.genrm.serve.servers import START_SECONDS, TOKEN_ENV, JudgeServers, ServeError, Serving
 
@@ -38,29 +39,40 @@ class BuiltJudge:
     """Where the judge sleeps but for a phase of its own."""
     close: Callable[[], None] = lambda: None
     """Ends its connections, and the servers that were started for it."""
-    probe: Callable[[int], dict[str, float]] | Probe = lambda step: {}
+    watch: JudgeWatch | None = None
 
     def metrics(self, step: int) -> dict[str, float]:
-        """What it says of itself, and a probe of it where one is due."""
-        return {} if self.judge is None else self.judge.metrics() | self.probe(step)
+        """What it says of itself on this rank, and what its watch asks of it while it is awake. A collective."""
+        if self.judge is None or self.watch is None:
+            return {} if self.judge is None else self.judge.metrics()
+        said, found = self.judge.metrics(), self.watch.asked(step)
+        if self.phase is not None and self.watch.second_judge is not None:
+            self.watch.second_judge.rest()  # the servers are about to sleep
+        return said | found
+
+    def errors(self, name: str) -> Errors | None:
+        """What second opinions say of it, see `JudgeWatch.errors`."""
+        return None if self.watch is None else self.watch.errors(name)
 
     @property
     def gone(self) -> bool:
         """Whether nobody is left to ask."""
         return self.judge is not None and self.judge.gone
 
-    def state(self) -> dict[str, float] | None:
-        """What the probe was at its start, on rank 0."""
-        return self.probe.start if isinstance(self.probe, Probe) else None
+    def state(self) -> dict[str, Any] | None:
+        """What its watch remembers from step to step; plain JSON, of rank 0."""
+        return None if self.watch is None else self.watch.state()
 
-    def restore(self, state: dict[str, float] | None) -> None:
-        if isinstance(self.probe, Probe):
-            self.probe.start = state
+    def restore(self, state: dict[str, Any] | None) -> None:
+        if self.watch is not None and state is not None:
+            self.watch.restore(state)
 
 
-def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None]) -> BuiltJudge:
+def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None], begins: bool = True) -> BuiltJudge:
     """A collective where the judge is no oracle. ValueError for a judge that does not answer or is too short for question and critique, for
-    one on loopback that ranks of other machines are to ask, and where judges and the policy do not fit on the GPUs, not even in turns."""
+    one on loopback that ranks of other machines are to ask, where judges and the policy do not fit on the GPUs, not even in turns, and for
+    one below `genrm.min_f1` where the run `begins`: one that goes on has let its judge in before, its watch compares with that start, and
+    a restart must not end a run for a row that falls the other way."""
     g = config.genrm
     if g.judge == "none":
         return BuiltJudge(None)
@@ -102,6 +114,8 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         split=environment.split,
     )
 
+    watch = build_watch(config, environment, judge, ranks, say)
+
     def ready() -> None:
         if servers is not None:
             try:
@@ -111,8 +125,13 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         ranks.barrier()
         judge.check()
         say(f"judge: asked by the prompt {judge.asked.name}, {judge.because}")
+        if watch.second_judge is not None:
+            watch.second_judge.check()
+        if begins:
+            watch.admit()
 
     def close() -> None:
+        watch.close()
         judge.close()
         if servers is not None:
             servers.close()
@@ -128,7 +147,7 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         ready if beside else lambda: None,
         JudgingPhase(judge, servers, ranks) if why else None,
         close,
-        build_probe(config, judge, ranks),
+        watch,
     )
 
 
@@ -161,12 +180,6 @@ def over_ranks(parts: list[dict[str, float]]) -> dict[str, float]:
     if tokens := [part["genrm/critique_tokens"] * part["genrm/replies"] for part in parts if "genrm/critique_tokens" in part]:
         out["genrm/critique_tokens"] = sum(tokens) / out["genrm/replies"]
     return out
-
-
-def build_probe(config: Config, judge: EndpointJudge, ranks: Ranks) -> Callable[[int], dict[str, float]]:
-    """The probe of `genrm.probe`, on rank 0; nothing where there is none."""
-    name, every = config.genrm.probe
-    return Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every) if name and ranks.main else lambda step: {}
 
 
 def serial_phase(config: Config, ranks: Ranks) -> str:

@@ -28,7 +28,9 @@ def arith() -> Config:
 
 def arith_genrm() -> Config:
     """`make run`: the same in 32 steps at twice the rate from the committed warm start, judged by the world's GenRM in a vLLM process."""
-    judge = Genrm(judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=(ARITH_SOLUTIONS, 20))
+    judge = Genrm(
+        judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=(ARITH_SOLUTIONS, 20), second=("oracle", 0.05)
+    )
     base = arith()
     return replace(
         base,

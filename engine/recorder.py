@@ -14,7 +14,7 @@ from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Group, Prompt
 from soundrl.fapo.task import Task
-from soundrl.genrm.probe import PROBED
+from soundrl.genrm.watch.probe import PROBED
 
 Metrics = dict[str, float]
 
@@ -50,11 +50,14 @@ class Recorder:
         judged = over_ranks(self.ranks.gather(self.judge.metrics(step) if judge is None else judge))
         if PROBED[0] in judged:
             self.errors = Errors(*(int(judged[name]) for name in PROBED))
-        figures = self.task.rates(self.ranks.total(self.task.count(groups)), self.errors)
+        figures = self.task.rates(self.ranks.total(self.task.count(groups)), self.judge.errors("") or self.errors)
         figures |= TIMELINE.judged(pending.calls(), self.ranks)
         metrics = dict(figures)
         for part in (*measured, judged, TIMELINE.take(), peak_memory()):
             metrics |= part
+        if self.judge.watch is not None:
+            metrics |= self.judge.watch.step(step, groups, metrics)
+            self.folder.disagree(step, self.judge.watch.disagreements)
         self.before = figures | self.before
         self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}
         self.folder.log(step, metrics)
@@ -70,8 +73,11 @@ class Recorder:
         for name, prompts in tests.items():
             part = [own[prompt.id] for prompt in prompts if prompt.id in own]
             total = self.ranks.total(self.task.count(part))
-            measures |= {f"eval/{name}/{measure}": value for measure, value in self.task.evaluation(total, self.errors).items()}
+            found = self.task.evaluation(total, self.judge.errors(name) or self.errors)
+            measures |= {f"eval/{name}/{measure}": value for measure, value in found.items()}
             self.folder.save_rollouts(step, part, "eval", name)
+        if self.judge.watch is not None:
+            self.folder.disagree(step, self.judge.watch.disagreements)
         self.before, self.after, self.evaluated = self.before or measures, measures, step
         self.progress.evaluation(step, measures)
         self.folder.log(step, measures | TIMELINE.take())

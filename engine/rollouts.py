@@ -20,7 +20,7 @@ from soundrl.engine.samplers.sampler import Draw, Request, Sampler
 from soundrl.engine.timeline import TIMELINE, WON
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt, Rollout
-from soundrl.fapo.task import Task
+from soundrl.fapo.task import Beside, Task
 
 
 class Rollouts:
@@ -31,6 +31,8 @@ class Rollouts:
         self.ranks = underway.ranks
         self.shared = config.rollout.tensor_parallel
         self.expected, self.hands = ExpectedLengths(), list[list[int]]()
+        self.beside: Beside | None = None
+        """Told of each question to the judge"""
 
     def __call__(self, prompts: Sequence[Prompt], step: int) -> PendingGroups:
         """Sample and verify this rank's groups of `prompts`, the step's in their global order; each correct rollout goes to the judge as
@@ -114,7 +116,7 @@ class Rollouts:
                         self.underway.add(rollout)
                     yield rollout
 
-        pending = self.task.collect(prompts, finished())
+        pending = self.task.collect(prompts, finished(), self.beside)
         for group in pending:
             group.leaving = leaving
         return pending

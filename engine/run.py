@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import environment_of, trained_prompt
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.files.checkpoint import Place
+from soundrl.engine.files.checkpoint import Place, place_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.files.shared import keeps_checkpoints
@@ -42,9 +43,12 @@ from soundrl.engine.view.console import Progress
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
-from soundrl.fapo.measures import TooManyUnknownError
+from soundrl.fapo.measures import JudgeGoneError, TooManyUnknownError
 from soundrl.fapo.pending import PendingGroups
+from soundrl.fapo.records import Group, Prompt
 from soundrl.genrm.verdict import UNASKED
+
+FIRST_PAUSE, LONGEST_PAUSE = 10, 600  # seconds before a judge under an alarm is probed again
 
 
 class Run:
@@ -56,6 +60,7 @@ class Run:
             TIMELINE.begin(ranks.rank)
             self.watcher = watch_progress(ranks, config.run.patience)
         self.folder, progress = RunFolder(config, ranks), Progress(ranks.main, config.run.steps)
+        self.say = progress.say
         with users_mistakes(), TIMELINE("prepare"), self.folder.claimed() as config:
             self.config = config
             config.engines(ranks.size, ranks.device.type)
@@ -69,7 +74,8 @@ class Run:
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps and not saved else None
-            self.judge = build_judge(config, environment, ranks, progress.say)
+            begins = saved is None or place_of(saved) == Place(0)
+            self.judge = build_judge(config, environment, ranks, progress.say, begins)
             self.underway = Underway(self.folder.path / "underway", ranks)
             asked = RememberingJudge(self.judge.judge, self.underway) if config.judged_elsewhere and self.judge.judge else self.judge.judge
             self.task = build_task(config, environment, dataclasses.replace(self.judge, judge=asked))
@@ -120,6 +126,8 @@ class Run:
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
             self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway)
+            if self.judge.watch is not None and self.judge.watch.second is not None:
+                self.rollouts.beside = self.judge.watch.second.ask
             if self.at["lengths"]:
                 self.rollouts.expected.restore(self.at["lengths"])
             self.sampler.version = self.at["version"] - 1  # the sync below is the one that the step had ended with
@@ -129,6 +137,8 @@ class Run:
         TIMELINE.take()
         self.at = self.snapshot(self.step)
         RANK.grace, RANK.stops = config.run.grace, True
+        if (watch := self.judge.watch) is not None and watch.setting != "tell" and (watch.probed or watch.acting):
+            self.wait_for_judge()  # it stopped, or was stopped, under this alarm
 
     def before_training(self, step: int, pending: PendingGroups) -> dict[str, float] | None:
         """The judge's phase where it has one, and then what it says of itself; None: it is awake throughout, and is asked later."""
@@ -150,23 +160,71 @@ class Run:
             if (phase := self.judge.phase) is not None and phase.needed(pending):
                 self.sampler.sleep()
                 with phase.awake(TIMELINE.detail):
-                    pending.ask().groups(measuring=True)
+                    groups = self._judged(pending.ask(), tests)
                 self.sync()  # its sleep took the sampler's weights
-            groups = pending.groups(measuring=True)
+            else:
+                groups = self._judged(pending, tests)
             self.leave()
         self.recorder.evaluation(step, tests, groups)
         self.at = self.snapshot(step)
 
+    def _judged(self, pending: PendingGroups, tests: Mapping[str, Sequence[Prompt]]) -> list[Group]:
+        """An evaluation's groups, with their verdicts and second opinions."""
+        groups = pending.groups(measuring=True)
+        if self.judge.watch is not None:
+            self.judge.watch.evaluated(tests)
+        return groups
+
     def watch(self, step: int, metrics: dict[str, float]) -> None:
-        """Ends a run that should not go on, with its state as it is now."""
+        """Ends a run that should not go on, with its state as it is now; or, saved, waits until its judge is well (`genrm.alarm`)."""
+        watch = self.judge.watch
         with users_mistakes(TooManyUnknownError):
             try:
                 self.task.watch(step, metrics)
-            except TooManyUnknownError:
-                self.at = self.snapshot(step)
-                self.save()
-                self.checkpoints.wait()
-                raise
+                if watch is not None:
+                    if watch.setting == "pause" and watch.acting and not watch.probed:
+                        self._probe_again(step)
+                    watch.check(step)
+                paused = watch is not None and watch.pauses
+            except TooManyUnknownError as error:
+                paused = isinstance(error, JudgeGoneError) and watch is not None and watch.setting == "pause"
+                if not paused:
+                    self._stay(step)
+                    raise
+        if paused:
+            self._stay(step)
+            self.wait_for_judge()
+
+    def _stay(self, step: int) -> None:
+        self.at = self.snapshot(step)
+        self.save()
+        self.checkpoints.wait()
+
+    def wait_for_judge(self) -> None:
+        """Asks the probe with growing pauses until the judge is well; with `genrm.alarm` stop once. A stop that is asked for is heeded."""
+        assert (watch := self.judge.watch) is not None
+        seconds = FIRST_PAUSE
+        with users_mistakes(TooManyUnknownError), TIMELINE("judge_alarm"):
+            while not self._probe_again(self.step):
+                watch.check(self.step)
+                self.say(f"the run waits for a judge that is well, and asks it again in {seconds} s; its state is saved, Ctrl-C ends it")
+                for _ in range(seconds):
+                    time.sleep(1.0)
+                    RANK.beat()
+                    self.leave()
+                seconds = min(2 * seconds, LONGEST_PAUSE)
+        watch.forgive(self.step)
+
+    def _probe_again(self, step: int) -> bool:
+        """Whether the judge is well."""
+        assert (watch := self.judge.watch) is not None
+        if (phase := self.judge.phase) is None:
+            return watch.again(step)
+        self.sampler.sleep()
+        with phase.awake(TIMELINE.detail):
+            well = watch.again(step)
+        self.sync()  # its sleep took the sampler's weights
+        return well
 
     def leave(self, batch: StepBatch | None = None, window: Sequence[int] = ()) -> None:
         """Ends the run, saved as it is now, where somebody has asked for it on any rank, or no judge is left for verdicts of `window`.

@@ -16,13 +16,16 @@ from soundrl.fapo.pending import Call, PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
+Beside = Callable[[Prompt, Rollout, Future[Verdict], int], None]
+"""Told of a question to the judge: the prompt, the rollout, its verdict to come, its priority (a second opinion)"""
+
 
 class Task(Protocol):
     """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
     `soundrl.genrm.task.CriticTask` for the GenRM."""
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
-        """Consume `rollouts` in whatever order they finish."""
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None) -> PendingGroups:
+        """Consume `rollouts` in whatever order they finish. Nothing waits for `beside`."""
         ...
 
     def assign(self, groups: Sequence[Group]) -> None:
@@ -113,7 +116,7 @@ class ReasoningTask(Task):
                 out["true_sound"] = (sums["correct"] - sums["true_flawed"]) / verified(sums)
         return out
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None) -> PendingGroups:
         """Each rollout is verified and judged while the next are sampled."""
         judge = self.judge
         decisive = self.judge is not None and self.settings.lam > 0
@@ -129,6 +132,8 @@ class ReasoningTask(Task):
                     return
                 call = Call(time.perf_counter())
                 answer = judge.submit(pending.by_prompt[rollout.prompt_id].prompt, rollout, places[rollout.prompt_id])
+                if beside is not None:
+                    beside(pending.by_prompt[rollout.prompt_id].prompt, rollout, answer, places[rollout.prompt_id])
                 if not answer.done():
                     pending.asked[f"{rollout.prompt_id} {rollout.sample}"] = call
 
@@ -145,7 +150,7 @@ class ReasoningTask(Task):
             said, verdict = self.verify(group.prompt, rollout), Future()
             outcome = done(said) if isinstance(said, Outcome) else said
             group.add(rollout, outcome, verdict)
-            if self.judge_sleeps and judge is self.judge:
+            if self.judge_sleeps:
                 pending.held.append((outcome, partial(ask, rollout, verdict)))
             else:
                 outcome.add_done_callback(partial(ask, rollout, verdict))

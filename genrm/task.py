@@ -12,7 +12,7 @@ from soundrl.fapo.measures import common, common_rates, share
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
-from soundrl.fapo.task import Task
+from soundrl.fapo.task import Beside, Task
 from soundrl.genrm import scores
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.prompts import PROMPTS
@@ -57,7 +57,7 @@ class CriticTask(Task):
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
         self.settings, self.process, self.prompt = replace(settings, lam=0.0), process, PROMPTS[prompt]
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout]) -> PendingGroups:
+    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None) -> PendingGroups:
         pending = PendingGroups(prompts, self.assign, decisive=False)
         for rollout in rollouts:
             prompt = pending.by_prompt[rollout.prompt_id].prompt

@@ -1,6 +1,7 @@
 """Flawed shares corrected for the judge's errors: the formula, the interval's coverage, and what a run says of it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from soundrl.fapo.records import Outcome, Verdict
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import OracleJudge, ReasoningTask
 from soundrl.genrm.critic_data.labelled import Labelled
-from soundrl.genrm.probe import errors_of
+from soundrl.genrm.watch.probe import PROBED, SOUND, UNKNOWN, Question, measured
 
 
 def judged(rng: np.random.Generator, probe: tuple[int, int], drift: float = 0.0) -> tuple[Share, float, float]:
@@ -62,16 +63,21 @@ def test_by_hand():
     assert corrected(0, 0, Errors(45, 50, 2, 50)) is None
 
 
-def test_errors_are_of_right_answers_with_a_verdict():
-    def row(label: int, right: bool = True) -> Labelled:
-        return Labelled(id="", problem="", steps=("a", "b"), label=label, right=right)
-
-    said = [
-        *((row(1), verdict) for verdict in (Verdict.flawed(1), Verdict.flawed(0), Verdict.sound(), Verdict.unknown("timeout"))),
-        *((row(-1), verdict) for verdict in (Verdict.sound(), Verdict.flawed(0), Verdict.unknown("no_box"))),
-        (row(0, right=False), Verdict.sound()),
+def test_errors_of_a_probe_are_of_right_answers_with_a_verdict():
+    rows = [
+        (1, True, 1),
+        (1, True, 0),
+        (1, True, SOUND),
+        (1, True, UNKNOWN),
+        (-1, True, SOUND),
+        (-1, True, 0),
+        (-1, True, UNKNOWN),
+        (0, False, SOUND),
     ]
-    assert errors_of(said) == Errors(found=2, flawed=3, alarms=1, sound=2)
+    labelled = [Labelled(id=str(i), problem="", steps=("a", "b"), label=label, right=right) for i, (label, right, _) in enumerate(rows)]
+    asked = [*(Question("own", row) for row in labelled), Question("canary", labelled[0])]
+    found = measured(asked, {str(i): said for i, (*_, said) in enumerate(rows)})
+    assert Errors(*(int(found[name]) for name in PROBED)) == Errors(found=2, flawed=3, alarms=1, sound=2)
 
 
 def test_a_step_and_an_evaluation_say_raw_corrected_and_true():
@@ -88,10 +94,12 @@ def test_a_step_and_an_evaluation_say_raw_corrected_and_true():
     assert not any(name in rates(sums, truth=True) for name in names)  # nobody has probed the judge
 
     settings = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
-    task = ReasoningTask(lambda *_: Outcome.CORRECT, OracleJudge(truth.oracle), settings, truth=truth)
+    task = ReasoningTask(lambda *_: Outcome.CORRECT, SimpleNamespace(), settings, truth=truth)  # type: ignore[arg-type]
     found = task.evaluation(sums, errors)
     assert found["flawed_corrected"] == expected.value and found["flawed_ratio"] == 1 / 4 and found["true_flawed_ratio"] == 2 / 5
     assert (found["sound"], found["true_sound"]) == (3 / 6, 3 / 6)
+    exact = dataclasses.replace(task, judge=OracleJudge(truth.oracle)).evaluation(sums)
+    assert "sound" in exact and not any(name.startswith("true_") for name in exact)  # it would say all twice
     alone = dataclasses.replace(task, judge=None)
     assert alone.evaluation(sums, errors).keys() == {"accuracy", "tokens"}
 

@@ -23,7 +23,8 @@ from soundrl.engine.launch import last_words
 from soundrl.engine.launch.last_words import RANK, RESTART, ComeAgain, PlannedStop, Rank, UserError, explained, undone
 from soundrl.engine.launch.launch import parse_arguments, users_mistakes
 from soundrl.engine.launch.launcher import Child, report
-from soundrl.engine.launch.words import kept, one_line
+from soundrl.engine.launch.words import kept
+from soundrl.fapo.printable import one_line
 
 HOST = socket.gethostname()
 ONE, ZERO = f"error: [rank 1, {HOST}] ", f"error: [rank 0, {HOST}] "

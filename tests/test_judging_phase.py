@@ -119,9 +119,11 @@ def test_a_run_with_a_serial_phase_computes_the_same(runs):
     """Both runs through the main job on two ranks, with a server that answers 503 in its sleep, probes and evaluations judged by it."""
     serial, overlapped = runs["serial"], runs["overlapped"]
     assert serial["parameters"] == overlapped["parameters"]
-    names = ("loss/policy", "optim/grad_norm", "reward/mean", "fapo/flawed_ratio", "genrm/unknown", "genrm/probe_f1")
+    names = ("loss/policy", "optim/grad_norm", "reward/mean", "fapo/flawed_ratio", "genrm/unknown", "genrm/probe_f1", "genrm/alarm")
+    names += ("genrm/second_count", "genrm/second_agreement", "genrm/second_unknown")
     for ours, theirs in zip(serial["steps"], overlapped["steps"], strict=True):
         assert [ours[name] for name in names] == [theirs[name] for name in names] and ours["genrm/unknown"] == 0.0
+        assert ours["genrm/second_count"] > 0.0 == ours["genrm/second_unknown"] and ours["genrm/second_agreement"] == 1.0  # one judge
         assert ours["genrm/overlap"] == 0.0 < theirs["genrm/overlap"] <= 1.0
         assert min(ours["time/judge_wake"], ours["time/judge_sleep"]) > 0.0 and "time/judge_wake" not in theirs
     measures = [[{k: v for k, v in row.items() if k.startswith("eval/")} for row in run["evaluations"]] for run in (serial, overlapped)]

@@ -33,7 +33,7 @@ class RunFolder:
         self.path = RANK.home = Path(config.run.folder) / config.run.name
         self.config, self.ranks, self.writes = config, ranks, ranks.main
         self.metrics = self.board = self.trace = self.lock = None
-        self.lines = 0
+        self.lines = self.disagreed = 0
         self.goes_on = False
         """Whether an earlier run of this name goes on, from its last checkpoint, or from its beginning where it has none"""
         self.marks: dict[str, int] = {}
@@ -98,6 +98,9 @@ class RunFolder:
             log.seek(0)
             log.truncate(sum(len(line) for line in itertools.islice(log, self.lines)))
         self.metrics = (self.path / "metrics.jsonl").open("a")
+        self.disagreed = self.marks.get("disagreements", 0)
+        if (file := self.path / "disagreements.jsonl").exists():
+            os.truncate(file, self.disagreed)
         self.trace = TraceFile(self.path / "trace.json", self.marks.get("trace", 0))
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -110,7 +113,8 @@ class RunFolder:
 
     def mark(self, step: int) -> dict[str, int]:
         """How far the files are those of a run in which `step` steps have ended."""
-        return {"step": step, "metrics": self.lines, "trace": 0 if self.trace is None else self.trace.size}
+        trace = 0 if self.trace is None else self.trace.size
+        return {"step": step, "metrics": self.lines, "trace": trace, "disagreements": self.disagreed}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One object a step; keys are those of DESIGN §7. Not-finite values are written as null: JSON has no NaN."""
@@ -123,6 +127,13 @@ class RunFolder:
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
+
+    def disagree(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Rollouts of which a second opinion says otherwise, a line each (`soundrl.genrm.watch.second`); a file where there are any."""
+        if self.writes and rows:
+            with (self.path / "disagreements.jsonl").open("a") as file:
+                file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+                self.disagreed = file.tell()
 
     def save_rollouts(self, step: int, groups: Sequence[Group], kind: str = "train", set: str = "") -> None:
         """This rank's groups of one sampling with outcomes, verdicts, rewards and advantages; `kind` and `set` as `rollout_file` has them.
@@ -172,7 +183,8 @@ def locked(folder: Path) -> IO[str]:
 FREE = (
     "run.steps run.eval_every run.eval_sampling run.overlap run.save run.resume run.grace run.patience run.gate data.test data.test_rows "
     "model.activation_checkpointing model.attention optim.microbatch_tokens rollout.memory rollout.eager rollout.tensor_parallel "
-    "genrm.urls genrm.allow_http genrm.workers genrm.tensor_parallel genrm.deadline genrm.concurrency genrm.probe genrm.max_unknown"
+    "genrm.urls genrm.allow_http genrm.workers genrm.tensor_parallel genrm.deadline genrm.concurrency genrm.probe genrm.max_unknown "
+    "genrm.min_f1 genrm.alarm genrm.second"
 ).split()
 """Settings that may change when a run goes on: how long, how it is measured, where it runs, what it holds in memory. What is computed stays
 the same, up to the order in which numbers are added."""

@@ -28,8 +28,9 @@ from typing import Any
 
 from soundrl.engine.launch.hang_report import Page, cause, has_an_end, page_of, report
 from soundrl.engine.launch.last_words import LONGEST_TRACEBACK, RANK, RESTART
-from soundrl.engine.launch.words import kept, one_line, say
+from soundrl.engine.launch.words import kept, say
 from soundrl.engine.ranks import Ranks
+from soundrl.fapo.printable import one_line
 from soundrl.fapo.waiting import announced
 
 ANSWER = 2.0  # seconds in which a rank answers, however busy it is

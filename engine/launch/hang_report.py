@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from soundrl.engine.launch.last_words import RANK
-from soundrl.engine.launch.words import one_line
+from soundrl.fapo.printable import one_line
 from soundrl.fapo.waiting import GIVEN_UP, announced
 
 Page = dict[str, Any]

@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from soundrl.engine.launch.words import Heedless, kept, one_line, say, stopped, stopping
+from soundrl.engine.launch.words import Heedless, kept, say, stopped, stopping
+from soundrl.fapo.printable import one_line
 
 LAUNCHER = "SOUNDRL_LAUNCHER"  # descriptor of the socket to the launcher; a message is a datagram of JSON, and its end is the launcher's
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

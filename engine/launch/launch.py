@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from soundrl.engine.launch import launcher
 from soundrl.engine.launch.last_words import FULL, RANK, UserError, catch
-from soundrl.engine.launch.words import one_line, say, stopped
+from soundrl.engine.launch.words import say, stopped
+from soundrl.fapo.printable import one_line
 
 if TYPE_CHECKING:  # a signal that comes while these load must find its handler
     from soundrl.engine.config import Config

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from soundrl.fapo.printable import one_line
+
 
 def say(text: str) -> None:
     """On standard error, to whoever still reads it: a terminal that was closed must not keep a rank from its end."""
@@ -35,24 +37,6 @@ class Heedless:
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self.stream.flush()
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would obey: names, a model's card and rows of files are others' text.
-
-    >>> printable("red \\x1b[31m")
-    'red \\\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def one_line(text: str) -> str:
-    """The same, without line breaks.
-
-    >>> one_line("two\\n  lines \\x1b[31m")
-    'two lines \\\\x1b[31m'
-    """
-    return printable(" ".join(text.split()))
 
 
 def stopping(number: signal.Signals, grace: float) -> str:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from soundrl.engine.launch.words import printable
 from soundrl.engine.timeline import shares
+from soundrl.fapo.printable import printable
 
 
 def peak_memory() -> dict[str, float]:

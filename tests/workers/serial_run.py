@@ -56,7 +56,13 @@ def run(name: str, model: str, warm_start: int) -> dict:
         rollout=replace(small.rollout, engine="torch", prompts=8),
         optim=replace(small.optim, minibatch_prompts=8, microbatch_tokens=256),
         genrm=replace(
-            small.genrm, judge="serve", model=arguments["judge"], probe=(ARITH_SOLUTIONS, 1), max_tokens=64, deadline=(60.0, 60.0)
+            small.genrm,
+            judge="serve",
+            model=arguments["judge"],
+            probe=(ARITH_SOLUTIONS, 1),
+            second=("votes", 0.5),
+            max_tokens=64,
+            deadline=(60.0, 60.0),
         ),
         run=replace(small.run, name=name, folder=arguments["folder"], steps=2),
     )
