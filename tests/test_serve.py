@@ -493,7 +493,7 @@ def test_servers_do_not_outlive_a_killed_trainer(folder):
 
 
 def write_long(folder: Path) -> None:
-    """A Qwen3 with random weights that says, as Qwen3-4B-Instruct-2507 does, that it takes 262,144 tokens: a cache of 512 MiB."""
+    """A Qwen3 with random weights that says, as Qwen3-4B-Instruct-2507 does, that it takes 262,144 tokens: 512 MiB of KV cache."""
     tokenizer = critic_tokenizer()
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.eos_token_id}
