@@ -97,12 +97,16 @@ def test_shorter_solutions_of_a_policy_that_falls_apart_are_no_jump():
         assert not alarms.standing
 
 
-def test_a_share_of_rollouts_follows_from_their_names_alone():
-    names = [(f"p{i}", sample) for i in range(500) for sample in range(8)]
-    those = {name for name in names if chosen(0, *name, 0.05)}
-    assert 140 <= len(those) <= 260 and those == {name for name in reversed(names) if chosen(0, *name, 0.05)}
-    assert those != {name for name in names if chosen(1, *name, 0.05)} and all(chosen(0, *name, 1.0) for name in names)
-    assert those < {name for name in names if chosen(0, *name, 0.1)}
+def test_a_share_of_rollouts_follows_from_their_names_and_weights_alone():
+    those = [rollout(f"p{i}", sample) for i in range(500) for sample in range(8)]
+
+    def picked(seed: int, share: float, version: int = 0) -> set[tuple[str, int]]:
+        return {(r.prompt_id, r.sample) for r in reversed(those) if chosen(seed, replace(r, policy_version=version), share)}
+
+    few = picked(0, 0.05)
+    assert 140 <= len(few) <= 260 and few == {(r.prompt_id, r.sample) for r in those if chosen(0, r, 0.05)}
+    assert few != picked(1, 0.05) and len(picked(0, 1.0)) == 4000 and few < picked(0, 0.1)
+    assert len(few & picked(0, 0.05, version=1)) < 30  # of the same problems with other weights, others
 
 
 def test_agreement_and_kappa():

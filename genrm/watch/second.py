@@ -22,9 +22,11 @@ Table = list[int]
 """Pairs by (first, second): both sound, flawed to the second alone, to the first alone, to both; and pairs in which one has no verdict"""
 
 
-def chosen(seed: int, prompt_id: str, sample: int, share: float) -> bool:
-    """Whether this rollout is of the share, at whatever step, on whatever rank."""
-    digest = hashlib.blake2b(f"{seed}/{prompt_id}/{sample}".encode(), digest_size=8).digest()
+def chosen(seed: int, rollout: Rollout, share: float) -> bool:
+    """Whether this rollout is of the share, on whatever rank. An evaluation has the same problems each time: other weights have others of
+    them chosen, or ten evaluations would know no more of the judge than one."""
+    name = f"{seed}/{rollout.policy_version}/{rollout.prompt_id}/{rollout.sample}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
@@ -40,7 +42,7 @@ class Second:
 
     def ask(self, prompt: Prompt, rollout: Rollout, first: Future[Verdict], priority: int = 0) -> None:
         """From any thread."""
-        if chosen(self.seed, rollout.prompt_id, rollout.sample, self.share):
+        if chosen(self.seed, rollout, self.share):
             self.pairs.append((prompt, rollout, first, self.judge.submit(prompt, rollout, priority)))
 
     def collect(self, part: Callable[[Prompt], str] = lambda _: "") -> tuple[dict[str, Table], list[dict[str, Any]]]:
