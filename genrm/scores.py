@@ -8,6 +8,7 @@ Shapes: N rows, F flags, B bootstrap samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,25 @@ from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled
 
 RESAMPLES = 2000
+Z = 1.959964  # 95 %
 # What is counted for one row; every score is a ratio of sums of these.
 FLAGS = ("wrong", "located", "right", "accepted", "positives", "negatives", "true_positive", "false_positive", "answered", "rows")
 
 
+SHARES = {
+    "error_accuracy": ("located", "wrong"),
+    "correct_accuracy": ("accepted", "right"),
+    "precision": ("true_positive", "said_flawed"),
+    "recall": ("true_positive", "positives"),
+    "over_critic": ("false_positive", "negatives"),
+    "coverage": ("answered", "rows"),
+}
+"""What of what."""
+
+
 @dataclass(frozen=True)
 class Score:
-    """A measure in 0 … 1 and its 95 % bootstrap interval over rows."""
+    """A measure in 0 … 1 and its 95 % interval over rows."""
 
     value: float
     low: float
@@ -82,12 +95,35 @@ def as_score(values: NDArray[np.float64]) -> Score:
     return Score(values[0].item(), *np.quantile(values[1:], (0.025, 0.975)).tolist())
 
 
+def wilson(part: float, whole: float) -> Score:
+    """A share with Wilson's interval, which is one at 0 and at 1 too, where resampling would find no other value; of nothing it is 0 … 1.
+
+    >>> str(wilson(30, 30))
+    '100.0 [88.6, 100.0]'
+    """
+    if whole <= 0:
+        return Score(0.0, 0.0, 1.0)
+    share, z2 = part / whole, Z**2 / whole
+    middle, spread = share + z2 / 2, Z * math.sqrt(share * (1 - share) / whole + z2 / 4 / whole)
+    return Score(share, max(0.0, (middle - spread) / (1 + z2)), min(1.0, (middle + spread) / (1 + z2)))
+
+
 def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Score]:
-    """Every measure of `measures` with its interval (percentile bootstrap over rows, `resamples` times, seeded).
+    """Every measure of `measures` with its interval: Wilson's of shares, of the two F1 the percentile bootstrap over rows (`resamples`
+    times, seeded), which reaches from the one end of both shares to the other where one of them is 0 or 1.
 
     Example: two rows with labels −1 and 2, verdicts sound and flawed(1): error accuracy 0, correct accuracy 1, F1 0, precision 1, recall 1.
     """
-    return {name: as_score(values) for name, values in sampled(rows, verdicts, seed, resamples).items()}
+    found = {name: as_score(values) for name, values in sampled(rows, verdicts, seed, resamples).items()}
+    c = dict(zip(FLAGS, np.sum([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], axis=0).tolist(), strict=True))
+    c["said_flawed"] = c["true_positive"] + c["false_positive"]
+    found |= {name: wilson(c[part], c[whole]) for name, (part, whole) in SHARES.items()}
+    for name, parts in {"f1": ("error_accuracy", "correct_accuracy"), "flawed_f1": ("precision", "recall")}.items():
+        one, other = (found[part] for part in parts)
+        if {one.value, other.value} & {0.0, 1.0}:
+            low, high = (2 * a * b / (a + b) if a + b else 0.0 for a, b in ((one.low, other.low), (one.high, other.high)))
+            found[name] = Score(found[name].value, min(found[name].low, low), max(found[name].high, high))
+    return found
 
 
 def difference(

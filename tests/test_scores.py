@@ -96,6 +96,16 @@ def test_intervals_cover_the_truth_and_pairing_narrows_them():
     assert (first == again).all() and (first[1:] != other[1:]).any()
 
 
+def test_a_judge_without_an_error_on_few_rows_is_not_one_without_errors():
+    rows = [Labelled(id=str(i), problem="?", steps=("s",), label=i % 2 - 1) for i in range(40)]
+    found = score(rows, [as_verdict(row.label) for row in rows])
+    for name in ("precision", "recall", "f1", "flawed_f1"):
+        assert found[name].value == 1.0 == found[name].high and 0.7 < found[name].low < 0.9
+    assert found["over_critic"].low == 0.0 and 0.1 < found["over_critic"].high < 0.25
+    none = score(rows, [Verdict.sound()] * 40)["precision"]  # of nothing called flawed
+    assert (none.value, none.low, none.high) == (0.0, 0.0, 1.0)
+
+
 def test_nothing_to_score_is_refused():
     with pytest.raises(ValueError, match="no rows"):
         score([], [])
@@ -116,6 +126,14 @@ def test_processbench_loads(shared_data, name, rows, wrong, right):
 def test_gsm8k_answers_are_found_by_the_problem(shared_data):
     rows = load_labelled(str(shared_data / "processbench" / "gsm8k.json"), max_rows=50)
     assert sum(row.answer is not None for row in with_references(rows, shared_data / "gsm8k-test.jsonl")) == 50
+
+
+def test_a_reference_is_that_of_the_very_problem(tmp_path):
+    """Of `x-1` not that of `x+1`; none where the file has two."""
+    problems = {"Solve $x - 1 = 0$.": "1", "Solve $x + 1 = 0$.": "-1", "Twice?": "2", " twice? ": "3"}
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"problem": p, "answer": a}) + "\n" for p, a in problems.items()))
+    rows = [Labelled(id=p, problem=p, steps=("s",), label=0, answer="old") for p in ("solve \\(x-1=0\\).", "Solve $x+1=0$.", "Twice?", "?")]
+    assert [row.answer for row in with_references(rows, tmp_path / "p.jsonl")] == ["1", "-1", "old", "old"]
 
 
 def test_critic_rows_are_trained_on_as_the_judge_is_asked(shared_data, tmp_path):

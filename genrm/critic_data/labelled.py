@@ -58,9 +58,22 @@ def _labelled(id: str, fields: dict[str, Any]) -> Labelled:
 
 
 def with_references(rows: list[Labelled], path: str | os.PathLike[str]) -> list[Labelled]:
-    """`rows` with the answers of a problem file (`load_prompts`), matched by the problem's words; rows it does not hold keep theirs."""
-    answers = {words(prompt.text): prompt.answer for prompt in load_prompts(path)}
-    return [replace(row, answer=answers.get(words(row.problem), row.answer)) for row in rows]
+    """`rows` with the answers of a problem file (`load_prompts`), matched by what the problem says, spaces and dollars apart; rows it does
+    not hold keep theirs, and so do those of a problem that the file answers in two ways."""
+    answers: dict[str, set[str]] = {}
+    for prompt in load_prompts(path):
+        answers.setdefault(_said(prompt.text), set()).add(prompt.answer)
+    known = {said: next(iter(found)) for said, found in answers.items() if len(found) == 1}
+    return [replace(row, answer=known.get(_said(row.problem), row.answer)) for row in rows]
+
+
+def _said(text: str) -> str:
+    r"""Signs count: `x-1` is another problem than `x+1`.
+
+    >>> _said("What is $x - 1$?") == _said("what is \(x-1\)?") != _said("What is x + 1?")
+    True
+    """
+    return re.sub(r"[\s$]|\\[()\[\] ,;!]", "", text).lower()
 
 
 def words(text: str) -> str:
