@@ -55,6 +55,8 @@ class Arguments(evaluate.Judged, evaluate.Asking):
     """Tokens that a critique may have on average; a checkpoint whose critiques are longer is not chosen. 0 = any."""
     workers: int = 1
     """Servers of a checkpoint."""
+    tensor_parallel: int = 1
+    """GPUs of one server."""
     dtype: str = "auto"
     """Type of the weights when served."""
     eager: bool = False
@@ -95,9 +97,8 @@ def measured(arguments: Arguments, folder: Path) -> dict[str, Any]:
         rows = [[row.problem, row.steps, row.answer] for part in subsets.values() for row in part]
         # A token holds a character at least, but for scripts that few problems are written in.
         length = served_length(folder, max(len(json.dumps(row, ensure_ascii=False)) for row in rows), arguments.max_tokens)
-        serving = Serving(
-            model=folder, name=name, workers=arguments.workers, dtype=arguments.dtype, eager=arguments.eager, max_length=length
-        )
+        served = {name: getattr(arguments, name) for name in ("workers", "tensor_parallel", "dtype", "eager")}
+        serving = Serving(model=folder, name=name, max_length=length, **served)
         with JudgeServers(serving, logs=out) as servers:
             for _ in range(ROUNDS):
                 servers.wait()

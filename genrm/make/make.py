@@ -91,7 +91,7 @@ class Arguments(Making):
     def choosing(self, out: Path, data: Sequence[Path | str]) -> selection.Arguments:
         """How checkpoints are measured on `data`: greedily, with the rows' own reference answers."""
         asking = {field.name: getattr(self.asking(votes=1, temperature=0.0), field.name) for field in fields(evaluate.Asking)}
-        served = {name: getattr(self, name) for name in ("workers", "dtype", "eager", "distance", "mean_tokens")}
+        served = {name: getattr(self, name) for name in ("workers", "tensor_parallel", "dtype", "eager", "distance", "mean_tokens")}
         run = self.work / "trained" / "run"
         return selection.Arguments(run=run, data=tuple(map(str, data)), out=out, references="own", **asking | served)
 

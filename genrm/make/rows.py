@@ -63,6 +63,8 @@ class Making(evaluate.Asking):
     """Environment variable with the token of policies' endpoints; the teacher's is $SOUNDRL_GENRM_TOKEN."""
     workers: int = 1
     """Servers of a folder that is served."""
+    tensor_parallel: int = 1
+    """GPUs of one server."""
     dtype: str = "auto"
     """Type of the weights of a folder that is served."""
     eager: bool = False
@@ -100,7 +102,8 @@ def asked_at(who: Sequence[str], making: Making, longest: int, work: Path) -> It
         return
     folder = _with_template(Path(who[0]), work)
     length = served_length(folder, longest, 0)
-    serving = Serving(model=folder, workers=making.workers, dtype=making.dtype, eager=making.eager, max_length=length)
+    served = {name: getattr(making, name) for name in ("workers", "tensor_parallel", "dtype", "eager")}
+    serving = Serving(model=folder, max_length=length, **served)
     with JudgeServers(serving, logs=work) as servers:
         servers.wait()
         yield serving.name, tuple(servers.urls)
