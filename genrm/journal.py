@@ -88,8 +88,8 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def digest(what: Any) -> str:
-    """SHA-256 of what can be written as JSON. Example: `digest(["1+1?", "2"])` → `"8283…"`."""
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    """SHA-256 of what can be written as JSON, in whatever order its names stand."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def counted(items: Iterable[T], of: int, what: str) -> Iterator[T]:

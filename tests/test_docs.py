@@ -32,9 +32,10 @@ from soundrl.engine.timeline import Timeline
 from soundrl.engine.tools import convert
 from soundrl.engine.tools.plan import planned
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
-from soundrl.genrm import evaluate, selection
+from soundrl.genrm import evaluate, label, selection
 from soundrl.genrm.critic_data.critic_data import Planted, Sampled
 from soundrl.genrm.make import make as making
+from soundrl.genrm.serve.prm import Scoring
 from soundrl.genrm.serve.server import Serving
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,9 +135,9 @@ def plan_of_run(words: list[str], place: Path):
 def reads_its_arguments(words: list[str], place: Path) -> None:
     """The module's own command line; nothing is done with it."""
     kinds = {"serve": Serving, "evaluate": evaluate.Arguments, "selection": selection.Arguments, "critic_data": Planted | Sampled}
-    kinds["make"] = making.Arguments
+    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments}
     arguments = words[3 : words.index("--") if "--" in words else None]  # what follows are settings of the training
-    if words[2].endswith("serve"):  # looks for the model
+    if words[2].endswith(("serve", "prm")):  # looks for the model
         arguments[arguments.index("--model") + 1] = str(place / "tiny")
     if words[2].endswith("convert"):
         with pytest.MonkeyPatch.context() as patch:
@@ -205,7 +206,10 @@ RULES: list[tuple[str, Proof]] = [
     (r"(\S*python|torchrun) (.* )?engine/train\.py (.* )?--help$", says_its_help),
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
     (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
-    (r"\S*python -m soundrl\.(genrm\.(serve|evaluate|selection|critic_data|make)|engine\.tools\.convert) ", reads_its_arguments),
+    (
+        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.tools\.convert) ",
+        reads_its_arguments,
+    ),
     (r"python -m pytest ", has_its_files),
     (r"python -m pip (install|wheel) ", is_packaged),
     (r"\S*python (bench|starts)/\w+\.py( |$)", has_its_options),

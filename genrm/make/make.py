@@ -33,9 +33,10 @@ from typing import Any, Literal
 
 from soundrl.fapo.named import is_named
 from soundrl.genrm import evaluate, selection
+from soundrl.genrm.journal import digest
 from soundrl.genrm.make import card
 from soundrl.genrm.make.rows import Making, labelled, sampled, split
-from soundrl.genrm.make.stages import STAGES, Found, Stages, digest, digests, file_digest
+from soundrl.genrm.make.stages import STAGES, Found, Stages, digests, file_digest
 from soundrl.genrm.make.training import train, train_command
 from soundrl.genrm.make.world import World, world_of
 from soundrl.genrm.scores import Score

@@ -17,8 +17,8 @@ from soundrl.fapo.records import Outcome, Prompt, Verdict
 from soundrl.genrm import evaluate
 from soundrl.genrm.critic_data.critic_data import Sampled, sample_solutions, select
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, words, write_rows
-from soundrl.genrm.journal import Journal
-from soundrl.genrm.make.stages import Found, digest, file_digest, linked
+from soundrl.genrm.journal import Journal, digest
+from soundrl.genrm.make.stages import Found, file_digest, linked
 from soundrl.genrm.make.world import World
 from soundrl.genrm.serve.machine import served_length
 from soundrl.genrm.serve.server import Serving

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from soundrl.genrm.journal import digest
+
 STAGES = ("sampled", "labelled", "split", "trained", "benchmarked", "selected", "written")
 Found = dict[str, Any]
 
@@ -21,11 +23,6 @@ def write_json(file: Path, value: Any) -> None:
     beside = file.with_name(file.name + ".part")
     beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, file)
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON value, hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(file: Path) -> str:
