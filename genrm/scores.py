@@ -64,7 +64,7 @@ def measures(sums: ArrayLike) -> dict[str, NDArray[np.float64]]:
     * `precision`, `recall`, `flawed_f1`: "flawed" as the positive class among rows with a right final answer (arXiv 2510.22543 Eq. 6).
     * `over_critic`: share of those that are sound and called flawed. `coverage`: share of all rows with a verdict.
     """
-    c = dict(zip(FLAGS, np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0), strict=True))
+    c: dict[str, float] = dict(zip(FLAGS, np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0), strict=True))
 
     def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(whole > 0, part / np.maximum(whole, 1e-300), 0.0)
@@ -115,7 +115,9 @@ def score(rows: Sequence[Labelled], verdicts: Sequence[Verdict], *, seed: int = 
     Example: two rows with labels −1 and 2, verdicts sound and flawed(1): error accuracy 0, correct accuracy 1, F1 0, precision 1, recall 1.
     """
     found = {name: as_score(values) for name, values in sampled(rows, verdicts, seed, resamples).items()}
-    c = dict(zip(FLAGS, np.sum([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], axis=0).tolist(), strict=True))
+    c: dict[str, float] = dict(
+        zip(FLAGS, np.sum([flags(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], axis=0).tolist(), strict=True)
+    )
     c["said_flawed"] = c["true_positive"] + c["false_positive"]
     found |= {name: wilson(c[part], c[whole]) for name, (part, whole) in SHARES.items()}
     for name, parts in {"f1": ("error_accuracy", "correct_accuracy"), "flawed_f1": ("precision", "recall")}.items():
