@@ -64,7 +64,7 @@ def measures(sums: ArrayLike) -> dict[str, NDArray[np.float64]]:
     * `precision`, `recall`, `flawed_f1`: "flawed" as the positive class among rows with a right final answer (arXiv 2510.22543 Eq. 6).
     * `over_critic`: share of those that are sound and called flawed. `coverage`: share of all rows with a verdict.
     """
-    c: dict[str, float] = dict(zip(FLAGS, np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0), strict=True))
+    c = dict(zip(FLAGS, np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0), strict=True))
 
     def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(whole > 0, part / np.maximum(whole, 1e-300), 0.0)
