@@ -19,7 +19,8 @@ from soundrl.engine.files.run_reader import RunReader
 
 OF_TIME = ("time/", "memory/", "genrm/overlap", "genrm/latency")
 OF_PROCESS = tuple(
-    f"genrm/{name}" for name in ("requests", "deduplicated", "hedges", "ejections", "alive", "retries", "critique_tokens", "unknown_")
+    f"genrm/{name}"
+    for name in ("requests", "replies", "deduplicated", "hedges", "ejections", "alive", "retries", "critique_tokens", "unknown_")
 )
 """How a judge was asked, since this process began"""
 SMALL = (
