@@ -78,7 +78,7 @@ class Verdict:
     """`flawed`: the kind of flaw where it is known; `unknown`: why there is no verdict (`timeout`, `no_box`, …)."""
     # What it cost and came from; two verdicts that say the same are equal.
     critique: str = field(default="", compare=False, repr=False)
-    """What the judge wrote (of the first vote); empty for an oracle and for a remembered answer."""
+    """What the judge wrote (of the first vote); empty for an oracle."""
     tokens: int = field(default=0, compare=False, repr=False)
     """Completion tokens of all votes, as the servers count them; 0 where they do not, and for a remembered answer."""
     seconds: float = field(default=0.0, compare=False, repr=False)

@@ -189,6 +189,19 @@ def test_the_same_question_is_asked_once(serve, ask):
     assert (stats["submitted"], stats["deduplicated"], stats["requests"]) == (9, 6, 3)
 
 
+def test_a_remembered_answer_has_its_critique_and_no_cost_of_its_own(serve, ask, monkeypatch):
+    server = serve(find_flaw)
+    judge = ask(server)
+    first, again = submit(judge).result(120), submit(judge).result(120)
+    assert first == again == Verdict.flawed(1) and first.critique == again.critique != "" and first.worker == again.worker == server.url
+    assert first.seconds > 0 == again.seconds and again.tokens == 0 and len(server.bodies) == 1
+    monkeypatch.setattr(judge_module, "_HELD", len(first.critique) + 1)  # texts are held up to a bound
+    submit(judge, "Other.").result(120)
+    assert submit(judge, "Other.").result(120).critique and len(server.bodies) == 2
+    submit(judge).result(120)
+    assert len(server.bodies) == 3 and judge._held <= len(first.critique) + 1
+
+
 def test_unknown_is_not_remembered(serve, ask):
     server = serve(lambda handler, number: handler.send(200, said("hm" if number == 0 else "\\boxed{-1}")))
     judge = ask(server)

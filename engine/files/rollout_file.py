@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
     }
 )
 OF_JUDGE = ("critique", "judge_tokens", "judge_seconds", "judge_worker", "judge_votes")
-"""Beside the verdict. A remembered answer has but the votes: the critique stands with who asked first."""
+"""Beside the verdict. A remembered answer has no tokens and seconds of its own."""
 KNOWN = frozenset(SCHEMA)
 NAME = re.compile(r"rank-(\d+)(?:\.(\w+)-(.*))?\.arrows(?:\.part)?", re.DOTALL)
 """Rank, kind (none = train) and set of a file's name."""

@@ -33,6 +33,7 @@ from soundrl.genrm.prompts import JudgePrompt, prompt_of, split_paragraphs
 from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority
 
 _REPLIES_KEPT = 10_000
+_HELD = 1 << 28  # characters of remembered critiques: 40,000 of the paper's length
 MARKS = {"p50": 0.5, "p99": 0.99}
 
 
@@ -102,6 +103,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         self.endpoints = [Endpoint(url, self.model, token_env=self.token_env, allow_http=self.allow_http) for url in addresses]
         self.pool = ScorerPool(self.endpoints, concurrency=self.concurrency, attempts=self.attempts, gone_after=self.gone_after)
         self._cache: OrderedDict[str, Verdict] = OrderedDict()
+        self._held = 0
+        """Characters of critiques in it"""
         self._open: dict[tuple[str, int], asyncio.Task[Verdict]] = {}
         """By the question's slot."""
         self._fresh = itertools.count(1)
@@ -253,10 +256,11 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
             verdict = Verdict.unknown(CLOSED) if flight.cancelled() else flight.result()
         assert verdict is not None
         if not fresh and verdict.kind != "unknown":
-            self._cache[key] = replace(verdict, critique="", tokens=0, seconds=0.0)  # 65,536 texts would take a gigabyte
-            self._cache.move_to_end(key)
-            while len(self._cache) > self.cache_size:
-                self._cache.popitem(last=False)
+            before = self._cache.pop(key, None)
+            self._cache[key] = replace(verdict, tokens=0, seconds=0.0)
+            self._held += len(verdict.critique) - len(before.critique if before else "")
+            while len(self._cache) > self.cache_size or self._held > _HELD:
+                self._held -= len(self._cache.popitem(last=False)[1].critique)
         with self._lock:  # before it returns: who has seen the verdict finds it counted
             counter, name = (self._unknown, verdict.reason) if verdict.kind == "unknown" else (self._counts, verdict.kind)
             counter[name] += 1
