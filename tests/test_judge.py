@@ -35,6 +35,7 @@ from fake_judge import (
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 from soundrl.genrm.pool import endpoint as endpoint_module
+from soundrl.genrm.pool import judge as judge_module
 from soundrl.genrm.pool import scorer as scorer_module
 from soundrl.genrm.pool.endpoint import Endpoint, parsed, retry_after
 from soundrl.genrm.pool.judge import EndpointJudge
