@@ -41,7 +41,7 @@ genrm: $(STAMP)
 	@+$(MAKE) --no-print-directory $(GENRM)/config.json
 	$(BIN)/python -m soundrl.genrm.make --problems $(WORLD).teacher:world --max-problems 1000 --samples 2 --policies $(POLICY) \
 		--teacher $(WORLD).teacher:teacher --held-out 0.15 0.15 --report $(WORLD).critic:arith --solution-tokens 60 --max-tokens 64 \
-		--dtype float32 --eager --recipe genrm-arith --base $(GENRM) --steps 40 --every 10 --out $(JUDGE) $(ARGS)
+		--dtype float32 --eager --recipe genrm-arith --base $(GENRM) --steps 40 --every 20 --out $(JUDGE) $(ARGS)
 
 # Both starting points made anew, their warm starts a core each, side by side; starts/make.py measures them and writes them with their cards.
 starts: $(STAMP)
