@@ -6,7 +6,7 @@ verifies and judges a part of its own. Where and when a rollout is sampled chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from soundrl.engine.config import Config
@@ -31,8 +31,8 @@ class Rollouts:
         self.ranks = underway.ranks
         self.shared = config.rollout.tensor_parallel
         self.expected, self.hands = ExpectedLengths(), list[list[int]]()
-        self.beside: Beside | None = None
-        """Told of each question to the judge"""
+        self.beside: Callable[[int], Beside] | None = None
+        """By the step, who is told of each question to the judge"""
 
     def __call__(self, prompts: Sequence[Prompt], step: int) -> PendingGroups:
         """Sample and verify this rank's groups of `prompts`, the step's in their global order; each correct rollout goes to the judge as
@@ -47,15 +47,15 @@ class Rollouts:
         self.underway.lacks(len(requests))
         with TIMELINE("generate"):
             # In the global order: what trains first is judged first.
-            pending = self._collect([prompts[i] for i in sorted(own)], requests, measuring=False, known=known)
+            pending = self._collect([prompts[i] for i in sorted(own)], requests, self._told(step), known=known)
             self.underway.flush()
         with TIMELINE("verify"):
             pending.outcomes()
         return pending
 
-    def evaluate(self, prompts: Sequence[Prompt]) -> PendingGroups:
-        """Sample an evaluation; (problem, sample) pairs are dealt, so a group holds the samples that are this rank's, one at least. The
-        same seeds at every call: two evaluations differ by the weights alone."""
+    def evaluate(self, prompts: Sequence[Prompt], step: int) -> PendingGroups:
+        """Sample the evaluation after `step`; (problem, sample) pairs are dealt, so a group holds the samples that are this rank's, one at
+        least. The same seeds at every call: two evaluations differ by the weights alone."""
         samples, temperature, top_p = self.config.run.eval_sampling
         seeds = {"run_seed": self.config.run.seed, "phase": "eval", "step": 0}
         draw = Draw(**seeds, temperature=temperature, max_new_tokens=self.config.rollout.max_new_tokens, top_p=top_p)
@@ -65,7 +65,7 @@ class Rollouts:
         requests = [draw.request(*asked[number // samples], number % samples) for number in hand]
         mine = {(asked[number // samples][0], number % samples) for number in own}
         problems = [prompts[i] for i in sorted({number // samples for number in own})]
-        pending = self._collect(problems, requests, measuring=True, mine=mine)
+        pending = self._collect(problems, requests, self._told(step), mine=mine)
         first = {id_: i * samples for i, (id_, _) in enumerate(asked)}
         found = [0.0] * (len(asked) * samples)
         for rollout in (rollout for group in pending for rollout in group.rollouts):
@@ -96,15 +96,19 @@ class Rollouts:
         self.hands = deal(lengths, self.ranks.size // self.shared)
         return self.hands[engine], self.hands[engine][place :: self.shared]
 
+    def _told(self, step: int) -> Beside | None:
+        return None if self.beside is None else self.beside(step)
+
     def _collect(
         self,
         prompts: Sequence[Prompt],
         requests: Sequence[Request],
-        measuring: bool,
+        beside: Beside | None,
         mine: set[tuple[str, int]] | None = None,
         known: Mapping[tuple[str, int], Rollout] = MappingProxyType({}),
     ) -> PendingGroups:
-        """Rollouts of `prompts` alone, and of these alone those that are `mine`; None: all. Those that are `known` come first."""
+        """Rollouts of `prompts` alone, and of these alone those that are `mine` (of an evaluation); None: all. Those that are `known` come
+        first."""
         ids = {prompt.id for prompt in prompts}
 
         def finished() -> Iterator[Rollout]:
@@ -112,11 +116,11 @@ class Rollouts:
             for rollout in self.sampler.generate(requests, leaving) if requests else ():
                 RANK.beat()
                 if rollout.prompt_id in ids if mine is None else (rollout.prompt_id, rollout.sample) in mine:
-                    if not measuring:
+                    if mine is None:
                         self.underway.add(rollout)
                     yield rollout
 
-        pending = self.task.collect(prompts, finished(), self.beside)
+        pending = self.task.collect(prompts, finished(), beside)
         for group in pending:
             group.leaving = leaving
         return pending

@@ -127,7 +127,7 @@ class Run:
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
             self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway)
             if self.judge.watch is not None and self.judge.watch.second is not None:
-                self.rollouts.beside = self.judge.watch.second.ask
+                self.rollouts.beside = self.judge.watch.second.asks
             if self.at["lengths"]:
                 self.rollouts.expected.restore(self.at["lengths"])
             self.sampler.version = self.at["version"] - 1  # the sync below is the one that the step had ended with
@@ -155,7 +155,7 @@ class Run:
             return
         tests, self.at = self.problems.tests, self.snapshot(step)
         with TIMELINE("evaluate"):
-            pending = self.rollouts.evaluate([prompt for prompts in tests.values() for prompt in prompts])
+            pending = self.rollouts.evaluate([prompt for prompts in tests.values() for prompt in prompts], step)
             self.leave()
             if (phase := self.judge.phase) is not None and phase.needed(pending):
                 self.sampler.sleep()

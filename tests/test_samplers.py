@@ -164,7 +164,7 @@ def test_an_evaluation_deals_problems_and_samples(ranks, shared):
     kept, asked = [], []
     for rank in range(ranks):
         engine, rollouts = sampling(rank, ranks, shared, {p.id: 3 for p in prompts}, samples=3)
-        kept += [(r.prompt_id, r.sample) for group in rollouts.evaluate(prompts) for r in group.rollouts]
+        kept += [(r.prompt_id, r.sample) for group in rollouts.evaluate(prompts, 0) for r in group.rollouts]
         asked.append(len(engine.asked))
     assert sorted(kept) == [(f"p{i}", sample) for i in range(5) for sample in range(3)]
     engines = ranks // shared

@@ -177,7 +177,7 @@ def test_a_late_verdict_changes_nothing_and_a_fault_of_the_judge_is_seen():
 def computed(torchrun_once, tmp_path_factory) -> dict[int, dict]:
     folder = str(write_tiny(tmp_path_factory.mktemp("models") / "tiny"))
     return {
-        1: torchrun_once("overlap", 1, folder=folder, seeds=20, deadline=2.0),
+        1: torchrun_once("overlap", 1, folder=folder, seeds=8, deadline=2.0),
         2: torchrun_once("overlap", 2, folder=folder, seeds=3, deadline=0),
         3: torchrun_once("overlap", 3, folder=folder, seeds=1, deadline=0),
     }

@@ -97,16 +97,16 @@ def test_shorter_solutions_of_a_policy_that_falls_apart_are_no_jump():
         assert not alarms.standing
 
 
-def test_a_share_of_rollouts_follows_from_their_names_and_weights_alone():
+def test_a_share_of_rollouts_follows_from_their_names_and_step_alone():
     those = [rollout(f"p{i}", sample) for i in range(500) for sample in range(8)]
 
-    def picked(seed: int, share: float, version: int = 0) -> set[tuple[str, int]]:
-        return {(r.prompt_id, r.sample) for r in reversed(those) if chosen(seed, replace(r, policy_version=version), share)}
+    def picked(seed: int, share: float, step: int = 0) -> set[tuple[str, int]]:
+        return {(r.prompt_id, r.sample) for r in reversed(those) if chosen(seed, step, r, share)}
 
     few = picked(0, 0.05)
-    assert 140 <= len(few) <= 260 and few == {(r.prompt_id, r.sample) for r in those if chosen(0, r, 0.05)}
+    assert 140 <= len(few) <= 260 and few == {(r.prompt_id, r.sample) for r in those if chosen(0, 0, r, 0.05)}
     assert few != picked(1, 0.05) and len(picked(0, 1.0)) == 4000 and few < picked(0, 0.1)
-    assert len(few & picked(0, 0.05, version=1)) < 30  # of the same problems with other weights, others
+    assert len(few & picked(0, 0.05, step=1)) < 30  # of the same problems after other steps, others
 
 
 def test_agreement_and_kappa():
@@ -143,7 +143,7 @@ def test_a_second_opinion_is_asked_beside_training_and_changes_nothing():
         task = ReasoningTask(lambda prompt, rollout: Outcome.CORRECT, first, REWARDS)  # type: ignore[arg-type]
         return task.collect([prompt], [rollout("p", sample) for sample in range(5)], beside=beside).groups()
 
-    (alone,), (watched,) = groups(None), groups(second.ask)
+    (alone,), (watched,) = groups(None), groups(second.asks(3))
     assert alone.rewards == watched.rewards and alone.advantages == watched.advantages and len(other.asked) == 5
     tables, rows = second.collect(lambda prompt: f"set of {prompt.id}")
     assert tables == {"set of p": [1, 1, 0, 2, 1]} and {row["set"] for row in rows} == {"set of p"}
@@ -172,7 +172,7 @@ def test_errors_of_each_set_are_those_on_its_own_fresh_rollouts():
             for i, prompt in enumerate(own):
                 for sample in (0, 1):
                     finds = sample == 1 and (name == "easy" or i >= missed)
-                    made.second.ask(prompt, rollout(prompt.id, sample), done(FLAWED if finds else SOUND))
+                    made.second.asks(0)(prompt, rollout(prompt.id, sample), done(FLAWED if finds else SOUND))
         made.evaluated(prompts)
 
     made = watch("oracle")
@@ -193,7 +193,7 @@ def test_errors_of_each_set_are_those_on_its_own_fresh_rollouts():
 
 def test_who_leaves_goes_without():
     second = Second(SimpleNamespace(submit=lambda *_: Future()), 1.0, 0, str.split, 60.0, lambda: True)  # type: ignore[arg-type]
-    second.ask(Prompt(id="p", text="", answer=""), rollout("p", 0), done(SOUND))
+    second.asks(0)(Prompt(id="p", text="", answer=""), rollout("p", 0), done(SOUND))
     assert second.collect() == ({"": [0, 0, 0, 0, 1]}, [])
 
 

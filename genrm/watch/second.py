@@ -15,6 +15,7 @@ from typing import Any
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.records import Prompt, Rollout, Verdict
+from soundrl.fapo.task import Beside
 from soundrl.genrm.watch.asked import Asked
 from soundrl.genrm.watch.chance import kappa
 
@@ -22,17 +23,17 @@ Table = list[int]
 """Pairs by (first, second): both sound, flawed to the second alone, to the first alone, to both; and pairs in which one has no verdict"""
 
 
-def chosen(seed: int, rollout: Rollout, share: float) -> bool:
-    """Whether this rollout is of the share, on whatever rank. An evaluation has the same problems each time: other weights have others of
-    them chosen, or ten evaluations would know no more of the judge than one."""
-    name = f"{seed}/{rollout.policy_version}/{rollout.prompt_id}/{rollout.sample}"
+def chosen(seed: int, step: int, rollout: Rollout, share: float) -> bool:
+    """Whether this rollout is of the share, on whatever rank. An evaluation has the same problems each time: after other steps others of
+    them are chosen, or ten evaluations would know no more of the judge than one."""
+    name = f"{seed}/{step}/{rollout.prompt_id}/{rollout.sample}"
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 class Second:
-    """`ask` of every question to the first judge, `collect` once a step. `split` cuts a solution as judges number it; answers come within
-    `seconds` (the judge's own deadline)."""
+    """`asks(step)` of every question to the first judge, `collect` once a step. `split` cuts a solution as judges number it; answers come
+    within `seconds` (the judge's own deadline)."""
 
     def __init__(
         self, judge: Judge, share: float, seed: int, split: Callable[[str], Sequence[str]], seconds: float, leaving: Callable[[], bool]
@@ -40,10 +41,14 @@ class Second:
         self.judge, self.share, self.seed, self.split, self.seconds, self.leaving = judge, share, seed, split, seconds, leaving
         self.pairs: list[tuple[Prompt, Rollout, Future[Verdict], Future[Verdict]]] = []
 
-    def ask(self, prompt: Prompt, rollout: Rollout, first: Future[Verdict], priority: int = 0) -> None:
-        """From any thread."""
-        if chosen(self.seed, rollout, self.share):
-            self.pairs.append((prompt, rollout, first, self.judge.submit(prompt, rollout, priority)))
+    def asks(self, step: int) -> Beside:
+        """What is told of each question of this step, or of the evaluation after it; from any thread."""
+
+        def ask(prompt: Prompt, rollout: Rollout, first: Future[Verdict], priority: int = 0) -> None:
+            if chosen(self.seed, step, rollout, self.share):
+                self.pairs.append((prompt, rollout, first, self.judge.submit(prompt, rollout, priority)))
+
+        return ask
 
     def collect(self, part: Callable[[Prompt], str] = lambda _: "") -> tuple[dict[str, Table], list[dict[str, Any]]]:
         """Of this step, or evaluation, and rank: waits for the answers. A table for each `part` that there is. What is listed are pairs in
