@@ -28,7 +28,7 @@ from soundrl.genrm.critic_data.labelled import load_labelled
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.watch.alarms import LAST, TIME, Alarms, JudgeUnfitError
 from soundrl.genrm.watch.probe import PROBE_ROWS, Probe, measured
-from soundrl.genrm.watch.second import Second, Table, counts, errors_of, figures, over_ranks
+from soundrl.genrm.watch.second import Second, Table, counts, errors_of, figures, summed
 
 Metrics = dict[str, float]
 ENOUGH = 3  # solutions of either kind, before which a probe says more of a judge than they do
@@ -91,7 +91,7 @@ class JudgeWatch:
     def _heard(self, part: Callable[[Prompt], str]) -> dict[str, Table]:
         assert self.second is not None
         tables, rows = zip(*self.ranks.gather(self.second.collect(part)), strict=True)
-        now = over_ranks(tables)
+        now = summed(tables)
         self.disagreements = sorted((row for own in rows for row in own), key=lambda row: (row["prompt_id"], row["sample"]))
         for name, table in now.items():
             self.tables[name] = [*self.tables.get(name, []), table][-LAST:]

@@ -21,7 +21,7 @@ from typing import Any
 from soundrl.genrm import evaluate
 from soundrl.genrm.prompts import prompt_in
 from soundrl.genrm.serve.machine import served_length
-from soundrl.genrm.serve.server import Serving
+from soundrl.genrm.serve.server import Workers
 from soundrl.genrm.serve.servers import JudgeServers
 
 ROUNDS = 3
@@ -44,23 +44,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(evaluate.Judged, evaluate.Asking):
-    """Command line of `python -m soundrl.genrm.selection`."""
+class Choosing(evaluate.Asking, Workers):
+    """How checkpoints are served, asked and chosen from."""
 
-    run: Path
-    """Run folder with `policy/step-NNNNNN/`."""
     distance: float = 0.01
     """F1 that may be given up for an earlier checkpoint."""
     mean_tokens: float = 0.0
     """Tokens that a critique may have on average; a checkpoint whose critiques are longer is not chosen. 0 = any."""
-    workers: int = 1
-    """Servers of a checkpoint."""
-    tensor_parallel: int = 1
-    """GPUs of one server."""
-    dtype: str = "auto"
-    """Type of the weights when served."""
-    eager: bool = False
-    """Serve without compilation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(evaluate.Judged, Choosing):
+    """Command line of `python -m soundrl.genrm.selection`."""
+
+    run: Path
+    """Run folder with `policy/step-NNNNNN/`."""
 
 
 def choose(checkpoints: Sequence[Checkpoint], distance: float, mean_tokens: float = 0.0) -> Checkpoint:
@@ -97,8 +95,7 @@ def measured(arguments: Arguments, folder: Path) -> dict[str, Any]:
         rows = [[row.problem, row.steps, row.answer] for part in subsets.values() for row in part]
         # A token holds a character at least, but for scripts that few problems are written in.
         length = served_length(folder, max(len(json.dumps(row, ensure_ascii=False)) for row in rows), arguments.max_tokens)
-        served = {name: getattr(arguments, name) for name in ("workers", "tensor_parallel", "dtype", "eager")}
-        serving = Serving(model=folder, name=name, max_length=length, **served)
+        serving = arguments.serving(folder, length, name=name)
         with JudgeServers(serving, logs=out) as servers:
             for _ in range(ROUNDS):
                 servers.wait()

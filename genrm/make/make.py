@@ -45,7 +45,7 @@ Until = Literal["sampled", "labelled", "split", "trained", "benchmarked", "selec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Making):
+class Arguments(Making, selection.Choosing):
     """Command line of `python -m soundrl.genrm.make`."""
 
     base: Path
@@ -60,10 +60,6 @@ class Arguments(Making):
     """Training steps."""
     every: int = 20
     """Steps between checkpoints, all of which are kept and measured."""
-    distance: float = 0.01
-    """F1 that may be given up for an earlier checkpoint."""
-    mean_tokens: float = 0.0
-    """Tokens that a critique may have on average; 0 = any."""
     until: Until = "written"
     """Last stage to do."""
     plan: bool = False
@@ -91,10 +87,9 @@ class Arguments(Making):
 
     def choosing(self, out: Path, data: Sequence[Path | str]) -> selection.Arguments:
         """How checkpoints are measured on `data`: greedily, with the rows' own reference answers."""
-        asking = {field.name: getattr(self.asking(votes=1, temperature=0.0), field.name) for field in fields(evaluate.Asking)}
-        served = {name: getattr(self, name) for name in ("workers", "tensor_parallel", "dtype", "eager", "distance", "mean_tokens")}
+        own = {field.name: getattr(self, field.name) for field in fields(selection.Choosing)} | {"votes": 1, "temperature": 0.0}
         run = self.work / "trained" / "run"
-        return selection.Arguments(run=run, data=tuple(map(str, data)), out=out, references="own", **asking | served)
+        return selection.Arguments(run=run, data=tuple(map(str, data)), out=out, references="own", **own)
 
     def stamp(self, *names: str) -> dict[str, Any]:
         return {name.replace("_", "-"): json.loads(json.dumps(getattr(self, name), default=str)) for name in names}

@@ -21,7 +21,7 @@ from soundrl.genrm.journal import Journal, digest
 from soundrl.genrm.make.stages import Found, file_digest, linked
 from soundrl.genrm.make.world import World
 from soundrl.genrm.serve.machine import served_length
-from soundrl.genrm.serve.server import Serving
+from soundrl.genrm.serve.server import Workers
 from soundrl.genrm.serve.servers import TOKEN_ENV, JudgeServers
 from soundrl.genrm.verdict import UNASKED, unanimous
 
@@ -32,7 +32,7 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making(evaluate.Asking):
+class Making(evaluate.Asking, Workers):
     """What is sampled, labelled and split."""
 
     problems: str
@@ -61,14 +61,6 @@ class Making(evaluate.Asking):
     """Share of the problems whose rows choose the checkpoint, and of those whose rows alone are reported."""
     policy_token_env: str = TOKEN_ENV
     """Environment variable with the token of policies' endpoints; the teacher's is $SOUNDRL_GENRM_TOKEN."""
-    workers: int = 1
-    """Servers of a folder that is served."""
-    tensor_parallel: int = 1
-    """GPUs of one server."""
-    dtype: str = "auto"
-    """Type of the weights of a folder that is served."""
-    eager: bool = False
-    """Serve without compilation."""
     seed: int = 0
     """Of sampling, split and training."""
 
@@ -102,8 +94,7 @@ def asked_at(who: Sequence[str], making: Making, longest: int, work: Path) -> It
         return
     folder = _with_template(Path(who[0]), work)
     length = served_length(folder, longest, 0)
-    served = {name: getattr(making, name) for name in ("workers", "tensor_parallel", "dtype", "eager")}
-    serving = Serving(model=folder, max_length=length, **served)
+    serving = making.serving(folder, length)
     with JudgeServers(serving, logs=work) as servers:
         servers.wait()
         yield serving.name, tuple(servers.urls)

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from soundrl.genrm.pool.address import own_host
 from soundrl.genrm.pool.endpoint import Endpoint, Failure
@@ -44,28 +45,37 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class Workers:
+    """On what a folder is served: settings of every command that serves one."""
+
+    workers: int = 1
+    """Server processes; on a machine with GPUs each takes the next `tensor_parallel` ones of `CUDA_VISIBLE_DEVICES`."""
+    tensor_parallel: int = 1
+    """GPUs of one worker, which divide its weights and its attention heads."""
+    dtype: str = "auto"
+    """Type of the weights: auto, bfloat16 or float32."""
+    eager: bool = False
+    """No compilation and no CUDA graphs: starts in seconds."""
+
+    def serving(self, model: Path, max_length: int, **more: Any) -> Serving:
+        return Serving(model=model, max_length=max_length, **more, **{field.name: getattr(self, field.name) for field in fields(Workers)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving(Workers):
     """How a judge is served."""
 
     model: Path
     """Model folder (safetensors; no code of its own is run)."""
     name: str = "genrm"
     """Its name on the wire; replies under another name are refused, so that a version in it is checked with every reply."""
-    workers: int = 1
-    """Processes; on a machine with GPUs each takes the next `tensor_parallel` ones of `CUDA_VISIBLE_DEVICES`."""
-    tensor_parallel: int = 1
-    """GPUs of one worker, which divide its weights and its attention heads."""
     max_length: int = 0
     """Longest prompt + critique, in tokens; 0 = 22528 (5120 + 16384 and the judge's own words), or what the model takes or the memory
     holds, where that is less."""
-    dtype: str = "auto"
-    """Type of the weights: auto, bfloat16 or float32."""
     memory: float = 0.3
     """Share of a GPU's memory; on CPU the KV cache in GiB."""
     threads: int = 1
     """CPU threads of a worker."""
-    eager: bool = False
-    """No compilation and no CUDA graphs: starts in seconds."""
     host: str = "127.0.0.1"
     """Address to listen on; one that other machines reach needs a token in $SOUNDRL_GENRM_TOKEN."""
     port: int = 0

@@ -69,9 +69,9 @@ class Second:
         return tables, listed
 
 
-def over_ranks(parts: Sequence[dict[str, Table]]) -> dict[str, Table]:
+def summed(parts: Sequence[dict[str, Table]]) -> dict[str, Table]:
     """
-    >>> over_ranks([{"a": [1, 0, 0, 2, 0]}, {"a": [1, 1, 0, 0, 0], "b": [1, 0, 0, 0, 0]}])
+    >>> summed([{"a": [1, 0, 0, 2, 0]}, {"a": [1, 1, 0, 0, 0], "b": [1, 0, 0, 0, 0]}])
     {'a': [2, 1, 0, 2, 0], 'b': [1, 0, 0, 0, 0]}
     """
     names = sorted({name for part in parts for name in part})
