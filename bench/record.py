@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from soundrl.kernels.backend import INTERPRETING
+from soundrl.kernels.language import INTERPRETING
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from soundrl.kernels.backend import INTERPRETING
+from soundrl.kernels.language import INTERPRETING
 from soundrl.kernels.varlen_attention import length_buckets, varlen_attention, varlen_attention_reference
 from soundrl.kernels.varlen_tiles import sequence_tiles
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from soundrl.kernels.backend import check_offsets, launch, operator, require, runs_triton, wide
+from soundrl.kernels.language import tl, triton
 
 STD_EPSILON = 1e-6
 

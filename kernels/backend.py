@@ -10,19 +10,18 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import torch
-import triton
 from torch import Tensor
 
+from soundrl.kernels.language import HAS_TRITON, INTERPRETING
+
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Decided when triton is first imported: with TRITON_INTERPRET=1 kernels run on CPU tensors, program by program, in numpy.
-INTERPRETING = bool(triton.knobs.runtime.interpret)
 
 _check_values = False
 
 
 def runs_triton(x: Tensor) -> bool:
     """True where the Triton kernel computes on `x`: on a GPU, or interpreted; fp64 and plain CPU tensors go to the reference."""
-    return (x.is_cuda or INTERPRETING) and x.dtype in KERNEL_DTYPES
+    return HAS_TRITON and (x.is_cuda or INTERPRETING) and x.dtype in KERNEL_DTYPES
 
 
 def wide(x: Tensor) -> torch.dtype:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from soundrl.kernels.backend import INTERPRETING, columns, launch
+from soundrl.kernels.backend import columns, launch
+from soundrl.kernels.language import INTERPRETING, tl, triton
 from soundrl.kernels.logprob_triton import block_statistics, bounded_logits, merge_statistics
 from soundrl.kernels.softmax import Softmax
 

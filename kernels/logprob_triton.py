@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton
-import triton.language as tl
+from soundrl.kernels.language import tl, triton
 
 NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 

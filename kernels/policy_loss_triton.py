@@ -3,8 +3,7 @@
 # pyright: reportArgumentType=false
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from soundrl.kernels.language import tl, triton
 
 BLOCK_T = tl.constexpr(1024)
 COLUMNS = tl.constexpr(16)  # loss and ten metric sums, padded to a power of two

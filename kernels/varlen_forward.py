@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from soundrl.kernels.backend import operator
+from soundrl.kernels.language import tl, triton
 from soundrl.kernels.varlen_launch import QKV, SCORES, Scores, launch_all, strided
 from soundrl.kernels.varlen_scores import dense_rows, dot, key_range, load_rows, query_tile, scores2, visible
 

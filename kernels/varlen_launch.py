@@ -11,10 +11,10 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from soundrl.kernels.backend import INTERPRETING, launch, schema_of
+from soundrl.kernels.backend import launch, schema_of
+from soundrl.kernels.language import INTERPRETING, triton
 from soundrl.kernels.varlen_scores import LOG2E
 from soundrl.kernels.varlen_tiles import TILE
 

@@ -7,8 +7,7 @@ Shapes: M query rows, K key rows, D head dimension (in blocks of BLOCK_D, the ne
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from soundrl.kernels.language import tl, triton
 
 LOG2E = 1.4426950408889634  # scores are kept in units of log 2: exp2 is one instruction
 

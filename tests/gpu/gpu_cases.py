@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from soundrl.kernels.backend import INTERPRETING
+from soundrl.kernels.language import INTERPRETING
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import policy_loss

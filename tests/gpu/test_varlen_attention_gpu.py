@@ -9,7 +9,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 from soundrl.kernels import varlen_backward, varlen_forward
-from soundrl.kernels.backend import INTERPRETING
+from soundrl.kernels.language import INTERPRETING
 from soundrl.kernels.varlen_attention import length_buckets, varlen_attention, varlen_attention_reference
 
 assert not INTERPRETING, "GPU tests need compiled kernels: set TRITON_INTERPRET=0"

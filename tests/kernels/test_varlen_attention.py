@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from soundrl.kernels import varlen_backward, varlen_launch
-from soundrl.kernels.backend import INTERPRETING
+from soundrl.kernels.language import INTERPRETING
 from soundrl.kernels.varlen_attention import length_buckets, varlen_attention, varlen_attention_reference
 from soundrl.kernels.varlen_forward import forward
 from soundrl.kernels.varlen_launch import Config, passes
