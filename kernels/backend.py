@@ -15,6 +15,7 @@ from torch import Tensor
 from soundrl.kernels.language import HAS_TRITON, INTERPRETING
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OFFSETS = (torch.int32, torch.int64)  # types of bounds
 
 _check_values = False
 

@@ -23,17 +23,32 @@ A sampler's (or old) log-probability that is none (NaN, infinite, above 0: vLLM 
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import check_offsets, check_rows, launch, operator, require, runs_triton, schema_of, wide
+from soundrl.kernels import token_loss
+from soundrl.kernels.backend import (
+    OFFSETS,
+    check_offsets,
+    check_rows,
+    launch,
+    operator,
+    reads_values,
+    require,
+    runs_triton,
+    schema_of,
+    wide,
+)
 from soundrl.kernels.loss_rule import RULE, LossRule
 from soundrl.kernels.policy_loss_triton import BLOCK_T, COLUMNS, policy_loss_kernel, sequence_mean_kernel, sum_rows_kernel
+from soundrl.kernels.token_loss import on_torch
 
-LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in fp32 with room for the product; verl clamps alike
-LOGPROB_LIMIT = 1e-3  # rounding may lift a log-probability above 0, not further than this
+is_logprob: Callable[[Tensor], Tensor] = on_torch(token_loss.is_logprob)
+"""[T] bool: finite and not above 0."""
 
 # Metrics come back as sums over tokens, so that micro-batches and ranks add up exactly; divide by `tokens`.
 METRIC_SUMS = tuple("tokens clip_low clip_high dual_clip kl exp_abs_dlogp sampler_kl corrected reference_kl not_finite".split())
@@ -60,7 +75,7 @@ def policy_loss(
     count                what the sum is divided by, over the whole mini-batch and all ranks, taken before the first forward (see the
                          table in `loss_rule`); this alone makes the gradient independent of how the batch is split. None: tokens of
                          this call (`bnpo`)
-    cu_seqlens           [B+1] int64 bounds of the sequences within the T tokens, for rules that look at whole sequences
+    cu_seqlens           [B+1] int32 or int64 bounds of the sequences within the T tokens, for rules that look at whole sequences
     entropy_T            [T] entropy of each token's distribution, differentiable, where `rule.entropy_coef` is not 0
     reference_logprob_T  [T] under the reference policy, where `rule.kl` asks for it
 
@@ -79,8 +94,7 @@ def policy_loss(
     reference_logprob_T = reference_logprob_T if rule.kl != "none" else None
     tokens = Tokens(logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy_T, reference_logprob_T, *of_sequences)
     loss_sum, _, _, sums = loss_terms(*tokens, rule.words(), rule.numbers())
-    loss = loss_sum / (max(logprob_T.numel(), 1) if count is None else count)
-    return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True))
+    return loss_sum / divisor(count, logprob_T.numel()), dict(zip(METRIC_SUMS, sums.unbind(), strict=True))
 
 
 def sequence_terms(
@@ -105,11 +119,6 @@ def sequence_terms(
     return scale_T, log_ratio_T, log_q_T
 
 
-def is_logprob(x_T: Tensor) -> Tensor:
-    """[T] bool: finite and not above 0."""
-    return (x_T <= LOGPROB_LIMIT) & (x_T > -torch.inf)
-
-
 def mean_where(known_T: Tensor, x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     """`sequence_mean` of the known tokens alone, at every token; 0 for a sequence without any."""
     share_T = sequence_mean(known_T.to(x_T.dtype), cu_seqlens)  # exactly 1 where all are known
@@ -124,7 +133,8 @@ def sequence_mean(x_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     """
     if runs_triton(x_T):
         out_T = torch.empty_like(x_T, dtype=torch.float32, memory_format=torch.contiguous_format)
-        launch(sequence_mean_kernel, len(cu_seqlens) - 1, x_T, x_T.contiguous(), cu_seqlens, out_T, BLOCK=1024, num_warps=4)
+        given = (x_T.contiguous(), cu_seqlens.contiguous(), out_T)
+        launch(sequence_mean_kernel, len(cu_seqlens) - 1, x_T, *given, BLOCK=1024, num_warps=4)
         return out_T.to(x_T.dtype)
     length_B = cu_seqlens.diff()
     sequence_T = torch.repeat_interleave(torch.arange(len(length_B), device=x_T.device), length_B)
@@ -151,112 +161,33 @@ class Tokens(NamedTuple):
     sequence_log_q_T: Tensor | None
 
 
+# Below this |x| k3 is its series, which ends with x⁷: in fp32 both forms are right to 1e-6 at the bound, in fp64 to 1e-12.
+K3_SERIES = {torch.float32: 0.5, torch.float64: 0.02}
+
+
 @operator(f"policy_loss({schema_of(Tokens)}, {RULE}) -> (Tensor, Tensor, Tensor, Tensor)")
 def loss_terms(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ_t of the loss before `count`, its derivative by each log-probability and by each entropy, metric sums [10]."""
     *tensors, words, numbers = given
-    logprob_T, rule = tensors[0], LossRule.of(words, numbers)
-    tokens = Tokens(*(None if x is None else x.to(wide(logprob_T)).contiguous() for x in tensors))
-    if not runs_triton(logprob_T):
-        return token_terms(tokens, rule)
-    logprob_T = tokens.logprob_T
-    count, blocks = len(logprob_T), max(1, -(-len(logprob_T) // BLOCK_T.value))  # T = 0 still writes one row of zeros
-    slopes = torch.empty_like(logprob_T), torch.empty_like(logprob_T)
+    rule, device, dtype = LossRule.of(words, numbers), tensors[0].device, wide(tensors[0])
+    tokens = Tokens(*(None if x is None else x.to(dtype).contiguous() for x in tensors))
+    options = (tuple(rule.numbers()), K3_SERIES[dtype], rule.surrogate, rule.correction, rule.kl, rule.kl_times_ratio)
+    if not runs_triton(tokens.logprob_T):
+        loss_T, slope_T, entropy_slope_T, *metrics = of_tokens(*tokens, *options)
+        sums = torch.stack([x.sum() for x in (torch.ones_like(loss_T), *metrics)])
+        return loss_T.sum(), slope_T, entropy_slope_T, sums
+    count, blocks = len(tokens.logprob_T), max(1, -(-len(tokens.logprob_T) // BLOCK_T.value))  # T = 0 still writes one row of zeros
+    slopes = torch.empty_like(tokens.logprob_T), torch.empty_like(tokens.logprob_T)
     # Zeros, not empty: the columns behind the last sum are added too.
-    partial = torch.zeros(blocks, COLUMNS.value, device=logprob_T.device)
-    sums = torch.empty(COLUMNS.value, device=logprob_T.device)
-    options = (rule.surrogate, rule.correction, rule.kl, rule.kl_times_ratio)
-    launch(policy_loss_kernel, blocks, logprob_T, tokens, tuple(rule.numbers()), slopes, partial, count, *options, num_warps=4)
-    launch(sum_rows_kernel, 1, logprob_T, partial, sums, blocks, BLOCK=32, num_warps=4)
+    partial = torch.zeros(blocks, COLUMNS.value, device=device)
+    sums = torch.empty(COLUMNS.value, device=device)
+    numbers, *rest = options
+    launch(policy_loss_kernel, blocks, partial, tokens, numbers, slopes, partial, count, *rest, num_warps=4)
+    launch(sum_rows_kernel, 1, partial, partial, sums, blocks, BLOCK=32, num_warps=4)
     return sums[0].clone(), *slopes, sums[1:11].clone()
 
 
-def token_terms(tokens: Tokens, rule: LossRule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The module's formulas in plain torch, with the derivative written out (the reference of `policy_loss_kernel`)."""
-    logprob_T, old_T, advantages_T, sampler_T, entropy_T, reference_T, scale_T, sequence_log_ratio_T, sequence_log_q_T = tokens
-    clip_low, clip_high, low, high = rule.clip_low, rule.clip_high, rule.correction_low, rule.correction_high
-    known_T = torch.ones_like(logprob_T, dtype=torch.bool) if old_T is None else is_logprob(old_T)
-    old_T = logprob_T if old_T is None else torch.where(known_T, old_T, logprob_T)
-    negative_T = advantages_T < 0
-    x_T = logprob_T - old_T
-    inside_T = x_T.abs() < LOG_RATIO_LIMIT
-    x_T = x_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio_T = x_T.exp()
-    surrogate_ratio_T = ratio_T
-    if sequence_log_ratio_T is not None:
-        inside_T = sequence_log_ratio_T.abs() < LOG_RATIO_LIMIT
-        surrogate_ratio_T = sequence_log_ratio_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    clipped_low_T = clipped_high_T = dual_T = torch.zeros_like(negative_T)
-    if rule.surrogate in ("clip", "gspo"):
-        plain_T = -advantages_T * surrogate_ratio_T
-        clipped_T = -advantages_T * surrogate_ratio_T.clamp(1 - clip_low, 1 + clip_high)
-        bound_T = torch.where(negative_T, -advantages_T * rule.dual_clip, torch.inf)
-        loss_T = torch.maximum(plain_T, clipped_T)
-        dual_T = loss_T > bound_T
-        loss_T = torch.minimum(loss_T, bound_T)
-        flat_T = (clipped_T > plain_T) | dual_T | ~inside_T
-        slope_T = torch.where(flat_T, 0.0, plain_T)
-        clipped_low_T, clipped_high_T = (clipped_T > plain_T) & negative_T, (clipped_T > plain_T) & ~negative_T
-    elif rule.surrogate == "cispo":
-        slope_T = -advantages_T * ratio_T.clamp(max=1 + clip_high)
-        loss_T = slope_T * logprob_T
-        clipped_high_T = ratio_T > 1 + clip_high
-    else:
-        tau_T = torch.full_like(ratio_T, rule.sapo_tau[0]).masked_fill_(negative_T, rule.sapo_tau[1])
-        gate_T = torch.sigmoid(tau_T * (ratio_T - 1))
-        loss_T = -advantages_T * gate_T * 4 / tau_T
-        slope_T = torch.where(inside_T, -advantages_T * gate_T * (1 - gate_T) * 4 * ratio_T, 0.0)
-
-    weight_T = torch.ones_like(loss_T)
-    if sampler_T is not None:
-        known_T = known_T & is_logprob(sampler_T)
-    gap_T = torch.zeros_like(loss_T) if sampler_T is None else torch.where(known_T, old_T - sampler_T, 0.0)
-    if rule.correction == "tis":
-        weight_T = gap_T.exp().clamp(max=high)
-    elif rule.correction == "icepop":
-        weight_T = torch.where((gap_T.exp() >= low) & (gap_T.exp() <= high), gap_T.exp(), 0.0)
-    elif sequence_log_q_T is not None:
-        weight_T = ((sequence_log_q_T.exp() >= low) & (sequence_log_q_T.exp() <= high)).to(loss_T.dtype)
-    loss_T, slope_T = weight_T * loss_T, weight_T * slope_T
-
-    reference_kl_T = torch.zeros_like(loss_T)
-    if reference_T is not None:
-        y_T = reference_T - logprob_T
-        near_T = y_T.abs() < LOG_RATIO_LIMIT
-        y_T = y_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        if rule.kl == "k1":
-            estimate_T, change_T = -y_T, torch.ones_like(y_T)
-        elif rule.kl == "k2":
-            estimate_T, change_T = y_T * y_T / 2, -y_T
-        else:
-            estimate_T, change_T = y_T.exp() - 1 - y_T, 1 - y_T.exp()
-        reference_kl_T = estimate_T
-        change_T = torch.where(near_T, change_T, 0.0)
-        if rule.kl_times_ratio:
-            change_T = ratio_T * (change_T + torch.where(x_T.abs() < LOG_RATIO_LIMIT, estimate_T, 0.0))
-            estimate_T = estimate_T * ratio_T
-        loss_T, slope_T = loss_T + rule.kl_coef * estimate_T, slope_T + rule.kl_coef * change_T
-    entropy_slope_T = torch.zeros_like(loss_T)
-    if entropy_T is not None:
-        loss_T = loss_T - rule.entropy_coef * entropy_T
-        entropy_slope_T = entropy_slope_T - rule.entropy_coef
-    if scale_T is not None:
-        loss_T, slope_T, entropy_slope_T = scale_T * loss_T, scale_T * slope_T, scale_T * entropy_slope_T
-
-    sampler_gap_T = gap_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    columns = (
-        torch.ones_like(loss_T),
-        clipped_low_T,
-        clipped_high_T,
-        dual_T,
-        ratio_T - 1 - x_T,  # k3 of the new policy against the old one, never negative
-        torch.where(known_T, sampler_gap_T.abs().exp(), 0.0) if sampler_T is not None else torch.zeros_like(loss_T),
-        sampler_gap_T.exp() - 1 - sampler_gap_T,
-        weight_T != 1,
-        reference_kl_T,
-        ~known_T,
-    )
-    return loss_T.sum(), slope_T, entropy_slope_T, torch.stack([column.to(loss_T.dtype).sum() for column in columns])
+of_tokens = on_torch(token_loss.token_loss)
 
 
 @loss_terms.register_fake
@@ -282,13 +213,24 @@ def _backward(ctx, grad: Tensor, *_: object) -> tuple:
 loss_terms.register_autograd(_backward, setup_context=_keep)
 
 
+def divisor(count: float | Tensor | None, tokens: int) -> float | Tensor:
+    """What a checked `count` divides by: a number, or a tensor without dimensions."""
+    return max(tokens, 1) if count is None else count.reshape(()) if isinstance(count, Tensor) else count
+
+
 def check_rule(
     rule: LossRule, count: float | Tensor | None, cu_seqlens: Tensor | None, like: tuple[str, Tensor], given: dict[str, Tensor | None]
 ) -> None:
-    """That the arguments hold what `rule` reads, and those that are `given` a row for each of `like`."""
+    """That the arguments hold what `rule` reads, and those that are `given` a row for each of `like`, without a gradient of their own
+    (but `entropy`)."""
+    require(isinstance(rule, LossRule), lambda: f"rule={rule!r} is no LossRule: give LossRule(variant={str(rule)!r})")
     for name, x in given.items():
         if x is not None:
             check_rows(name, x, *like)
+            require(
+                name == "entropy" or not (x.requires_grad and torch.is_grad_enabled()),
+                lambda name=name: f"{name} carries a gradient, which the loss would drop: pass {name}.detach()",
+            )
     require(
         (count is None) == (rule.variant == "bnpo"),
         lambda: (
@@ -296,7 +238,10 @@ def check_rule(
             "over the whole mini-batch (kernels/loss_rule.py)"
         ),
     )
-    require(isinstance(count, torch.Tensor) or count is None or count > 0, lambda: f"count={count} must be > 0")
+    if isinstance(count, Tensor):
+        require(count.numel() == 1, lambda: f"count has shape {tuple(count.shape)}: give one number for the whole mini-batch")
+    if count is not None and (not isinstance(count, Tensor) or reads_values(count)):
+        require(0 < float(count) < math.inf, lambda: f"count={float(count)} must be finite and > 0")
     if rule.sequence_mean or rule.correction == "sequence":
         require(
             cu_seqlens is not None,
@@ -306,7 +251,9 @@ def check_rule(
             ),
         )
     if cu_seqlens is not None:
-        check_offsets("cu_seqlens", cu_seqlens, like[0], len(like[1]))
+        check_offsets("cu_seqlens", cu_seqlens, like[0], len(like[1]), types=OFFSETS)
+        device = like[1].device
+        require(cu_seqlens.device == device, lambda: f"cu_seqlens is on {cu_seqlens.device}, {like[0]} on {device}: bring them together")
     for asks, setting, name, cure in (
         (rule.correction != "none", f"correction={rule.correction!r}", "sampler_logprob", "use correction 'none'"),
         (rule.kl != "none", f"kl={rule.kl!r}", "reference_logprob", "use kl 'none' and kl_coef 0"),

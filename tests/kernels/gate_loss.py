@@ -5,7 +5,7 @@ import itertools
 import torch
 from gate import Case
 
-from soundrl.kernels.advantage import group_advantage_kernel
+from soundrl.kernels.advantage import group_advantage_kernel, group_moments_kernel
 from soundrl.kernels.linear_logprob_triton import SPLITS, Constants, linear_logprob_kernel, merge_parts_kernel, tile_config
 from soundrl.kernels.logprob_triton import logprob_backward_kernel, logprob_forward_kernel
 from soundrl.kernels.policy_loss import Tokens
@@ -45,8 +45,9 @@ def loss_cases():
                 "slopes": ("*fp32", "*fp32"),
                 "partial": "*fp32",
                 "T": "i32",
+                "near": "fp32",
             },
-            constexprs={"SURROGATE": surrogate, "CORRECTION": correction, "KL": kl, "KL_TIMES_RATIO": full},
+            constexprs={"SURROGATE": surrogate, "CORRECTION": correction, "KL": kl, "TIMES": full},
         )
     yield Case(
         kernel=sum_rows_kernel,
@@ -59,13 +60,21 @@ def loss_cases():
     )
     for full in (False, True):
         signature, nothing = given(flawed="*i1" if full else None, kept="*i1" if full else None)
+        groups = {"rewards": "*fp32", "offsets": "*i64", "moments": "*fp32", **signature}
+        label = "flawed, kept" if full else "plain"
         yield Case(
-            kernel=group_advantage_kernel,
-            label="flawed, kept" if full else "plain",
-            signature={"rewards": "*fp32", "offsets": "*i64", "advantages": "*fp32", "lam": "fp32", "epsilon": "fp32", **signature},
-            constexprs={"NORMALIZE_STD": True, "BLOCK": 64, **nothing},
-            num_warps=1,
+            kernel=group_moments_kernel, label=label, signature=groups | {"lam": "fp32"}, constexprs={"BLOCK": 64, **nothing}, num_warps=1
         )
+        for moments in (False, True):
+            given_moments = {} if moments else {"moments": None}
+            yield Case(
+                kernel=group_advantage_kernel,
+                label=label + ", moments" * moments,
+                signature={k: v for k, v in groups.items() if k not in given_moments}
+                | {"advantages": "*fp32", "numbers": ("fp32", "fp32")},
+                constexprs={"NORMALIZE_STD": True, "BLOCK": 64, **nothing, **given_moments},
+                num_warps=1,
+            )
 
 
 def row_cases():

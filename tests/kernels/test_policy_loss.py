@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from liger_kernel.ops.grpo_loss import GrpoLossFunction
 from torch import Tensor
 
+from soundrl.kernels.language import tl, triton
 from soundrl.kernels.loss_rule import CORRECTIONS, KL_ESTIMATES, VARIANTS, LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS, policy_loss, sequence_mean
 
@@ -289,6 +291,76 @@ def test_a_nan_of_the_trainer_is_not_hidden():
     assert math.isnan(loss.item())
 
 
+RULES_OF_NAN = [
+    LossRule(variant=variant, correction=correction, kl="k3", kl_coef=0.1, entropy_coef=0.1)
+    for variant, correction in zip(VARIANTS, itertools.cycle(("tis", "icepop", "none")), strict=False)
+]
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32], ids=["eager", "kernel"])
+@pytest.mark.parametrize("where", ["logprob", "advantages", "entropy", "reference"])
+def test_nan_reaches_the_loss_of_every_rule(where, dtype):
+    """A diverged model must not train on: what enters the loss as NaN leaves it as NaN, in the token's slope too where it has one."""
+    for rule, on_policy in itertools.product(RULES_OF_NAN, (False, True)):
+        x = inputs(1)
+        x[where][5] = math.nan
+        loss, slope, of_entropy, _ = run(x, rule, 20.0, on_policy, dtype)
+        assert math.isnan(loss), (rule, on_policy)
+        if where == "advantages" or (where == "logprob" and not on_policy):
+            assert math.isnan(slope[5].item()), (rule, on_policy)
+        assert bool(slope[[0, 12]].isfinite().all() and of_entropy.isfinite().all())
+
+
+def test_numpys_kinder_minimum_is_out_of_the_interpreter():
+    """Witness for the test above: as on a GPU, an interpreted minimum or maximum that does not ask for NaN loses it."""
+
+    @triton.jit
+    def clamp_kernel(x, y):
+        tl.store(y, tl.minimum(tl.maximum(tl.load(x), -1.0), 1.0))
+
+    x, y = torch.tensor([math.nan]), torch.zeros(1)
+    clamp_kernel[(1,)](x, y)
+    assert y.item() == -1.0
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32], ids=["eager", "kernel"])
+def test_k3_of_small_and_large_gaps(dtype):
+    """exp(x) − 1 − x of differences around every bound, in fp32 too, never below 0; x by 40 digits of its series."""
+    gaps = [sign * x for x in (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.019, 0.021, 0.499, 0.501, 1.0, 3.0) for sign in (1, -1)]
+    x_T = torch.tensor(gaps, dtype=dtype)
+    exact = [sum((Fraction(v) ** k / math.factorial(k) for k in range(2, 40)), Fraction(0)) for v in x_T.tolist()]
+    for gap, wanted in zip(x_T, exact, strict=True):
+        lp = (gap - gap).reshape(1).requires_grad_()  # 0, so that the difference to the reference is the gap, bit for bit
+        rule = LossRule(kl="k3", kl_coef=1.0)
+        loss, sums = policy_loss(lp, None, torch.zeros(1, dtype=dtype), None, 1.0, rule=rule, reference_logprob_T=gap.reshape(1))
+        loss.backward()
+        tolerance = 2e-6 if dtype == torch.float32 else 1e-11
+        assert sums["reference_kl"].item() == pytest.approx(float(wanted), rel=tolerance, abs=0) and loss.item() >= 0
+        assert lp.grad is not None and lp.grad.item() == pytest.approx(-math.expm1(gap.item()), rel=tolerance, abs=0)
+
+
+@pytest.mark.parametrize("layout", ["strided", "expanded", "int32 bounds"])
+def test_arguments_of_any_layout(layout):
+    """Each argument as a column of a matrix, or one number expanded; bounds as int32 too: the values of dense int64 ones, to the bit."""
+    rule = LossRule(variant="gspo", correction="sequence", kl="k2", kl_coef=0.1, entropy_coef=0.01)
+    x = {name: value.float() for name, value in inputs(3).items()}
+    if layout == "expanded":
+        x = {name: value[:1].expand(T) for name, value in x.items()}
+    dense = {name: value.clone().contiguous() for name, value in x.items()}
+    if layout == "strided":
+        x = {name: torch.stack([value, value + 1], 1)[:, 0] for name, value in x.items()}
+    bounds = CU.int() if layout == "int32 bounds" else torch.stack([CU, CU + 5], 1)[:, 0]
+    out = []
+    for y, cu, count in ((x, bounds, torch.tensor([20.0])), (dense, CU, 20.0)):
+        lp = y["logprob"].detach().requires_grad_()
+        given = (lp, y["old"], y["advantages"], y["sampler"], count)
+        loss, sums = policy_loss(*given, rule=rule, cu_seqlens=cu, entropy_T=y["entropy"], reference_logprob_T=y["reference"])
+        loss.backward()
+        assert loss.shape == ()
+        out.append([loss.detach(), lp.grad, *sums.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*out, strict=True))
+
+
 def test_split_into_parts_adds_up():
     x = {name: value.float() for name, value in inputs(2).items()}
     names = ("logprob", "old", "advantages", "sampler")
@@ -358,12 +430,22 @@ def test_rules_that_contradict_themselves_are_refused(change, message):
         ({"rule": LossRule(variant="grpo")}, "variant='grpo' with correction='none' needs cu_seqlens"),
         ({"rule": LossRule(variant="grpo"), "cu_seqlens": torch.tensor([0, 7])}, "cu_seqlens runs from 0 to 7, logprob has 20 rows"),
         ({"cu_seqlens": torch.tensor([0, 9, 5, T])}, "cu_seqlens decreases at entry 2"),
-        ({"cu_seqlens": torch.tensor([0.0, T])}, r"cu_seqlens has shape \(2,\) and type torch.float32: give int64"),
+        ({"cu_seqlens": torch.tensor([0.0, T])}, r"cu_seqlens has shape \(2,\) and type torch.float32: give int32 or int64"),
         ({"rule": LossRule(kl="k1", kl_coef=0.1)}, "kl='k1' needs reference_logprob"),
         ({"rule": LossRule(entropy_coef=0.1)}, "entropy_coef=0.1 needs entropy"),
         ({"rule": LossRule(variant="bnpo")}, "variant='bnpo' with count=9.0: bnpo divides by the tokens of each call"),
         ({"count": None}, "variant='dapo' with count=None"),
-        ({"count": 0.0}, "count=0.0 must be > 0"),
+        ({"count": 0.0}, "count=0.0 must be finite and > 0"),
+        ({"count": torch.tensor(0.0)}, "count=0.0 must be finite and > 0"),
+        ({"count": math.nan}, "count=nan must be finite and > 0"),
+        ({"count": torch.ones(2)}, r"count has shape \(2,\): give one number for the whole mini-batch"),
+        ({"rule": "grpo"}, r"rule='grpo' is no LossRule: give LossRule\(variant='grpo'\)"),
+        (
+            {"old": torch.zeros(T, requires_grad=True)},
+            r"old_logprob carries a gradient, which the loss would drop: pass old_logprob.det",
+        ),
+        ({"advantages": torch.zeros(T, requires_grad=True)}, "advantages carries a gradient"),
+        ({"cu_seqlens": torch.tensor([0, T], device="meta")}, "cu_seqlens is on meta, logprob on cpu: bring them together"),
         ({"logprob": torch.zeros(2, 3)}, r"logprob has shape \(2, 3\) and type torch.float32: give floating point \[T\]"),
     ],
 )

@@ -38,7 +38,8 @@ def cases(T: int) -> dict:
     statistics = [torch.zeros(T), torch.ones(T), torch.ones(T)]
     return {
         "sequence_mean": (old, cu),
-        "group_advantage": (old, cu, advantages > -0.5, 1.0, sampler > -0.5, True),
+        "group_moments": (old, cu, advantages > -0.5, 1.0, sampler > -0.5),
+        "group_advantage": (old, cu, advantages > -0.5, 1.0, sampler > -0.5, None, True),
         "policy_loss": (
             *(logprob, old, advantages, sampler, entropy, reference, old, old, sampler),
             *(RULE.words(), RULE.numbers()),
