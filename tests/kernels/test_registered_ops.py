@@ -44,8 +44,8 @@ def cases(T: int) -> dict:
             *(RULE.words(), RULE.numbers()),
         ),
         "logprob": (logits, targets, 1.0, per_row, bias, 3.0, False),
-        "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
-        "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
+        "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, old, sampler, None),
+        "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, old, sampler, None),
         "linear_logprob": (hidden, weight, targets, 1.0, per_row, bias, 3.0, False, 0),
         "linear_logprob_backward": (
             *(hidden.detach(), weight.detach(), targets, 0.9, None, None, 0.0, False, 0),
