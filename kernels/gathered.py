@@ -79,6 +79,7 @@ def scatter_gradient(
 
 def _of_equal_ids(ids_TK: Tensor, x_TK: Tensor) -> Tensor:
     """Σ of x over the places of a row with the same id, at each of them. Worked example: ids [7, 2, 7], x [1, 5, 10] → [11, 5, 11]."""
+    ids_TK = ids_TK.contiguous()
     first_TK = torch.searchsorted(ids_TK.sort(-1).values, ids_TK)
     sums_TK = torch.zeros_like(x_TK).scatter_add_(-1, first_TK, x_TK)
     return sums_TK.gather(-1, first_TK)
