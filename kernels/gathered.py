@@ -31,10 +31,10 @@ def gather_logprobs(logits_TV: Tensor, ids_TK: Tensor, softmax: Softmax, m_T: Te
     return logp_TK.masked_fill_(ids_TK == IGNORED, 0.0)
 
 
-def coefficients(
-    ids_TK: Tensor, of_logprob_TK: Tensor, of_entropy_T: Tensor | None, of_lse_T: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
-    """The gradients of log-probs, less what −100 got, and the three coefficients of `row_backward` that follow from all gradients."""
+def coefficients(ids_TK: Tensor, grads: tuple[Tensor, Tensor | None, Tensor | None]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
+    """From the gradients of log-probs [T, K], entropies and log-sum-exps [T] (None = none): the first less what −100 got, and the three of
+    `row_backward`."""
+    of_logprob_TK, of_entropy_T, of_lse_T = grads
     ignored_TK = ids_TK == IGNORED
     of_logprob_TK, dead_T = of_logprob_TK.masked_fill(ignored_TK, 0.0), ignored_TK.all(-1)
     of_mass_T = of_logprob_TK.sum(-1) if of_lse_T is None else of_logprob_TK.sum(-1) - of_lse_T

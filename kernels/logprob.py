@@ -170,7 +170,7 @@ def _write(out: Tensor, logits_TV: Tensor, ids: Tensor, *rest: Any) -> None:
         of_mass_T = of_logprob if of_lse_T is None else of_logprob - of_lse_T
         row_backward(out, logits_TV, ids, softmax, statistics, (of_logprob, of_mass_T, of_entropy_T))
         return
-    of_logprob, grads = coefficients(ids, of_logprob, of_entropy_T, of_lse_T)
+    of_logprob, grads = coefficients(ids, (of_logprob, of_entropy_T, of_lse_T))
     logp_TK = entries(logits_TV, ids, softmax, *statistics[:2])
     row_backward(out, logits_TV, row_targets(ids), softmax, statistics, grads)
     scatter_gradient(out, ids, logp_TK, of_logprob, softmax, statistics, grads)
