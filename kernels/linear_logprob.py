@@ -17,7 +17,7 @@ from soundrl.kernels.backend import KERNEL_DTYPES, columns, operator, require, r
 from soundrl.kernels.head_chunks import HEAD, HeadGradient, LinearHead
 from soundrl.kernels.linear_logprob_triton import launch_streaming
 from soundrl.kernels.logprob import row_forward
-from soundrl.kernels.softmax import Softmax, check_softmax, softmax_of
+from soundrl.kernels.softmax import Softmax, flat, softmax_of
 
 
 def linear_logprob(
@@ -50,12 +50,12 @@ def linear_logprob(
     >>> linear_logprob(torch.zeros(1, 4), torch.ones(2, 4), torch.tensor([1]))
     (tensor([-0.6931]), tensor([0.6931]), tensor([0.6931]))
     """
-    softmax = checked_head(hidden_TH, weight_VH, targets_T, softmax_of(temperature, bias_V, softcap))
+    softmax, targets_T = checked_head(hidden_TH, weight_VH, targets_T, softmax_of(temperature, bias_V, softcap))
     logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *softmax, fp32_logits, memory_budget or 0)
-    return logprob_T, entropy_T, (m_T / temperature + log_sum_T).detach()
+    return logprob_T, entropy_T, softmax.log_sum_exp(m_T, log_sum_T).detach()
 
 
-def checked_head(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax) -> Softmax:
+def checked_head(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax) -> tuple[Softmax, Tensor]:
     require(
         not isinstance(weight_VH, DTensor),  # an FSDP2 parameter; gathering it here would bypass FSDP2's hooks and gradient reduction
         lambda: (
@@ -75,8 +75,7 @@ def checked_head(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softma
         weight_VH.dtype == hidden_TH.dtype and weight_VH.device == hidden_TH.device,
         lambda: f"weight is {weight_VH.dtype} on {weight_VH.device}, hidden {hidden_TH.dtype} on {hidden_TH.device}: make them alike",
     )
-    check_softmax(softmax, targets_T, ("hidden", hidden_TH), ("weight", weight_VH), len(weight_VH))
-    return softmax
+    return flat(softmax, targets_T, ("hidden", hidden_TH), ("weight", weight_VH), len(weight_VH))
 
 
 @operator(f"linear_logprob({HEAD}) -> (Tensor, Tensor, Tensor, Tensor)")

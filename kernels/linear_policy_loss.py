@@ -57,7 +57,7 @@ def linear_policy_loss(
     No [T, V] tensor exists at any time. Raises ValueError as its parts do.
     """
     rule = rule or LossRule()
-    softmax = checked_head(hidden_TH, weight_VH, targets_T, softmax_of(temperature, bias_V, softcap))
+    softmax, targets_T = checked_head(hidden_TH, weight_VH, targets_T, softmax_of(temperature, bias_V, softcap))
     if isinstance(advantages, RewardGroups):
         require(cu_seqlens is not None, lambda: "advantages are RewardGroups, which need cu_seqlens [N+1] of the rollouts' tokens; pass it")
         assert cu_seqlens is not None
