@@ -319,7 +319,7 @@ def test_the_wheel_needs_torch_and_triton_alone(built, tmp_path):
         f"import sys; sys.path[:0] = {[str(wheel), str(bare)]!r}\n"
         f"import importlib, torch\nfor name in {modules!r}: importlib.import_module(name)\n"
         "from soundrl.kernels import logprob\n"
-        "value, entropy = logprob.selective_logprob(torch.zeros(1, 8), torch.tensor([3]))\n"
+        "value, entropy, *_ = logprob.selective_logprob(torch.zeros(1, 8), torch.tensor([3]))\n"
         "print(logprob.__file__, round(value.item(), 6), round(entropy.item(), 6))\n"
         "print(any(importlib.util.find_spec(name) for name in ('transformers', 'vllm', 'numpy', 'tyro')))\n"
     )
