@@ -214,9 +214,9 @@ class HeadGradient:
             of_adapted_nR = (dlogits_nV @ chunk.lora_b_VR).mul_(chunk.lora_scale)
         if of_hidden:
             out = self.hidden[rows] if order is None else torch.empty_like(chunk.hidden_TH)
-            torch.mm(dlogits_nV, chunk.weight_VH, out=out)
+            product(dlogits_nV, chunk.weight_VH, out)
             if chunk.lora_a_RH is not None:
-                torch.addmm(out, of_adapted_nR, chunk.lora_a_RH, out=out)
+                product(of_adapted_nR, chunk.lora_a_RH, out, add=True)
             if order is not None:
                 self.hidden[rows][order] = out
         if of_weight:

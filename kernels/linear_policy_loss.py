@@ -67,8 +67,8 @@ def linear_policy_loss(
     memory_budget  bytes of logits alive at once (None: as in `linear_logprob`), at least 1
 
     Returns loss (scalar), metric sums (`METRIC_SUMS`) and `Logprobs`; the loss alone is differentiable, by what `linear_logprob` is. The
-    gradients are made in the forward pass, in the types of what they are gradients of, and kept until backward; what they are divided by is
-    in them before they are rounded. No [T, V] tensor exists at any time.
+    gradients are made in the forward pass, in the types of what they are gradients of, and kept until backward. No [T, V] tensor exists at
+    any time.
 
     Rows of advantage 0 have log-probabilities and stand in the metrics; who wants neither gives them −100, and their logits are not made.
     Waits for the GPU once, and once a chunk where rows may be clipped. Raises ValueError as its parts do.
@@ -200,13 +200,13 @@ def _one_pass(
 
 
 def _folded(count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """1 / count as (what the slopes are multiplied by, in fp32; what is left for the gradients made of them). A gradient scaled in its own
-    16-bit type would be off by up to 2⁻⁹ as a whole. In fp16 gradients of 10⁻⁸ do not exist: a power of 2 is left, which is exact, and
-    meets the scale of the loss in fp32."""
-    if dtype != torch.float16:
-        return 1 / count, torch.ones_like(count)
-    mantissa, exponent = torch.frexp(count)
-    return 1 / mantissa, torch.ldexp(torch.ones_like(count), -exponent)
+    """1 / count as (what the slopes are multiplied by in fp32, before anything is rounded; what is left for the gradients made of them).
+
+    A gradient scaled in its own type would be off as a whole, by up to 2⁻⁹ in bf16. fp16 ends at 6 · 10⁻⁸: there all of it is left, and
+    meets the upstream gradient, which is then a scale of the loss, in fp32 (`_scaled`).
+    """
+    parts = 1 / count, torch.ones_like(count)
+    return parts[::-1] if dtype == torch.float16 else parts
 
 
 @_linear_policy_loss.register_fake
@@ -221,6 +221,7 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
     _, *others = output
     ctx.mark_non_differentiable(*others)
     ctx.save_for_backward(*output[6:])
+    ctx.set_materialize_grads(False)  # zeros as gradients of the gradients: as much memory once more
     ctx.wanted, ctx.others = inputs[-1], len(inputs) - len(Projection._fields)
 
 
