@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
 
 from soundrl.kernels.backend import require
 from soundrl.kernels.gathered import row_targets
@@ -27,6 +26,13 @@ def place_of_slice(group: Any, entries: int, device: torch.device) -> tuple[int,
     return sum(sizes[: dist.get_rank(group)]), max(sizes), sum(sizes)
 
 
+def _ranks(name: str) -> Any:
+    """The group of a name, which is what an operator can be given."""
+    from torch.distributed.distributed_c10d import _resolve_process_group  # not everywhere is torch built with it
+
+    return _resolve_process_group(name)
+
+
 def own_targets(targets: Tensor, first: int, entries: int) -> Tensor:
     """Ids of the whole vocabulary as ids of a slice: −1 where another rank has it, −100 as it is."""
     at = targets - first
@@ -41,7 +47,7 @@ def merged(own: tuple[Tensor, ...], softmax: Softmax, targets: Tensor, group: st
     """
     logprob, entropy_T, m_T, log_sum_T = own
     rows_T = torch.stack([entropy_T, m_T, log_sum_T, *logprob.view(len(m_T), -1).unbind(-1)])
-    ranks = _resolve_process_group(group)
+    ranks = _ranks(group)
     all_P = rows_T.new_empty(dist.get_world_size(ranks), *rows_T.shape)
     dist.all_gather_into_tensor(all_P.view(-1), rows_T.view(-1), ranks)
     entropy_PT, m_PT, log_sum_PT, logprob_PKT = all_P[:, 0], all_P[:, 1], all_P[:, 2], all_P[:, 3:]
@@ -61,4 +67,4 @@ def merged(own: tuple[Tensor, ...], softmax: Softmax, targets: Tensor, group: st
 def add_over(group: str, *partial: Tensor) -> None:
     """Sum each over the group's ranks, in place."""
     for x in partial:
-        dist.all_reduce(x, group=_resolve_process_group(group))
+        dist.all_reduce(x, group=_ranks(group))
