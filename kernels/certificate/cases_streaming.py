@@ -1,0 +1,84 @@
+"""Compile cases of the streaming log-probabilities: every entry of its tables, on the GPUs that take it."""
+
+from __future__ import annotations
+
+import torch
+
+from soundrl.kernels.certificate.case import EVERYWHERE, Case
+from soundrl.kernels.linear_logprob_triton import (
+    ELEMENT,
+    SPECIALISED,
+    SPLITS,
+    Config,
+    Constants,
+    config_for,
+    linear_logprob_kernel,
+    merge_parts_kernel,
+)
+from soundrl.kernels.softmax import Softmax
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+PARTS = 119  # of 151,936 entries in tiles of 256
+
+
+def softmax(full: bool, dtype: str = "fp32") -> Softmax:
+    """Types of its fields, with all of them given or only what must be."""
+    return Softmax("fp32", "*fp32" if full else "constexpr", f"*{dtype}" if full else "constexpr", "fp32")  # type: ignore[arg-type]
+
+
+def case(dtype: torch.dtype, full: bool, even: bool, config: Config, architectures: tuple[int, ...]) -> Case:
+    name, narrow = NAMES[dtype], dtype != torch.float32
+    shapes = ((config.block_m, config.block_k), (config.block_n, config.block_k))
+    hidden, weight = (f"tensordesc<{name}[{m}, {k}]>" if config.specialised else (f"*{name}", "i32") for m, k in shapes)
+    options = "all" if full else "plain" if even else "ragged"
+    tiles = f"{config.block_m}x{config.block_n}x{config.block_k}"
+    return Case(
+        kernel=linear_logprob_kernel,
+        label=f"{name} {options} {tiles}{' specialised' if config.specialised else ''}",
+        signature={"hidden": hidden, "weight": weight, "targets": "*i64", "softmax": softmax(full, name)}
+        | {"partial": ("*fp32",) * 3, "target_u": "*fp32"}
+        | dict.fromkeys(("T", "V", "H", "part_columns"), "i32"),
+        constexprs={
+            "C": Constants(
+                *(config.block_m, config.block_n, config.block_k, config.specialised, even),
+                ROUND=ELEMENT[dtype] if narrow else None,
+                HAS_CAP=full,
+                PARTS=PARTS,
+                UPCAST=False,
+            )
+        },
+        num_warps=config.warps,
+        num_stages=config.stages,
+        aligned=("H", "hidden", "weight", "part_columns"),
+        wgmma=narrow,
+        architectures=architectures,
+    )
+
+
+def streaming_cases() -> list[Case]:
+    out = []
+    for dtype in NAMES:
+        for full, even in ((False, True), (True, True), (False, False)):
+            taken: dict[Config, tuple[int, ...]] = {}
+            for arch in EVERYWHERE:
+                config = config_for(dtype, not full, arch, 4096)
+                taken[config] = (*taken.get(config, ()), arch)
+            out += [case(dtype, full, even, config, archs) for config, archs in taken.items()]
+    return [*out, *(case(dtype, False, True, SPECIALISED, (90,)) for dtype in (torch.bfloat16, torch.float16))]
+
+
+def merge_cases() -> list[Case]:
+    given = {"partial": ("*fp32",) * 3, "target_u": "*fp32", "out": ("*fp32",) * 4, "T": "i32"}
+    shape = {"PARTS": PARTS, "WIDTH": SPLITS, "BLOCK": 16}
+    return [
+        Case(
+            kernel=merge_parts_kernel,
+            label="temperatures" if full else "plain",
+            signature=given | {"softmax": softmax(full)},
+            constexprs=shape,
+        )
+        for full in (False, True)
+    ]
+
+
+CASES = [*streaming_cases(), *merge_cases()]
