@@ -3,8 +3,8 @@
 The vocabulary is cut into at most SPLITS parts, a program computes BLOCK_M rows of one part, and a second kernel merges a row's parts.
 A row's result depends on its own hidden state alone: not on T, not on its place, not on the other rows.
 
-Running statistics of a row are m = max u, s = Σ 2^d and w = Σ 2^d · d with d = (u − m) · inverse2, inverse2 = log₂e / temperature: exp2 is one
-instruction, exp is three. "Nothing yet" is m = −1e30, not −∞: no difference of two of them is NaN, so nothing has to be selected away.
+Running statistics of a row are m = max u, s = Σ 2^d and w = Σ 2^d · d with d = (u − m) · inverse2, inverse2 = log₂e / temperature: exp2 is
+one instruction, exp is three. "Nothing yet" is m = −1e30, not −∞: no difference of two of them is NaN, nothing has to be selected away.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportReturnType=false
@@ -22,7 +22,7 @@ from soundrl.kernels.logprob_triton import tanh
 from soundrl.kernels.softmax import Softmax
 
 # Constant, so that partial results take 12 · SPLITS bytes a token whatever the vocabulary. 151,936 entries are 594 tiles of 256: 119 parts
-# of 5, with which 8,192 rows fill 132 multiprocessors 57.7 times (64 parts: 29.1 times, the last for a tenth) and 128 rows fill 119 of them.
+# of 5, with which 8,192 rows fill 132 multiprocessors 57.7 times (64 parts: 29.1, the last for a tenth), and 128 rows fill 119 of them.
 SPLITS = 128
 GROUP_M = 16  # token blocks that walk through the same part of the weight together, so that it stays in L2
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -46,14 +46,12 @@ class Config:
 
 WIDE = Config(128, 256, 64, 8, 3)  # fewest bytes for each product
 SQUARE = Config(128, 128, 64, 8, 4)
-SMALL = Config(128, 128, 32, 8, 4)
 EXACT = Config(64, 64, 16, 8, 2)  # fp32 multiplies exactly (ieee), on the FMA units
 SPECIALISED = Config(128, 256, 64, 4, 3, specialised=True)
 
-# By GPU (compute capability 90 = sm_90) and whether bias and softcap are off, chosen by what the certificate says of registers, spills and
-# asynchronous products; GPUs not listed take OTHER. Never by the number of rows: a row's bits may not depend on its batch.
-CONFIGS = {(90, True): WIDE, (90, False): SQUARE, (100, True): WIDE, (100, False): SQUARE}
-OTHER = SQUARE
+# By generation of the GPU (9 = sm_90) and whether bias and softcap are off, chosen by what the certificate says of registers, spills and
+# asynchronous products; those not listed take SQUARE. Never by the number of rows: a row's bits may not depend on its batch.
+CONFIGS = {(9, True): WIDE, (10, True): WIDE}
 # (GPU, Triton) on which tests/gpu has passed with SPECIALISED: there it replaces WIDE for 16-bit types. What no GPU has run is no default.
 PROVED: frozenset[tuple[int, str]] = frozenset()
 
@@ -80,7 +78,7 @@ def config_for(dtype: torch.dtype, plain: bool, capability: int, width: int) -> 
     """Of rows of `width` entries; `plain`: neither bias nor softcap."""
     if dtype == torch.float32:
         return EXACT
-    config = CONFIGS.get((capability, plain), OTHER)
+    config = CONFIGS.get((capability // 10, plain), SQUARE)
     version = ".".join(triton.__version__.split(".")[:2]) if HAS_TRITON else ""
     return SPECIALISED if config == WIDE and (capability, version) in PROVED and width % 8 == 0 else config
 
@@ -96,7 +94,7 @@ def inverse_temperatures(softmax, t, row, BLOCK: tl.constexpr):
 
 @triton.jit
 def add_tile(m, s, w, u, inverse2):
-    """Statistics of rows with the columns of `u` added. u − m is taken before it is scaled: at |u| = 10⁴ the scaled ones are off by 10⁻³."""
+    """Statistics of rows with the columns of `u` added. u − m is taken before it is scaled: at |u| = 10⁴ scaled ones are off by 10⁻³."""
     m_new = tl.maximum(m, tl.max(u, 1))
     d = (u - m_new[:, None]) * inverse2[:, None]
     e = tl.exp2(d)
@@ -121,6 +119,26 @@ def multiply(a, b, u, C: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, u, input_precision="ieee")
+
+
+@triton.jit
+def rounded(u, C: tl.constexpr):
+    """`u` rounded to the type C.ROUND and back."""
+    if C.ROUND is None:
+        return u
+    elif C.ROUND == tl.bfloat16 and not C.UPCAST:
+        # Two at a time: a single fp32 → bf16 runs on the unit that also makes the exponentials, at an eighth of the rate.
+        return tl.inline_asm_elementwise(
+            "{.reg .b32 both; cvt.rn.bf16x2.f32 both, $3, $2; shl.b32 $0, both, 16; and.b32 $1, both, 0xffff0000;}",
+            "=r,=r,r,r",
+            [u],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        # + 0: else ptxas reads fp16 products before it has waited for them, and therefore runs each of them alone (C7514).
+        return (u + 0.0).to(C.ROUND).to(tl.float32)
 
 
 @triton.jit
@@ -154,8 +172,8 @@ def tile_logits(hidden, weight, t, first_row, first, v, H, C: tl.constexpr):
 def linear_logprob_kernel(hidden, weight, targets, softmax, partial, target_u, T, V, H, part_columns, C: tl.constexpr):
     """Program (token block, part): m, s, w over the part's columns, and u of the target where the part holds it.
 
-    `hidden` and `weight` are (pointer, stride of a row), or TMA descriptors where C.SPECIALISED. There the loop may hold no pointer load and
-    no branch, or Triton does not specialise: mask and target are looked at in each tile, beside the other group's products.
+    `hidden` and `weight` are (pointer, stride of a row), or TMA descriptors where C.SPECIALISED. There the loop may hold no pointer load
+    and no branch, or Triton does not specialise: mask and target are looked at in each tile, beside the other group's products.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
@@ -182,10 +200,7 @@ def linear_logprob_kernel(hidden, weight, targets, softmax, partial, target_u, T
     for first in tl.range(start, end, BLOCK_N, warp_specialize=C.SPECIALISED):
         v = first + tl.arange(0, BLOCK_N)
         u = tile_logits(hidden, weight, readable, block * BLOCK_M, first, tl.where(v < end, v, start), H, C)
-        if C.ROUND is not None:
-            if C.ROUND == tl.float16:
-                u += 0.0  # else ptxas reads the products' registers before it has waited for them, and runs every product alone (C7514)
-            u = u.to(C.ROUND).to(tl.float32)
+        u = rounded(u, C)
         if softmax.bias_V is not None:
             u += tl.load(softmax.bias_V + v, v < end, other=0.0).to(tl.float32)[None, :]
         if C.HAS_CAP:
@@ -229,8 +244,10 @@ def merge_parts_kernel(partial, target_u, softmax, out, T, PARTS: tl.constexpr, 
 
 
 def launch_streaming(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax, round_logits: bool) -> tuple[Tensor, ...]:
-    """log-prob, entropy, m, log S of each row, [T] fp32; `round_logits` rounds logits to hidden's type before anything else. A target outside
-    the vocabulary has log-prob NaN."""
+    """log-prob, entropy, m, log S of each row, [T] fp32; `round_logits` rounds logits to hidden's type before anything else.
+
+    A target outside the vocabulary has log-prob NaN, without a look at it from here.
+    """
     major, minor = torch.cuda.get_device_capability(hidden_TH.device) if hidden_TH.is_cuda else (9, 0)
     plain = softmax.bias_V is None and softmax.softcap == 0
     config = config_for(hidden_TH.dtype, plain, 10 * major + minor, hidden_TH.shape[1])

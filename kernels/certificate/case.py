@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import inspect
@@ -12,9 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 import soundrl.kernels.certificate as room
+from soundrl.kernels.softmax import Softmax
 
 EVERYWHERE = (80, 90, 100, 120)
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,8 @@ class Case:
     spill: int = 0
     """Bytes of local memory that are accepted, with the reason in a comment where this is not 0."""
     architectures: tuple[int, ...] = EVERYWHERE
-    elements: int = 0
-    """Row kernels: entries of a row that one turn of the loop takes; instructions an element come from it."""
     element_bytes: int = 0
-    """What an element moves through memory, both ways."""
+    """Row kernels without bias: bytes of an entry of the row; from its loads follow how many entries a turn takes."""
     instructions: float = 0.0
     """Row kernels: most instructions an element on sm_90; 0 = none promised."""
 
@@ -59,7 +62,8 @@ class Case:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def sources(kernel: Any) -> list[str]:
+@functools.cache
+def sources(kernel: Any) -> tuple[str, ...]:
     """The syntax trees of a Triton function and of all that it calls, and the constants that they name, sorted."""
     out: dict[str, str] = {}
     waiting = [kernel]
@@ -79,8 +83,8 @@ def sources(kernel: Any) -> list[str]:
                 if type(value).__module__.startswith("triton.runtime"):
                     waiting.append(value)
                 elif type(value).__name__ == "constexpr" or isinstance(value, int | float | str):
-                    out[f"{function.fn.__module__}.{node.id}"] = str(value)
-    return [f"{name} {text}" for name, text in sorted(out.items())]
+                    out[f"{function.fn.__module__}.{node.id}"] = repr(getattr(value, "value", value))
+    return tuple(f"{name} {text}" for name, text in sorted(out.items()))
 
 
 def source_of(case: Case) -> Any:
@@ -107,6 +111,16 @@ def leaves_of(path: tuple[int, ...], kind: Any) -> Iterator[tuple[tuple[int, ...
     else:
         for i, inner in enumerate(kind):
             yield from leaves_of((*path, i), inner)
+
+
+def given(**kinds: str | None) -> tuple[dict, dict]:
+    """(signature, constexprs) of optional arguments: those that are None are compile-time."""
+    return {k: v for k, v in kinds.items() if v}, {k: None for k, v in kinds.items() if not v}
+
+
+def softmax_types(full: bool, dtype: str = "fp32") -> Softmax:
+    """Types of a `Softmax`'s fields, with all of them given or only what must be."""
+    return Softmax("fp32", "*fp32" if full else "constexpr", f"*{dtype}" if full else "constexpr", "fp32")  # type: ignore[arg-type]
 
 
 def all_cases() -> list[Case]:

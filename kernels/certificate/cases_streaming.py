@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from soundrl.kernels.certificate.case import EVERYWHERE, Case
+from soundrl.kernels.certificate.case import EVERYWHERE, NAMES, Case, softmax_types
 from soundrl.kernels.linear_logprob_triton import (
     ELEMENT,
     SPECIALISED,
@@ -15,15 +15,8 @@ from soundrl.kernels.linear_logprob_triton import (
     linear_logprob_kernel,
     merge_parts_kernel,
 )
-from soundrl.kernels.softmax import Softmax
 
-NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 PARTS = 119  # of 151,936 entries in tiles of 256
-
-
-def softmax(full: bool, dtype: str = "fp32") -> Softmax:
-    """Types of its fields, with all of them given or only what must be."""
-    return Softmax("fp32", "*fp32" if full else "constexpr", f"*{dtype}" if full else "constexpr", "fp32")  # type: ignore[arg-type]
 
 
 def case(dtype: torch.dtype, full: bool, even: bool, config: Config, architectures: tuple[int, ...]) -> Case:
@@ -35,7 +28,7 @@ def case(dtype: torch.dtype, full: bool, even: bool, config: Config, architectur
     return Case(
         kernel=linear_logprob_kernel,
         label=f"{name} {options} {tiles}{' specialised' if config.specialised else ''}",
-        signature={"hidden": hidden, "weight": weight, "targets": "*i64", "softmax": softmax(full, name)}
+        signature={"hidden": hidden, "weight": weight, "targets": "*i64", "softmax": softmax_types(full, name)}
         | {"partial": ("*fp32",) * 3, "target_u": "*fp32"}
         | dict.fromkeys(("T", "V", "H", "part_columns"), "i32"),
         constexprs={
@@ -74,7 +67,7 @@ def merge_cases() -> list[Case]:
         Case(
             kernel=merge_parts_kernel,
             label="temperatures" if full else "plain",
-            signature=given | {"softmax": softmax(full)},
+            signature=given | {"softmax": softmax_types(full)},
             constexprs=shape,
         )
         for full in (False, True)

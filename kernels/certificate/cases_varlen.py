@@ -1,9 +1,8 @@
-"""Configurations of packed attention: every entry of its table that a GPU can meet, with heads 4 : 1."""
+"""Compile cases of packed attention: every entry of its table that a GPU can meet, with heads 4 : 1."""
 
 from __future__ import annotations
 
-from gate import Case
-
+from soundrl.kernels.certificate.case import EVERYWHERE, Case
 from soundrl.kernels.varlen_backward import varlen_dkv_kernel, varlen_dq_kernel
 from soundrl.kernels.varlen_forward import varlen_forward_kernel
 from soundrl.kernels.varlen_launch import CONFIGS, Pass, Scores, block_d, constants
@@ -32,7 +31,7 @@ SPILLS = {
 
 def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores) -> Case:
     kernel = KERNELS[which]
-    config = CONFIGS[{90: "hopper", 80: "ampere"}[arch], 4 if kind == "fp32" else 2, block_d(head_dim)][which]
+    config = CONFIGS["hopper" if arch // 10 in (9, 10) else "ampere", 4 if kind == "fp32" else 2, block_d(head_dim)][which]
     signature = dict.fromkeys(kernel.arg_names, kind) | dict.fromkeys(INT32, "i32") | dict.fromkeys(FP32, "fp32")  # type: ignore[attr-defined]
     signature = {name: "*" + of if name in DENSE else of for name, of in signature.items() if name in kernel.arg_names}  # type: ignore[attr-defined]
     signature |= {name: ("*" + kind, "i32", "i32") for name in STRIDED if name in signature}
@@ -57,4 +56,4 @@ SHAPES = [
     ("bf16", 128, WINDOW),
     ("bf16", 256, SOFTCAP),
 ]
-CASES = [case(arch, kind, head_dim, which, scores) for arch in (80, 90) for kind, head_dim, scores in SHAPES for which in KERNELS]
+CASES = [case(arch, kind, head_dim, which, scores) for arch in EVERYWHERE for kind, head_dim, scores in SHAPES for which in KERNELS]
