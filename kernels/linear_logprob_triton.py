@@ -28,6 +28,7 @@ GROUP_M = 16  # token blocks that walk through the same part of the weight toget
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(-1e30)
+IGNORED = tl.constexpr(-100)  # a target of a row that is not asked about: 0 throughout, whatever its logits are
 NO_LESS = tl.constexpr(-150.0)  # 2^−150 is 0 in fp32, and 0 · −150 is 0 where 0 · −∞ is NaN
 
 
@@ -223,7 +224,7 @@ def linear_logprob_kernel(hidden, weight, targets, softmax, partial, target_u, T
 
 
 @triton.jit(do_not_specialize=["T"])
-def merge_parts_kernel(partial, target_u, softmax, out, T, PARTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def merge_parts_kernel(partial, target_u, targets, softmax, out, T, PARTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Program b: log-probability, entropy, m and log S of BLOCK tokens; WIDTH is PARTS rounded up to a power of two."""
     t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = t < T
@@ -237,16 +238,17 @@ def merge_parts_kernel(partial, target_u, softmax, out, T, PARTS: tl.constexpr, 
     m, s, w = fold(m, s, w, inverse * LOG2E)
     log_sum = tl.log2(s) * LN2
     u = tl.load(target_u + t, row, other=0.0)
-    tl.store(out[0] + t, (u - m) * inverse - log_sum, row)
-    tl.store(out[1] + t, log_sum - w / s * LN2, row)
-    tl.store(out[2] + t, m, row)
-    tl.store(out[3] + t, log_sum, row)
+    live = tl.load(targets + t, row, other=IGNORED) != IGNORED
+    tl.store(out[0] + t, tl.where(live, (u - m) * inverse - log_sum, 0.0), row)
+    tl.store(out[1] + t, tl.where(live, log_sum - w / s * LN2, 0.0), row)
+    tl.store(out[2] + t, tl.where(live, m, 0.0), row)
+    tl.store(out[3] + t, tl.where(live, log_sum, 0.0), row)
 
 
 def launch_streaming(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax, round_logits: bool) -> tuple[Tensor, ...]:
     """log-prob, entropy, m, log S of each row, [T] fp32; `round_logits` rounds logits to hidden's type before anything else.
 
-    A target outside the vocabulary has log-prob NaN, without a look at it from here.
+    Target −100: all four are 0. Any other target outside the vocabulary: log-prob NaN, without a look at it from here.
     """
     major, minor = torch.cuda.get_device_capability(hidden_TH.device) if hidden_TH.is_cuda else (9, 0)
     plain = softmax.bias_V is None and softmax.softcap == 0
@@ -280,7 +282,7 @@ def stream(
     arguments = (*operands, targets_T, softmax, partial, target_u, rows, vocabulary, width, part_tiles * config.block_n)
     programs = triton.cdiv(rows, config.block_m) * parts
     launch(linear_logprob_kernel, programs, hidden_TH, *arguments, C=fixed, num_warps=config.warps, num_stages=config.stages)
-    merged = (partial, target_u, softmax, out, rows)
+    merged = (partial, target_u, targets_T, softmax, out, rows)
     shape = {"PARTS": parts, "WIDTH": triton.next_power_of_2(parts), "BLOCK": 16}
     launch(merge_parts_kernel, triton.cdiv(rows, 16), hidden_TH, *merged, **shape, num_warps=4)
     return out

@@ -35,11 +35,7 @@ def save(path: Path, rows: list[Row], cases: list[Case]) -> None:
     lines = ",\n".join("  " + json.dumps(short(row), ensure_ascii=False) for row in kept)
     told = {"faults": faults, "predictions": expected}
     parts = [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, indent=1)}" for name, value in told.items()]
-    path.write_text("{" + ",
-".join([*parts, f'"rows": [
-{lines}
-]']) + "}
-")
+    path.write_text("{" + ",\n".join([*parts, f'"rows": [\n{lines}\n]']) + "}\n")
 
 
 def load_predictions(path: Path, version: str) -> list[Prediction]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import multiprocessing
 import re
 import subprocess
@@ -22,11 +23,12 @@ from soundrl.kernels.certificate.sass import LOAD, PRODUCT, SPECIAL, Loop, inner
 def compile_case(case: Case, arch: int) -> Row:
     """Compile for `sm_<arch>` and read what can be read. Only where Triton does not interpret."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import get_ptxas
 
     ptxas, log = get_ptxas(arch), io.StringIO()
-    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True  # a cached kernel has no log
+    knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True  # a cached kernel has no log
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     with contextlib.redirect_stdout(log):
         compiled = triton.compile(source_of(case), target=GPUTarget("cuda", arch, 32), options=options)
@@ -51,7 +53,7 @@ def compile_case(case: Case, arch: int) -> Row:
         shared=shared,
         fp64=len(re.findall(r"\.f64\b", ptx)),
         quiet_minmax=len(re.findall(r"\b(?:min|max)(?:\.ftz)?\.f32\b", ptx)),
-        **read(code, log.getvalue(), case, arch, threads_of(ptx)),
+        **read(code, log.getvalue(), case, arch, threads_of(ptx), tcgen05_products(compiled.asm["ttgir"])),
     )
 
 
@@ -64,7 +66,14 @@ def threads_of(ptx: str) -> int:
     return int(found[1]) if found else 0
 
 
-def read(text: str, log: str, case: Case, arch: int, threads: int) -> dict[str, Any]:
+def tcgen05_products(ttgir: str) -> int:
+    """Multiply-accumulates of one UTCHMMA, which names no shape: 16 deep, at most 128 × 256; 0 where several shapes are mixed."""
+    found = set(re.findall(r"tc_gen5_mma .*: !ttg\.memdesc<(?:\d+x)?(\d+)x\d+xb?f\d+.*?, !ttg\.memdesc<(?:\d+x)?\d+x(\d+)xb?f\d+", ttgir))
+    shapes = {(min(int(m), 128), min(int(n), 256)) for m, n in found}
+    return 16 * math.prod(shapes.pop()) if len(shapes) == 1 else 0
+
+
+def read(text: str, log: str, case: Case, arch: int, threads: int, tcgen05: int) -> dict[str, Any]:
     """Fields of a `Row` that the disassembly and ptxas' log show."""
     code, labels = parse(text)
     whole = Loop(tuple(code))
@@ -90,7 +99,7 @@ def read(text: str, log: str, case: Case, arch: int, threads: int) -> dict[str, 
             "turn": sum(len(loop.body) for loop in main),
             "outside": len(outside.body),
             "spills_in_loop": sum(loop.count("LDL|STL") for loop in main),
-            **by_tensor_cores(main, outside, 4 if specialised else case.num_warps, arch, specialised, serialised),
+            **by_tensor_cores(main, outside, 4 if specialised else case.num_warps, arch, specialised, serialised, tcgen05),
         }
     if case.element_bytes:
         rows = innermost(all_loops, lambda loop: loop.count(LOAD.pattern) > 0)
@@ -99,7 +108,9 @@ def read(text: str, log: str, case: Case, arch: int, threads: int) -> dict[str, 
     return out
 
 
-def by_tensor_cores(main: list[Loop], outside: Loop, warps: int, arch: int, specialised: bool, serialised: str) -> dict[str, Any]:
+def by_tensor_cores(
+    main: list[Loop], outside: Loop, warps: int, arch: int, specialised: bool, serialised: str, tcgen05: int
+) -> dict[str, Any]:
     """clocks, bound and share of a loop around products; `warps` run each of the loops.
 
     A turn takes as long as the longest of: its products on the tensor cores, its instructions (4 a clock), its special functions. Where a
@@ -107,12 +118,13 @@ def by_tensor_cores(main: list[Loop], outside: Loop, warps: int, arch: int, spec
     with two, one runs its instructions beside the other's products, and only a group's own chain is added up.
     """
     gpu, whole = MACHINES[arch], Loop(tuple(i for loop in main for i in loop.body))
-    clocks = {"tensor": whole.products * warps / gpu.products, **busy(whole, warps, arch)}
+    products = whole.products * warps + whole.count("UTCHMMA") * tcgen05  # the latter is the whole program's, not a warp's
+    clocks = {"tensor": products / gpu.products, **busy(whole, warps, arch)}
     beside = max(clocks["issue"], clocks["special"])
     if outside.body:
         clocks["outside"] = max(busy(outside, warps, arch).values())
     out = {"clocks": {name: round(value, 1) for name, value in clocks.items()}}
-    if not clocks["tensor"]:  # UTCHMMA names no shape
+    if not products:
         return out
     bounds = {name: clocks[name] for name in ("tensor", "issue", "special")}
     if serialised or any(loop.waits_for_all for loop in main):

@@ -89,7 +89,10 @@ def streaming(row: Row, case: Case, gpu: Machine, shape: tuple[int, int, int]) -
         f"{programs} programs in {waves} waves of {gpu.multiprocessors}, {each} tiles each of {turns} turns · max(tensor {tensor:.0f} at "
         f"{gpu.sustained:.2f} of peak / share {row.share}, issue {row.clocks['issue']:.0f}, L2 {l2:.0f}) clk + {how} = "
         f"{seconds * 1e3:.2f} ms against {product_seconds(gpu, shape) * 1e3:.2f}",
-        bench={"bench": "linear_logprob", "mode": "forward", "provider": "ours", "shape": [tokens, hidden, vocabulary], "of": "x_floor"},
+        bench={
+            **{"bench": "linear_logprob", "mode": "forward", "shape": [tokens, hidden, vocabulary], "of": "x_floor"},
+            "provider": "ours, specialised" if specialised else "ours",
+        },
     )
 
 

@@ -100,12 +100,22 @@ def test_logits_of_minus_infinity():
 def test_a_target_outside_the_vocabulary_is_nan_and_nothing_else(config):
     rng = torch.Generator().manual_seed(3)
     hidden, weight = torch.randn(7, 16, generator=rng), torch.randn(40, 16, generator=rng)
-    targets = torch.tensor([1, -100, 40, 3, -1, 2**32 + 3, 39])
+    targets = torch.tensor([1, -99, 40, 3, -1, 2**32 + 3, 39])
     ours = stream(hidden, weight, targets, PLAIN, False, config)
     assert torch.equal(ours[0].isnan(), torch.tensor([False, True, True, False, True, True, False]))
     inside = stream(hidden, weight, targets.clamp(0, 39), PLAIN, False, config)
     assert all(torch.equal(a, b) for a, b in zip(ours[1:], inside[1:], strict=True))
     assert torch.equal(ours[0].nan_to_num(), inside[0].masked_fill(ours[0].isnan(), 0.0))
+
+
+def test_a_row_that_is_not_asked_about_is_zero():
+    """Target −100, whatever the row holds."""
+    rng = torch.Generator().manual_seed(7)
+    hidden, weight = torch.randn(3, 16, generator=rng), torch.randn(40, 16, generator=rng)
+    hidden[1] = torch.nan
+    for kind in (torch.int32, torch.int64):
+        ours = stream(hidden, weight, torch.tensor([5, -100, 7], dtype=kind), PLAIN, False, POINTERS)
+        assert all(float(x[1]) == 0 and x[0].isfinite() and x[2] != 0 for x in ours)
 
 
 def test_a_broken_row_is_nan_and_no_other():
