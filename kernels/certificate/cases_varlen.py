@@ -26,6 +26,9 @@ SPILLS = {
     (90, "fp32", 256, "dq", PLAIN): 232,
     (80, "fp32", 256, "dq", PLAIN): 216,
     (80, "fp32", 256, "forward", PLAIN): 16,
+    (100, "bf16", 256, "dkv", PLAIN): 16,
+    (100, "bf16", 256, "dkv", SOFTCAP): 16,
+    (120, "bf16", 128, "forward", WINDOW): 8,
 }
 
 

@@ -87,7 +87,9 @@ def read(text: str, log: str, case: Case, arch: int, threads: int, tcgen05: int)
     }
     if product:
         specialised = threads > 32 * case.num_warps
-        main = multiplying if specialised else sorted(multiplying, key=lambda x: len(x.body) / x.count(PRODUCT.pattern))[:1]
+        groups = threads // 128 - 1 if specialised else 1  # of warps that multiply, each with loops of its own; the last only loads
+        # Of a group's loops the leanest: others do the same with a mask.
+        main = sorted(multiplying, key=lambda x: len(x.body) / x.count(PRODUCT.pattern))[:groups]
         around = [min((x for x in all_loops if x.holds(loop)), key=lambda x: len(x.body), default=loop) for loop in main]
         seldom = rarely_run(code, labels).union(*({i.address for i in loop.body} for loop in main))
         outside = Loop(tuple(i for loop in around for i in loop.body if i.address not in seldom))
@@ -136,7 +138,7 @@ def by_tensor_cores(
 def busy(loop: Loop, warps: int, arch: int) -> dict[str, float]:
     """Clocks of one multiprocessor for the instructions of so many warps, and for those that its few special-function lanes run."""
     gpu = MACHINES[arch]
-    return {"issue": len(loop.body) * warps / gpu.issue, "special": loop.count(SPECIAL) * warps * 32 / gpu.exponentials}
+    return {"issue": len(loop.body) * warps / gpu.issue, "special": loop.count(SPECIAL) * warps * 32 / gpu.special}
 
 
 def by_rows(loop: Loop, case: Case, arch: int) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def by_rows(loop: Loop, case: Case, arch: int) -> dict[str, Any]:
     clocks = {
         "bytes": moved / gpu.memory_clock,
         "issue": len(loop.body) / elements / (32 * gpu.issue),
-        "special": loop.count(SPECIAL) / elements / gpu.exponentials,
+        "special": loop.count(SPECIAL) / elements / gpu.special,
     }
     bound = max(clocks, key=lambda name: clocks[name])
     return {
