@@ -63,7 +63,7 @@ def main(given: argparse.Namespace) -> int:
     for row, fault in faults:
         print(f"fault: {row.name} sm_{row.arch}: {fault}")
     wrong += worse(rows, known) + [f"{row.name} sm_{row.arch}: {fault}" for row, fault in faults if row.key not in keys]
-    for p in predictions(rows, cases):
+    for p in predictions(rows):
         print(f"predicted: {p.name}: {p.value} {p.unit}{'' if p.bar is None else f' (bar {p.bar})'} = {p.arithmetic}")
     if given.json:
         given.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))

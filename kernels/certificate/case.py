@@ -1,4 +1,5 @@
-"""One configuration of one kernel, as it is compiled; files `cases_<family>.py` beside this one list the `CASES` of a family of kernels."""
+"""One configuration of one kernel, as it is compiled; files `cases_<family>.py` beside this one list the `CASES` of a family of kernels,
+and in `predict(rows)` what they promise."""
 
 from __future__ import annotations
 
@@ -123,10 +124,15 @@ def softmax_types(full: bool, dtype: str = "fp32") -> Softmax:
     return Softmax("fp32", "*fp32" if full else "constexpr", f"*{dtype}" if full else "constexpr", "fp32")  # type: ignore[arg-type]
 
 
+def families() -> list[Any]:
+    """The modules `cases_<family>`, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(room.__path__) if module.name.startswith("cases_"))
+    return [importlib.import_module(f"{room.__name__}.{name}") for name in names]
+
+
 def all_cases() -> list[Case]:
     """Of every family; ValueError where two have one name, as a committed row would then stand for both."""
-    names = sorted(module.name for module in pkgutil.iter_modules(room.__path__) if module.name.startswith("cases_"))
-    cases = [case for name in names for case in importlib.import_module(f"{room.__name__}.{name}").CASES]
+    cases = [case for family in families() for case in family.CASES]
     seen: set[tuple[str, int]] = set()
     for case in cases:
         for arch in case.architectures:

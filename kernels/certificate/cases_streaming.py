@@ -1,4 +1,4 @@
-"""Compile cases of the streaming log-probabilities: every entry of its tables, on the GPUs that take it."""
+"""Compile cases of the streaming log-probabilities: every entry of its tables, on the GPUs that take it; and what they let one expect."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import itertools
 import torch
 
 from soundrl.kernels.certificate.case import EVERYWHERE, NAMES, Case, softmax_types
+from soundrl.kernels.certificate.model import GPU, S1, Prediction, product_seconds
+from soundrl.kernels.certificate.row import Row
 from soundrl.kernels.linear_logprob_triton import (
     ELEMENT,
     SPECIALISED,
@@ -20,6 +22,8 @@ from soundrl.kernels.linear_logprob_triton import (
     merge_parts_kernel,
 )
 
+ROUND_TRIP = 700  # clocks until the first tile of a new loop is there: one read of memory
+S4 = (8192, 1024, 151_936)  # the narrowest head of the bench
 PARTS = 119  # of 151,936 entries in tiles of 256
 # Accepted spills in bytes. sm_100 reads 128 sums a thread out of tensor memory at once; what it spills it spills once a tile, and none in
 # the loop of products. Smaller tiles spill nothing, but fetch a third more out of L2, which is the bound there.
@@ -80,3 +84,42 @@ def merge_cases() -> list[Case]:
 
 
 CASES = [*streaming_cases(), *merge_cases()]
+
+
+def predict(rows: list[Row]) -> list[Prediction]:
+    mine = [row for row in rows if row.kernel == "linear_logprob_kernel" and row.label.startswith("bf16 plain")]
+    return [streaming(row, shape) for row in mine for shape in (S1, S4)]
+
+
+def streaming(row: Row, shape: tuple[int, int, int]) -> Prediction:
+    """Streaming forward over one product of the same shape."""
+    tokens, hidden, vocabulary = shape
+    case = next(case for case in CASES if case.name == row.name and row.arch in case.architectures)
+    c, specialised = case.constexprs["C"], case.constexprs["C"].SPECIALISED
+    tiles = -(-vocabulary // c.BLOCK_N)
+    each = -(-tiles // c.PARTS)
+    programs = -(-tokens // c.BLOCK_M) * -(-tiles // each)
+    waves, turns = -(-programs // GPU.multiprocessors), -(-hidden // c.BLOCK_K)
+    l2 = (c.BLOCK_M + c.BLOCK_N) * c.BLOCK_K * 2 / GPU.l2
+    tensor = row.clocks["tensor"] / GPU.sustained
+    turn = max(tensor / row.share, row.clocks["issue"], l2)
+    if specialised:  # a group's statistics run beside what the other still has in the ring of stages
+        outside = max(0.0, row.clocks["outside"] / 2 - case.num_stages * tensor / 2)
+        how = f"outside max(0, {row.clocks['outside'] / 2:.0f} of a group − {case.num_stages} stages · {tensor / 2:.0f})"
+    else:
+        outside = row.clocks["outside"] + l2 + ROUND_TRIP
+        how = f"outside {row.clocks['outside']:.0f} + first tile {l2:.0f} + {ROUND_TRIP}"
+    seconds = waves * each * (turns * turn + outside) / GPU.clock + 12 * c.PARTS * tokens / GPU.memory
+    return Prediction(
+        f"streaming forward, {row.label}, H {hidden}",
+        round(seconds / product_seconds(shape), 3),
+        1.12 if shape == S1 else None,
+        "× one product",
+        f"{programs} programs in {waves} waves of {GPU.multiprocessors}, {each} tiles each of {turns} turns · max(tensor {tensor:.0f} at "
+        f"{GPU.sustained:.2f} of peak / share {row.share}, issue {row.clocks['issue']:.0f}, L2 {l2:.0f}) clk + {how} = "
+        f"{seconds * 1e3:.2f} ms against {product_seconds(shape) * 1e3:.2f}",
+        bench={
+            **{"bench": "linear_logprob", "mode": "forward", "shape": [tokens, hidden, vocabulary], "of": "x_floor"},
+            "provider": "ours, specialised" if specialised else "ours",
+        },
+    )

@@ -1,13 +1,16 @@
-"""Compile cases of packed attention: every entry of its table that a GPU can meet, with heads 4 : 1."""
+"""Compile cases of packed attention: every entry of its table that a GPU can meet, heads 4 : 1; and what they let one expect."""
 
 from __future__ import annotations
 
 from soundrl.kernels.certificate.case import EVERYWHERE, Case
+from soundrl.kernels.certificate.model import GPU, Prediction, best
+from soundrl.kernels.certificate.row import Row
 from soundrl.kernels.varlen_backward import varlen_dkv_kernel, varlen_dq_kernel
 from soundrl.kernels.varlen_forward import varlen_forward_kernel
 from soundrl.kernels.varlen_launch import CONFIGS, Pass, Scores, block_d, constants
 
 KERNELS: dict[Pass, object] = {"forward": varlen_forward_kernel, "dq": varlen_dq_kernel, "dkv": varlen_dkv_kernel}
+FA3 = 521e12  # FLOP/s of FA3, causal, forward, D 128, sequences of 2,048 (its paper, arXiv 2407.08608, figure 5)
 FP32 = ("lse2", "delta", "scale", "score_scale", "softcap2")
 INT32 = ("tiles", "tokens", "tile_count", "window")
 DENSE = ("out", "dq", "dk", "dv", "lse2", "delta", "tiles")
@@ -67,3 +70,23 @@ CASES = [
     for kind, head_dim, scores in (SHAPES if arch in (80, 90) else NEWEST)
     for which in KERNELS
 ]
+
+
+def predict(rows: list[Row]) -> list[Prediction]:
+    row = best(rows, "varlen_forward_kernel", "bf16 D128")
+    return [attention(row)] if row else []
+
+
+def attention(row: Row) -> Prediction:
+    blocks = 2048 // 128
+    useful = blocks / (blocks + 1)  # of the blocks that a causal mask leaves, the halves on the diagonal are for nothing
+    rate = row.share * GPU.gemm * useful
+    return Prediction(
+        "varlen forward, D 128, documents of 2,048",
+        round(rate / FA3, 3),
+        0.75,
+        "× FA3's published rate",
+        f"share {row.share} ({row.bound}; {row.label}) · {GPU.gemm / 1e12:.0f} TFLOP/s · {useful:.2f} of the blocks "
+        f"useful / {FA3 / 1e12:.0f} TFLOP/s",
+        at_least=True,
+    )

@@ -31,7 +31,7 @@ def save(path: Path, rows: list[Row], cases: list[Case]) -> None:
     versions = sorted({row.triton for row in kept})
     of = {version: [row for row in kept if row.triton == version] for version in versions}
     faults = {v: [f"{r.name} sm_{r.arch}: {fault}" for r in of[v] for fault in r.faults(by_name[r.name, r.arch])] for v in versions}
-    expected = {v: [dataclasses.asdict(p) | {"holds": p.holds} for p in predictions(of[v], cases)] for v in versions}
+    expected = {v: [dataclasses.asdict(p) | {"holds": p.holds} for p in predictions(of[v])] for v in versions}
     lines = ",\n".join("  " + json.dumps(short(row), ensure_ascii=False) for row in kept)
     told = {"faults": faults, "predictions": expected}
     parts = [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, indent=1)}" for name, value in told.items()]
