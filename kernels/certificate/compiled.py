@@ -106,7 +106,9 @@ def read(text: str, log: str, case: Case, arch: int, threads: int, tcgen05: int)
     if case.element_bytes:
         rows = innermost(all_loops, lambda loop: loop.count(LOAD.pattern) > 0)
         if rows:
-            return out | by_rows(max(rows, key=lambda loop: loop.moved(LOAD.pattern)), case, arch)
+            loop = max(rows, key=lambda loop: loop.moved(LOAD.pattern))
+            seldom = rarely_run(loop.body, labels)
+            return out | by_rows(Loop(tuple(i for i in loop.body if i.address not in seldom)), case, arch)
     return out
 
 
