@@ -25,16 +25,8 @@ class Instruction:
 class Loop:
     body: tuple[Instruction, ...]
 
-    @property
-    def low(self) -> int:
-        return self.body[0].address
-
-    @property
-    def high(self) -> int:
-        return self.body[-1].address
-
     def holds(self, other: Loop) -> bool:
-        return self.low <= other.low and other.high <= self.high and self != other
+        return set(other.body) < set(self.body)
 
     def count(self, pattern: str) -> int:
         return sum(bool(re.match(pattern, i.op)) for i in self.body)
@@ -93,18 +85,67 @@ def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
 
 
 def branches(code: Iterable[Instruction], labels: dict[str, int]) -> list[tuple[int, int]]:
-    """(from, to) of each."""
-    found = ((i.address, re.search(r"`\((\.L_\w+)\)", i.text)) for i in code if i.op.startswith("BRA"))
+    """(from, to) of each; not of those that only a warp whose threads have parted takes."""
+    found = ((i.address, re.search(r"`\((\.L_\w+)\)", i.text)) for i in code if i.op.startswith("BRA") and ".DIV" not in i.op)
     return [(address, labels[label[1]]) for address, label in found if label and label[1] in labels]
 
 
 def loops(code: list[Instruction], labels: dict[str, int]) -> list[Loop]:
-    """Back edges, without those that cross a shorter one: a wait spun out of line jumps back into the middle of a loop."""
-    kept: list[tuple[int, int]] = []
-    for low, high in sorted({(to, at) for at, to in branches(code, labels) if to < at}, key=lambda span: span[1] - span[0]):
-        if all(high < a or b < low or (low <= a and b <= high) for a, b in kept):
-            kept.append((low, high))
-    return [Loop(tuple(i for i in code if low <= i.address <= high)) for low, high in sorted(kept)]
+    """Natural loops: those of a branch back to what every way to it leads through. Without what lies out of line behind the branch: waits
+    that are spun, threads that have parted."""
+    jumps = branches(code, labels)
+    place = {i.address: n for n, i in enumerate(code)}
+    starts = sorted(
+        {0, *(place[to] for _, to in jumps), *(place[at] + 1 for at, _ in jumps), *(n + 1 for n, i in enumerate(code) if ends(i))}
+    )
+    blocks = [(start, end) for start, end in zip(starts, [*starts[1:], len(code)], strict=True) if start < end]
+    number = {start: n for n, (start, _) in enumerate(blocks)}
+    target = dict(jumps)
+    ways: list[set[int]] = []
+    for n, (_, end) in enumerate(blocks):
+        last = code[end - 1]
+        after = {number[place[target[last.address]]]} if last.address in target else set()
+        ways.append(after | ({n + 1} if n + 1 < len(blocks) and not ends(last) else set()))
+    over = dominators(ways)
+    latches: dict[int, set[int]] = {}
+    for n, after in enumerate(ways):
+        for header in after & over.get(n, set()):
+            latches.setdefault(header, set()).add(n)
+    back = [{n for n, after in enumerate(ways) if m in after and n in over} for m in range(len(ways))]
+    found = []
+    for header, sources in latches.items():
+        inside, waiting = {header}, list(sources)
+        while waiting:
+            n = waiting.pop()
+            if n not in inside:
+                inside.add(n)
+                waiting += back[n]
+        found.append(Loop(tuple(i for n in sorted(inside) if n <= max(sources) for i in code[slice(*blocks[n])])))
+    return sorted(found, key=lambda loop: loop.body[0].address)
+
+
+def ends(i: Instruction) -> bool:
+    """Nothing falls through it: EXIT, RET, and branches that are always taken."""
+    always = "@" not in i.text
+    return always and (re.match(r"(EXIT|RET|BRX|JMX|BRA)\b", i.op) is not None and ".DIV" not in i.op)
+
+
+def dominators(ways: list[set[int]]) -> dict[int, set[int]]:
+    """Of each block that can be reached from the first: the blocks that every way to it leads through, itself among them."""
+    seen, waiting = {0}, [0]
+    while waiting:
+        fresh = ways[waiting.pop()] - seen
+        seen |= fresh
+        waiting += fresh
+    over = {n: {0} if n == 0 else set(seen) for n in sorted(seen)}
+    changed = True
+    while changed:
+        changed = False
+        for n in over:
+            before = [over[m] for m in over if n in ways[m]]
+            now = {n} | (set.intersection(*before) if n and before else set())
+            changed, over[n] = changed or now != over[n], now
+    return over
 
 
 def innermost(all_loops: list[Loop], wanted: Callable[[Loop], bool]) -> list[Loop]:
