@@ -125,9 +125,8 @@ def loops(code: list[Instruction], labels: dict[str, int]) -> list[Loop]:
 
 
 def ends(i: Instruction) -> bool:
-    """Nothing falls through it: EXIT, RET, and branches that are always taken."""
-    always = "@" not in i.text
-    return always and (re.match(r"(EXIT|RET|BRX|JMX|BRA)\b", i.op) is not None and ".DIV" not in i.op)
+    """Nothing falls through it: EXIT, RET, branches that are always taken. A predicate stands before it or, uniform, among its operands."""
+    return re.match(r"(EXIT|RET|BRX|JMX|BRA)\b(?!\.DIV)", i.op) is not None and not re.search(r"@|BRA\S*\s+!?UP\d", i.text)
 
 
 def dominators(ways: list[set[int]]) -> dict[int, set[int]]:
