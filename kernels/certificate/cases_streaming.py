@@ -88,7 +88,7 @@ CASES = [*streaming_cases(), *merge_cases()]
 
 
 def predict(rows: list[Row]) -> list[Prediction]:
-    mine = [row for row in rows if row.kernel == "linear_logprob_kernel" and row.label.startswith("bf16 plain")]
+    mine = [row for row in rows if row.kernel == "linear_logprob_kernel" and row.label.startswith("bf16 plain") and row.share]
     return [streaming(row, shape) for row in mine for shape in (S1, S4)]
 
 
