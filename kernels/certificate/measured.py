@@ -26,12 +26,12 @@ def fits(prediction: Prediction, row: dict[str, Any]) -> bool:
 
 def account(predicted: list[Prediction], measured: list[dict[str, Any]]) -> str:
     """A line a prediction: measured over predicted, or that nothing measured it. The last measurement counts; rows with an error do not."""
-    lines = [f"{'prediction':58} {'predicted':>9} {'measured':>9} {'ratio':>6}  {'bar':>5}"]
+    lines = [f"{'prediction':66} {'predicted':>9} {'measured':>9} {'ratio':>6}  {'bar':>5}"]
     for p in predicted:
         found = [row[p.bench["of"]] for row in measured if p.bench and fits(p, row) and row.get(p.bench["of"]) is not None]
         told = f"{found[-1]:9.3f} {found[-1] / p.value:6.2f}" if found else f"{'none':>9} {'':6}"
         held = "" if p.bar is None or not found else "held" if (found[-1] >= p.bar if p.at_least else found[-1] <= p.bar) else "MISSED"
-        lines.append(f"{p.name:58} {p.value:9.3f} {told}  {p.bar or '':>5} {p.unit} {held}")
+        lines.append(f"{p.name:66} {p.value:9.3f} {told}  {p.bar or '':>5} {p.unit} {held}")
     return "\n".join(lines)
 
 
