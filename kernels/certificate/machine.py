@@ -25,6 +25,8 @@ class Machine:
     report 700 TFLOP/s of cuBLAS for a head's products, of 949 at 1.755 GHz; taken for all."""
     issue: int = 4
     """Warp instructions."""
+    registers: int = 65_536
+    """Of 32 bits."""
     special: int = 16
     """Lanes of the unit that makes exponentials and converts single numbers."""
     l2: float = 38.8
