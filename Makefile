@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: smollm2 smollm2-judged clean
+.PHONY: certificate smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -116,6 +116,18 @@ smollm2: models/smollm2/config.json
 # SmolLM2 judged by a second SmolLM2 that the run serves; the judge's server is killed in mid step, and nothing may be lost.
 smollm2-judged: models/smollm2/config.json
 	$(BIN)/python bench/judge_killed.py --model models/smollm2 $(ARGS)
+
+# bench/results/certificate.json: every kernel compiled for four GPUs by each Triton that users have, and read; no GPU needed. About 15
+# minutes on two cores, and 900 MB for each Triton that the environment has not (TRITONS="3.6.0" for one alone).
+TRITONS ?= 3.6.0 3.8.0 3.9.0
+certificate: $(TESTED)/.installed
+	mkdir -p build/links/soundrl && for f in kernels fapo genrm engine; do ln -sfn ../../../$$f build/links/soundrl/$$f; done
+	for v in $(TRITONS); do \
+		$(TESTED)/bin/python -c "import triton, sys; sys.exit(triton.__version__ != '$$v')" || test -d build/triton/$$v/triton || \
+			$(TESTED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/triton/$$v triton==$$v || exit 1; \
+		env -u TRITON_INTERPRET PYTHONPATH=build/links:build/triton/$$v $(TESTED)/bin/python -m soundrl.kernels.certificate \
+			--write bench/results/certificate.json || exit 1; \
+	done
 
 # Every GPU test in one call, under 9 minutes; results go to $$OUT (or ./out).
 gpu:

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from soundrl.kernels.linear_logprob import linear_logprob
+from soundrl.kernels.linear_logprob_triton import SPECIALISED, stream
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import policy_loss
+from soundrl.kernels.softmax import Softmax
 
 CHUNK_OF_VOCABULARY = 32768  # TRL's default
 
@@ -178,9 +180,13 @@ def forward(head: Head) -> list[Provider]:
     def of_targets(both: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda hidden_TH, weight_VH: both(hidden_TH, weight_VH, targets_T)
 
+    # Another configuration of the same kernel, no default before it has passed and won here.
+    plain, specialises = Softmax(1.0, None, None, 0.0), targets_T.is_cuda and torch.cuda.get_device_capability()[0] == 9
+    specialised = Provider("ours, specialised", lambda: work(lambda h, w: stream(h, w, targets_T, plain, True, SPECIALISED)[:2]))
     return [
         Provider("ours", lambda: work(lambda h, w: linear_logprob(h, w, targets_T)[:2])),
         Provider("ours, streaming", lambda: work(lambda h, w: linear_logprob(h, w, targets_T, memory_budget=0)[:2])),
+        *([specialised] if specialises else []),
         Provider("torch", lambda: work(of_targets(torch_logprob_entropy))),
         Provider("torch.compile", lambda: work(of_targets(compiled(torch_logprob_entropy, targets_T.device.type)))),
         Provider("liger scaled CE", lambda: work(liger_logprob(head, entropy=True))),

@@ -54,7 +54,7 @@ LONGEST = (
     "verifier",
     "varlen_attention",
     "packaging",
-    "compile_gate",
+    "certificate",
     "serve",
     "export",
     "schedule",

@@ -40,6 +40,9 @@ if [[ $parts == *" bench "* ]]; then
     part varlen_attention 60 bench.log python3 bench/varlen_attention.py
     part linear_logprob "$head" bench.log python3 bench/linear_logprob.py
     cat "$OUT/bench.log"
+    # What the machine code promised, beside what these benches measured.
+    python3 -m soundrl.kernels.certificate.measured bench/results/certificate.json "$OUT"/*logprob.jsonl "$OUT"/varlen_attention.jsonl |
+        tee "$OUT/predicted.txt"
 fi
 if [[ $parts == *" train "* ]]; then
     part train "$train" arith.log python3 engine/train.py arith --model.dtype bfloat16 --rollout.no-eager --rollout.memory 0.3 \

@@ -1,0 +1,1 @@
+"""What the machine code of every kernel shows without a GPU: `python -m soundrl.kernels.certificate`."""
