@@ -30,7 +30,7 @@ from soundrl.engine.attention import FLASH
 from soundrl.kernels import varlen_launch
 from soundrl.kernels.backend import runs_triton
 from soundrl.kernels.varlen_attention import varlen_attention
-from soundrl.kernels.varlen_tiles import sequence_tiles
+from soundrl.kernels.varlen_launch import sequence_tiles
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
