@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,18 @@ def spans(lengths: list[int], window: int, in_pieces: bool) -> Iterator[Span]:
         start += length
 
 
+def exact(function: Any) -> Any:
+    """Autocast is off inside: products are in the type of what is given."""
+
+    @wraps(function)
+    def without(first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest)
+
+    return without
+
+
+@exact
 def write_scores(q: Tensor, k: Tensor, hidden: Tensor, scores: Scores) -> tuple[Tensor, Tensor | float]:
     """Scores [heads …, rows, keys] in fp32 (fp64 for fp64), −inf where hidden, and the slope of the softcap at them."""
     score, slope = (q.to(wide(q)) @ k.to(wide(q)).mT) * scores.scale, 1.0
@@ -100,6 +113,7 @@ def varlen_attention_reference(
     return torch.cat([*parts, torch.zeros_like(q_THD[sum(lengths) :])])
 
 
+@exact
 def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, scores: Scores) -> tuple[Tensor, Tensor]:
     """One span, without autograd: q [Hkv, group, rows, D], k and v [Hkv, group, keys, D] → output and LSE."""
     if q.device.type == "cpu" and not scores.softcap:
@@ -112,6 +126,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, scores: Scores) -> tuple
     return (torch.exp(score - lse[..., None]) @ v.to(score.dtype)).to(q.dtype), lse
 
 
+@exact
 def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span, scores: Scores
 ) -> tuple[Tensor, ...]:
@@ -289,8 +304,8 @@ def varlen_attention(
     are 0. `scale` of the scores, 1/√D by default; `window`: a token sees that many keys, its own included; `softcap`:
     softcap · tanh(score / softcap). `tiles_N4` from `sequence_tiles(cu_seqlens, T)`, for Triton, saves making it in every layer.
 
-    Returns [T, Hq, D]. Neither values nor bits of a sequence depend on what it is packed with, NaN included. On a CPU PyTorch's flash
-    attention serves, sequence by sequence, with gradients in float32; scores are written down, 256 rows at a time, for a softcap and for
+    Returns [T, Hq, D]. What a sequence is packed with, NaN included, changes none of its values, and by Triton none of its bits. On a CPU
+    PyTorch's flash attention serves, sequence by sequence, with gradients in float32; scores are written down, 256 rows at a time, for a softcap and for
     float64 on a GPU. ValueError names what does not fit. Scores and gradients: FlashAttention-2, arXiv 2307.08691; softcap: Gemma 2, arXiv
     2408.00118 §2.
     """

@@ -1,51 +1,53 @@
-"""Configurations of packed attention: every entry of its table that a GPU can meet, with heads 4 : 1."""
+"""Configurations of packed attention: every entry of its tables that a GPU can meet, with heads 4 : 1."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from gate import Case
 
-from soundrl.kernels.varlen_backward import varlen_dkv_kernel, varlen_dq_kernel
-from soundrl.kernels.varlen_forward import varlen_forward_kernel
-from soundrl.kernels.varlen_launch import CONFIGS, Pass, Scores, block_d, constants
+from soundrl.kernels.varlen_backward import varlen_dkv_kernel, varlen_dkv_tma_kernel, varlen_dq_kernel
+from soundrl.kernels.varlen_forward import varlen_forward_kernel, varlen_forward_tma_kernel
+from soundrl.kernels.varlen_launch import EVERY_LENGTH, Config, Pass, Scores, configs, constants, triton_version
 
-KERNELS: dict[Pass, object] = {"forward": varlen_forward_kernel, "dq": varlen_dq_kernel, "dkv": varlen_dkv_kernel}
-FP32 = ("lse2", "delta", "scale", "score_scale", "softcap2")
-INT32 = ("tiles", "tokens", "tile_count", "window")
-DENSE = ("out", "dq", "dk", "dv", "lse2", "delta", "tiles")
-STRIDED = ("q", "k", "v", "grad_out")
-PLAIN, WINDOW, SOFTCAP = Scores(0.1, 0, 0.0), Scores(0.1, 4096, 0.0), Scores(0.1, 4096, 50.0)
-# Accepted spills in bytes. dK/dV of 128 × 128 holds two accumulators of 64 registers a thread and two score blocks of 32, which leaves
-# few of 255; its smaller blocks spill nothing, but their narrow products would wait for shared memory. float32 is for correctness.
-SPILLS = {
-    (90, "bf16", 96, "dkv", PLAIN): 24,
-    (90, "bf16", 128, "dkv", PLAIN): 24,
-    (90, "fp16", 128, "dkv", PLAIN): 24,
-    (90, "bf16", 128, "dkv", WINDOW): 56,
-    (90, "bf16", 128, "forward", WINDOW): 24,
-    (80, "bf16", 128, "forward", WINDOW): 8,
-    (90, "fp32", 32, "dq", PLAIN): 8,
-    (90, "fp32", 256, "dq", PLAIN): 232,
-    (80, "fp32", 256, "dq", PLAIN): 216,
-    (80, "fp32", 256, "forward", PLAIN): 16,
+KERNELS: dict[tuple[Pass, bool], object] = {
+    ("forward", False): varlen_forward_kernel,
+    ("dq", False): varlen_dq_kernel,
+    ("dkv", False): varlen_dkv_kernel,
+    ("forward", True): varlen_forward_tma_kernel,
+    ("dkv", True): varlen_dkv_tma_kernel,
 }
+FP32 = ("lse2", "rows", "scale", "score_scale", "softcap2")
+INT32 = ("tiles", "tokens", "tile_count", "window")
+DENSE = ("out", "dq", "dk", "dv", "lse2", "rows", "tiles")
+QUERIES, KEYS = ("q", "grad_out"), ("k", "v")
+PLAIN, WINDOW, SOFTCAP = Scores(0.1, 0, 0.0), Scores(0.1, 4096, 0.0), Scores(0.1, 4096, 50.0)
+# Accepted spills in bytes.
+SPILLS: dict[tuple, int] = {}
 
 
-def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores) -> Case:
-    kernel = KERNELS[which]
-    config = CONFIGS[{90: "hopper", 80: "ampere"}[arch], 4 if kind == "fp32" else 2, block_d(head_dim)][which]
-    signature = dict.fromkeys(kernel.arg_names, kind) | dict.fromkeys(INT32, "i32") | dict.fromkeys(FP32, "fp32")  # type: ignore[attr-defined]
-    signature = {name: "*" + of if name in DENSE else of for name, of in signature.items() if name in kernel.arg_names}  # type: ignore[attr-defined]
-    signature |= {name: ("*" + kind, "i32", "i32") for name in STRIDED if name in signature}
+def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores, config: Config) -> Case:
+    kernel = KERNELS[which, config.tma]
+    given = dataclasses.replace(constants(which, config, 8, 2, head_dim, scores, EVERY_LENGTH), UPCAST=False)
+    names = kernel.arg_names  # type: ignore[attr-defined]
+    signature = dict.fromkeys(names, kind) | dict.fromkeys(INT32, "i32") | dict.fromkeys(FP32, "fp32")
+    signature = {name: "*" + of if name in DENSE else of for name, of in signature.items() if name in names and name != "C"}
+    for name in {*QUERIES, *KEYS} & set(signature):
+        rows = given.BLOCK_M if name in QUERIES else given.BLOCK_K
+        signature[name] = f"tensordesc<{kind}[{rows}, {given.BLOCK_D}]>" if config.tma else ("*" + kind, "i32", "i32")
+    if config.tma and which == "dkv":
+        signature["rows"] = f"tensordesc<fp32[{given.BLOCK_M}, 4]>"
+    flags = " window" * (scores.window > 0) + " softcap" * (scores.softcap > 0)
     return Case(
         kernel=kernel,
-        label=f"{kind} D{head_dim}{' window' * (scores.window > 0)}{' softcap' * (scores.softcap > 0)}",
-        signature={name: of for name, of in signature.items() if name != "C"},
-        constexprs={"C": constants(which, config, 8, 2, head_dim, scores)},
+        label=f"{kind} D{head_dim}{flags} {config.own}x{config.step}",
+        signature=signature,
+        constexprs={"C": given},
         num_warps=config.warps,
         num_stages=config.stages,
-        aligned=STRIDED,
+        aligned=() if config.tma else (*QUERIES, *KEYS),
         wgmma=kind != "fp32" and head_dim >= 64,
-        spill=SPILLS.get((arch, kind, head_dim, which, scores), 0),
+        spill=SPILLS.get((arch, kind, head_dim, which, scores, config.tma), 0),
         architectures=(arch,),
     )
 
@@ -57,4 +59,20 @@ SHAPES = [
     ("bf16", 128, WINDOW),
     ("bf16", 256, SOFTCAP),
 ]
-CASES = [case(arch, kind, head_dim, which, scores) for arch in (80, 90) for kind, head_dim, scores in SHAPES for which in KERNELS]
+ARCHITECTURES = (80, 90)
+
+
+def chosen(arch: int, kind: str, head_dim: int, which: Pass) -> tuple[Config, ...]:
+    """Those with descriptors as well where there are any, proved or not."""
+    kind_of_gpu = "hopper" if arch // 10 in (9, 10) else "ampere"
+    return configs(which, kind_of_gpu, 4 if kind == "fp32" else 2, head_dim, "1", triton_version())
+
+
+PASSES: tuple[Pass, ...] = ("forward", "dq", "dkv")
+CASES = [
+    case(arch, kind, head_dim, which, scores, config)
+    for arch in ARCHITECTURES
+    for kind, head_dim, scores in SHAPES
+    for which in PASSES
+    for config in chosen(arch, kind, head_dim, which)
+]
