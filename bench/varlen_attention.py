@@ -218,7 +218,9 @@ def drawn_case(shape: tuple[int, int, int, int, int], dtype: torch.dtype, phase:
         }
         if phase == "forward" or plan.device == "cuda":
             builds["flex"] = packed.flex
-        return packed.case("drawn", phase, [Provider(name, lambda build=build: packed.work(build(), phase)) for name, build in builds.items()])
+        return packed.case(
+            "drawn", phase, [Provider(name, lambda build=build: packed.work(build(), phase)) for name, build in builds.items()]
+        )
 
     return case
 
@@ -235,7 +237,11 @@ def mix_case(mix: str, phase: str) -> Callable[[Plan], Case | None]:
             "sdpa padded": packed.padded,
         }
         if plan.device == "cuda":
-            builds |= {"ours, descriptors": lambda: packed.ours(descriptors=True), "flex": packed.flex, "torch varlen_attn": packed.torch_varlen}
+            builds |= {
+                "ours, descriptors": lambda: packed.ours(descriptors=True),
+                "flex": packed.flex,
+                "torch varlen_attn": packed.torch_varlen,
+            }
             for module in (name for name, _, _ in FLASH):
                 builds[module] = lambda module=module: packed.flash(module, False)
                 if phase != "forward":

@@ -184,7 +184,9 @@ def outputs(q_THD: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q_THD.new_empty(q_THD.shape), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=wide(q_THD))
 
 
-@operator(f"varlen_attention_backward(Tensor grad_out_THD, {QKV}, Tensor out_THD, Tensor lse_HT, Tensor packing, {SCORES}) -> (Tensor, Tensor, Tensor)")
+@operator(
+    f"varlen_attention_backward(Tensor grad_out_THD, {QKV}, Tensor out_THD, Tensor lse_HT, Tensor packing, {SCORES}) -> (Tensor, Tensor, Tensor)"
+)
 def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """dQ [T, Hq, D], dK and dV [T, Hkv, D], in the inputs' types; 0 in rows behind the last boundary."""
     out_THD, lse_HT, packing, *scores = rest
@@ -196,7 +198,10 @@ def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, 
         return dq_THD, dk_THD, dv_THD
     kv_heads, group = k_THD.shape[1], q_THD.shape[1] // k_THD.shape[1]
     # Pieces of one sequence share keys: their gradients are summed in fp32.
-    dq_THD, dk_THD, dv_THD = (torch.zeros_like(x, dtype=kind, memory_format=torch.contiguous_format) for x, kind in ((q_THD, q_THD.dtype), (k_THD, wide(q_THD)), (v_THD, wide(q_THD))))
+    dq_THD, dk_THD, dv_THD = (
+        torch.zeros_like(x, dtype=kind, memory_format=torch.contiguous_format)
+        for x, kind in ((q_THD, q_THD.dtype), (k_THD, wide(q_THD)), (v_THD, wide(q_THD)))
+    )
     grad, q, k, v, out, dq = (grouped(x, kv_heads) for x in (*dense(grad_out_THD, q_THD, k_THD, v_THD), out_THD, dq_THD))
     lse = lse_HT.unflatten(0, (kv_heads, group))
     for span in spans(packing.diff().tolist(), scores.window, scores.softcap > 0 or not q.is_cpu):
@@ -276,7 +281,9 @@ def check_arguments(
         )
     require(
         all(at.is_replicate() or at.is_shard(1) for at in placements(q_THD)),
-        lambda: f"q, k and v are placed as {placements(q_THD)}: attention needs whole rows of tokens; redistribute to Replicate() or Shard(1)",
+        lambda: (
+            f"q, k and v are placed as {placements(q_THD)}: attention needs whole rows of tokens; redistribute to Replicate() or Shard(1)"
+        ),
     )
     require(cu_seqlens.device == q_THD.device, lambda: f"cu_seqlens is on {cu_seqlens.device}, q on {q_THD.device}; move cu_seqlens there")
     require(scale > 0, lambda: f"scale={scale} must be > 0; None = 1/√D")
@@ -312,7 +319,9 @@ def varlen_attention(
     scale = q_THD.shape[-1] ** -0.5 if scale is None else scale
     check_arguments(q_THD, k_THD, v_THD, cu_seqlens, scale, window, softcap)
     if isinstance(q_THD, DTensor):  # heads do not meet: each rank's are its own affair
-        local = varlen_attention(*(x.to_local() for x in (q_THD, k_THD, v_THD)), cu_seqlens, scale, window=window, softcap=softcap, tiles_N4=tiles_N4)
+        local = varlen_attention(
+            *(x.to_local() for x in (q_THD, k_THD, v_THD)), cu_seqlens, scale, window=window, softcap=softcap, tiles_N4=tiles_N4
+        )
         shape = {"shape": q_THD.shape, "stride": local.new_empty(q_THD.shape, device="meta").stride()}
         return DTensor.from_local(local, q_THD.device_mesh, q_THD.placements, run_check=False, **shape)
     q_THD, k_THD, v_THD = (as_autocast(x) for x in (q_THD, k_THD, v_THD))

@@ -50,7 +50,9 @@ def varlen_dq_kernel(
     for MASK in tl.static_range(2):
         if MASK or not C.WINDOW:
             # Not pipelined twice: see the forward kernel.
-            for n in tl.range(middle if MASK else low, high if MASK else middle, C.BLOCK_K, num_stages=1 if MASK and not C.WINDOW else None):
+            for n in tl.range(
+                middle if MASK else low, high if MASK else middle, C.BLOCK_K, num_stages=1 if MASK and not C.WINDOW else None
+            ):
                 column_ok = (n + local_K < length)[:, None]
                 k_KD = load_rows(k, start + n, kv_head, local_K, column_ok, MASK, C)
                 score_MK = scores2(dot(q_MD, tl.trans(k_KD), C), score_scale, softcap2, C)
@@ -114,9 +116,7 @@ def store_keys(dk, dv, dk_KD, dv_KD, scale, start, first, length, kv_head, C: tl
 
 
 @triton.jit(do_not_specialize=["tokens", "tile_count"])
-def varlen_dkv_kernel(
-    q, k, v, grad_out, rows, dk, dv, tiles, tokens, tile_count, window, scale, score_scale, softcap2, C: tl.constexpr
-):
+def varlen_dkv_kernel(q, k, v, grad_out, rows, dk, dv, tiles, tokens, tile_count, window, scale, score_scale, softcap2, C: tl.constexpr):
     """dK and dV of K key rows: the sum over the group's query heads, and over the query rows that see them."""
     start, length, live, first, kv_head = key_tile(tiles, tile_count, C)
     if (first < 0) | (first >= length) | (length >= C.BELOW):

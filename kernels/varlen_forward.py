@@ -151,7 +151,9 @@ def varlen_forward_kernel(q, k, v, out, lse2, tiles, tokens, tile_count, window,
         if MASK or not C.WINDOW:
             # Two pipelined loops over one accumulator make ptxas serialise every WGMMA of both (C7515), so the masked one, of a turn or two,
             # is not pipelined.
-            for n in tl.range(middle if MASK else low, high if MASK else middle, C.BLOCK_K, num_stages=1 if MASK and not C.WINDOW else None):
+            for n in tl.range(
+                middle if MASK else low, high if MASK else middle, C.BLOCK_K, num_stages=1 if MASK and not C.WINDOW else None
+            ):
                 column_ok = (n + local_K < length)[:, None]
                 k_KD = load_rows(k, start + n, kv_head, local_K, column_ok, MASK, C)
                 product_MK = dot(q_MD, tl.trans(k_KD), C)

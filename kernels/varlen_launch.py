@@ -42,7 +42,9 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
     check_offsets("cu_seqlens", cu_seqlens, "q", tokens, types=(torch.int32, torch.int64), whole=False)
     if not reads_values(cu_seqlens):
         ordered = (cu_seqlens[0] == 0) & (cu_seqlens.diff() >= 0).all() & (cu_seqlens[-1] <= tokens)
-        torch._assert_async(ordered, "cu_seqlens must start at 0, not decrease, and not exceed the tokens")  # no number: torch.compile would fix it
+        torch._assert_async(
+            ordered, "cu_seqlens must start at 0, not decrease, and not exceed the tokens"
+        )  # no number: torch.compile would fix it
 
 
 @operator("sequence_tiles(Tensor cu_seqlens, SymInt tokens) -> Tensor")
@@ -87,7 +89,7 @@ class Config:
     warps: int
     stages: int
     tma: bool = False
-    """The kernel with tensor descriptors, whose `warps` are those that multiply for one row group."""
+    """The kernel with tensor descriptors."""
 
 
 class Scores(NamedTuple):
@@ -102,13 +104,14 @@ def passes(forward: Config, dq: Config, dkv: Config) -> dict[Pass, Config]:
     return {"forward": forward, "dq": dq, "dkv": dkv}
 
 
-# (GPU, bytes of an element, BLOCK_D). Chosen by what machine code shows of registers, spills, shared memory and waits (227 KiB on "hopper",
-# sm_90 and sm_100; 99 KiB on "ampere", all others), not by timing. One entry serves all lengths, or bits would depend on the pack.
+# (GPU, bytes of an element, BLOCK_D). Chosen by what machine code shows of registers, spills, shared memory and waits (227 KiB on "hopper"
+# and "blackwell", sm_90 and sm_100; 99 KiB on "ampere", all others), not by timing. One entry serves all lengths, or bits would depend on
+# the pack.
 CONFIGS: dict[tuple[str, int, int], dict[Pass, Config]] = {
     ("hopper", 2, 16): passes(Config(128, 64, 4, 3), Config(128, 64, 4, 2), Config(128, 64, 8, 2)),
     ("hopper", 2, 32): passes(Config(128, 64, 4, 3), Config(128, 64, 4, 2), Config(128, 64, 8, 2)),
     ("hopper", 2, 64): passes(Config(128, 64, 4, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 3)),
-    ("hopper", 2, 128): passes(Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 8, 2)),
+    ("hopper", 2, 128): passes(Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 64, 8, 2)),
     ("hopper", 2, 256): passes(Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(64, 32, 8, 2)),
     ("ampere", 2, 16): passes(Config(128, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
     ("ampere", 2, 32): passes(Config(128, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
@@ -123,16 +126,29 @@ for gpu in ("hopper", "ampere"):
     CONFIGS[gpu, 4, 128] = passes(Config(16, 32, 8, 1), Config(16, 16, 8, 1), Config(32, 16, 8, 1))
     CONFIGS[gpu, 4, 256] = passes(Config(16, 32, 8, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1))
 
-# The kernels with tensor descriptors, by (kernel, GPU, bytes of an element, D): Hopper's 16 bits at head dimensions without padding.
-TMA: dict[tuple[Pass, str, int, int], Config] = {
+for (gpu, itemsize, width), entry in list(CONFIGS.items()):
+    if gpu == "hopper":
+        CONFIGS["blackwell", itemsize, width] = entry
+
+# The kernels with tensor descriptors, by Triton's version and by (kernel, GPU, bytes of an element, D): 16 bits at head dimensions without
+# padding. Triton 3.6 gives warps roles where `warps` is 4: one group loads, two multiply. Later ones cannot with descriptors that the host
+# makes, and fail; there all eight warps multiply, and one of them loads.
+ROLES: dict[tuple[Pass, str, int, int], Config] = {
     ("forward", "hopper", 2, 64): Config(128, 128, 4, 2, tma=True),
     ("forward", "hopper", 2, 128): Config(128, 128, 4, 2, tma=True),
     ("forward", "hopper", 2, 256): Config(128, 64, 4, 2, tma=True),
     ("dkv", "hopper", 2, 64): Config(128, 64, 4, 2, tma=True),
     ("dkv", "hopper", 2, 128): Config(128, 64, 4, 2, tma=True),
 }
-# Where another Triton's code spills: by its version, then as above.
-BY_VERSION: dict[tuple[int, int], dict[tuple[Pass, str, int, int], Config]] = {}
+NO_ROLES: dict[tuple[Pass, str, int, int], Config] = {
+    ("forward", "hopper", 2, 64): Config(128, 128, 8, 2, tma=True),
+    ("forward", "hopper", 2, 128): Config(128, 128, 8, 2, tma=True),
+    ("forward", "hopper", 2, 256): Config(128, 64, 8, 2, tma=True),
+    ("dkv", "hopper", 2, 64): Config(128, 64, 8, 3, tma=True),
+    ("dkv", "hopper", 2, 128): Config(128, 64, 8, 2, tma=True),
+    ("dkv", "hopper", 2, 256): Config(64, 32, 8, 2, tma=True),
+}
+TMA = {(3, 6): ROLES, (3, 8): NO_ROLES, (3, 9): NO_ROLES}
 # Of those, the ones that a GPU has shown to be right and faster, with Triton's version: they are the default where they are listed. So
 # far none has run on one. SOUNDRL_TMA=1 takes all of them, 0 none.
 PROVED: frozenset[tuple[Pass, str, int, int, tuple[int, int]]] = frozenset()
@@ -150,7 +166,7 @@ def triton_version() -> tuple[int, int]:
 
 @lru_cache
 def gpu_kind(device: torch.device) -> str:
-    return "hopper" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "ampere"
+    return {9: "hopper", 10: "blackwell"}.get(torch.cuda.get_device_capability(device)[0], "ampere")
 
 
 def block_d(head_dim: int) -> int:
@@ -161,10 +177,10 @@ def block_d(head_dim: int) -> int:
 def configs(which: Pass, gpu: str, itemsize: int, head_dim: int, asked: str | None, version: tuple[int, int]) -> tuple[Config, ...]:
     """What serves: the kernel with descriptors, if it is to, and the one with pointers, then for what the first leaves."""
     by_pointers = CONFIGS[gpu, itemsize, block_d(head_dim)][which]
-    by_pointers = BY_VERSION.get(version, {}).get((which, gpu, itemsize, block_d(head_dim)), by_pointers)
     key = which, gpu, itemsize, head_dim
+    by_descriptors = TMA.get(version, {}).get(key)
     wanted = (*key, version) in PROVED if asked is None else asked != "0"
-    return (TMA[key], by_pointers) if wanted and key in TMA else (by_pointers,)
+    return (by_descriptors, by_pointers) if by_descriptors and wanted else (by_pointers,)
 
 
 def configs_for(which: Pass, q_THD: Tensor) -> tuple[Config, ...]:
@@ -192,7 +208,9 @@ class Constants:
     UPCAST: bool = INTERPRETING
 
 
-def constants(which: Pass, config: Config, heads: int, kv_heads: int, head_dim: int, scores: Scores, below: int = EVERY_LENGTH) -> Constants:
+def constants(
+    which: Pass, config: Config, heads: int, kv_heads: int, head_dim: int, scores: Scores, below: int = EVERY_LENGTH
+) -> Constants:
     queries, keys = (config.step, config.own) if which == "dkv" else (config.own, config.step)
     flags = scores.window > 0, scores.softcap > 0
     return Constants(heads, heads // kv_heads, head_dim, block_d(head_dim), queries, keys, *flags, below)
@@ -251,9 +269,7 @@ def launch_all(
         launch(kernels[config.tma], programs, q_THD, *more, C=fixed, num_warps=config.warps, num_stages=config.stages)
 
 
-def launch_forward(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, out_THD: Tensor, lse2_HT: Tensor, tiles_N4: Tensor, scores: Scores
-) -> None:
+def launch_forward(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, out_THD: Tensor, lse2_HT: Tensor, tiles_N4: Tensor, scores: Scores) -> None:
     """Fill the output, [T, Hq, D], and log2 Σ exp of the scores, [Hq, T] float32: dense, and 0 in rows behind the last boundary."""
     inputs = tuple(addressable(x) for x in (q_THD, k_THD, v_THD))
     kernels = varlen_forward_kernel, varlen_forward_tma_kernel

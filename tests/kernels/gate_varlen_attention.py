@@ -64,8 +64,8 @@ ARCHITECTURES = (80, 90)
 
 def chosen(arch: int, kind: str, head_dim: int, which: Pass) -> tuple[Config, ...]:
     """Those with descriptors as well where there are any, proved or not."""
-    kind_of_gpu = "hopper" if arch // 10 in (9, 10) else "ampere"
-    return configs(which, kind_of_gpu, 4 if kind == "fp32" else 2, head_dim, "1", triton_version())
+    gpu = {9: "hopper", 10: "blackwell"}.get(arch // 10, "ampere")
+    return configs(which, gpu, 4 if kind == "fp32" else 2, head_dim, "1", triton_version())
 
 
 PASSES: tuple[Pass, ...] = ("forward", "dq", "dkv")
