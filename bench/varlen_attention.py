@@ -208,8 +208,8 @@ def drawn_case(shape: tuple[int, int, int, int, int], dtype: torch.dtype, phase:
     def case(plan: Plan) -> Case | None:
         if not plan.wants("drawn", phase):
             return None
-        tokens, longest, *heads = shape
-        packed = Packed(plan, drawn(tokens, longest), tuple(heads), dtype)
+        tokens, longest, heads, kv_heads, dim = shape
+        packed = Packed(plan, drawn(tokens, longest), (heads, kv_heads, dim), dtype)
         builds: dict[str, Callable[[], Attention]] = {
             "ours": packed.ours,
             "sdpa per sequence": lambda: packed.per_sequence,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from soundrl.kernels.backend import check_softcap, operator, require, runs_triton, schema_of, wide
-from soundrl.kernels.varlen_launch import Scores, check_cu_seqlens, launch_backward, launch_forward, sequence_tiles, tile_bound
+from soundrl.kernels.varlen_launch import Scores, addressable, check_cu_seqlens, launch_backward, launch_forward, sequence_tiles, tile_bound
 
 if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor
@@ -113,14 +113,19 @@ def varlen_attention_reference(
     return torch.cat([*parts, torch.zeros_like(q_THD[sum(lengths) :])])
 
 
+def flash_mask(q: Tensor, span: Span, scores: Scores) -> tuple[bool, Tensor | None]:
+    """`is_causal` and `attn_mask`."""
+    if span.triangle(scores.window):
+        return True, None
+    return False, q.new_zeros(()).masked_fill(span.hidden(scores.window, q.device), -torch.inf)
+
+
 @exact
 def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, scores: Scores) -> tuple[Tensor, Tensor]:
     """One span, without autograd: q [Hkv, group, rows, D], k and v [Hkv, group, keys, D] → output and LSE."""
-    if q.device.type == "cpu" and not scores.softcap:
-        triangle, mask = span.triangle(scores.window), None
-        if not triangle:
-            mask = q.new_zeros(()).masked_fill(span.hidden(scores.window, q.device), -torch.inf)
-        return _flash(q, k, v, 0.0, triangle, attn_mask=mask, scale=scores.scale)
+    if q.is_cpu and not scores.softcap:
+        causal, mask = flash_mask(q, span, scores)
+        return _flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scores.scale)
     score, _ = write_scores(q, k, span.hidden(scores.window, q.device), scores)
     lse = score.logsumexp(-1)
     return (torch.exp(score - lse[..., None]) @ v.to(score.dtype)).to(q.dtype), lse
@@ -130,13 +135,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, scores: Scores) -> tuple
 def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span, scores: Scores
 ) -> tuple[Tensor, ...]:
-    """Gradients of q, k and v, in fp32 (fp64 for fp64): 16 bits would be several times slower on CPUs without them, and never faster."""
+    """Gradients of q, k and v, in fp32 (fp64 for fp64): products of 16 bits are slower on CPUs, several times where it has none."""
     grad, q, k, v, out = (x.to(wide(q)) for x in (grad, q, k, v, out))
-    if q.device.type == "cpu" and not scores.softcap:
-        triangle, mask = span.triangle(scores.window), None
-        if not triangle:
-            mask = q.new_zeros(()).masked_fill(span.hidden(scores.window, q.device), -torch.inf)
-        return _flash_backward(grad, q, k, v, out, lse, 0.0, triangle, attn_mask=mask, scale=scores.scale)
+    if q.is_cpu and not scores.softcap:
+        causal, mask = flash_mask(q, span, scores)
+        return _flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scores.scale)
     score, slope = write_scores(q, k, span.hidden(scores.window, q.device), scores)
     p = torch.exp(score - lse[..., None])
     ds = p * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * slope * scores.scale
@@ -146,11 +149,6 @@ def attend_backward(
 def grouped(x_THD: Tensor, kv_heads: int) -> Tensor:
     """[Hkv, Hq / Hkv, T, D], a view; of keys and values, [Hkv, 1, T, D]."""
     return x_THD.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
-
-
-def dense(*tensors: Tensor) -> Iterator[Tensor]:
-    """As `_flash` reads them: rows of adjacent entries."""
-    return (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
 
 
 QKV = "Tensor q_THD, Tensor k_THD, Tensor v_THD"
@@ -168,9 +166,10 @@ def forward(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, packing: Tensor, *score
     if runs_triton(q_THD):
         launch_forward(q_THD, k_THD, v_THD, out_THD, lse_HT, packing, scores)
         return out_THD, lse_HT
-    out_THD.zero_(), lse_HT.zero_()
+    out_THD.zero_()
+    lse_HT.zero_()
     kv_heads, group = k_THD.shape[1], q_THD.shape[1] // k_THD.shape[1]
-    q, k, v, out = (grouped(x, kv_heads) for x in (*dense(q_THD, k_THD, v_THD), out_THD))
+    q, k, v, out = (grouped(x, kv_heads) for x in (*map(addressable, (q_THD, k_THD, v_THD)), out_THD))
     lse = lse_HT.unflatten(0, (kv_heads, group))
     for span in spans(packing.diff().tolist(), scores.window, scores.softcap > 0 or not q.is_cpu):
         rows, keys = slice(span.row, span.end), slice(span.key, span.end)
@@ -184,9 +183,10 @@ def outputs(q_THD: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q_THD.new_empty(q_THD.shape), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=wide(q_THD))
 
 
-@operator(
-    f"varlen_attention_backward(Tensor grad_out_THD, {QKV}, Tensor out_THD, Tensor lse_HT, Tensor packing, {SCORES}) -> (Tensor, Tensor, Tensor)"
-)
+SAVED = f"{QKV}, Tensor out_THD, Tensor lse_HT, Tensor packing"
+
+
+@operator(f"varlen_attention_backward(Tensor grad_out_THD, {SAVED}, {SCORES}) -> (Tensor, Tensor, Tensor)")
 def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """dQ [T, Hq, D], dK and dV [T, Hkv, D], in the inputs' types; 0 in rows behind the last boundary."""
     out_THD, lse_HT, packing, *scores = rest
@@ -202,7 +202,7 @@ def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, 
         torch.zeros_like(x, dtype=kind, memory_format=torch.contiguous_format)
         for x, kind in ((q_THD, q_THD.dtype), (k_THD, wide(q_THD)), (v_THD, wide(q_THD)))
     )
-    grad, q, k, v, out, dq = (grouped(x, kv_heads) for x in (*dense(grad_out_THD, q_THD, k_THD, v_THD), out_THD, dq_THD))
+    grad, q, k, v, out, dq = (grouped(x, kv_heads) for x in (*map(addressable, (grad_out_THD, q_THD, k_THD, v_THD)), out_THD, dq_THD))
     lse = lse_HT.unflatten(0, (kv_heads, group))
     for span in spans(packing.diff().tolist(), scores.window, scores.softcap > 0 or not q.is_cpu):
         rows, keys = slice(span.row, span.end), slice(span.key, span.end)
@@ -312,18 +312,20 @@ def varlen_attention(
     softcap · tanh(score / softcap). `tiles_N4` from `sequence_tiles(cu_seqlens, T)`, for Triton, saves making it in every layer.
 
     Returns [T, Hq, D]. What a sequence is packed with, NaN included, changes none of its values, and by Triton none of its bits. On a CPU
-    PyTorch's flash attention serves, sequence by sequence, with gradients in float32; scores are written down, 256 rows at a time, for a softcap and for
-    float64 on a GPU. ValueError names what does not fit. Scores and gradients: FlashAttention-2, arXiv 2307.08691; softcap: Gemma 2, arXiv
-    2408.00118 §2.
+    PyTorch's flash attention serves, sequence by sequence, with gradients in float32; for a softcap there, and for float64 on a GPU, scores
+    are written down, 256 rows at a time. ValueError names what does not fit. Scores and gradients: FlashAttention-2, arXiv 2307.08691;
+    softcap: Gemma 2, arXiv 2408.00118 §2.
     """
     scale = q_THD.shape[-1] ** -0.5 if scale is None else scale
     check_arguments(q_THD, k_THD, v_THD, cu_seqlens, scale, window, softcap)
     if isinstance(q_THD, DTensor):  # heads do not meet: each rank's are its own affair
+        spread: tuple[Any, ...] = q_THD, k_THD, v_THD
         local = varlen_attention(
-            *(x.to_local() for x in (q_THD, k_THD, v_THD)), cu_seqlens, scale, window=window, softcap=softcap, tiles_N4=tiles_N4
+            *(x.to_local() for x in spread), cu_seqlens=cu_seqlens, scale=scale, window=window, softcap=softcap, tiles_N4=tiles_N4
         )
-        shape = {"shape": q_THD.shape, "stride": local.new_empty(q_THD.shape, device="meta").stride()}
-        return DTensor.from_local(local, q_THD.device_mesh, q_THD.placements, run_check=False, **shape)
+        whole = local.new_empty(spread[0].shape, device="meta")
+        mesh, placed = spread[0].device_mesh, spread[0].placements
+        return DTensor.from_local(local, mesh, placed, run_check=False, shape=whole.shape, stride=whole.stride())  # type: ignore[attr-defined]
     q_THD, k_THD, v_THD = (as_autocast(x) for x in (q_THD, k_THD, v_THD))
     tokens, packing = q_THD.shape[0], cu_seqlens
     if runs_triton(q_THD):

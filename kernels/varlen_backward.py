@@ -158,7 +158,7 @@ def varlen_dkv_kernel(q, k, v, grad_out, rows, dk, dv, tiles, tokens, tile_count
 def varlen_dkv_tma_kernel(
     q, k, v, grad_out, rows, dk, dv, tiles, tokens, tile_count, window, scale, score_scale, softcap2, C: tl.constexpr
 ):
-    """The same; q, k, v, grad_out and rows are tensor descriptors. Sequences shorter than a block of queries are left to the other kernel."""
+    """The same; q, k, v, grad_out and rows are tensor descriptors. Sequences shorter than a block of queries are the other kernel's."""
     start, length, live, first, kv_head = key_tile(tiles, tile_count, C)
     length = tl.where((first >= 0) & (length >= C.BLOCK_M), length, 0)
     first = tl.maximum(first, 0)

@@ -149,8 +149,8 @@ def varlen_forward_kernel(q, k, v, out, lse2, tiles, tokens, tile_count, window,
     low, middle, high = key_range(first, length, live, window, C)
     for MASK in tl.static_range(2):
         if MASK or not C.WINDOW:
-            # Two pipelined loops over one accumulator make ptxas serialise every WGMMA of both (C7515), so the masked one, of a turn or two,
-            # is not pipelined.
+            # Two pipelined loops over one accumulator make ptxas serialise every WGMMA of both (C7515), so the masked one, of a turn or
+            # two, is not pipelined.
             for n in tl.range(
                 middle if MASK else low, high if MASK else middle, C.BLOCK_K, num_stages=1 if MASK and not C.WINDOW else None
             ):
@@ -166,7 +166,7 @@ def varlen_forward_kernel(q, k, v, out, lse2, tiles, tokens, tile_count, window,
 
 @triton.jit(do_not_specialize=["tokens", "tile_count"])
 def varlen_forward_tma_kernel(q, k, v, out, lse2, tiles, tokens, tile_count, window, score_scale, softcap2, C: tl.constexpr):
-    """The same; q, k and v are tensor descriptors. Sequences shorter than a block of keys are left to the other kernel.
+    """The same; q, k and v are tensor descriptors. Sequences shorter than a block of keys are the other kernel's.
 
     Warps get roles only where one loop holds all products, nothing returns early, and every load in it is a descriptor's.
     """
@@ -184,7 +184,7 @@ def varlen_forward_tma_kernel(q, k, v, out, lse2, tiles, tokens, tile_count, win
     low = 0 if not C.WINDOW else low
     for n in tl.range(low, high, C.BLOCK_K, warp_specialize=True):
         # A block of keys that reaches past the sequence's end would read its neighbour, whose NaN no mask holds back (0 · NaN). It is
-        # read from `end` keys before the end instead, and what the turn before has seen is masked.
+        # read from its own length before the end instead, and what the turn before has seen is masked.
         at = tl.minimum(n, length - C.BLOCK_K)
         k_KD = fetch(k, start + at, kv_head, C)
         product_MK = dot(q_MD, tl.trans(k_KD), C)

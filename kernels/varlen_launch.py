@@ -246,7 +246,7 @@ def launch_all(
     tiles_N4: Tensor,
     scores: Scores,
 ) -> None:
-    """Start `kernels`, by pointers and by descriptors, as the table says. `inputs` are q, k, v and, backward, the gradient of the output."""
+    """Start `kernels`, by pointers and by descriptors, as the table says. `inputs`: q, k, v and, backward, the gradient of the output."""
     q_THD, k_THD = inputs[:2]
     tokens, heads, head_dim = q_THD.shape
     kv_heads = k_THD.shape[1]

@@ -59,7 +59,7 @@ def varlen_prediction(row: Any, gpu: Any) -> VarlenPrediction:
     return VarlenPrediction(
         share=round(reached / FA3, 3),
         waits_allowed=round(slowest - own),
-        arithmetic=f"turn of {step} keys: max({', '.join(f'{name} {clocks:.0f}' for name, clocks in needs.items())}, chain {own:.0f} + waits "
-        f"{WAITS}) = {turn:.0f} clk, {resident} program(s) a multiprocessor, start and end {START + END} clk: {reached / 1e12:.0f} TFLOP/s "
+        arithmetic=f"turn of {step} keys: max({', '.join(f'{name} {value:.0f}' for name, value in needs.items())}, chain {own:.0f} + waits "
+        f"{WAITS}) = {turn:.0f} clk; {resident} program a multiprocessor, start and end {START + END} clk: {reached / 1e12:.0f} TFLOP/s "
         f"against {FA3 / 1e12:.0f}",
     )
