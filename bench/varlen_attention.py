@@ -126,6 +126,8 @@ class Packed:
         attend = torch.compile(flex_attention, dynamic=False)
 
         def run_flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if q.is_cpu:  # where it has no backward pass it refuses whatever asks for one
+                q, k, v = (x.detach() for x in (q, k, v))
             a, b, c = (x.transpose(0, 1)[None] for x in (q, k, v))
             return cast(Tensor, attend(a, b, c, block_mask=mask, enable_gqa=True))[0].transpose(0, 1)
 

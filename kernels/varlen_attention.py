@@ -120,7 +120,6 @@ def flash_mask(q: Tensor, span: Span, scores: Scores) -> tuple[bool, Tensor | No
     return False, q.new_zeros(()).masked_fill(span.hidden(scores.window, q.device), -torch.inf)
 
 
-@exact
 def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, scores: Scores) -> tuple[Tensor, Tensor]:
     """One span, without autograd: q [Hkv, group, rows, D], k and v [Hkv, group, keys, D] → output and LSE."""
     if q.is_cpu and not scores.softcap:
@@ -131,9 +130,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, scores: Scores) -> tuple
     return (torch.exp(score - lse[..., None]) @ v.to(score.dtype)).to(q.dtype), lse
 
 
-@exact
 def attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span, scores: Scores
+    grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, span: Span, scores: Scores
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k and v, in fp32 (fp64 for fp64): products of 16 bits are slower on CPUs, several times where it has none."""
     grad, q, k, v, out = (x.to(wide(q)) for x in (grad, q, k, v, out))
@@ -146,9 +144,9 @@ def attend_backward(
     return ds @ k, ds.mT @ q, p.mT @ grad
 
 
-def grouped(x_THD: Tensor, kv_heads: int) -> Tensor:
-    """[Hkv, Hq / Hkv, T, D], a view; of keys and values, [Hkv, 1, T, D]."""
-    return x_THD.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+def grouped(x_THD: Tensor, kv_heads: int, group: int) -> Tensor:
+    """[Hkv, group, T, D], a view; keys and values, of one head a group, are there for each of its query heads."""
+    return x_THD.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).expand(-1, group, -1, -1)
 
 
 QKV = "Tensor q_THD, Tensor k_THD, Tensor v_THD"
@@ -156,6 +154,7 @@ SCORES = schema_of(Scores)
 
 
 @operator(f"varlen_attention({QKV}, Tensor packing, {SCORES}) -> (Tensor, Tensor)")
+@exact
 def forward(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, packing: Tensor, *scores: Any) -> tuple[Tensor, Tensor]:
     """Output [T, Hq, D] in q's type and the scores' LSE [Hq, T] (to base 2 where Triton runs); both 0 in rows behind the last boundary.
 
@@ -166,14 +165,14 @@ def forward(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, packing: Tensor, *score
     if runs_triton(q_THD):
         launch_forward(q_THD, k_THD, v_THD, out_THD, lse_HT, packing, scores)
         return out_THD, lse_HT
-    out_THD.zero_()
-    lse_HT.zero_()
+    lengths = packing.diff().tolist()
+    out_THD[sum(lengths) :] = lse_HT[:, sum(lengths) :] = 0
     kv_heads, group = k_THD.shape[1], q_THD.shape[1] // k_THD.shape[1]
-    q, k, v, out = (grouped(x, kv_heads) for x in (*map(addressable, (q_THD, k_THD, v_THD)), out_THD))
+    q, k, v, out = (grouped(x, kv_heads, group) for x in (*map(addressable, (q_THD, k_THD, v_THD)), out_THD))
     lse = lse_HT.unflatten(0, (kv_heads, group))
-    for span in spans(packing.diff().tolist(), scores.window, scores.softcap > 0 or not q.is_cpu):
+    for span in spans(lengths, scores.window, scores.softcap > 0 or not q.is_cpu):
         rows, keys = slice(span.row, span.end), slice(span.key, span.end)
-        some = attend(q[:, :, rows], *(x[:, :, keys].expand(-1, group, -1, -1) for x in (k, v)), span, scores)
+        some = attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], span, scores)
         out[:, :, rows], lse[:, :, rows] = some
     return out_THD, lse_HT
 
@@ -187,6 +186,7 @@ SAVED = f"{QKV}, Tensor out_THD, Tensor lse_HT, Tensor packing"
 
 
 @operator(f"varlen_attention_backward(Tensor grad_out_THD, {SAVED}, {SCORES}) -> (Tensor, Tensor, Tensor)")
+@exact
 def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """dQ [T, Hq, D], dK and dV [T, Hkv, D], in the inputs' types; 0 in rows behind the last boundary."""
     out_THD, lse_HT, packing, *scores = rest
@@ -197,20 +197,21 @@ def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, 
         launch_backward(given, (dq_THD, dk_THD, dv_THD), packing, scores)
         return dq_THD, dk_THD, dv_THD
     kv_heads, group = k_THD.shape[1], q_THD.shape[1] // k_THD.shape[1]
+    lengths, dq_THD = packing.diff().tolist(), q_THD.new_empty(q_THD.shape)
+    dq_THD[sum(lengths) :] = 0
     # Pieces of one sequence share keys: their gradients are summed in fp32.
-    dq_THD, dk_THD, dv_THD = (
-        torch.zeros_like(x, dtype=kind, memory_format=torch.contiguous_format)
-        for x, kind in ((q_THD, q_THD.dtype), (k_THD, wide(q_THD)), (v_THD, wide(q_THD)))
+    dk_THD, dv_THD = (k_THD.new_zeros(k_THD.shape, dtype=wide(q_THD)) for _ in range(2))
+    grad, q, k, v, out, dq = (
+        grouped(x, kv_heads, group) for x in (*map(addressable, (grad_out_THD, q_THD, k_THD, v_THD)), out_THD, dq_THD)
     )
-    grad, q, k, v, out, dq = (grouped(x, kv_heads) for x in (*map(addressable, (grad_out_THD, q_THD, k_THD, v_THD)), out_THD, dq_THD))
     lse = lse_HT.unflatten(0, (kv_heads, group))
-    for span in spans(packing.diff().tolist(), scores.window, scores.softcap > 0 or not q.is_cpu):
+    for span in spans(lengths, scores.window, scores.softcap > 0 or not q.is_cpu):
         rows, keys = slice(span.row, span.end), slice(span.key, span.end)
-        of_keys = (x[:, :, keys].expand(-1, group, -1, -1) for x in (k, v))
-        some = attend_backward(grad[:, :, rows], q[:, :, rows], *of_keys, out[:, :, rows], lse[:, :, rows], span, scores)
+        of_rows = (x[:, :, rows] for x in (grad, q, out, lse))
+        some = attend_backward(*of_rows, k[:, :, keys], v[:, :, keys], span, scores)
         dq[:, :, rows] = some[0]
-        dk_THD[keys] += some[1].sum(1).transpose(0, 1)
-        dv_THD[keys] += some[2].sum(1).transpose(0, 1)
+        dk_THD[keys].add_(some[1].sum(1).transpose(0, 1))
+        dv_THD[keys].add_(some[2].sum(1).transpose(0, 1))
     return dq_THD, dk_THD.to(q_THD.dtype), dv_THD.to(q_THD.dtype)
 
 
