@@ -129,6 +129,7 @@ for gpu in ("hopper", "ampere"):
 for (gpu, itemsize, width), entry in list(CONFIGS.items()):
     if gpu == "hopper":
         CONFIGS["blackwell", itemsize, width] = entry
+CONFIGS["blackwell", 2, 128] = passes(Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 8, 2))  # 128 x 128 spills there
 
 # The kernels with tensor descriptors, by Triton's version and by (kernel, GPU, bytes of an element, D): 16 bits at head dimensions without
 # padding. Triton 3.6 gives warps roles where `warps` is 4: one group loads, two multiply. Later ones cannot with descriptors that the host

@@ -22,8 +22,66 @@ INT32 = ("tiles", "tokens", "tile_count", "window")
 DENSE = ("out", "dq", "dk", "dv", "lse2", "rows", "tiles")
 QUERIES, KEYS = ("q", "grad_out"), ("k", "v")
 PLAIN, WINDOW, SOFTCAP = Scores(0.1, 0, 0.0), Scores(0.1, 4096, 0.0), Scores(0.1, 4096, 50.0)
-# Accepted spills in bytes.
-SPILLS: dict[tuple, int] = {}
+# Accepted spills in bytes, by Triton's version and (GPU, type, D, kernel, scores, by descriptors). Forward by pointers: all outside its
+# loops, and half the keys a turn would wait twice as often. dK/dV: two accumulators of 64 registers a thread beside two blocks of scores;
+# smaller blocks spill nothing, but issue half as much again (D 128) or wait for products of 16 columns (D 256). float32 is for
+# correctness.
+SPILLS: dict[tuple[int, int], dict[tuple, int]] = {
+    (3, 6): {
+        (90, "bf16", 96, "forward", PLAIN, False): 32,
+        (90, "bf16", 128, "forward", PLAIN, False): 24,
+        (90, "fp16", 128, "forward", PLAIN, False): 24,
+        (90, "bf16", 128, "dkv", PLAIN, True): 72,
+        (90, "fp16", 128, "dkv", PLAIN, True): 72,
+        (90, "bf16", 128, "dkv", WINDOW, True): 72,
+        (90, "bf16", 128, "dkv", WINDOW, False): 24,
+        (90, "bf16", 256, "forward", SOFTCAP, True): 56,
+        (90, "bf16", 192, "dq", PLAIN, False): 8,
+        (90, "bf16", 256, "dq", PLAIN, False): 24,
+        (90, "fp32", 32, "forward", PLAIN, False): 8,
+        (90, "fp32", 32, "dq", PLAIN, False): 8,
+        (90, "fp32", 256, "dq", PLAIN, False): 232,
+        (80, "fp32", 32, "forward", PLAIN, False): 8,
+        (80, "fp32", 128, "forward", PLAIN, False): 8,
+        (80, "fp32", 256, "dq", PLAIN, False): 216,
+        (100, "bf16", 96, "dq", PLAIN, False): 16,
+        (100, "bf16", 128, "dq", WINDOW, False): 8,
+        (100, "bf16", 128, "dkv", WINDOW, False): 8,
+        (100, "fp32", 32, "dq", PLAIN, False): 8,
+        (100, "fp32", 256, "dq", PLAIN, False): 224,
+        (120, "bf16", 128, "forward", WINDOW, False): 40,
+        (120, "fp32", 256, "dq", PLAIN, False): 264,
+    },
+    (3, 8): {
+        (90, "bf16", 96, "forward", PLAIN, False): 48,
+        (90, "bf16", 128, "forward", PLAIN, False): 32,
+        (90, "fp16", 128, "forward", PLAIN, False): 32,
+        (90, "bf16", 192, "dq", PLAIN, False): 16,
+        (90, "bf16", 256, "dq", PLAIN, False): 32,
+        (90, "bf16", 192, "dkv", PLAIN, False): 8,
+        (90, "bf16", 256, "dkv", SOFTCAP, False): 8,
+        (90, "fp32", 32, "forward", PLAIN, False): 8,
+        (90, "fp32", 32, "dq", PLAIN, False): 8,
+    },
+    (3, 9): {
+        (90, "bf16", 96, "forward", PLAIN, False): 48,
+        (90, "bf16", 128, "forward", PLAIN, False): 48,
+        (90, "fp16", 128, "forward", PLAIN, False): 48,
+        (90, "bf16", 96, "dkv", PLAIN, False): 56,
+        (90, "bf16", 128, "dkv", PLAIN, False): 56,
+        (90, "fp16", 128, "dkv", PLAIN, False): 56,
+        (90, "bf16", 128, "dkv", WINDOW, False): 56,
+        (90, "bf16", 192, "dkv", PLAIN, False): 176,
+        (90, "bf16", 256, "dkv", PLAIN, False): 224,
+        (90, "bf16", 256, "dkv", SOFTCAP, False): 224,
+        (90, "bf16", 256, "dkv", PLAIN, True): 16,
+        (90, "bf16", 256, "dkv", SOFTCAP, True): 88,
+        (90, "bf16", 192, "dq", PLAIN, False): 16,
+        (90, "bf16", 256, "dq", PLAIN, False): 16,
+        (90, "fp32", 32, "dq", PLAIN, False): 16,
+        (90, "fp32", 256, "dq", PLAIN, False): 264,
+    },
+}
 
 
 def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores, config: Config) -> Case:
@@ -47,7 +105,7 @@ def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores, confi
         num_stages=config.stages,
         aligned=() if config.tma else (*QUERIES, *KEYS),
         wgmma=kind != "fp32" and head_dim >= 64,
-        spill=SPILLS.get((arch, kind, head_dim, which, scores, config.tma), 0),
+        spill=SPILLS.get(triton_version(), {}).get((arch, kind, head_dim, which, scores, config.tma), 0),
         architectures=(arch,),
     )
 
