@@ -21,11 +21,12 @@ import json
 import random
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from harness import Case, Plan, Provider, Results, Work, arguments, copy_ceiling, run
+from harness import CPU_CLOCK, Case, Plan, Provider, Results, Work, arguments, copy_ceiling, run
 from record import ROOT
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -292,6 +293,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--shape", type=lambda text: tuple(map(int, text.split(","))))
     own, rest = parser.parse_known_args(sys.argv[1:])
+    if own.shape and torch.get_num_threads() == 1:
+        CPU_CLOCK[0] = time.process_time
     cases = [drawn_case(own.shape, dtype, phase) for dtype in (torch.float32, torch.bfloat16) for phase in FLOP] if own.shape else []
     cases += [mix_case(mix, phase) for mix in ("equal", "gsm8k", "one long", "geometric") for phase in FLOP]
     run("varlen_attention", [*cases, *(tune_case(which) for which in TUNED)], arguments(__doc__, rest))
