@@ -62,6 +62,7 @@ SPILLS: dict[tuple[int, int], dict[tuple, int]] = {
         (90, "bf16", 256, "dkv", SOFTCAP, False): 8,
         (90, "fp32", 32, "forward", PLAIN, False): 8,
         (90, "fp32", 32, "dq", PLAIN, False): 8,
+        (90, "fp32", 256, "dq", PLAIN, False): 232,
     },
     (3, 9): {
         (90, "bf16", 96, "forward", PLAIN, False): 48,
