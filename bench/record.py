@@ -30,7 +30,7 @@ class Row:
     shape: dict[str, int | float]
     dtype: str
     timing: str = "none"
-    """events (CUDA), graph (replays of a CUDA graph) or perf_counter (CPU)."""
+    """events (CUDA), graph (replays of a CUDA graph), perf_counter (CPU) or process_time (CPU, one thread)."""
     l2: str = "hot"
     ms: float | None = None
     p20: float | None = None

@@ -3,25 +3,30 @@
     python bench/varlen_attention.py                    16,384 tokens, 32 query and 8 key heads of 128, bfloat16
     python bench/varlen_attention.py --only equal       8 sequences of 2,048: the goals F12 and F13; F14 is `flex`, forward and backward
     python bench/varlen_attention.py --only tune        other blocks for the table of kernels/varlen_launch.py
+    python bench/varlen_attention.py --only drawn --shape 4096,716,9,3,64    tokens, longest sequence, heads and their dimension, in
+                                                        float32 and bfloat16; OMP_NUM_THREADS=1 counts the processor's time
 
 Counted are the causal products alone, 4·D·Hq·Σ l(l+1)/2 FLOP forward and 2.5 times that backward, so x floor over `multiply` is the
-inverse of the share of a bare matrix product's rate. On a CPU, where `ours` is the reference unless Triton interprets, only SDPA runs
-beside it. Shapes: T tokens, D head dimension.
+inverse of the share of a bare matrix product's rate. `ours, descriptors` are the kernels that no GPU has proved yet, where the table has
+them. On a CPU SDPA and FlexAttention (forward alone is all it has there) run beside `ours`. Shapes: T tokens, D head dimension.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import itertools
 import json
 import random
 import re
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from harness import Case, Plan, Provider, Results, Work, arguments, copy_ceiling, run
+from harness import CPU_CLOCK, Case, Plan, Provider, Results, Work, arguments, copy_ceiling, run
 from record import ROOT
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -30,7 +35,7 @@ from soundrl.engine.attention import FLASH
 from soundrl.kernels import varlen_launch
 from soundrl.kernels.backend import runs_triton
 from soundrl.kernels.varlen_attention import varlen_attention
-from soundrl.kernels.varlen_tiles import sequence_tiles
+from soundrl.kernels.varlen_launch import sequence_tiles
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -58,13 +63,18 @@ def mixes(tokens: int) -> dict[str, list[int]]:
     return out
 
 
+def drawn(tokens: int, longest: int) -> list[int]:
+    rng = random.Random(0)
+    return cut([rng.randint(1, longest) for _ in range(tokens)], tokens)
+
+
 class Packed:
     """Inputs of one mix, the same for every provider."""
 
-    def __init__(self, plan: Plan, lengths: list[int]) -> None:
+    def __init__(self, plan: Plan, lengths: list[int], heads: tuple[int, int, int] | None = None, dtype: torch.dtype | None = None) -> None:
         self.device, self.lengths, self.tokens = torch.device(plan.device), lengths, sum(lengths)
-        self.heads, self.kv_heads, self.dim = (4, 1, 32) if plan.small else (32, 8, 128)
-        self.dtype = torch.float32 if plan.small else torch.bfloat16
+        self.heads, self.kv_heads, self.dim = heads or ((4, 1, 32) if plan.small else (32, 8, 128))
+        self.dtype = dtype or (torch.float32 if plan.small else torch.bfloat16)
         rng = torch.Generator(plan.device).manual_seed(0)
         sizes = [(self.tokens, h, self.dim) for h in (self.heads, self.kv_heads, self.kv_heads, self.heads)]
         draw = [torch.randn(size, generator=rng, device=self.device).to(self.dtype) for size in sizes]
@@ -89,9 +99,24 @@ class Packed:
 
         return attend
 
-    def ours(self) -> Attention:
+    def ours(self, descriptors: bool = False) -> Attention:
         tiles = sequence_tiles(self.cu_seqlens, self.tokens) if runs_triton(self.upstream) else None
-        return lambda q, k, v: varlen_attention(q, k, v, self.cu_seqlens, tiles_N4=tiles)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            varlen_launch.ASKED = "1" if descriptors else "0"  # stays so for the backward pass that follows
+            return varlen_attention(q, k, v, self.cu_seqlens, tiles_N4=tiles)
+
+        return attend
+
+    def block_mask(self) -> Attention:
+        owner = torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), self.cu_seqlens.diff())
+        seen = (owner[:, None] == owner) & torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=self.device).tril()
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            a, b, c = (x.transpose(0, 1)[None] for x in (q, k, v))
+            return sdpa(a, b, c, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
+
+        return attend
 
     def flex(self) -> Attention:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -102,6 +127,8 @@ class Packed:
         attend = torch.compile(flex_attention, dynamic=False)
 
         def run_flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if q.is_cpu:  # where it has no backward pass it refuses whatever asks for one
+                q, k, v = (x.detach() for x in (q, k, v))
             a, b, c = (x.transpose(0, 1)[None] for x in (q, k, v))
             return cast(Tensor, attend(a, b, c, block_mask=mask, enable_gqa=True))[0].transpose(0, 1)
 
@@ -180,6 +207,27 @@ class Packed:
         )
 
 
+def drawn_case(shape: tuple[int, int, int, int, int], dtype: torch.dtype, phase: str) -> Callable[[Plan], Case | None]:
+    def case(plan: Plan) -> Case | None:
+        if not plan.wants("drawn", phase):
+            return None
+        tokens, longest, heads, kv_heads, dim = shape
+        packed = Packed(plan, drawn(tokens, longest), (heads, kv_heads, dim), dtype)
+        builds: dict[str, Callable[[], Attention]] = {
+            "ours": packed.ours,
+            "sdpa per sequence": lambda: packed.per_sequence,
+            "sdpa padded": packed.padded,
+            "sdpa, block mask": packed.block_mask,
+        }
+        if phase == "forward" or plan.device == "cuda":
+            builds["flex"] = packed.flex
+        return packed.case(
+            "drawn", phase, [Provider(name, lambda build=build: packed.work(build(), phase)) for name, build in builds.items()]
+        )
+
+    return case
+
+
 def mix_case(mix: str, phase: str) -> Callable[[Plan], Case | None]:
     def case(plan: Plan) -> Case | None:
         found = mixes(256 if plan.small else 16384)
@@ -192,7 +240,11 @@ def mix_case(mix: str, phase: str) -> Callable[[Plan], Case | None]:
             "sdpa padded": packed.padded,
         }
         if plan.device == "cuda":
-            builds |= {"flex": packed.flex, "torch varlen_attn": packed.torch_varlen}
+            builds |= {
+                "ours, descriptors": lambda: packed.ours(descriptors=True),
+                "flex": packed.flex,
+                "torch varlen_attn": packed.torch_varlen,
+            }
             for module in (name for name, _, _ in FLASH):
                 builds[module] = lambda module=module: packed.flash(module, False)
                 if phase != "forward":
@@ -219,10 +271,12 @@ def tune_case(which: varlen_launch.Pass) -> Callable[[Plan], Case | None]:
 
             def step(state: Any) -> Results:
                 varlen_launch.CONFIGS[key] = {**kept, which: config}
+                varlen_launch.configs.cache_clear()
                 try:
                     return work.step(state)
                 finally:
                     varlen_launch.CONFIGS[key] = kept
+                    varlen_launch.configs.cache_clear()
 
             return Work(step, work.before)
 
@@ -236,5 +290,11 @@ def tune_case(which: varlen_launch.Pass) -> Callable[[Plan], Case | None]:
 TUNED: tuple[varlen_launch.Pass, ...] = ("forward", "dq", "dkv")
 
 if __name__ == "__main__":
-    cases = [mix_case(mix, phase) for mix in ("equal", "gsm8k", "one long", "geometric") for phase in FLOP]
-    run("varlen_attention", [*cases, *(tune_case(which) for which in TUNED)], arguments(__doc__))
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--shape", type=lambda text: tuple(map(int, text.split(","))))
+    own, rest = parser.parse_known_args(sys.argv[1:])
+    if own.shape and torch.get_num_threads() == 1:
+        CPU_CLOCK[0] = time.process_time
+    cases = [drawn_case(own.shape, dtype, phase) for dtype in (torch.float32, torch.bfloat16) for phase in FLOP] if own.shape else []
+    cases += [mix_case(mix, phase) for mix in ("equal", "gsm8k", "one long", "geometric") for phase in FLOP]
+    run("varlen_attention", [*cases, *(tune_case(which) for which in TUNED)], arguments(__doc__, rest))

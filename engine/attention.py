@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from soundrl.kernels.language import INTERPRETING
-from soundrl.kernels.varlen_attention import length_buckets, varlen_attention, varlen_attention_reference
-from soundrl.kernels.varlen_tiles import sequence_tiles
+from soundrl.kernels.varlen_attention import varlen_attention, varlen_attention_reference
+from soundrl.kernels.varlen_launch import sequence_tiles
 
 HOOK = "soundrl_varlen"
 # (q_THD, k_THD, v_THD, scale=, window=, softcap=) → [T, Hq, D], over the boundaries of one batch
@@ -101,6 +101,7 @@ def attend_within(backend: str, cu_seqlens: Tensor, tokens: int) -> Attend:
     if backend == "flash":
         bounds, longest = cu_seqlens.int(), int(cu_seqlens.diff().max())
         return partial(flash_attention, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest)
-    if backend == "triton" and (cu_seqlens.is_cuda or INTERPRETING):
-        return partial(varlen_attention, cu_seqlens=cu_seqlens, tiles_N4=sequence_tiles(cu_seqlens, tokens))
-    return partial(varlen_attention_reference, buckets=length_buckets(cu_seqlens))
+    on_triton = cu_seqlens.is_cuda or INTERPRETING
+    if backend == "sdpa" and on_triton:
+        return partial(varlen_attention_reference, lengths=cu_seqlens.diff().tolist())
+    return partial(varlen_attention, cu_seqlens=cu_seqlens, tiles_N4=sequence_tiles(cu_seqlens, tokens) if on_triton else None)

@@ -45,7 +45,7 @@ def qwen(tmp_path_factory):
 @pytest.fixture(scope="module")
 def of(qwen):
     assert not list(qwen.glob("*.safetensors"))
-    return shapes(qwen, torch.bfloat16, "cuda")
+    return shapes(qwen, torch.bfloat16)
 
 
 def test_a_7b_plan_from_its_config_alone(of):
@@ -177,7 +177,7 @@ def test_what_a_token_takes_is_what_a_model_keeps(tmp_path, kind):
     model = AutoModelForCausalLM.from_pretrained(folder)
     kept = model(torch.arange(1, 8)[None], use_cache=True).past_key_values
     elements = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers) / 7
-    assert cached_bytes(folder, 4) == 4 * elements == 4 * shapes(folder, torch.float32, "cpu").cached
+    assert cached_bytes(folder, 4) == 4 * elements == 4 * shapes(folder, torch.float32).cached
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) == pytest.approx(
         4 * sum(p.numel() for p in model.parameters()), rel=0.05
     )

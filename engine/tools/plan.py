@@ -30,7 +30,7 @@ from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, se
 from soundrl.kernels.head_chunks import USUAL, head_memory
 
 GIB = 2**30
-ATTENTION = {"cuda": "soundrl_plan", "cpu": "soundrl_plan_rectangles"}
+ATTENTION = "soundrl_plan"
 TRACED_TOKENS = 256
 GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; each has served judges of its own
 JUDGE_BATCHED_TOKENS, JUDGE_SEQUENCES = 8192, 1024  # what vLLM's server takes at once on a large GPU
@@ -53,13 +53,7 @@ def _fused(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: N
     return _Attention.apply(query, key, value).transpose(1, 2), None
 
 
-def _rectangles(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> tuple[Tensor, None]:
-    """On CPU sequences are gathered into rectangles first (`kernels/varlen_attention.py`), and back: copies of all four."""
-    return _Attention.apply(query.clone(), key.clone(), value.clone()).clone().transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION["cuda"], _fused)
-AttentionInterface.register(ATTENTION["cpu"], _rectangles)
+AttentionInterface.register(ATTENTION, _fused)
 
 
 @dataclass(frozen=True)
@@ -77,12 +71,12 @@ class Shapes:
     widest: float  # bytes of the largest single tensor among these, a token
 
 
-def shapes(folder: Path, dtype: torch.dtype, device: str) -> Shapes:
+def shapes(folder: Path, dtype: torch.dtype) -> Shapes:
     """Of the model in `folder`, whose config.json alone is read."""
     config = load_config(folder)
     config.use_cache = False
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION[device])
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()
     model.get_output_embeddings().forward = lambda hidden: hidden.sum()[None, None]
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
@@ -205,7 +199,7 @@ def judge_needs(config: Config, device: str) -> JudgeNeeds | None:
     if not (folder / "config.json").is_file():
         return None
     check_heads(folder, parallel)
-    of, size = shapes(folder, getattr(torch, config.model.dtype), device), element_size(config)
+    of, size = shapes(folder, getattr(torch, config.model.dtype)), element_size(config)
     return JudgeNeeds(
         weights=of.parameters * size / parallel,
         work=JUDGE_BATCHED_TOKENS * of.widest * 2 + JUDGE_SEQUENCES * of.vocabulary * 4 if device == "cuda" else 0.0,
@@ -324,7 +318,7 @@ def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
             raise ValueError(f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
         machine = torch.cuda.device_count() if gpu_gib is None and device == "cuda" else min(ranks, GPUS_A_MACHINE)
         judge = judge_needs(config, device) if config.genrm.judge == "serve" else None
-        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype), device), ranks, total, device, machine, judge)
+        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype)), ranks, total, device, machine, judge)
 
 
 def main(config: Config, gpus: int, gpu_gib: float | None) -> None:

@@ -5,19 +5,35 @@ Shapes: T tokens, Hq query heads, Hkv key heads, D head dimension.
 
 import math
 
+import hypothesis.strategies as some
 import pytest
 import torch
+import torch._dynamo.testing
+from hypothesis import given
+from hypothesis import settings as searched
+from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
+from soundrl.kernels import varlen_attention as module
 from soundrl.kernels import varlen_backward, varlen_launch
 from soundrl.kernels.language import INTERPRETING
-from soundrl.kernels.varlen_attention import length_buckets, varlen_attention, varlen_attention_reference
-from soundrl.kernels.varlen_forward import forward
-from soundrl.kernels.varlen_launch import Config, passes
-from soundrl.kernels.varlen_tiles import TILE, sequence_tiles, tile_bound
+from soundrl.kernels.varlen_attention import forward, spans, varlen_attention, varlen_attention_reference
+from soundrl.kernels.varlen_launch import TILE, Config, configs, passes, sequence_tiles, tile_bound
 
-LENGTHS = [0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 200]
+LENGTHS = [0, 1, 2, 16, 17, 64, 65, 127, 140]
 TAIL = 3
 assert INTERPRETING, "these tests need TRITON_INTERPRET=1 before triton is imported (tests/conftest.py)"
+
+
+@pytest.fixture(params=["pointers", "descriptors"])
+def kernels(request, monkeypatch):
+    """Which kernels run where both exist."""
+    monkeypatch.setattr(varlen_launch, "ASKED", "1" if request.param == "descriptors" else None)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """What a CPU runs without an interpreter."""
+    monkeypatch.setattr(module, "runs_triton", lambda x: False)
 
 
 def bounds(lengths: list[int]) -> torch.Tensor:
@@ -63,7 +79,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("dim", "group", "dtype", "window", "softcap"), CASES)
-def test_forward_and_backward_against_fp64(dim, group, dtype, window, softcap):
+def test_forward_and_backward_against_fp64(monkeypatch, dim, group, dtype, window, softcap):
+    if dim != 96 and (group == 1 or dim == 64):
+        monkeypatch.setattr(varlen_launch, "ASKED", "1")
     cu_seqlens = bounds(LENGTHS)
     q, k, v, upstream = inputs(int(cu_seqlens[-1]) + TAIL, group, 1, dim, dtype)
     ours = run(varlen_attention, q, k, v, upstream, cu_seqlens, window=window, softcap=softcap)
@@ -86,7 +104,9 @@ def test_any_blocks_give_the_same_values(monkeypatch, own, step):
     cu_seqlens = bounds([0, 1, 33, 150])
     q, k, v, upstream = inputs(int(cu_seqlens[-1]) + TAIL, 2, 1, 16)
     monkeypatch.setattr(varlen_launch, "INTERPRETER", passes(*[Config(own, step, 4, 1)] * 3))
-    for window in (None, 40):
+    monkeypatch.setattr(varlen_launch, "INTERPRETER_TMA", dict.fromkeys(("forward", "dkv"), Config(own, step, 4, 1, tma=True)))
+    for window, asked in ((None, None), (40, "1")):
+        monkeypatch.setattr(varlen_launch, "ASKED", asked)
         ours = run(varlen_attention, q, k, v, upstream, cu_seqlens, window=window)
         for a, b in zip(ours, run(dense, q, k, v, upstream, cu_seqlens, window), strict=True):
             assert torch.allclose(a.double(), b, rtol=1e-5, atol=5e-6)
@@ -96,12 +116,12 @@ def test_the_reference_knows_window_and_softcap():
     cu_seqlens = bounds([0, 1, 7, 33])
     q, k, v, upstream = (x.double() for x in inputs(int(cu_seqlens[-1]), 4, 2, 8))
     for settings in ({}, {"window": 5}, {"softcap": 2.0}, {"window": 3, "softcap": 2.0}):
-        ours = run(varlen_attention_reference, q, k, v, upstream, length_buckets(cu_seqlens), **settings)
+        ours = run(varlen_attention_reference, q, k, v, upstream, cu_seqlens.diff().tolist(), **settings)
         for a, b in zip(ours, run(dense, q, k, v, upstream, cu_seqlens, **settings), strict=True):
             assert torch.allclose(a, b, atol=1e-12)
 
 
-def test_a_sequence_gives_the_same_bits_in_any_pack():
+def test_a_sequence_gives_the_same_bits_in_any_pack(kernels):
     """Outputs and gradients alone, in two packs, and beside a sequence of NaN: bit for bit."""
     lengths, probe = [40, 70, 9], 1
     cu_seqlens = bounds(lengths)
@@ -139,7 +159,7 @@ def test_probabilities_are_masked_after_the_exponential(monkeypatch):
     # Of the last row the query's gradient is a rounding error of 1 times that key: a few 1e-3, or 0, by the processor.
     for a, b in zip(ours, run(dense, q, k, v, upstream, cu_seqlens), strict=True):
         assert torch.allclose(a.double(), b, rtol=1e-4, atol=5e-3)
-    # Inverse: without the second mask the gradients are not finite.
+    # Inverse: without that mask the gradients are not finite.
     monkeypatch.setattr(varlen_backward, "visible", lambda row, column, *_: (row >= column) | (row < column))
     assert not all(torch.isfinite(x).all() for x in run(varlen_attention, q, k, v, upstream, cu_seqlens))
 
@@ -179,21 +199,145 @@ def test_rows_more_than_two_thousand_million_elements_apart():
     assert torch.equal(ours, varlen_attention(*near[:3], bounds(lengths)))
 
 
-def test_strides_that_kernels_cannot_address_are_copied():
-    q, k, v, upstream = inputs(30, 2, 2, 16)
-    cu_seqlens = bounds([10, 20])
-    plain = run(varlen_attention, q, k, v, upstream, cu_seqlens)
-    # As transformers gives them, [heads, T, D] in memory; with the last dimension strided; and an expanded gradient.
-    turned = run(
-        lambda *x: varlen_attention(*x), *(x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)), upstream, cu_seqlens
-    )
-    strided = varlen_attention(*(torch.stack([x, x], -1)[..., 0] for x in (q, k, v)), cu_seqlens)
-    assert all(torch.equal(a, b) for a, b in zip(plain, turned, strict=True)) and torch.equal(plain[0], strided)
-    ones = torch.ones(())
-    assert torch.equal(
-        run(varlen_attention, q, k, v, ones.expand(q.shape), cu_seqlens)[1],
-        run(varlen_attention, q, k, v, torch.ones_like(q), cu_seqlens)[1],
-    )
+STRIDES = {
+    "dense": lambda x: x,
+    "entries": lambda x: torch.stack([x, x], -1)[..., 0],
+    "heads, odd": lambda x: torch.nn.functional.pad(x, (0, 3))[..., : x.shape[2]],
+    "tokens, odd": lambda x: torch.nn.functional.pad(x.flatten(1), (0, 5))[:, : x.shape[1] * x.shape[2]].unflatten(1, x.shape[1:]),
+    "heads outside": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "unaligned": lambda x: torch.nn.functional.pad(x.flatten(), (1, 0))[1:].view(x.shape),
+    "one head for all": lambda x: x[:, :1].expand(x.shape),
+    "one token for all": lambda x: x[:1].expand(x.shape),
+}
+
+
+def test_strides_of_every_argument(kernels):
+    """The same values as of dense copies: q, k, v, the gradient, boundaries and tiles."""
+    cu_seqlens = bounds([10, 70])
+    tiles = sequence_tiles(cu_seqlens, 80)
+    wide_tiles = torch.stack([tiles, tiles], -1)[..., 0]
+    odd_bounds = torch.stack([cu_seqlens.int(), cu_seqlens.int()], 1)[:, 0]
+    names = list(STRIDES)
+    for i in (0, 4) if varlen_launch.ASKED else (2, 6):
+        given = [STRIDES[names[(i + j) % len(names)]](x) for j, x in enumerate(inputs(80, 2, 2, 16))]
+        expected = run(varlen_attention, *(x.clone(memory_format=torch.contiguous_format) for x in given), cu_seqlens, tiles_N4=tiles)
+        leaves = [x.requires_grad_() for x in given[:3]]
+        out = varlen_attention(*leaves, odd_bounds, tiles_N4=wide_tiles)
+        ours = [out.detach(), *torch.autograd.grad(out, leaves, given[3])]
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True)), i
+
+
+def test_a_window_as_large_as_32_bits_go_is_none(kernels):
+    """A position plus the window must not overflow: keys would be seen by nobody, and their gradients 0."""
+    q, k, v, upstream = inputs(70, 1, 1, 16)
+    for window in (70, 2**31 - 1, 2**31, 2**40):
+        ours = run(varlen_attention, q, k, v, upstream, bounds([70]), window=window)
+        for a, b in zip(ours, run(dense, q, k, v, upstream, bounds([70])), strict=True):
+            assert torch.allclose(a.double(), b, rtol=1e-5, atol=5e-6), window
+
+
+@pytest.mark.parametrize("where", ["interpreted", "plain"])
+def test_scores_beyond_fp16_and_q_alone_with_a_gradient(monkeypatch, where):
+    if where == "plain":
+        monkeypatch.setattr(module, "runs_triton", lambda x: False)
+    q, k, v, upstream = (x.half() for x in inputs(40, 2, 1, 16))
+    q, k = q * 100, k * 100  # products up to 10⁵
+    assert ((q[:, :1] @ k.mT).isinf()).any()  # witness: as numbers of 16 bits they overflow
+    q.requires_grad_()
+    out = varlen_attention(q, k, v, bounds([40]), 1e-4)
+    (gradient,) = torch.autograd.grad(out, q, upstream)
+    wide = q.detach().double().requires_grad_()
+    expected = dense(wide * 4e-4, k.double(), v.double(), bounds([40]))
+    assert torch.allclose(out.double(), expected, atol=2e-3)
+    expected_gradient = torch.autograd.grad(expected, wide, upstream.double())[0]
+    assert torch.allclose(gradient.double(), expected_gradient, rtol=2e-2, atol=5e-3 * expected_gradient.abs().max())
+
+
+@searched(max_examples=40)
+@given(
+    lengths=some.lists(some.integers(0, 40), max_size=5),
+    tail=some.integers(0, 3),
+    heads=some.sampled_from([(1, 1), (4, 1), (4, 2), (3, 3)]),
+    dtype=some.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+    window=some.sampled_from([None, 1, 7, 39, 100]),
+    softcap=some.sampled_from([None, 5.0]),
+    strides=some.tuples(*[some.sampled_from(list(STRIDES)[:6])] * 4),
+    boundaries=some.sampled_from([torch.int32, torch.int64]),
+)
+def test_on_a_cpu_against_fp64(lengths, tail, heads, dtype, window, softcap, strides, boundaries):
+    """Whole and in pieces; NaN in the rows that belong to no sequence and in one sequence reaches no other."""
+    cu_seqlens = bounds(lengths)
+    tokens = int(cu_seqlens[-1]) + tail
+    given = [STRIDES[how](x) for how, x in zip(strides, inputs(tokens, *heads, 16, dtype, seed=tokens), strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "runs_triton", lambda x: False)
+        patch.setattr(module, "PIECE", 16)
+        ours = run(varlen_attention, *given, cu_seqlens.to(boundaries), window=window, softcap=softcap)
+        expected = run(dense, *given, cu_seqlens, window, softcap)
+        tolerance = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+        for a, b in zip(ours, expected, strict=True):
+            assert a.dtype == dtype and torch.allclose(
+                a.double(), b, rtol=tolerance, atol=tolerance * max(1.0, *b.abs().flatten().tolist(), 0.0)
+            )
+        if len(lengths) > 1:
+            spoilt = [x.clone() for x in given]
+            for x in spoilt:
+                x[: lengths[0]], x[int(cu_seqlens[-1]) :] = math.nan, math.inf
+            again = run(varlen_attention, *spoilt, cu_seqlens, window=window, softcap=softcap)
+            others = slice(lengths[0], int(cu_seqlens[-1]))
+            # Not bit for bit: a CPU's products depend on where in memory their rows begin.
+            assert all(torch.allclose(a[others], b[others], rtol=tolerance, atol=10 * tolerance) for a, b in zip(ours, again, strict=True))
+            assert all((x[int(cu_seqlens[-1]) :] == 0).all() for x in again)
+
+
+def test_spans_are_the_worked_example(monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 256)
+    assert list(spans([3, 300], 10, False)) == [(0, 0, 3), (3, 3, 259), (250, 259, 303)]
+    assert list(spans([3, 0, 300], 0, False)) == [(0, 0, 3), (3, 3, 303)]
+
+
+@pytest.mark.parametrize("where", ["interpreted", "plain"])
+def test_autocast_says_the_type(monkeypatch, where):
+    """As SDPA takes it: what is wider is cast, and one of several types is no error."""
+    if where == "plain":
+        monkeypatch.setattr(module, "runs_triton", lambda x: False)
+    q, k, v, upstream = inputs(9, 2, 1, 16)
+    narrow = run(varlen_attention, *(x.bfloat16() for x in (q, k, v, upstream)), bounds([4, 5]), softcap=3.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = run(varlen_attention, q, k.bfloat16(), v, upstream.bfloat16(), bounds([4, 5]), softcap=3.0)
+        wide = varlen_attention(q.double(), k.double(), v.double(), bounds([4, 5]))
+    assert ours[0].dtype == torch.bfloat16 and wide.dtype == torch.float64
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(ours, narrow, strict=True))
+
+
+def test_tensors_that_every_rank_holds_or_that_are_sharded_by_heads():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        q, k, v, upstream = inputs(9, 2, 1, 16)
+        expected = run(varlen_attention, q, k, v, upstream, bounds([4, 5]))
+        for placement in (Replicate(), Shard(1)):
+            spread = [DTensor.from_local(x, mesh, [placement]) for x in (q, k, v, upstream)]
+            ours = run(varlen_attention, *spread, bounds([4, 5]))
+            assert all(x.placements == (placement,) and torch.equal(x.to_local(), e) for x, e in zip(ours, expected, strict=True))
+        by_tokens = [DTensor.from_local(x, mesh, [Shard(0)]) for x in (q, k, v)]
+        with pytest.raises(ValueError, match=r"attention needs whole rows of tokens; redistribute to Replicate\(\) or Shard\(1\)"):
+            varlen_attention(*by_tokens, bounds([4, 5]))
+        with pytest.raises(ValueError, match=r"k is placed as \(\), q as \(Shard\(dim=0\),\); redistribute one of them"):
+            varlen_attention(by_tokens[0], k, v, bounds([4, 5]))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_table_says_which_kernels_run():
+    """What no GPU has proved is asked for, not the default; and it leaves short sequences to the kernels with pointers."""
+    assert not varlen_launch.PROVED
+    for version, entries in varlen_launch.TMA.items():
+        for key in entries:
+            assert [c.tma for c in configs(*key, None, version)] == [c.tma for c in configs(*key, "0", version)] == [False]
+            assert [c.tma for c in configs(*key, "1", version)] == [True, False]
+    for gpu, head_dim, version in (("hopper", 96, (3, 6)), ("ampere", 128, (3, 6)), ("blackwell", 128, (3, 6)), ("hopper", 128, (3, 7))):
+        assert [c.tma for c in configs("forward", gpu, 2, head_dim, "1", version)] == [False]
 
 
 def test_tiles_are_the_worked_example_and_cover_each_row_once():
@@ -213,12 +357,17 @@ def test_tiles_are_the_worked_example_and_cover_each_row_once():
         assert work == sorted(work, reverse=True)
 
 
-def test_registered_operator_and_one_compilation_for_all_packings():
+def test_registered_operators():
     q, k, v, _ = inputs(9, 2, 1, 16)
     tiles = sequence_tiles(bounds([4, 5]), 9)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     torch.library.opcheck(forward, (*leaves, tiles, 0.25, 0, 0.0))
     torch.library.opcheck(sequence_tiles, (bounds([4, 5]), 9))
+    torch.library.opcheck(forward, (*(x.detach().double().requires_grad_() for x in leaves), bounds([4, 5]), 0.25, 3, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernel", "plain"])
+def test_one_compilation_for_all_packings(dtype):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(varlen_attention, backend=counter, fullgraph=True, dynamic=True)
@@ -226,7 +375,7 @@ def test_registered_operator_and_one_compilation_for_all_packings():
     for _ in range(6):
         lengths = torch.randint(0, 20, (int(torch.randint(2, 6, (1,), generator=rng)),), generator=rng).tolist()
         cu_seqlens = bounds([*lengths, 2])
-        packed = inputs(int(cu_seqlens[-1]), 2, 1, 16)
+        packed = inputs(int(cu_seqlens[-1]), 2, 1, 16, dtype)
         ours, eager = (run(attention, *packed, cu_seqlens) for attention in (compiled, varlen_attention))
         assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
     assert counter.frame_count == 1
@@ -259,6 +408,7 @@ CU = bounds([4, 6])
         ({"window": 0}, "window=0 must be > 0; None = no window"),
         ({"softcap": -1.0}, "softcap=-1.0 must be finite and > 0"),
         ({"tiles_N4": torch.zeros(2, 4, dtype=torch.int32)}, "made for another packing; call sequence_tiles"),
+        ({"tiles_N4": sequence_tiles(CU, 10).long()}, "torch.int64 on cpu was made for another packing"),
     ],
 )
 def test_what_does_not_fit_is_said(change, said):

@@ -55,7 +55,7 @@ def main(arguments: dict, out: Path) -> None:
         held = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         trainer.train(known(ranks, samples(arguments["tokens"])))
-        of = shapes(folder, torch.float32, "cpu")
+        of = shapes(folder, torch.float32)
         work = sum(trainer_work(of, 4, arguments["tokens"], recomputed, on_gpu=False).values())
         state = sum(trainer_state(of, 4, 1).values())
         said.append({"work": status("VmHWM") - held, "planned work": work, "state": held - before, "planned state": state})
