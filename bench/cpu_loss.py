@@ -130,7 +130,7 @@ def peak_mib(work: Work) -> float:
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
+        now += event.nbytes()  # type: ignore[attr-defined]
         peak = max(peak, now)
     return round(peak / MIB, 2)
 
@@ -194,10 +194,10 @@ def main() -> None:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     for shape in chosen.shapes:
         for kind in chosen.types:
-            dtype, (tokens, *widths) = TYPES[kind], SHAPES[shape]
+            dtype, (tokens, hidden, vocabulary) = TYPES[kind], SHAPES[shape]
             tokens = chosen.tokens or (tokens if dtype == torch.float32 or has_bf16 else max(8, tokens // 16))
             for half in (False, True):
-                head = make((tokens, *widths), dtype, half)
+                head = make((tokens, hidden, vocabulary), dtype, half)
                 exact = dataclasses.replace(head, hidden_TH=head.hidden_TH.float(), weight_VH=head.weight_VH.float())
                 for mode in chosen.modes:
                     build = loss_providers if mode == "loss" else logits_providers

@@ -16,7 +16,7 @@ from torch import Tensor
 from soundrl.kernels.backend import columns, wide
 from soundrl.kernels.softmax import IGNORED, Softmax
 
-BLOCK = 2**18  # entries of a buffer, for each thread: 1 MiB of fp32
+BLOCK = 2**19  # entries of a buffer, for each thread: 2 MiB of fp32
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
 
 
@@ -26,12 +26,12 @@ def forward(logits_TV: Tensor, targets_T: Tensor, softmax: Softmax) -> tuple[Ten
     live_T, outside_T = targets_T != IGNORED, (targets_T < 0) | (targets_T >= logits_TV.shape[1])
     nearest_T, inverse2_T = targets_T.masked_fill(outside_T, 0), _inverse2(softmax, out[0])
     for where, z_bV, e_bV in _blocks(live_T, logits_TV):
-        _load(z_bV, logits_TV[where], softmax)
+        _load(z_bV, logits_TV, where, softmax)
         m_b = z_bV.amax(-1).clamp_(min=torch.finfo(z_bV.dtype).min)  # a row of −inf too: −inf − −inf is NaN, and its sum is 0
         z_bV.sub_(m_b[:, None]).mul_(inverse2_T[where, None])
         d_b = z_bV.gather(-1, nearest_T[where, None]).squeeze(-1)
         sum_b = torch.exp2(z_bV, out=e_bV).sum(-1)
-        w_b = z_bV.clamp_(min=_floor(z_bV)).mul_(e_bV).sum(-1)
+        w_b = z_bV.mul_(e_bV).nansum(-1)  # −inf · 0 is 0 here; whatever else is NaN, the other sum is too
         log2_sum_b = sum_b.log2()
         parts = (d_b - log2_sum_b) * LN2, (log2_sum_b - w_b / sum_b) * LN2, m_b, log2_sum_b * LN2
         for whole_T, part_b in zip(out, parts, strict=True):
@@ -68,7 +68,7 @@ def backward(
     for where, z_bV, e_bV in _blocks(live_n, logits_TV, 1 if slope_n is None else 2):
         direct = isinstance(where, slice) and dlogits_nV.dtype == z_bV.dtype
         z_bV = dlogits_nV[where] if direct else z_bV
-        _load(z_bV, logits_TV[where if order is None else order[where]], softmax)
+        _load(z_bV, logits_TV, where if order is None else order[where], softmax)
         down_bV = 1 - (z_bV / softmax.softcap) ** 2 if softmax.softcap else None
         z_bV.sub_(m_n[where, None]).mul_(inverse2_n[where, None])
         if slope_n is None:
@@ -95,9 +95,9 @@ def _blocks(live_T: Tensor, like_TV: Tensor, buffers: int = 2) -> Iterator[tuple
         yield slice(first, end) if end - first == len(at) else at, z_bV[: len(at)], e_bV[: len(at)]
 
 
-def _load(z_bV: Tensor, logits_bV: Tensor, softmax: Softmax) -> None:
-    """u of logits."""
-    z_bV.copy_(logits_bV)
+def _load(z_bV: Tensor, logits_TV: Tensor, rows: slice | Tensor, softmax: Softmax) -> None:
+    """u of the logits of these rows."""
+    z_bV.copy_(logits_TV[rows] if isinstance(rows, slice) else logits_TV.index_select(0, rows))
     if softmax.bias_V is not None:
         z_bV.add_(softmax.bias_V)
     if softmax.softcap:
