@@ -158,8 +158,8 @@ def backward(plan: Plan) -> Case | None:
         return Work(step, before)
 
     providers = [
-        Provider("ours, in place", lambda: work(lambda x, t: selective_logprob(x, t, inplace_backward=True))),
-        Provider("ours", lambda: work(selective_logprob)),
+        Provider("ours, in place", lambda: work(lambda x, t: selective_logprob(x, t, inplace_backward=True)[:2])),
+        Provider("ours", lambda: work(lambda x, t: selective_logprob(x, t)[:2])),
         Provider("torch", lambda: work(torch_both)),
         Provider("torch.compile", lambda: work(compiled(torch_both, plan.device))),
         Provider("trl fused", lambda: work(trl_both())),
@@ -180,7 +180,7 @@ def grpo(plan: Plan) -> Case | None:
         return Work(step, rows.fresh)
 
     def ours(logits_TV: Tensor) -> Tensor:
-        logprob_T, _ = selective_logprob(logits_TV, rows.targets_T, inplace_backward=True)
+        logprob_T, *_ = selective_logprob(logits_TV, rows.targets_T, inplace_backward=True)
         return policy_loss(logprob_T, rows.old_logprob_T, rows.advantages_T, None, rows.count, rule=RULE)[0]
 
     def on_top(logprob: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], Tensor]:

@@ -31,13 +31,15 @@ def gather_logprobs(logits_TV: Tensor, ids_TK: Tensor, softmax: Softmax, m_T: Te
     return logp_TK.masked_fill_(ids_TK == IGNORED, 0.0)
 
 
-def coefficients(ids_TK: Tensor, grads: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """From the gradients of log-probs [T, K], entropies and log-sum-exps [T]: the first less what −100 got, and `row_backward`'s three."""
+def coefficients(ids_TK: Tensor, grads: tuple[Tensor, Tensor | None, Tensor | None]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
+    """From the gradients of log-probs [T, K], entropies and log-sum-exps [T] (None = none): the first less what −100 got, and the three of
+    `row_backward`."""
     of_logprob_TK, of_entropy_T, of_lse_T = grads
     ignored_TK = ids_TK == IGNORED
     of_logprob_TK, dead_T = of_logprob_TK.masked_fill(ignored_TK, 0.0), ignored_TK.all(-1)
-    of_mass_T = (of_logprob_TK.sum(-1) - of_lse_T).masked_fill(dead_T, 0.0)
-    return of_logprob_TK, (torch.zeros_like(of_mass_T), of_mass_T, of_entropy_T.masked_fill(dead_T, 0.0))
+    of_mass_T = of_logprob_TK.sum(-1) if of_lse_T is None else of_logprob_TK.sum(-1) - of_lse_T
+    of_entropy_T = None if of_entropy_T is None else of_entropy_T.masked_fill(dead_T, 0.0)
+    return of_logprob_TK, (torch.zeros_like(of_mass_T), of_mass_T.masked_fill(dead_T, 0.0), of_entropy_T)
 
 
 def scatter_gradient(
@@ -47,7 +49,7 @@ def scatter_gradient(
     of_logprob_TK: Tensor,
     softmax: Softmax,
     statistics: tuple[Tensor, ...],
-    grads: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
 ) -> None:
     """Put the gradient of the ids' own logits in its place, after `row_backward` has written the rest with the same `grads`.
 
@@ -58,8 +60,12 @@ def scatter_gradient(
     """
     vocabulary = dlogits_TV.shape[1]
     (m_T, log_sum_T, entropy_T), (_, of_mass_T, of_entropy_T) = statistics, grads
-    p_TK = logp_TK.exp()
-    of_TK = of_mass_T[:, None] + of_entropy_T[:, None] * (logp_TK + entropy_T[:, None])
+    assert of_mass_T is not None
+    p_TK, of_TK = logp_TK.exp(), of_mass_T[:, None]
+    live_T = (of_logprob_TK != 0).any(-1) | (of_mass_T != 0)
+    if of_entropy_T is not None:
+        of_TK = of_TK + of_entropy_T[:, None] * (logp_TK + entropy_T[:, None])
+        live_T |= of_entropy_T != 0
     given_TK = of_logprob_TK.masked_fill((ids_TK < 0) | (ids_TK >= vocabulary), 0.0)
     at_TK = ids_TK.clamp(0, vocabulary - 1)  # −100 falls on entry 0, whose gradient is as right there as anyone's
     dz_TK = _of_equal_ids(at_TK, given_TK) - (p_TK * of_TK).masked_fill(p_TK == 0, 0.0)
@@ -68,12 +74,12 @@ def scatter_gradient(
     if softmax.softcap:
         u_TK = m_T[:, None] + (logp_TK + log_sum_T[:, None]) * divisor
         dz_TK *= 1 - (u_TK / softmax.softcap) ** 2
-    live_T = (of_logprob_TK != 0).any(-1) | (of_mass_T != 0) | (of_entropy_T != 0)
     dlogits_TV.scatter_(-1, at_TK, dz_TK.masked_fill_(~live_T[:, None], 0.0).to(dlogits_TV.dtype))
 
 
 def _of_equal_ids(ids_TK: Tensor, x_TK: Tensor) -> Tensor:
     """Σ of x over the places of a row with the same id, at each of them. Worked example: ids [7, 2, 7], x [1, 5, 10] → [11, 5, 11]."""
+    ids_TK = ids_TK.contiguous()
     first_TK = torch.searchsorted(ids_TK.sort(-1).values, ids_TK)
     sums_TK = torch.zeros_like(x_TK).scatter_add_(-1, first_TK, x_TK)
     return sums_TK.gather(-1, first_TK)

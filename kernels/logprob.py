@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from soundrl.kernels import rows_cpu
 from soundrl.kernels.backend import columns, launch, local, operator, require, runs_triton, wide
 from soundrl.kernels.gathered import coefficients, entries, gather_logprobs, row_targets, scatter_gradient
 from soundrl.kernels.logprob_triton import logprob_backward_kernel, logprob_forward_kernel, row_options
@@ -97,18 +98,10 @@ def row_forward(logits_TV: Tensor, targets_T: Tensor, softmax: Softmax) -> tuple
     if runs_triton(logits_TV):
         (rows, vocabulary), out = logits_TV.shape, columns(logits_TV, 4)
         given = (logits_TV, targets_T, softmax, out, vocabulary, logits_TV.stride(0))
-        launch(logprob_forward_kernel, rows, logits_TV, *given, **row_options(vocabulary, softmax.softcap))
+        each = 16 // logits_TV.element_size()
+        launch(logprob_forward_kernel, rows, logits_TV, *given, **row_options(vocabulary, softmax.softcap, each, logits_TV))
         return out
-    u_TV = bounded(logits_TV, softmax)
-    m_T = u_TV.amax(-1)
-    d_TV = (u_TV - m_T[:, None]) / softmax.divisor(u_TV)
-    e_TV = d_TV.exp()
-    sum_T = e_TV.sum(-1)
-    outside_T = (targets_T < 0) | (targets_T >= logits_TV.shape[1])
-    logprob_T = d_TV.gather(-1, targets_T.masked_fill(outside_T, 0)[:, None]).squeeze(-1) - sum_T.log()
-    w_T = (e_TV * d_TV.masked_fill_(e_TV == 0, 0.0)).sum(-1)
-    out = logprob_T.masked_fill_(outside_T, torch.nan), sum_T.log() - w_T / sum_T, m_T, sum_T.log()
-    return tuple(x_T.masked_fill_(targets_T == IGNORED, 0.0) for x_T in out)
+    return rows_cpu.forward(logits_TV, targets_T, softmax)
 
 
 def row_backward(
@@ -117,7 +110,7 @@ def row_backward(
     targets_T: Tensor,
     softmax: Softmax,
     statistics: tuple[Tensor, ...],
-    grads: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
     order: Tensor | None = None,
 ) -> None:
     """Write dlogits [n, V] of rows order[0 … n−1] (default: all, in order); `dlogits` may be the first n rows of `logits_TV`:
@@ -125,36 +118,24 @@ def row_backward(
     dz_v = of_target · 1[v = target] − p_v · (of_mass + of_entropy · (log p_v + entropy)), then down through temperature and softcap.
 
     statistics = (m, log S, entropy) from `row_forward`; grads = (of_target, of_mass, of_entropy), [T] each, where the gradient g of a
-    log-probability is of_target and of_mass, and the gradient l of a log-sum-exp is of_mass −l. A row whose three are 0, or whose target
-    is −100, is exactly 0 whatever its logits are. A target outside [0, V) has no first term.
+    log-probability is of_target and of_mass, and the gradient l of a log-sum-exp is of_mass −l. of_entropy None = no such term, which
+    is faster. A row whose three are 0, or whose target is −100, is exactly 0 whatever its logits are. A target outside [0, V) has no
+    first term.
 
     In place, row j may be overwritten only if it is order[j] itself or in nobody's `order` (see `head_chunks.compaction`).
     """
     targets_T, softmax = targets_T.contiguous(), softmax.dense()
-    statistics, grads = (tuple(x_T.contiguous() for x_T in xs) for xs in (statistics, grads))
+    statistics, grads = tuple(x_T.contiguous() for x_T in statistics), tuple(None if x_T is None else x_T.contiguous() for x_T in grads)
     if runs_triton(logits_TV):
         vocabulary, order = logits_TV.shape[1], None if order is None else order.contiguous()
         given = (logits_TV, dlogits, targets_T, softmax, statistics, grads, order, vocabulary, logits_TV.stride(0), dlogits.stride(0))
-        launch(logprob_backward_kernel, len(dlogits), logits_TV, *given, **row_options(vocabulary, softmax.softcap))
+        options = row_options(vocabulary, softmax.softcap, 16, logits_TV, dlogits)
+        launch(logprob_backward_kernel, len(dlogits), logits_TV, *given, ENTROPY=grads[2] is not None, **options)
         return
     if order is not None:
-        logits_TV, targets_T, *taken = (x[order] for x in (logits_TV, targets_T, *statistics, *grads))
-        softmax, statistics, grads = softmax.of_rows(order), tuple(taken[:3]), tuple(taken[3:])
-    (m_T, log_sum_T, entropy_T), (of_target_T, of_mass_T, of_entropy_T) = statistics, grads
-    u_TV = bounded(logits_TV, softmax)
-    divisor = softmax.divisor(u_TV)
-    logp_TV = (u_TV - m_T[:, None]) / divisor - log_sum_T[:, None]
-    p_TV = logp_TV.exp()
-    dz_TV = p_TV * -of_mass_T[:, None]
-    if of_entropy_T.is_cuda or bool(of_entropy_T.any()):
-        dz_TV -= of_entropy_T[:, None] * p_TV * (logp_TV + entropy_T[:, None]).masked_fill_(p_TV == 0, 0.0)
-    outside_T = (targets_T < 0) | (targets_T >= logits_TV.shape[1])
-    dz_TV.scatter_add_(-1, targets_T.masked_fill(outside_T, 0)[:, None], of_target_T.masked_fill(outside_T, 0.0).to(dz_TV.dtype)[:, None])
-    dz_TV /= divisor
-    if softmax.softcap:
-        dz_TV *= 1 - (u_TV / softmax.softcap) ** 2
-    live_T = ((of_target_T != 0) | (of_mass_T != 0) | (of_entropy_T != 0)) & (targets_T != IGNORED)
-    dlogits.copy_(dz_TV.masked_fill_(~live_T[:, None], 0.0))
+        targets_T, softmax = targets_T[order], softmax.of_rows(order)
+        statistics, grads = tuple(x_T[order] for x_T in statistics), tuple(None if x_T is None else x_T[order] for x_T in grads)
+    rows_cpu.backward(dlogits, logits_TV, targets_T, softmax, statistics, grads, order)
 
 
 @operator(f"logprob(Tensor logits_TV, Tensor ids, {SOFTMAX}, bool inplace_backward) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
@@ -167,7 +148,7 @@ def _logprob(logits_TV: Tensor, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return logprob, entropy_T, softmax.log_sum_exp(m_T, log_sum_T), m_T, log_sum_T
 
 
-BACKWARD = f"Tensor ids, {SOFTMAX}, Tensor[] statistics, Tensor[] grads"
+BACKWARD = f"Tensor ids, {SOFTMAX}, Tensor[] statistics, Tensor grad_logprob, Tensor? grad_entropy_T, Tensor? grad_lse_T"
 
 
 @operator(f"logprob_backward(Tensor logits_TV, {BACKWARD}) -> Tensor")
@@ -183,10 +164,11 @@ def _logprob_backward_(logits_TV: Tensor, *rest: Any) -> None:
 
 
 def _write(out: Tensor, logits_TV: Tensor, ids: Tensor, *rest: Any) -> None:
-    *fields, statistics, (of_logprob, of_entropy_T, of_lse_T) = rest
+    *fields, statistics, of_logprob, of_entropy_T, of_lse_T = rest
     softmax, statistics = Softmax(*fields), tuple(statistics)
     if ids.ndim == 1:
-        row_backward(out, logits_TV, ids, softmax, statistics, (of_logprob, of_logprob - of_lse_T, of_entropy_T))
+        of_mass_T = of_logprob if of_lse_T is None else of_logprob - of_lse_T
+        row_backward(out, logits_TV, ids, softmax, statistics, (of_logprob, of_mass_T, of_entropy_T))
         return
     of_logprob, grads = coefficients(ids, (of_logprob, of_entropy_T, of_lse_T))
     logp_TK = entries(logits_TV, ids, softmax, *statistics[:2])
@@ -219,13 +201,15 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(m_T, log_sum_T)
     ctx.save_for_backward(logits_TV, ids, temperature_T, bias_V, m_T, log_sum_T, entropy_T)
     ctx.numbers = temperature, softcap, inplace_backward and _may_be_overwritten(logits_TV)
-    ctx.set_materialize_grads(True)
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_logprob: Tensor, grad_entropy_T: Tensor, grad_lse_T: Tensor, *_: object) -> tuple:
+def _backward(ctx, grad_logprob: Tensor | None, grad_entropy_T: Tensor | None, grad_lse_T: Tensor | None, *_: object) -> tuple:
     logits_TV, ids, temperature_T, bias_V, *statistics = ctx.saved_tensors
     temperature, softcap, in_place = ctx.numbers
-    arguments = (ids, temperature, temperature_T, bias_V, softcap, statistics, [grad_logprob, grad_entropy_T, grad_lse_T])
+    if grad_logprob is None:
+        grad_logprob = statistics[0].new_zeros(ids.shape)
+    arguments = (ids, temperature, temperature_T, bias_V, softcap, statistics, grad_logprob, grad_entropy_T, grad_lse_T)
     if in_place:
         dlogits_TV = logits_TV.detach()
         _logprob_backward_(dlogits_TV, *arguments)

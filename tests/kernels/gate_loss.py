@@ -69,29 +69,32 @@ def loss_cases():
 
 
 def row_cases():
+    """Rows aligned to 16 bytes with a wide vocabulary, and the general way: odd strides, bias, softcap, temperature by row, an order."""
     for dtype in TYPES.values():
-        for full in (False, True):
-            for block, warps in ((4096, 8), (512, 4)):
-                shared = {"logits": f"*{dtype}", "targets": "*i64", "softmax": softmax(full, dtype), "V": "i32", "row_stride": "i32"}
-                shape = {"HAS_CAP": full, "BLOCK": block}
-                label = f"{dtype} {'all' if full else 'plain'} {block}"
-                yield Case(
-                    kernel=logprob_forward_kernel,
-                    label=label,
-                    signature=shared | {"out": ("*fp32",) * 4},
-                    constexprs=shape,
-                    num_warps=warps,
-                    aligned=("V", "row_stride"),
-                )
-                order, no_order = given(order="*i64" if full else None)
+        for full, warps in ((False, 8), (True, 1)):
+            odd = full
+            shared = {"logits": f"*{dtype}", "targets": "*i64", "softmax": softmax(full, dtype), "V": "i32", "row_stride": "i32"}
+            shape = {"HAS_CAP": full, "LANES": 32 * warps, "APART": odd}
+            label = f"{dtype} {'all, odd' if full else 'plain'} {32 * warps}"
+            yield Case(
+                kernel=logprob_forward_kernel,
+                label=label,
+                signature=shared | {"out": ("*fp32",) * 4},
+                constexprs=shape | {"EACH": 8 if odd or dtype != "fp32" else 4},
+                num_warps=warps,
+                aligned=() if odd else ("V", "row_stride"),
+            )
+            order, no_order = given(order="*i64" if full else None)
+            for entropy in {full, True}:
                 yield Case(
                     kernel=logprob_backward_kernel,
-                    label=label,
+                    label=f"{label}{' entropy' if entropy else ''}",
                     signature=shared
-                    | {"dlogits": f"*{dtype}", "statistics": ("*fp32",) * 3, "grads": ("*fp32",) * 3, "out_stride": "i32", **order},
-                    constexprs=shape | no_order,
+                    | {"dlogits": f"*{dtype}", "statistics": ("*fp32",) * 3, "out_stride": "i32", **order}
+                    | {"grads": ("*fp32", "*fp32", "*fp32" if entropy else "constexpr")},
+                    constexprs=shape | no_order | {"EACH": 8 if odd else 16, "ENTROPY": entropy},
                     num_warps=warps,
-                    aligned=("V", "row_stride", "out_stride"),
+                    aligned=() if odd else ("V", "row_stride", "out_stride"),
                 )
 
 

@@ -115,7 +115,8 @@ def test_rows_may_be_strided(path):
     wide = torch.randn(6, 40, generator=rng)
     targets = torch.tensor([0, 5, 7])
     for view in (wide[::2, :33], wide[:3, ::2], torch.randn(33, 3, generator=rng).t()):
-        assert torch.equal(selective_logprob(view, targets)[0], selective_logprob(view.contiguous(), targets)[0])
+        ours, dense = selective_logprob(view, targets), selective_logprob(view.contiguous(), targets)
+        assert all(torch.allclose(p, q, rtol=1e-6) for p, q in zip(ours[:3], dense[:3], strict=True))
 
 
 def test_gradcheck_of_the_plain_path():

@@ -47,8 +47,8 @@ def cases(T: int) -> dict:
             *(RULE.words(), RULE.numbers()),
         ),
         "logprob": (logits, targets, 1.0, per_row, bias, 3.0, False),
-        "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
-        "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
+        "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, old, sampler, None),
+        "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, old, sampler, None),
         "linear_logprob": head,
         "linear_logprob_backward": (*(x.detach() if isinstance(x, torch.Tensor) else x for x in head), statistics, [old, sampler, advantages], [True] * 5),  # noqa: E501
         "linear_policy_loss": (*head, old, advantages, sampler, reference, cu, torch.tensor(9.0), RULE.words(), RULE.numbers(), [True] * 5),
