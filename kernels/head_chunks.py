@@ -212,7 +212,7 @@ class HeadGradient:
         """From dlogits of all rows of the chunk, or of those in `order`."""
         of_hidden, of_weight, of_bias, of_a, of_b = self.wanted
         chunk, add = (chunk if order is None else chunk.at(order)), not self.empty
-        if of_a or (of_hidden and chunk.lora_b_VR is not None):
+        if chunk.lora_b_VR is not None and (of_a or of_hidden):
             of_adapted_nR = (dlogits_nV @ chunk.lora_b_VR).mul_(chunk.lora_scale)
         if of_hidden:
             out = self.hidden[rows] if order is None else torch.empty_like(chunk.hidden_TH)

@@ -115,7 +115,7 @@ class PerToken(NamedTuple):
     reference_T: Tensor | None
 
     def at(self, rows: Tensor) -> PerToken:
-        return PerToken(*(None if x is None else x[rows] for x in self))
+        return self._replace(**{name: x[rows] for name, x in self._asdict().items() if x is not None})
 
 
 REST = f"{schema_of(PerToken)}, Tensor? cu_seqlens, Tensor? count, {RULE}, bool[] wanted"
@@ -206,8 +206,8 @@ def _folded(count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     A gradient scaled in its own type would be off as a whole, by up to 2⁻⁹ in bf16. fp16 ends at 6 · 10⁻⁸: there all of it is left, and
     meets the upstream gradient, which is then a scale of the loss, in fp32 (`_scaled`).
     """
-    parts = 1 / count, torch.ones_like(count)
-    return parts[::-1] if dtype == torch.float16 else parts
+    whole, one = 1 / count, torch.ones_like(count)
+    return (one, whole) if dtype == torch.float16 else (whole, one)
 
 
 @_linear_policy_loss.register_fake
