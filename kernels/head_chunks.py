@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from soundrl.kernels import cpu_product
 from soundrl.kernels.backend import schema_of, wide
 from soundrl.kernels.gathered import coefficients, entries, gather_logprobs, row_targets, scatter_gradient
 from soundrl.kernels.logprob import row_backward, row_forward
@@ -157,7 +158,7 @@ class Projection(NamedTuple):
         return merged(own, self.softmax, self.targets, self.group) if self.group else own
 
     def turn(
-        self, logits_cV: Tensor, statistics: tuple[Tensor, ...], grads: tuple[Tensor, Tensor, Tensor | None], order: Tensor | None = None
+        self, logits_cV: Tensor, statistics: tuple[Tensor, ...], grads: tuple[Tensor | None, ...], order: Tensor | None = None
     ) -> Tensor:
         """dlogits [n, V] in hidden's type, over the logits where these have it; n = rows order[0], order[1] … or all.
 
@@ -166,11 +167,12 @@ class Projection(NamedTuple):
         count, dtype = len(logits_cV) if order is None else len(order), self.hidden_TH.dtype
         out = logits_cV[:count] if logits_cV.dtype == dtype else torch.empty_like(logits_cV[:count], dtype=dtype)
         (of_logprob, of_entropy_c, of_lse_c), targets, softmax = grads, self.own_targets, self.softmax
+        assert of_logprob is not None
         if targets.ndim == 1:
             of_mass_c = of_logprob if of_lse_c is None else of_logprob - of_lse_c
             row_backward(out, logits_cV, targets, softmax, statistics, (of_logprob, of_mass_c, of_entropy_c), order)
             return out
-        assert of_lse_c is not None and order is None
+        assert order is None
         of_logprob, three = coefficients(targets, (of_logprob, of_entropy_c, of_lse_c))
         logp_cK = entries(logits_cV, targets, softmax, *statistics[:2])
         row_backward(out, logits_cV, row_targets(targets), softmax, statistics, three)
@@ -210,7 +212,7 @@ class HeadGradient:
         """From dlogits of all rows of the chunk, or of those in `order`."""
         of_hidden, of_weight, of_bias, of_a, of_b = self.wanted
         chunk, add = (chunk if order is None else chunk.at(order)), not self.empty
-        if of_a or (of_hidden and chunk.lora_b_VR is not None):
+        if chunk.lora_b_VR is not None and (of_a or of_hidden):
             of_adapted_nR = (dlogits_nV @ chunk.lora_b_VR).mul_(chunk.lora_scale)
         if of_hidden:
             out = self.hidden[rows] if order is None else torch.empty_like(chunk.hidden_TH)
@@ -268,16 +270,18 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, sums: bool = F
     """out = a · b, or `add` to it, with the sum in out's type: 16-bit operands on the tensor cores, no rounding to 16 bits.
 
     torch's CPU products have no wider result: there the operands are widened; or, where out `sums` chunks and is rounded itself in the
-    end, it sums products of 16 bits.
+    end, and the processor multiplies 16 bits, it sums such products.
     """
-    wider: dict[str, Any] = {"out_dtype": out.dtype} if out.is_cuda and a.dtype != out.dtype else {}
-    if not out.is_cuda and a.dtype != out.dtype:
-        if sums:
-            part = torch.mm(a, b)
-            out.add_(part) if add else out.copy_(part)
+    if out.is_cuda or a.dtype == out.dtype:
+        if out.is_cuda or cpu_product.multiplies(a.dtype):
+            wider: dict[str, Any] = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
+            torch.addmm(out, a, b, out=out, **wider) if add else torch.mm(a, b, out=out, **wider)
             return
-        a, b = a.to(out.dtype), b.to(out.dtype)
-    torch.addmm(out, a, b, out=out, **wider) if add else torch.mm(a, b, out=out, **wider)
+    elif sums and cpu_product.multiplies(a.dtype):
+        part = torch.mm(a, b)
+        out.add_(part) if add else out.copy_(part)
+        return
+    cpu_product.widened_product(a, b, out, add)
 
 
 @contextlib.contextmanager

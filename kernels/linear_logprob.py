@@ -114,29 +114,34 @@ def spread(x: Tensor, rows: Tensor | None, total: int) -> Tensor:
     return x if rows is None else x.new_zeros(total, *x.shape[1:]).index_copy_(0, rows, x)
 
 
-@operator(f"linear_logprob_backward({HEAD}, Tensor[] statistics, Tensor[] grads, bool[] wanted) -> ({GRADIENTS})", waits=True)
+GRADS = "Tensor[] statistics, Tensor of_logprob, Tensor? of_entropy_T, Tensor? of_lse_T, bool[] wanted"
+
+
+@operator(f"linear_logprob_backward({HEAD}, {GRADS}) -> ({GRADIENTS})", waits=True)
 @full_sums()
 def head_backward(*given: Any) -> tuple[Tensor, ...]:
     """Gradients of `LEAVES`, from (m, log S, entropy) and the gradients of log-probs, entropies and log-sum-exps. Coefficients are known
     before any product: rows without one are not even multiplied out."""
-    *fields, of_rows, grads, wanted = given
-    head = Projection(*fields)
-    of_logprob, of_entropy_T, of_lse_T = (g != 0 for g in grads)
-    live_T = (of_logprob if of_logprob.ndim == 1 else of_logprob.any(-1)) | of_entropy_T | of_lse_T
-    live_T &= row_targets(head.targets) != IGNORED
+    *fields, of_rows, of_logprob, of_entropy_T, of_lse_T, wanted = given
+    head, grads = Projection(*fields), (of_logprob, of_entropy_T, of_lse_T)
+    live_T = of_logprob.ne(0) if of_logprob.ndim == 1 else of_logprob.ne(0).any(-1)
+    for g_T in grads[1:]:
+        live_T = live_T if g_T is None else live_T | (g_T != 0)
+    live_T = live_T & (row_targets(head.targets) != IGNORED)
     rows = indices(live_T, int(live_T.sum()))
     if rows is None:
         return _gradients(head, of_rows, grads, wanted)
-    of_hidden, *rest = _gradients(head.at(rows), *([x[rows] for x in xs] for xs in (of_rows, grads)), wanted)
+    grads = tuple(None if g is None else g[rows] for g in grads)
+    of_hidden, *rest = _gradients(head.at(rows), [x_T[rows] for x_T in of_rows], grads, wanted)
     return spread(of_hidden, rows, len(live_T)) if wanted[0] else of_hidden, *rest
 
 
-def _gradients(head: Projection, of_rows: list[Tensor], grads: list[Tensor], wanted: list[bool]) -> tuple[Tensor, ...]:
+def _gradients(head: Projection, of_rows: list[Tensor], grads: tuple[Tensor | None, ...], wanted: list[bool]) -> tuple[Tensor, ...]:
     size = head.rows_of_a_chunk(of_weight=wanted[1])
     gradient = HeadGradient(head, wanted, single=size >= len(head.targets))
     for rows, chunk, logits_cV in head.chunks(size):
-        m_c, log_sum_c, entropy_c, of_logprob, of_entropy_c, of_lse_c = (x[rows] for x in (*of_rows, *grads))
-        gradient.add(rows, chunk, chunk.turn(logits_cV, (m_c, log_sum_c, entropy_c), (of_logprob, of_entropy_c, of_lse_c)))
+        of_chunk, given = tuple(x_T[rows] for x_T in of_rows), tuple(None if g is None else g[rows] for g in grads)
+        gradient.add(rows, chunk, chunk.turn(logits_cV, of_chunk, given))
         del logits_cV  # the buffer goes before the sums are rounded
     return gradient.total()
 
@@ -149,7 +154,7 @@ def _(*given: Any) -> tuple[Tensor, ...]:
 
 @head_backward.register_fake
 def _(*given: Any) -> tuple[Tensor, ...]:
-    return gradients_like(Projection(*given[:-3]), given[-1])
+    return gradients_like(Projection(*given[: len(Projection._fields)]), given[-1])
 
 
 def _keep(ctx, inputs: tuple, output: tuple) -> None:
@@ -157,13 +162,17 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(m_T, log_sum_T)
     ctx.save_for_backward(m_T, log_sum_T, entropy_T, *(x if isinstance(x, Tensor) else None for x in inputs))
     ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.set_materialize_grads(False)  # what is not there costs less than zeros
 
 
-def _backward(ctx, *grads: Tensor) -> tuple:
-    (*of_rows,) = ctx.saved_tensors[:3]
-    fields = [number if x is None else x for x, number in zip(ctx.saved_tensors[3:], ctx.numbers, strict=True)]
+def _backward(ctx, of_logprob: Tensor | None, of_entropy_T: Tensor | None, of_lse_T: Tensor | None, *_: object) -> tuple:
+    m_T, log_sum_T, entropy_T, *tensors = ctx.saved_tensors
+    head = Projection(*(number if x is None else x for x, number in zip(tensors, ctx.numbers, strict=True)))
+    if of_logprob is None:
+        of_logprob = torch.zeros(head.targets.shape, dtype=m_T.dtype, device=m_T.device)
     wanted = [ctx.needs_input_grad[Projection._fields.index(name)] for name in LEAVES]
-    return by_name(head_backward(*fields, of_rows, list(grads[:3]), wanted), wanted, 0)
+    given = ([m_T, log_sum_T, entropy_T], of_logprob, of_entropy_T, of_lse_T, wanted)
+    return by_name(head_backward(*head, *given), wanted, 0)
 
 
 head_forward.register_autograd(_backward, setup_context=_keep)

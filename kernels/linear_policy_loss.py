@@ -115,7 +115,7 @@ class PerToken(NamedTuple):
     reference_T: Tensor | None
 
     def at(self, rows: Tensor) -> PerToken:
-        return PerToken(*(None if x is None else x[rows] for x in self))
+        return self._replace(**{name: x[rows] for name, x in self._asdict().items() if x is not None})
 
 
 REST = f"{schema_of(PerToken)}, Tensor? cu_seqlens, Tensor? count, {RULE}, bool[] wanted"
@@ -150,12 +150,13 @@ def _linear_policy_loss(*given: Any) -> tuple[Tensor, ...]:
         head, tokens, rows = head.at(order), tokens.at(order), order if rows is None else rows[order]
         of_sequences = tuple(None if x is None else x[order] for x in of_sequences)
 
-    def terms(at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss before `count`, its derivative by log-probabilities and entropies with it folded in, metric sums, of the rows `at`."""
+    def terms(at: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Loss before `count`, its derivative by log-probabilities and entropies (None = 0) with it folded in, metric sums, of the rows
+        `at`."""
         (logprob_T, entropy_T, *_), (old_T, advantages_T, sampler_T, reference_T) = of_rows, tokens
         per_token = (logprob_T, old_T, advantages_T, sampler_T, entropy_T if rule.entropy_coef else None, reference_T, *of_sequences)
         loss_sum, slope, entropy_slope, sums = loss_terms(*(None if x is None else x[at] for x in per_token), words, numbers)
-        return loss_sum, slope * folded, entropy_slope * folded, sums
+        return loss_sum, slope * folded, entropy_slope * folded if rule.entropy_coef else None, sums
 
     if in_one_pass:
         may_vanish = (tokens.old_T is not None and rule.surrogate == "clip") or rule.correction in ("icepop", "sequence")
@@ -164,8 +165,8 @@ def _linear_policy_loss(*given: Any) -> tuple[Tensor, ...]:
     loss_sum, slope_T, entropy_slope_T, sums = terms(slice(None))
     logprob_T, entropy_T, m_T, log_sum_T = of_rows
     if not in_one_pass:
-        grads = [slope_T, entropy_slope_T, torch.zeros_like(slope_T)]
-        gradients = head_backward(*head, [m_T, log_sum_T, entropy_T], grads, wanted) if any(wanted) else gradients_like(head, wanted)
+        given = ([m_T, log_sum_T, entropy_T], slope_T, entropy_slope_T, None, wanted)
+        gradients = head_backward(*head, *given) if any(wanted) else gradients_like(head, wanted)
     lse_T = head.softmax.log_sum_exp(m_T, log_sum_T)
     of_rows = (spread(x_T, rows, total) for x_T in (logprob_T, entropy_T, lse_T, log_sum_T))
     of_hidden, *of_rest = gradients
@@ -175,7 +176,7 @@ def _linear_policy_loss(*given: Any) -> tuple[Tensor, ...]:
 def _one_pass(
     head: Projection,
     of_rows: tuple[Tensor, ...],
-    terms: Callable[[slice], tuple[Tensor, ...]],
+    terms: Callable[[slice], tuple[Tensor, Tensor, Tensor | None, Tensor]],
     wanted: list[bool],
     live: int,
     compact: bool,
@@ -191,7 +192,7 @@ def _one_pass(
             rows = slice(rows.start, min(rows.stop, live))
             _, *slopes, _ = terms(rows)
             _, entropy_c, *others = (x_T[rows] for x_T in of_rows)
-            order = compaction((slopes[0] != 0) | (slopes[1] != 0)) if compact else None
+            order = compaction(slopes[0] != 0) if compact else None  # then there are no entropy terms
             if order is None or len(order):
                 chunk, logits_cV = chunk.at(slice(rows.stop - rows.start)), logits_cV[: rows.stop - rows.start]
                 gradient.add(rows, chunk, chunk.turn(logits_cV, (*others, entropy_c), (*slopes, None), order), order)
@@ -205,8 +206,8 @@ def _folded(count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     A gradient scaled in its own type would be off as a whole, by up to 2⁻⁹ in bf16. fp16 ends at 6 · 10⁻⁸: there all of it is left, and
     meets the upstream gradient, which is then a scale of the loss, in fp32 (`_scaled`).
     """
-    parts = 1 / count, torch.ones_like(count)
-    return parts[::-1] if dtype == torch.float16 else parts
+    whole, one = 1 / count, torch.ones_like(count)
+    return (one, whole) if dtype == torch.float16 else (whole, one)
 
 
 @_linear_policy_loss.register_fake

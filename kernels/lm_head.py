@@ -69,8 +69,8 @@ def projection(
     if torch.is_autocast_enabled(hidden.device.type):
         # As torch's own products do; fp64 stays. Outside the operators, so that gradients come back in the arguments' types.
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, *rest = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (hidden, *own.values()))
-        own = dict(zip(own, rest, strict=True))
+        hidden = hidden if hidden.dtype == torch.float64 else hidden.to(dtype)
+        own = {name: x if x is None or x.dtype == torch.float64 else x.to(dtype) for name, x in own.items()}
     weight_VH, bias_V, a_RH, b_VR = own.values()
     assert weight_VH is not None
     require(

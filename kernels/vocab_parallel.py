@@ -28,9 +28,9 @@ def place_of_slice(group: Any, entries: int, device: torch.device) -> tuple[int,
 
 def _ranks(name: str) -> Any:
     """The group of a name, which is what an operator can be given."""
-    from torch.distributed.distributed_c10d import _resolve_process_group  # not everywhere is torch built with it
+    from torch.distributed import distributed_c10d  # not everywhere is torch built with it
 
-    return _resolve_process_group(name)
+    return distributed_c10d._resolve_process_group(name)  # pyright: ignore[reportArgumentType]
 
 
 def own_targets(targets: Tensor, first: int, entries: int) -> Tensor:

@@ -51,7 +51,7 @@ def cases(T: int) -> dict:
         "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, old, sampler, None),
         "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, old, sampler, None),
         "linear_logprob": head,
-        "linear_logprob_backward": (*(x.detach() if isinstance(x, torch.Tensor) else x for x in head), statistics, [old, sampler, advantages], [True] * 5),  # noqa: E501
+        "linear_logprob_backward": (*(x.detach() if isinstance(x, torch.Tensor) else x for x in head), statistics, old, sampler, None, [True] * 5),  # noqa: E501
         "linear_policy_loss": (*head, old, advantages, sampler, reference, cu, torch.tensor(9.0), RULE.words(), RULE.numbers(), [True] * 5),
     }  # fmt: skip
 
