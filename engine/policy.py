@@ -21,8 +21,9 @@ from soundrl.engine.files.model_folder import companions, in_one_line, load_conf
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
-from soundrl.kernels.linear_logprob import linear_logprob
+from soundrl.kernels.linear_logprob import Logprobs, linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
+from soundrl.kernels.lm_head import LMHead
 from soundrl.kernels.loss_rule import LossRule
 
 KEEP_GATHERED = 500_000_000  # parameters
@@ -150,24 +151,24 @@ class Policy:
         """Log-probability and entropy [R] of the batch's response tokens."""
         targets_R = batch.input_ids[batch.response_index]
 
-        def compute(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
-            return torch.stack(linear_logprob(hidden_RH, weight_VH, targets_R, temperature, bias_V, softcap, fp32_logits=True)[:2])
+        def compute(hidden_RH: Tensor, head: LMHead) -> Tensor:
+            return torch.stack(linear_logprob(hidden_RH, head, targets_R, temperature, fp32_logits=True)[:2])
 
         logprob_R, entropy_R = self.run(batch, compute)
         return logprob_R, entropy_R
 
     def response_loss(
         self, batch: PackedBatch, temperature: float, rule: LossRule, count: float, *, supervised: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        """Policy loss of the batch's response tokens over `count`, metric sums, log-probability [R] and entropy [R]; the loss alone is
-        differentiable. `supervised`: every token has advantage 1 and no sampler."""
+    ) -> tuple[Tensor, dict[str, Tensor], Logprobs]:
+        """Policy loss of the batch's response tokens over `count`, metric sums, log-probabilities [R]; the loss alone is differentiable.
+        `supervised`: every token has advantage 1 and no sampler."""
         index_R = batch.response_index
         rest: list[Any] = []
 
-        def compute(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+        def compute(hidden_RH: Tensor, head: LMHead) -> Tensor:
             loss, *others = linear_policy_loss(
                 hidden_RH,
-                weight_VH,
+                head,
                 batch.input_ids[index_R],
                 None if batch.old_logprobs is None else batch.old_logprobs[index_R],
                 torch.ones_like(batch.advantages[index_R]) if supervised else batch.advantages[index_R],
@@ -176,8 +177,6 @@ class Policy:
                 rule=rule,
                 cu_seqlens=batch.response_cu_seqlens,
                 temperature=temperature,
-                bias_V=bias_V,
-                softcap=softcap,
                 fp32_logits=True,
             )
             rest.extend(others)

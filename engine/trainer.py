@@ -18,11 +18,12 @@ from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.schedule import Leave, Minibatch
 from soundrl.engine.timeline import TIMELINE
+from soundrl.kernels.linear_logprob import Logprobs
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS
 
-# (micro-batch, count) → loss, metric sums, log-probs [R], entropy [R]; see `Policy.response_loss`
-LossFunction = Callable[[PackedBatch, float], tuple[Tensor, dict[str, Tensor], Tensor, Tensor]]
+# (micro-batch, count) → loss, metric sums, log-probabilities [R]; see `Policy.response_loss`
+LossFunction = Callable[[PackedBatch, float], tuple[Tensor, dict[str, Tensor], Logprobs]]
 
 # −log-prob with gradient: cispo of the first token's ratio, 1, and advantage 1.
 SUPERVISED = LossRule(variant="cispo")
@@ -80,9 +81,9 @@ class Trainer:
         for batch in chain([next(batches, pack((), self.ranks.device))], batches):
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
             with TIMELINE.detail("micro-batch"):
-                loss, metrics, _, entropy_R = loss_function(batch, count)
+                loss, metrics, logprobs = loss_function(batch, count)
                 (self.ranks.size * loss).backward()
-                sums[2:] += torch.stack([loss.detach(), entropy_R.sum(), *(metrics[name] for name in METRIC_SUMS)])
+                sums[2:] += torch.stack([loss.detach(), logprobs.entropy.sum(), *(metrics[name] for name in METRIC_SUMS)])
             sums[0] += batch.tokens
             sums[1] += 1
         return self.ranks.total(dict(zip(SUMS, sums.tolist(), strict=True)))
@@ -112,10 +113,10 @@ class Trainer:
         """Linear warm-up over `optim.warmup_steps` updates, then constant."""
         return self.settings.lr * min(1.0, (self.updates + 1) / max(1, self.settings.warmup_steps))
 
-    def policy_loss(self, batch: PackedBatch, count: float) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    def policy_loss(self, batch: PackedBatch, count: float) -> tuple[Tensor, dict[str, Tensor], Logprobs]:
         return self.policy.response_loss(batch, self.temperature, self.rule, count)
 
-    def supervised_loss(self, batch: PackedBatch, count: float) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    def supervised_loss(self, batch: PackedBatch, count: float) -> tuple[Tensor, dict[str, Tensor], Logprobs]:
         """Cross-entropy of the response tokens, mean over the whole batch."""
         return self.policy.response_loss(batch, self.temperature, SUPERVISED, count, supervised=True)
 

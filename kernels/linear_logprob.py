@@ -7,7 +7,7 @@ Forward: streaming on a GPU (`linear_logprob_triton`, memory flat in V), in chun
 # pyright: reportOptionalMemberAccess=false
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,43 +16,59 @@ from torch.distributed.tensor import DTensor
 from soundrl.kernels.backend import KERNEL_DTYPES, columns, operator, require, runs_triton, wide
 from soundrl.kernels.head_chunks import HEAD, HeadGradient, LinearHead
 from soundrl.kernels.linear_logprob_triton import launch_streaming
+from soundrl.kernels.lm_head import LMHead, lm_head
 from soundrl.kernels.logprob import row_forward
 from soundrl.kernels.softmax import Softmax, check_softmax, softmax_of
 
 
+class Logprobs(NamedTuple):
+    """Of each row: log-probability of its target, entropy, log-sum-exp; whether the target is a largest entry."""
+
+    logprob: Tensor
+    entropy: Tensor
+    lse: Tensor
+    greedy: Tensor
+
+
 def linear_logprob(
     hidden_TH: Tensor,
-    weight_VH: Tensor,
+    head: Tensor | LMHead,
     targets_T: Tensor,
     temperature: float | Tensor = 1.0,
-    bias_V: Tensor | None = None,
-    softcap: float | None = None,
     *,
     fp32_logits: bool = False,
     memory_budget: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log p_target, entropy (nats) and log-sum-exp of softmax(z), z = softcap · tanh((hidden · weightᵀ + bias) / softcap) / temperature.
+) -> Logprobs:
+    """log p_target, entropy (nats) and log-sum-exp of softmax(z), z = logits / temperature, `LMHead` says which logits.
 
     hidden_TH    [T, H] fp32, bf16, fp16 (fp64: plain torch)
-    weight_VH    [V, H] of the same type; a tied or frozen one is fine, as is frozen hidden; not a sharded DTensor
-    targets_T    [T] int64; temperature: one number, or [T]; bias_V [V]; softcap: None = none
+    head         weight [V, H] of the same type, or an `LMHead`; a tied or frozen one is fine, as is frozen hidden
+    targets_T    [T] int64; temperature: one number, or [T]
 
-    Returns three fp32 tensors [T]. Log-probability and entropy are differentiable by hidden, weight and bias; the log-sum-exp is not.
+    Log-probability and entropy are differentiable by hidden, weight and bias; the log-sum-exp is not.
     The weight's gradient is summed in fp32 over all rows and rounded to the weight's type once.
 
-    fp32_logits    keep the logits in fp32. By default they are rounded to hidden's type, as samplers do (vLLM), and so that forward,
-                   backward and `linear_policy_loss` see the very same logits
+    fp32_logits    keep the logits in fp32. By default they are rounded to hidden's type, as samplers do (vLLM)
     memory_budget  bytes of logits alive at once in the backward pass (None: 1.2 GiB on a GPU, 32 MiB on CPU)
 
     Raises ValueError for shapes, types, devices, temperatures, targets outside the vocabulary (values on a GPU only after
     `backend.check_values(True)`), and a sharded weight.
 
-    >>> linear_logprob(torch.zeros(1, 4), torch.ones(2, 4), torch.tensor([1]))
-    (tensor([-0.6931]), tensor([0.6931]), tensor([0.6931]))
+    >>> linear_logprob(torch.zeros(1, 4), torch.ones(2, 4), torch.tensor([1])).logprob
+    tensor([-0.6931])
     """
-    softmax = checked_head(hidden_TH, weight_VH, targets_T, softmax_of(temperature, bias_V, softcap))
+    head = lm_head(head)
+    weight_VH = head.weight_VH
+    softmax = checked_head(hidden_TH, weight_VH, targets_T, head_softmax(head, temperature))
     logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *softmax, fp32_logits, memory_budget or 0)
-    return logprob_T, entropy_T, (m_T / temperature + log_sum_T).detach()
+    lse_T = (m_T / (softmax.temperature if softmax.temperature_T is None else softmax.temperature_T) + log_sum_T).detach()
+    return Logprobs(logprob_T, entropy_T, lse_T, logprob_T.detach() == -log_sum_T)
+
+
+def head_softmax(head: LMHead, temperature: float | Tensor) -> Softmax:
+    """A scale is a temperature, and a softcap, that much lower: c tanh(s x / c) = s · (c/s) tanh(x / (c/s))."""
+    require(head.lora is None and head.group is None, lambda: "LMHead.lora and LMHead.group are not computed yet")
+    return softmax_of(temperature / head.scale, head.bias_V, head.softcap and head.softcap / head.scale)
 
 
 def checked_head(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax) -> Softmax:

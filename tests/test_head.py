@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJConfig, GraniteConfig, LlamaConfig
 
 from soundrl.engine.head import Head
 from soundrl.kernels.linear_logprob import linear_logprob
@@ -13,6 +13,8 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidd
 CONFIGS = {
     "softcap": Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0, attn_implementation="eager"),
     "tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "multiplied": CohereConfig(**SMALL, num_key_value_heads=1, logit_scale=0.3, attn_implementation="eager"),
+    "divided": GraniteConfig(**SMALL, num_key_value_heads=1, logits_scaling=7.0, attn_implementation="eager"),
     "bias": GPTJConfig(vocab_size=40, n_embd=16, n_layer=1, n_head=2, rotary_dim=8, n_positions=32),
 }
 
@@ -30,26 +32,28 @@ def test_log_probabilities_and_gradients_equal_those_of_the_models_logits(kind):
     expected = torch.log_softmax(plain(input_ids=ids).logits[0, keep], -1).gather(-1, targets[:, None]).squeeze(-1)
     expected.sum().backward()
     head = Head(fused)
-    head.compute = lambda hidden, weight, bias, softcap: linear_logprob(hidden, weight, targets, 1.0, bias, softcap)[0]
+    head.compute = lambda hidden, own: linear_logprob(hidden, own, targets).logprob
     # Not every model takes logits_to_keep; the head sees the hidden states it would have multiplied.
     rows = {"logits_to_keep": keep} if kind != "bias" else {}
     if not rows:
-        head.compute = lambda hidden, weight, bias, softcap: linear_logprob(hidden[keep], weight, targets, 1.0, bias, softcap)[0]
+        head.compute = lambda hidden, own: linear_logprob(hidden[keep], own, targets).logprob
     ours = fused(input_ids=ids, **rows).logits
     ours.sum().backward()
     assert torch.allclose(ours, expected, atol=1e-5)
+    if kind in ("softcap", "multiplied", "divided"):
+        # Inverse: without the bound or the factor the log-probabilities would be others.
+        assert not torch.allclose(ours, linear_logprob(plain.model(ids)[0][0, keep], plain.lm_head.weight, targets).logprob, atol=1e-2)
     if kind == "softcap":
         assert head.softcap == 2.0 and plain.config.final_logit_softcapping == 2.0
-        # Inverse: without the bound the log-probabilities would be others.
-        assert not torch.allclose(ours, linear_logprob(plain.model(ids)[0][0, keep], plain.lm_head.weight, targets)[0], atol=1e-2)
     for (name, p), (_, q) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
         assert p.grad is not None and q.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-5), name
 
 
-def test_a_model_that_scales_its_logits_is_refused():
-    model = AutoModelForCausalLM.from_config(CohereConfig(**SMALL, num_key_value_heads=1, logit_scale=0.5))
-    with pytest.raises(ValueError, match=r"CohereForCausalLM multiplies its logits \(logit_scale 0.5 in config.json\)"):
-        Head(model)
+def test_a_model_that_scales_its_logits_in_another_way_is_refused():
+    config = LlamaConfig(**SMALL)
+    config.lm_head_multiplier = 0.5
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM scales its logits \(lm_head_multiplier 0.5 in config.json\) in a way that"):
+        Head(AutoModelForCausalLM.from_config(config))
 
 
 def test_the_head_computes_only_when_asked():

@@ -11,6 +11,7 @@ import soundrl.kernels.logprob as rows_module
 from soundrl.kernels.head_chunks import LinearHead, chunk_rows, compaction
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_logprob_triton import launch_streaming
+from soundrl.kernels.lm_head import LMHead
 from soundrl.kernels.logprob import selective_logprob_reference
 from soundrl.kernels.softmax import softmax_of
 
@@ -46,7 +47,7 @@ def run(x: dict[str, Tensor], full: bool, dtype: torch.dtype, **options) -> list
         t = temperature.to(D) if isinstance(temperature, Tensor) else temperature
         logprob, entropy = selective_logprob_reference(leaf["hidden"] @ leaf["weight"].t(), x["targets"], t, bias_V=bias, softcap=softcap)
     else:
-        logprob, entropy, _ = linear_logprob(leaf["hidden"], leaf["weight"], x["targets"], temperature, bias, softcap, **options)
+        logprob, entropy, *_ = linear_logprob(leaf["hidden"], LMHead(leaf["weight"], bias, softcap), x["targets"], temperature, **options)
     torch.autograd.backward([logprob, entropy], [x["grad_logprob"].to(logprob.dtype), x["grad_entropy"].to(logprob.dtype)])
     return [v.detach().to(D) for v in (logprob, entropy, leaf["hidden"].grad, leaf["weight"].grad, *([leaf["bias"].grad] if full else []))]
 
@@ -115,10 +116,10 @@ def test_any_chunk_size_gives_the_same_gradient(interpreted, request):
 def test_frozen_head_and_frozen_hidden(frozen):
     x = case(9, 8, 20, seed=3)
     leaf = {n: x[n].clone().requires_grad_(n != frozen) for n in ("hidden", "weight")}
-    logprob, entropy, _ = linear_logprob(leaf["hidden"], leaf["weight"], x["targets"])
+    logprob, entropy, *_ = linear_logprob(leaf["hidden"], leaf["weight"], x["targets"])
     (logprob.sum() + entropy.sum()).backward()
     full = {n: x[n].clone().requires_grad_() for n in ("hidden", "weight")}
-    logprob, entropy, _ = linear_logprob(full["hidden"], full["weight"], x["targets"])
+    logprob, entropy, *_ = linear_logprob(full["hidden"], full["weight"], x["targets"])
     (logprob.sum() + entropy.sum()).backward()
     other = "weight" if frozen == "hidden" else "hidden"
     assert leaf[frozen].grad is None and torch.equal(leaf[other].grad, full[other].grad)
@@ -131,7 +132,7 @@ def test_tied_head_gets_both_gradients():
         weight = x["weight"].clone().requires_grad_()
         hidden = torch.tanh(nn.functional.embedding(x["targets"], weight))
         if ours:
-            logprob, entropy, _ = linear_logprob(hidden, weight, x["targets"])
+            logprob, entropy, *_ = linear_logprob(hidden, weight, x["targets"])
         else:
             logprob, entropy = selective_logprob_reference(hidden @ weight.t(), x["targets"])
         (logprob.sum() + entropy.sum()).backward()
@@ -142,7 +143,7 @@ def test_tied_head_gets_both_gradients():
 def test_log_sum_exp_and_no_grad():
     x = case(6, 8, 20, seed=5)
     with torch.no_grad():
-        *_, lse = linear_logprob(x["hidden"], x["weight"], x["targets"], x["temperature"])
+        lse = linear_logprob(x["hidden"], x["weight"], x["targets"], x["temperature"]).lse
     z = (x["hidden"] @ x["weight"].t()) / x["temperature"][:, None]
     assert torch.allclose(lse, torch.logsumexp(z, -1), rtol=1e-5) and not lse.requires_grad
 
@@ -195,7 +196,7 @@ def test_chunks_share_one_buffer():
 def test_bad_input_is_refused(change, message):
     x = case(9, 8, 20) | {"temperature": 1.0} | change
     with pytest.raises(ValueError, match=message):
-        linear_logprob(x["hidden"], x["weight"], x["targets"], x["temperature"], x["bias"])
+        linear_logprob(x["hidden"], LMHead(x["weight"], x["bias"]), x["targets"], x["temperature"])
 
 
 def test_a_sharded_weight_is_refused_with_the_cure():

@@ -11,6 +11,7 @@ from conftest import start
 import soundrl.kernels.head_chunks as head_chunks
 from soundrl.kernels.advantage import RewardGroups
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
+from soundrl.kernels.lm_head import LMHead
 from soundrl.kernels.logprob import selective_logprob_reference
 from soundrl.kernels.loss_rule import VARIANTS, LossRule
 from soundrl.kernels.policy_loss import policy_loss
@@ -60,9 +61,9 @@ def composed(x: dict, rule: LossRule, on_policy: bool):
 
 def fused(x: dict, rule: LossRule, on_policy: bool, dtype=torch.float32, upstream: float = 1.0, **options):
     leaf = {n: x[n].to(dtype, copy=True).requires_grad_() for n in ("hidden", "weight", "bias")}
-    loss, sums, logprob, entropy = linear_policy_loss(
+    loss, sums, (logprob, entropy, *_) = linear_policy_loss(
         leaf["hidden"],
-        leaf["weight"],
+        LMHead(leaf["weight"], leaf["bias"]),
         x["targets"],
         None if on_policy else x["old"],
         x["groups"],
@@ -70,9 +71,8 @@ def fused(x: dict, rule: LossRule, on_policy: bool, dtype=torch.float32, upstrea
         None if rule.variant == "bnpo" else 37.0,
         rule=rule,
         cu_seqlens=CU,
-        reference_logprob_T=x["reference"],
+        reference_logprob=x["reference"],
         temperature=0.8,
-        bias_V=leaf["bias"],
         **options,
     )
     assert not logprob.requires_grad and not entropy.requires_grad
@@ -116,15 +116,14 @@ def test_plain_path_in_fp64_is_exact(x):
         check(composed(x, rule, on_policy)[0], fused(y, rule, on_policy, D)[0], 1e-9)
 
 
-def test_chunks_and_compaction_change_nothing(x):
+def test_chunks_change_nothing(x):
     """≤ 1e-6 relative in fp32 (products of other shapes round otherwise on a CPU); metrics that count are equal."""
     for rule in (LossRule(correction="icepop"), LossRule(variant="gspo"), LossRule(entropy_coef=0.01)):
-        whole, sums = fused(x, rule, False, compact=False)
-        for rows, compact in ((None, True), (7, False), (7, True), (59, True)):
-            budget = None if rows is None else 4 * V * rows
-            ours, ours_sums = fused(x, rule, False, compact=compact, memory_budget=budget)
+        whole, sums = fused(x, rule, False)
+        for rows in (7, 59):
+            ours, ours_sums = fused(x, rule, False, memory_budget=4 * V * rows)
             for name, p, q in zip(("loss", "hidden", "weight", "bias"), whole, ours, strict=True):
-                assert (p - q).norm() <= 1e-6 * p.norm(), (rule.variant, rows, compact, name)
+                assert (p - q).norm() <= 1e-6 * p.norm(), (rule.variant, rows, name)
             assert all(torch.equal(sums[k], ours_sums[k]) for k in ("tokens", "clip_low", "clip_high", "dual_clip", "corrected"))
 
 
@@ -134,8 +133,8 @@ def test_rows_without_coefficient_are_really_left_out(x, monkeypatch):
     original = head_chunks.product
     monkeypatch.setattr(head_chunks, "product", lambda a, b, out, add=False: (add and multiplied.append(len(b)), original(a, b, out, add)))
     fused(x, LossRule(), False)
-    live = fused(x, LossRule(), False, compact=False)
-    assert multiplied == [multiplied[0], T] and multiplied[0] < 45, multiplied  # 15 tokens and more have advantage 0 or are clipped
+    live = fused(x, LossRule(), False)
+    assert multiplied[0] < 45, multiplied  # 15 tokens and more have advantage 0 or are clipped
     dead = live[0][1].abs().sum(1) == 0
     assert int(dead.sum()) == T - multiplied[0]
     multiplied.clear()
@@ -174,7 +173,7 @@ def test_supervised_is_cross_entropy(x):
 def test_nothing_to_train_is_a_differentiable_zero(x):
     hidden, weight = torch.zeros(0, H, requires_grad=True), x["weight"].clone().requires_grad_()
     empty = torch.zeros(0)
-    loss, sums, logprob, _ = linear_policy_loss(hidden, weight, torch.zeros(0, dtype=torch.int64), None, empty, empty, 5.0)
+    loss, sums, (logprob, *_) = linear_policy_loss(hidden, weight, torch.zeros(0, dtype=torch.int64), None, empty, empty, 5.0)
     loss.backward()
     assert loss.item() == 0.0 and weight.grad is not None and weight.grad.abs().max() == 0 and logprob.shape == (0,)
     assert all(v.item() == 0 for v in sums.values())

@@ -66,12 +66,12 @@ def test_opcheck(name):
 
 
 def fused(hidden, weight, targets, old, sampler, advantages, cu):
-    loss, sums, _, _ = linear_policy_loss(hidden, weight, targets, old, advantages, sampler, 9.0, rule=LossRule(correction="tis"))
+    loss, sums, _ = linear_policy_loss(hidden, weight, targets, old, advantages, sampler, 9.0, rule=LossRule(correction="tis"))
     return loss, sums["kl"]
 
 
 def apart(hidden, weight, targets, old, sampler, advantages, cu):
-    logprob, entropy, lse = linear_logprob(hidden, weight, targets, 0.9)
+    logprob, entropy, lse, _ = linear_logprob(hidden, weight, targets, 0.9)
     second, _ = selective_logprob(hidden @ weight.t(), targets, 0.9)
     scaled = group_advantage(advantages, cu)
     rule = LossRule(variant="grpo", entropy_coef=0.01)
