@@ -8,10 +8,14 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
+_here = Path(__file__).resolve().parent
+if _here.parent.name == "package":  # in the repository, whose folders lie at its root
+    __path__.append(str(_here.parents[1]))
+
 # Two distributions hold the same kernels, soundrl and soundrl-kernels, and whichever came last wrote the files.
-_installed = {path.name.removesuffix(".dist-info") for path in Path(__file__).resolve().parent.parent.glob("soundrl*.dist-info")}
+_installed = sorted(path.name.removesuffix(".dist-info") for path in _here.parent.glob("soundrl*.dist-info"))
 if len({name.rpartition("-")[2] for name in _installed}) > 1:
     raise ImportError(
-        f"{' and '.join(sorted(_installed))} are installed in one place, hold the same kernels and differ: "
+        f"{' and '.join(_installed)} are installed in one place, hold the same kernels and differ: "
         "pip uninstall soundrl-kernels, then pip install --force-reinstall --no-deps soundrl"
     )
