@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +14,11 @@ import torch
 from torch import Tensor
 
 from soundrl.kernels.language import HAS_TRITON, INTERPRETING
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor, Replicate
+else:
+    DTensor = Replicate = ()  # of which nothing is an instance
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -34,10 +40,25 @@ def columns(x: Tensor, number: int) -> tuple[Tensor, ...]:
     return tuple(torch.empty(x.shape[0], dtype=wide(x), device=x.device) for _ in range(number))
 
 
-def operator(schema: str) -> Callable[[Callable], Any]:
-    """Registers a function under `soundrl::` with its schema, which names the arguments and tells which are written to: `Tensor(a!)`."""
+def operator(schema: str, waits: bool = False) -> Callable[[Callable], Any]:
+    """Registers a function under `soundrl::` with its schema, which names the arguments and tells which are written to: `Tensor(a!)`.
+
+    Its first argument is a tensor. Autocast is off inside: what an operator computes is said by its arguments' types alone.
+    `waits`: it waits for the GPU, so that nobody may capture it into a CUDA graph.
+    """
     name, written = schema.partition("(")[0], re.findall(r"Tensor\(\w+!\) (\w+)", schema)
-    return torch.library.custom_op(f"soundrl::{name}", mutates_args=written, schema=schema.removeprefix(name))
+    tags = (torch.Tag.cudagraph_unsafe,) if waits else ()
+    register = torch.library.custom_op(f"soundrl::{name}", mutates_args=written, schema=schema.removeprefix(name), tags=tags)
+
+    def registered(function: Callable) -> Any:
+        @functools.wraps(function)
+        def exact(first: Tensor, *rest: Any) -> Any:
+            with torch.autocast(first.device.type, enabled=False):
+                return function(first, *rest)
+
+        return register(exact)
+
+    return registered
 
 
 def schema_of(record: type) -> str:
@@ -65,6 +86,20 @@ def reads_values(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or isinstance(x, torch._subclasses.FakeTensor):
         return False
     return _check_values or x.device.type == "cpu"
+
+
+def local(name: str, x: Tensor) -> Tensor:
+    """The tensor itself; of a DTensor that every rank holds whole, this rank's copy; ValueError for one that is sharded."""
+    if not isinstance(x, DTensor):
+        return x
+    require(
+        all(isinstance(placement, Replicate) for placement in x.placements),
+        lambda: (
+            f"{name} is a DTensor with placements {x.placements}: where rows are sharded pass {name}.to_local() and everything else of "
+            f"the same rows, where anything else is pass {name}.redistribute(placements=[Replicate()] * {x.device_mesh.ndim})"
+        ),
+    )
+    return x.to_local()
 
 
 def require(holds: bool, message: Callable[[], str]) -> None:

@@ -104,7 +104,7 @@ class HeadGradient:
         self, rows: slice, logits_cV: Tensor, targets_T: Tensor, statistics: tuple[Tensor, ...], grads: tuple[Tensor, ...], compact: bool
     ) -> None:
         """Turn `logits_cV` of these rows into its gradient, in place, and multiply it into the accumulators; `compact` leaves out rows that
-        have none. `statistics` [T] and `grads` [c] as in `row_backward`."""
+        have none. `statistics` [T] as in `row_backward`; `grads` [c] of log-probabilities and entropies."""
         head, (of_hidden, of_weight, of_bias) = self.head, self.wanted
         order = compaction((grads[0] != 0) | (grads[1] != 0)) if compact else None
         count = len(logits_cV) if order is None else len(order)
@@ -112,7 +112,7 @@ class HeadGradient:
             return
         dlogits_nV = torch.empty_like(logits_cV[:count], dtype=head.hidden.dtype) if head.widen else logits_cV[:count]
         statistics_c = tuple(x[rows] for x in statistics)
-        row_backward(dlogits_nV, logits_cV, targets_T[rows], head.softmax.of_rows(rows), statistics_c, grads, order)
+        row_backward(dlogits_nV, logits_cV, targets_T[rows], head.softmax.of_rows(rows), statistics_c, (grads[0], *grads), order)
         hidden_cH = head.hidden[rows]
         if of_hidden:
             if order is None:

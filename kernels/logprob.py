@@ -2,96 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import columns, launch, operator, require, runs_triton, wide
+from soundrl.kernels.backend import columns, launch, local, operator, require, runs_triton, wide
+from soundrl.kernels.gathered import coefficients, entries, gather_logprobs, row_targets, scatter_gradient
 from soundrl.kernels.logprob_triton import logprob_backward_kernel, logprob_forward_kernel, row_options
-from soundrl.kernels.softmax import SOFTMAX, Softmax, check_softmax, softmax_of
+from soundrl.kernels.softmax import IGNORED, SOFTMAX, Softmax, bounded, flat, softmax_of
+
+
+class Logprobs(NamedTuple):
+    """Of softmax(z) in each row; fp32 (fp64 for fp64). A row whose targets all are −100 has zeros and False throughout."""
+
+    logprob: Tensor
+    """log p of the targets, in their shape: 0 for −100, NaN for any other id outside the vocabulary."""
+    entropy: Tensor
+    """−Σ p log p in nats, in the rows' shape."""
+    lse: Tensor
+    """log Σ exp(z), in the rows' shape."""
+    greedy: Tensor
+    """bool, in the targets' shape: the target is a largest entry; z within a millionth of the largest counts as equal to it."""
+
+
+def logprobs(logprob: Tensor, entropy_T: Tensor, lse_T: Tensor, log_sum_T: Tensor, targets: Tensor) -> Logprobs:
+    """From results of an operator, [T] or [T, K], in the shape of the targets. The largest entry has log p = −log S, up to rounding."""
+    shape = targets.shape if logprob.ndim == 1 else targets.shape[:-1]
+    least_T = -log_sum_T - 1e-6 * (1 + lse_T.detach().abs())
+    greedy = logprob.detach() >= (least_T if logprob.ndim == 1 else least_T[:, None])
+    greedy = greedy.view(targets.shape) & (targets != IGNORED)
+    return Logprobs(logprob.view(targets.shape), entropy_T.view(shape), lse_T.view(shape), greedy)
 
 
 def selective_logprob(
-    logits_TV: Tensor,
-    targets_T: Tensor,
+    logits: Tensor,
+    targets: Tensor,
     temperature: float | Tensor = 1.0,
     *,
-    bias_V: Tensor | None = None,
+    bias: Tensor | None = None,
     softcap: float | None = None,
     inplace_backward: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """log p_target and the entropy −Σ p log p (nats) of p = softmax(z), z = softcap · tanh((logits + bias) / softcap) / temperature.
+) -> Logprobs:
+    """log p_target and more of p = softmax(z), z = softcap · tanh((logits + bias) / softcap) / temperature.
 
-    logits_TV    [T, V] fp32, bf16, fp16 (fp64: plain torch); the entries of a row must be adjacent
-    targets_T    [T] int64
-    temperature  one number, or [T] one for each row
-    bias_V       [V] added to each row; softcap: tanh bound on the logits before the temperature (Gemma 2); None = none
+    logits       […, V] fp32, bf16, fp16 (fp64: plain torch), any number of dimensions before the last; rows [B, L, V] that do not lie
+                 evenly in memory, such as `logits[:, :-1]`, are copied
+    targets      […] int64 or int32, or […, K]: K ids a row, which may repeat. −100 is no target (PyTorch's `ignore_index`): log-prob 0
+                 and no gradient; a row without any target has entropy and lse 0 too, whatever its logits are
+    temperature  one number, or one for each row ([B, 1] for [B, L] too); carries no gradient
+    bias         [V] added to each row; softcap: tanh bound on the logits before the temperature (Gemma 2); None = none
 
-    Returns two fp32 tensors [T] (fp64 for fp64 logits), both differentiable by logits and bias; statistics are fp32 whatever the logits'
-    type, as a bf16 log-sum-exp over 100k entries loses the third digit. Temperature carries no gradient.
+    Returns `Logprobs`, fp32 (fp64 for fp64 logits); log-prob, entropy and lse are differentiable by logits and bias. Statistics are fp32
+    whatever the logits' type, as a bf16 log-sum-exp over 100k entries loses the third digit. A row of −inf has NaN, as in torch.
 
     `inplace_backward` writes the gradient over the logits' own memory, which halves the peak; allowed where nobody reads the logits
-    after this call (a later use in the graph then fails in autograd's version check).
+    after this call (a later use in the graph then fails in autograd's version check). Where rows share memory it has no effect.
 
-    Raises ValueError for wrong shapes, types, devices, temperatures, and targets outside the vocabulary (on a GPU the last two checks of
-    values are made only after `backend.check_values(True)`).
+    Raises ValueError for wrong shapes, types, devices, sharded DTensors, temperatures, and targets outside the vocabulary (on a GPU the
+    last two checks of values are made only after `backend.check_values(True)`; such a target's log-prob is NaN there).
 
-    >>> selective_logprob(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    >>> selective_logprob(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))[:2]
     (tensor([-0.6931]), tensor([0.6931]))
     """
+    logits, targets = local("logits", logits), local("targets", targets)
     require(
-        logits_TV.ndim == 2 and logits_TV.dtype.is_floating_point and logits_TV.shape[1] > 0,
-        lambda: f"logits have shape {tuple(logits_TV.shape)} and type {logits_TV.dtype}: give floating point [T, V], packed rows",
+        logits.ndim >= 1 and logits.dtype.is_floating_point and logits.shape[-1] > 0,
+        lambda: f"logits have shape {tuple(logits.shape)} and type {logits.dtype}: give floating point […, V]",
     )
-    softmax, named = softmax_of(temperature, bias_V, softcap), ("logits", logits_TV)
-    check_softmax(softmax, targets_T, named, named, logits_TV.shape[1])
-    logprob_T, entropy_T, _, _ = _logprob(logits_TV, targets_T, *softmax, inplace_backward)
-    return logprob_T, entropy_T
+    bias, named = None if bias is None else local("bias", bias), ("logits", logits)
+    softmax, ids = flat(softmax_of(temperature, bias, softcap), targets, named, named, logits.shape[-1])
+    logprob, entropy_T, lse_T, _, log_sum_T = _logprob(logits.reshape(-1, logits.shape[-1]), ids, *softmax, inplace_backward)
+    return logprobs(logprob, entropy_T, lse_T, log_sum_T, targets)
 
 
 def selective_logprob_reference(
     logits_TV: Tensor, targets_T: Tensor, temperature: float | Tensor = 1.0, *, bias_V: Tensor | None = None, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same by torch's own operators and autograd, in the logits' precision or fp32."""
+    """Log-prob and entropy by torch's own operators and autograd, in the logits' precision or fp32; every target within the vocabulary."""
     softmax = softmax_of(temperature, bias_V, softcap)
-    u_TV = _bounded(logits_TV, softmax)
-    logp_TV = torch.log_softmax(u_TV / _divisor(softmax, u_TV), dim=-1)
+    u_TV = bounded(logits_TV, softmax)
+    logp_TV = torch.log_softmax(u_TV / softmax.divisor(u_TV), dim=-1)
     entropy_T = -(logp_TV.exp() * logp_TV.masked_fill(logp_TV == -torch.inf, 0.0)).sum(-1)
     return logp_TV.gather(-1, targets_T[:, None]).squeeze(-1), entropy_T
-
-
-def _bounded(logits_TV: Tensor, softmax: Softmax) -> Tensor:
-    """u in fp32 (fp64 for fp64)."""
-    x_TV, softcap = logits_TV.to(wide(logits_TV)), softmax.softcap
-    if softmax.bias_V is not None:
-        x_TV = x_TV + softmax.bias_V.to(x_TV.dtype)
-    return softcap * torch.tanh(x_TV / softcap) if softcap else x_TV
-
-
-def _divisor(softmax: Softmax, like: Tensor) -> Tensor | float:
-    temperature_T = softmax.temperature_T
-    return softmax.temperature if temperature_T is None else temperature_T[:, None].to(like.dtype)
 
 
 def row_forward(logits_TV: Tensor, targets_T: Tensor, softmax: Softmax) -> tuple[Tensor, ...]:
     """log-prob, entropy, m = max u, log S = log Σ exp((u − m) / temperature) of each row (names: `logprob_triton`), outside autograd.
 
-    Rows may be strided, entries of a row are adjacent.
+    Rows may be strided, entries of a row are adjacent. A target of −100 makes all four 0, without a look at the row; of another target
+    outside [0, V) the log-prob is NaN and the rest is what it is.
     """
+    targets_T, softmax = targets_T.contiguous(), softmax.dense()
     if runs_triton(logits_TV):
         (rows, vocabulary), out = logits_TV.shape, columns(logits_TV, 4)
         given = (logits_TV, targets_T, softmax, out, vocabulary, logits_TV.stride(0))
         launch(logprob_forward_kernel, rows, logits_TV, *given, **row_options(vocabulary, softmax.softcap))
         return out
-    u_TV = _bounded(logits_TV, softmax)
+    u_TV = bounded(logits_TV, softmax)
     m_T = u_TV.amax(-1)
-    d_TV = (u_TV - m_T[:, None]) / _divisor(softmax, u_TV)
+    d_TV = (u_TV - m_T[:, None]) / softmax.divisor(u_TV)
     e_TV = d_TV.exp()
     sum_T = e_TV.sum(-1)
-    logprob_T = d_TV.gather(-1, targets_T[:, None]).squeeze(-1) - sum_T.log()
+    outside_T = (targets_T < 0) | (targets_T >= logits_TV.shape[1])
+    logprob_T = d_TV.gather(-1, targets_T.masked_fill(outside_T, 0)[:, None]).squeeze(-1) - sum_T.log()
     w_T = (e_TV * d_TV.masked_fill_(e_TV == 0, 0.0)).sum(-1)
-    return logprob_T, sum_T.log() - w_T / sum_T, m_T, sum_T.log()
+    out = logprob_T.masked_fill_(outside_T, torch.nan), sum_T.log() - w_T / sum_T, m_T, sum_T.log()
+    return tuple(x_T.masked_fill_(targets_T == IGNORED, 0.0) for x_T in out)
 
 
 def row_backward(
@@ -103,41 +120,54 @@ def row_backward(
     grads: tuple[Tensor, ...],
     order: Tensor | None = None,
 ) -> None:
-    """Write dlogits [n, V] of rows order[0 … n−1] (default: all, in order); `dlogits` may be the first n rows of `logits_TV`.
+    """Write dlogits [n, V] of rows order[0 … n−1] (default: all, in order); `dlogits` may be the first n rows of `logits_TV`:
+
+    dz_v = of_target · 1[v = target] − p_v · (of_mass + of_entropy · (log p_v + entropy)), then down through temperature and softcap.
+
+    statistics = (m, log S, entropy) from `row_forward`; grads = (of_target, of_mass, of_entropy), [T] each, where the gradient g of a
+    log-probability is of_target and of_mass, and the gradient l of a log-sum-exp is of_mass −l. A row whose three are 0, or whose target
+    is −100, is exactly 0 whatever its logits are. A target outside [0, V) has no first term.
 
     In place, row j may be overwritten only if it is order[j] itself or in nobody's `order` (see `head_chunks.compaction`).
-    statistics = (m, log S, entropy) from `row_forward`; grads = (of the log-probabilities, of the entropies).
     """
+    targets_T, softmax = targets_T.contiguous(), softmax.dense()
+    statistics, grads = (tuple(x_T.contiguous() for x_T in xs) for xs in (statistics, grads))
     if runs_triton(logits_TV):
-        vocabulary = logits_TV.shape[1]
+        vocabulary, order = logits_TV.shape[1], None if order is None else order.contiguous()
         given = (logits_TV, dlogits, targets_T, softmax, statistics, grads, order, vocabulary, logits_TV.stride(0), dlogits.stride(0))
         launch(logprob_backward_kernel, len(dlogits), logits_TV, *given, **row_options(vocabulary, softmax.softcap))
         return
     if order is not None:
         logits_TV, targets_T, *taken = (x[order] for x in (logits_TV, targets_T, *statistics, *grads))
         softmax, statistics, grads = softmax.of_rows(order), tuple(taken[:3]), tuple(taken[3:])
-    (m_T, log_sum_T, entropy_T), (grad_logprob_T, grad_entropy_T) = statistics, grads
-    u_TV = _bounded(logits_TV, softmax)
-    divisor = _divisor(softmax, u_TV)
+    (m_T, log_sum_T, entropy_T), (of_target_T, of_mass_T, of_entropy_T) = statistics, grads
+    u_TV = bounded(logits_TV, softmax)
+    divisor = softmax.divisor(u_TV)
     logp_TV = (u_TV - m_T[:, None]) / divisor - log_sum_T[:, None]
     p_TV = logp_TV.exp()
-    onehot_less_p_TV = (-p_TV).scatter_add_(-1, targets_T[:, None], torch.ones_like(p_TV[:, :1]))
-    dz_TV = grad_logprob_T[:, None] * onehot_less_p_TV
-    if bool(grad_entropy_T.any()):
-        dz_TV -= grad_entropy_T[:, None] * p_TV * (logp_TV + entropy_T[:, None]).masked_fill_(p_TV == 0, 0.0)
+    dz_TV = p_TV * -of_mass_T[:, None]
+    if of_entropy_T.is_cuda or bool(of_entropy_T.any()):
+        dz_TV -= of_entropy_T[:, None] * p_TV * (logp_TV + entropy_T[:, None]).masked_fill_(p_TV == 0, 0.0)
+    outside_T = (targets_T < 0) | (targets_T >= logits_TV.shape[1])
+    dz_TV.scatter_add_(-1, targets_T.masked_fill(outside_T, 0)[:, None], of_target_T.masked_fill(outside_T, 0.0).to(dz_TV.dtype)[:, None])
     dz_TV /= divisor
     if softmax.softcap:
         dz_TV *= 1 - (u_TV / softmax.softcap) ** 2
-    live_T = (grad_logprob_T != 0) | (grad_entropy_T != 0)
+    live_T = ((of_target_T != 0) | (of_mass_T != 0) | (of_entropy_T != 0)) & (targets_T != IGNORED)
     dlogits.copy_(dz_TV.masked_fill_(~live_T[:, None], 0.0))
 
 
-@operator(f"logprob(Tensor logits_TV, Tensor targets_T, {SOFTMAX}, bool inplace_backward) -> (Tensor, Tensor, Tensor, Tensor)")
-def _logprob(logits_TV: Tensor, targets_T: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return row_forward(_adjacent(logits_TV), targets_T, Softmax(*rest[:4]))
+@operator(f"logprob(Tensor logits_TV, Tensor ids, {SOFTMAX}, bool inplace_backward) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+def _logprob(logits_TV: Tensor, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """log-prob [T] or [T, K], entropy, log-sum-exp, m, log S."""
+    logits_TV, softmax = _adjacent(logits_TV), Softmax(*rest[:4])
+    logprob, entropy_T, m_T, log_sum_T = row_forward(logits_TV, row_targets(ids), softmax)
+    if ids.ndim == 2:
+        logprob = gather_logprobs(logits_TV, ids, softmax, m_T, log_sum_T)
+    return logprob, entropy_T, softmax.log_sum_exp(m_T, log_sum_T), m_T, log_sum_T
 
 
-BACKWARD = f"Tensor targets_T, {SOFTMAX}, Tensor[] statistics, Tensor grad_logprob_T, Tensor grad_entropy_T"
+BACKWARD = f"Tensor ids, {SOFTMAX}, Tensor[] statistics, Tensor[] grads"
 
 
 @operator(f"logprob_backward(Tensor logits_TV, {BACKWARD}) -> Tensor")
@@ -152,19 +182,30 @@ def _logprob_backward_(logits_TV: Tensor, *rest: Any) -> None:
     _write(logits_TV, logits_TV, *rest)
 
 
-def _write(out: Tensor, logits_TV: Tensor, targets_T: Tensor, *rest: Any) -> None:
-    *softmax, statistics, grad_logprob_T, grad_entropy_T = rest
-    grads = grad_logprob_T.contiguous(), grad_entropy_T.contiguous()
-    row_backward(out, logits_TV, targets_T, Softmax(*softmax), tuple(statistics), grads)
+def _write(out: Tensor, logits_TV: Tensor, ids: Tensor, *rest: Any) -> None:
+    *fields, statistics, (of_logprob, of_entropy_T, of_lse_T) = rest
+    softmax, statistics = Softmax(*fields), tuple(statistics)
+    if ids.ndim == 1:
+        row_backward(out, logits_TV, ids, softmax, statistics, (of_logprob, of_logprob - of_lse_T, of_entropy_T))
+        return
+    of_logprob, grads = coefficients(ids, (of_logprob, of_entropy_T, of_lse_T))
+    logp_TK = entries(logits_TV, ids, softmax, *statistics[:2])
+    row_backward(out, logits_TV, row_targets(ids), softmax, statistics, grads)
+    scatter_gradient(out, ids, logp_TK, of_logprob, softmax, statistics, grads)
 
 
 def _adjacent(x_TV: Tensor) -> Tensor:
     return x_TV if x_TV.stride(-1) == 1 else x_TV.contiguous()
 
 
+def _may_be_overwritten(x_TV: Tensor) -> bool:
+    """Entries of a row are adjacent and no two rows share memory."""
+    return x_TV.stride(1) == 1 and (x_TV.shape[0] <= 1 or x_TV.stride(0) >= x_TV.shape[1])
+
+
 @_logprob.register_fake
-def _(logits_TV: Tensor, *_: object) -> tuple[Tensor, ...]:
-    return columns(logits_TV, 4)
+def _(logits_TV: Tensor, ids: Tensor, *_: object) -> tuple[Tensor, ...]:
+    return logits_TV.new_empty(ids.shape, dtype=wide(logits_TV)), *columns(logits_TV, 4)
 
 
 @_logprob_backward.register_fake
@@ -173,18 +214,18 @@ def _(logits_TV: Tensor, *_: object) -> Tensor:
 
 
 def _keep(ctx, inputs: tuple, output: tuple) -> None:
-    logits_TV, targets_T, temperature, temperature_T, bias_V, softcap, inplace_backward = inputs
-    _, entropy_T, m_T, log_sum_T = output
+    logits_TV, ids, temperature, temperature_T, bias_V, softcap, inplace_backward = inputs
+    _, entropy_T, _, m_T, log_sum_T = output
     ctx.mark_non_differentiable(m_T, log_sum_T)
-    ctx.save_for_backward(logits_TV, targets_T, temperature_T, bias_V, m_T, log_sum_T, entropy_T)
-    ctx.numbers = temperature, softcap, inplace_backward and logits_TV.stride(-1) == 1
+    ctx.save_for_backward(logits_TV, ids, temperature_T, bias_V, m_T, log_sum_T, entropy_T)
+    ctx.numbers = temperature, softcap, inplace_backward and _may_be_overwritten(logits_TV)
     ctx.set_materialize_grads(True)
 
 
-def _backward(ctx, grad_logprob_T: Tensor, grad_entropy_T: Tensor, *_: object) -> tuple:
-    logits_TV, targets_T, temperature_T, bias_V, *statistics = ctx.saved_tensors
+def _backward(ctx, grad_logprob: Tensor, grad_entropy_T: Tensor, grad_lse_T: Tensor, *_: object) -> tuple:
+    logits_TV, ids, temperature_T, bias_V, *statistics = ctx.saved_tensors
     temperature, softcap, in_place = ctx.numbers
-    arguments = (targets_T, temperature, temperature_T, bias_V, softcap, statistics, grad_logprob_T, grad_entropy_T)
+    arguments = (ids, temperature, temperature_T, bias_V, softcap, statistics, [grad_logprob, grad_entropy_T, grad_lse_T])
     if in_place:
         dlogits_TV = logits_TV.detach()
         _logprob_backward_(dlogits_TV, *arguments)

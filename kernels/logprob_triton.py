@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from soundrl.kernels import softmax
 from soundrl.kernels.language import tl, triton
 
 NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
+IGNORED = tl.constexpr(softmax.IGNORED)
 
 
 @triton.jit
@@ -75,7 +77,9 @@ def logprob_forward_kernel(logits, targets, softmax, out, V, row_stride, HAS_CAP
     m = tl.full([1], float("-inf"), tl.float32)
     s = tl.zeros([1], tl.float32)
     w = tl.zeros([1], tl.float32)
-    for start in range(0, V, BLOCK):
+    target = tl.load(targets + t)
+    dead = target == IGNORED
+    for start in range(0, tl.where(dead, 0, V), BLOCK):
         column = start + tl.arange(0, BLOCK)
         real = column < V
         x = tl.load(row + column, real, other=0.0).to(tl.float32)
@@ -83,12 +87,14 @@ def logprob_forward_kernel(logits, targets, softmax, out, V, row_stride, HAS_CAP
         m2, s2, w2 = block_statistics(tl.expand_dims(u, 0), inverse_1, 1)
         m, s, w = merge_statistics(m, s, w, m2, s2, w2, inverse_1)
     one = tl.arange(0, 1)
-    column = tl.load(targets + t) + one
-    u = bounded_logits(tl.load(row + column).to(tl.float32), softmax, column, column < V, HAS_CAP)
-    tl.store(logprob + t + one, (u - m) * inverse - tl.log(s))
-    tl.store(entropy + t + one, tl.log(s) - w / s)
-    tl.store(maximum + t + one, m)
-    tl.store(log_sum + t + one, tl.log(s))
+    column = target + one
+    inside = (column >= 0) & (column < V)
+    x = tl.load(row + column, inside, other=0.0).to(tl.float32)
+    u = bounded_logits(x, softmax, tl.where(inside, column, 0), inside, HAS_CAP)
+    tl.store(logprob + t + one, tl.where(dead, 0.0, tl.where(inside, (u - m) * inverse - tl.log(s), float("nan"))))
+    tl.store(entropy + t + one, tl.where(dead, 0.0, tl.log(s) - w / s))
+    tl.store(maximum + t + one, tl.where(dead, 0.0, m))
+    tl.store(log_sum + t + one, tl.where(dead, 0.0, tl.log(s)))
 
 
 @triton.jit
@@ -97,7 +103,7 @@ def logprob_backward_kernel(
 ):
     """Program j: row j of dlogits from row order[j] (or j) of logits and of everything else:
 
-    g_logprob (1[v = target] − p_v) − g_entropy p_v (log p_v + H), then down through temperature and softcap.
+    of_target 1[v = target] − p_v (of_mass + of_entropy (log p_v + H)), then down through temperature and softcap.
 
     `dlogits` may be `logits`: a row is either its own source, block by block, or goes to a row that is nobody's source.
     """
@@ -106,7 +112,7 @@ def logprob_backward_kernel(
     if order is not None:
         t = tl.load(order + j)
     maximum, log_sum, entropy = statistics
-    grad_logprob, grad_entropy = grads
+    of_target, of_mass, of_entropy = grads
     inverse = inverse_temperature(softmax, t)
     row = logits + t * row_stride
     out = dlogits + j * out_stride
@@ -114,9 +120,10 @@ def logprob_backward_kernel(
     m = tl.load(maximum + t)
     log_s = tl.load(log_sum + t)
     h = tl.load(entropy + t)
-    g = tl.load(grad_logprob + t).to(tl.float32)
-    gh = tl.load(grad_entropy + t).to(tl.float32)
-    live = (g != 0) | (gh != 0)
+    g = tl.load(of_target + t).to(tl.float32)
+    gm = tl.load(of_mass + t).to(tl.float32)
+    gh = tl.load(of_entropy + t).to(tl.float32)
+    live = ((g != 0) | (gm != 0) | (gh != 0)) & (target != IGNORED)
     for start in range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)
         real = column < V
@@ -124,7 +131,7 @@ def logprob_backward_kernel(
         u = bounded_logits(x, softmax, column, real, HAS_CAP)
         logp = (u - m) * inverse - log_s
         p = tl.exp(logp)
-        dz = g * (tl.where(column == target, 1.0, 0.0) - p) - gh * tl.where(p > 0, p * (logp + h), 0.0)
+        dz = tl.where(column == target, g, 0.0) - gm * p - gh * tl.where(p > 0, p * (logp + h), 0.0)
         dx = dz * inverse
         if HAS_CAP:
             dx *= 1 - (u / softmax.softcap) * (u / softmax.softcap)

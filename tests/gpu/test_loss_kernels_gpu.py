@@ -50,7 +50,7 @@ def test_addresses_beyond_two_to_the_31():
     tail_TV, tail_T = logits_TV[-3:].clone(), targets_T[-3:].clone()
     exact = both_with_gradients(lambda x: torch_both(x, tail_T), [tail_TV.double()])
     leaf = logits_TV.requires_grad_()
-    logprob_T, entropy_T = selective_logprob(leaf, targets_T, inplace_backward=True)
+    logprob_T, entropy_T, *_ = selective_logprob(leaf, targets_T, inplace_backward=True)
     g_T, h_T = (
         torch.zeros(tokens, device=DEVICE).index_copy(0, torch.arange(tokens - 3, tokens, device=DEVICE), draw(3, seed=s)) for s in (5, 6)
     )

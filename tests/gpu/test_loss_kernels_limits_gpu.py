@@ -92,7 +92,7 @@ def test_one_compilation_serves_every_length():
         groups = RewardGroups(rewards_N=rewards_N, group_offsets=torch.tensor([0, 2], device=DEVICE))
         rows = (targets_T, draw(tokens, seed=3), groups, None, 1.0)
         linear_policy_loss(hidden_TH, weight_VH, *rows, cu_seqlens=cu, compact=False)[0].backward()
-        logprob_T, entropy_T = selective_logprob(linear(hidden_TH, weight_VH), targets_T)
+        logprob_T, entropy_T, *_ = selective_logprob(linear(hidden_TH, weight_VH), targets_T)
         (logprob_T.sum() + entropy_T.sum()).backward()
         linear_logprob(hidden_TH, weight_VH, targets_T)
 
@@ -111,7 +111,7 @@ def test_torch_compile_in_one_graph_for_all_lengths():
 
     def step(hidden_TH, targets_T, old_T, advantages_T):
         fused = linear_policy_loss(hidden_TH, weight_VH, targets_T, old_T, advantages_T, None, 64.0)[0]
-        logprob_T, entropy_T = selective_logprob(linear(hidden_TH, weight_VH), targets_T)
+        logprob_T, entropy_T, *_ = selective_logprob(linear(hidden_TH, weight_VH), targets_T)
         return fused * 2 + policy_loss(logprob_T, old_T, advantages_T, None, 64.0)[0] + 0.01 * entropy_T.sum()
 
     torch._dynamo.reset()

@@ -88,7 +88,7 @@ def row_cases():
                     kernel=logprob_backward_kernel,
                     label=label,
                     signature=shared
-                    | {"dlogits": f"*{dtype}", "statistics": ("*fp32",) * 3, "grads": ("*fp32",) * 2, "out_stride": "i32", **order},
+                    | {"dlogits": f"*{dtype}", "statistics": ("*fp32",) * 3, "grads": ("*fp32",) * 3, "out_stride": "i32", **order},
                     constexprs=shape | no_order,
                     num_warps=warps,
                     aligned=("V", "row_stride", "out_stride"),

@@ -31,14 +31,15 @@ def make(kind: str, T: int, V: int, rng: torch.Generator) -> Tensor:
     return 3 * x
 
 
-def both(x: Tensor, targets: Tensor, temperature, bias: Tensor | None, softcap, grads: tuple[Tensor, Tensor], dtype=torch.float32):
+def both(x: Tensor, targets: Tensor, temperature, bias_V: Tensor | None, softcap, grads: tuple[Tensor, Tensor], dtype=torch.float32):
     """[log-prob, entropy, dlogits(, dbias)] of the reference in fp64 and of ours, under the same upstream gradients."""
     out = []
     for function, kind in ((selective_logprob_reference, D), (selective_logprob, dtype)):
         logits = x.to(kind, copy=True).requires_grad_()
-        b = None if bias is None else bias.to(kind, copy=True).requires_grad_()
+        b = None if bias_V is None else bias_V.to(kind, copy=True).requires_grad_()
         t = temperature.to(D if kind == D else torch.float32) if isinstance(temperature, Tensor) else temperature
-        logprob, entropy = function(logits, targets, t, bias_V=b, softcap=softcap)
+        bias = {"bias" if function is selective_logprob else "bias_V": b}
+        logprob, entropy = function(logits, targets, t, **bias, softcap=softcap)[:2]
         torch.autograd.backward([logprob, entropy], [g.to(logprob.dtype) for g in grads])
         out.append([v.detach().to(D) for v in (logprob, entropy, logits.grad, *([] if b is None else [b.grad]))])
     return out
@@ -65,7 +66,7 @@ def test_forward_and_backward_equal_fp64(path, kind):
 
 def test_masked_target_is_minus_infinity(path):
     logits = torch.tensor([[0.0, -torch.inf, 1.0]])
-    logprob, entropy = selective_logprob(logits, torch.tensor([1]))
+    logprob, entropy, *_ = selective_logprob(logits, torch.tensor([1]))
     assert logprob.item() == -torch.inf and entropy.item() == pytest.approx(0.5822, abs=1e-4)
 
 
@@ -89,7 +90,7 @@ def test_in_place_gradient_is_the_same_and_lives_in_the_logits_memory(path):
         logits = leaf * 1.0
         seen: list[int] = []
         logits.register_hook(lambda g, seen=seen: seen.append(g.data_ptr()))
-        logprob, entropy = selective_logprob(logits, targets, inplace_backward=in_place)
+        logprob, entropy, *_ = selective_logprob(logits, targets, inplace_backward=in_place)
         (logprob.sum() + 2 * entropy.sum()).backward()
         assert (seen == [logits.data_ptr()]) is in_place
         grads.append(leaf.grad)
@@ -101,7 +102,7 @@ def test_in_place_gradient_does_not_pass_for_logits_that_are_read_again(path):
     for in_place in (False, True):
         logits = leaf * 1.0
         other = (logits**2).sum()  # its backward pass comes after ours and reads the logits
-        logprob, _ = selective_logprob(logits, torch.tensor([1, 2]), inplace_backward=in_place)
+        logprob, *_ = selective_logprob(logits, torch.tensor([1, 2]), inplace_backward=in_place)
         if in_place:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 (logprob.sum() + other).backward()
@@ -122,23 +123,23 @@ def test_gradcheck_of_the_plain_path():
     logits = torch.randn(3, 7, generator=rng, dtype=D, requires_grad=True)
     bias = torch.randn(7, generator=rng, dtype=D, requires_grad=True)
     targets = torch.tensor([0, 6, 3])
-    assert torch.autograd.gradcheck(lambda x, b: selective_logprob(x, targets, 0.7, bias_V=b, softcap=2.0), (logits, bias))
+    assert torch.autograd.gradcheck(lambda x, b: selective_logprob(x, targets, 0.7, bias=b, softcap=2.0)[:3], (logits, bias))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": torch.tensor([0, 1])}, r"targets has shape \(2,\), logits has \(3, 8\): give targets one entry a row, shape \(3,\)"),
-        ({"targets": torch.tensor([0, 1, 8])}, "targets lie in 0 … 8, the vocabulary has 8 entries"),
-        ({"targets": torch.tensor([0, -100, 1])}, r"targets lie in -100 … 1, .*leave padding out"),
-        ({"targets": torch.tensor([0, 1, 2], dtype=torch.int32)}, "targets is torch.int32: give int64"),
-        ({"logits": torch.zeros(1, 3, 8)}, r"logits have shape \(1, 3, 8\)"),
+        ({"targets": torch.tensor([0, 1])}, r"targets has shape \(2,\), logits has \(3, 8\): give targets one id a row, shape \(3,\)"),
+        ({"targets": torch.tensor([0, 1, 8])}, "targets lie in 8 … 8, the vocabulary has 8 entries"),
+        ({"targets": torch.tensor([0, -1, 1])}, "targets lie in -1 … -1, .*give rows without a target -100"),
+        ({"targets": torch.tensor([0, 1, 2], dtype=torch.int16)}, "targets is torch.int16: give int64"),
+        ({"logits": torch.zeros(1, 3, 8)}, r"targets has shape \(3,\), logits has \(1, 3, 8\)"),
         ({"logits": torch.zeros(3, 8, dtype=torch.int64)}, "type torch.int64: give floating point"),
         ({"temperature": 0.0}, "temperature=0.0 must be finite and > 0"),
         ({"temperature": float("nan")}, "temperature=nan must be finite and > 0"),
         ({"temperature": torch.tensor([1.0, 0.0, 1.0])}, "temperature holds values that are not finite or not > 0"),
         ({"temperature": torch.ones(4)}, r"temperature has shape \(4,\), logits has \(3, 8\)"),
-        ({"bias_V": torch.zeros(7)}, r"bias has shape \(7,\) on cpu, logits \(3, 8\)"),
+        ({"bias": torch.zeros(7)}, r"bias has shape \(7,\) on cpu, logits \(3, 8\)"),
         ({"softcap": -1.0}, "softcap=-1.0 must be finite and > 0; None = no cap"),
     ],
 )

@@ -44,8 +44,8 @@ def cases(T: int) -> dict:
             *(RULE.words(), RULE.numbers()),
         ),
         "logprob": (logits, targets, 1.0, per_row, bias, 3.0, False),
-        "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, old, sampler),
-        "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, old, sampler),
+        "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
+        "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
         "linear_logprob": (hidden, weight, targets, 1.0, per_row, bias, 3.0, False, 0),
         "linear_logprob_backward": (
             *(hidden.detach(), weight.detach(), targets, 0.9, None, None, 0.0, False, 0),
@@ -66,13 +66,13 @@ def test_opcheck(name):
 
 
 def fused(hidden, weight, targets, old, sampler, advantages, cu):
-    loss, sums, _ = linear_policy_loss(hidden, weight, targets, old, advantages, sampler, 9.0, rule=LossRule(correction="tis"))
+    loss, sums, _, _ = linear_policy_loss(hidden, weight, targets, old, advantages, sampler, 9.0, rule=LossRule(correction="tis"))
     return loss, sums["kl"]
 
 
 def apart(hidden, weight, targets, old, sampler, advantages, cu):
-    logprob, entropy, lse, _ = linear_logprob(hidden, weight, targets, 0.9)
-    second, _ = selective_logprob(hidden @ weight.t(), targets, 0.9)
+    logprob, entropy, lse = linear_logprob(hidden, weight, targets, 0.9)
+    second, *_ = selective_logprob(hidden @ weight.t(), targets, 0.9)
     scaled = group_advantage(advantages, cu)
     rule = LossRule(variant="grpo", entropy_coef=0.01)
     loss, sums = policy_loss(logprob + second, old, scaled, sampler, 9.0, rule=rule, cu_seqlens=cu, entropy_T=entropy)
