@@ -63,7 +63,7 @@ def operator(schema: str, waits: bool = False) -> Callable[[Callable], Any]:
 
 def schema_of(record: type) -> str:
     """The fields of a NamedTuple as arguments of an operator: `Tensor logprob_T, Tensor? old_T, …`."""
-    kinds = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", int: "SymInt"}
+    kinds = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", int: "SymInt", bool: "bool", str: "str"}
     return ", ".join(f"{kinds[kind]} {name}" for name, kind in get_type_hints(record).items())
 
 

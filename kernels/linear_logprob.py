@@ -1,176 +1,170 @@
-"""Log-probabilities straight from hidden states and LM head, without [T, V] logits. Shapes: T tokens, H hidden, V vocabulary.
+"""Log-probabilities straight from hidden states and LM head, without [T, V] logits.
 
-Forward: streaming on a GPU (`linear_logprob_triton`, memory flat in V), in chunks elsewhere; 2·T·H·V FLOP. Backward: in chunks
-(`head_chunks`), logits once more and the two products of the gradient, 6·T·H·V FLOP for the rows that have one.
+Shapes: T tokens (rows), H hidden, V vocabulary, K ids a row. Forward: a chunk of logits at a time and the row kernel over it, 2·T·H·V FLOP;
+or streaming (`linear_logprob_triton`), with no logits in memory at all. Backward: the chunks once more and the two products of the
+gradient (`head_chunks`), 6·T·H·V FLOP for the rows that have one.
 """
 
-# pyright: reportOptionalMemberAccess=false
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from soundrl.kernels.backend import KERNEL_DTYPES, columns, operator, require, runs_triton, wide
-from soundrl.kernels.head_chunks import HEAD, HeadGradient, LinearHead
+from soundrl.kernels.backend import columns, operator, require, runs_triton, wide
+from soundrl.kernels.gathered import row_targets
+from soundrl.kernels.head_chunks import (
+    GRADIENTS,
+    HEAD,
+    LEAVES,
+    HeadGradient,
+    Projection,
+    by_name,
+    full_sums,
+    gradients_like,
+    indices,
+)
 from soundrl.kernels.linear_logprob_triton import launch_streaming
-from soundrl.kernels.lm_head import LMHead, lm_head
-from soundrl.kernels.logprob import row_forward
-from soundrl.kernels.softmax import Softmax, check_softmax, softmax_of
-
-
-class Logprobs(NamedTuple):
-    """Of each row: log-probability of its target, entropy, log-sum-exp; whether the target is a largest entry."""
-
-    logprob: Tensor
-    entropy: Tensor
-    lse: Tensor
-    greedy: Tensor
+from soundrl.kernels.lm_head import LMHead, projection
+from soundrl.kernels.logprob import Logprobs, logprobs
+from soundrl.kernels.softmax import IGNORED
 
 
 def linear_logprob(
-    hidden_TH: Tensor,
+    hidden: Tensor,
     head: Tensor | LMHead,
-    targets_T: Tensor,
+    targets: Tensor,
     temperature: float | Tensor = 1.0,
     *,
     fp32_logits: bool = False,
     memory_budget: int | None = None,
 ) -> Logprobs:
-    """log p_target, entropy (nats) and log-sum-exp of softmax(z), z = logits / temperature, `LMHead` says which logits.
+    """log p_target and more of softmax(logits / temperature), with the logits of `head`.
 
-    hidden_TH    [T, H] fp32, bf16, fp16 (fp64: plain torch)
-    head         weight [V, H] of the same type, or an `LMHead`; a tied or frozen one is fine, as is frozen hidden
-    targets_T    [T] int64; temperature: one number, or [T]
+    hidden       […, H] fp32, bf16, fp16 (fp64: plain torch), any number of dimensions before the last
+    head         the weight [V, H], or an `LMHead`: bias, softcap, scale, adapter, a slice of the vocabulary. Of hidden's type, unless within
+                 torch.autocast, which decides the type of both
+    targets      […] int64 or int32, or […, K]: K ids a row, which may repeat, e.g. the kept set of a sampler or the top k of a teacher.
+                 −100 is no target: log-prob 0 and no gradient; the logits of a row without any target are never made
+    temperature  one number, or one for each row; carries no gradient
 
-    Log-probability and entropy are differentiable by hidden, weight and bias; the log-sum-exp is not.
-    The weight's gradient is summed in fp32 over all rows and rounded to the weight's type once.
+    Returns `Logprobs`; log-prob, entropy and lse are differentiable by hidden, weight, bias and adapter. A 16-bit weight's gradient is summed
+    over chunks in fp32 and rounded once.
 
-    fp32_logits    keep the logits in fp32. By default they are rounded to hidden's type, as samplers do (vLLM)
-    memory_budget  bytes of logits alive at once in the backward pass (None: 1.2 GiB on a GPU, 32 MiB on CPU)
+    fp32_logits    keep the logits in fp32. By default they are rounded to hidden's type, as samplers do (vLLM): one unit of bf16 at a logit
+                   of 16 is 0.125 nats, and two products of different sizes may round differently. Set it where log-probabilities of
+                   different calls are compared
+    memory_budget  bytes of logits alive at once (None: 1.2 GiB on a GPU, 32 MiB on CPU, or more where that costs no memory in all). 0 on a
+                   GPU: none in the forward pass, by the streaming kernel; then a row's bits do not depend on the other rows, which in
+                   chunks they may by cuBLAS' choice of a kernel. fp32 products of chunks follow torch.set_float32_matmul_precision
 
-    Raises ValueError for shapes, types, devices, temperatures, targets outside the vocabulary (values on a GPU only after
-    `backend.check_values(True)`), and a sharded weight.
+    Waits for the GPU once to learn how many rows have a target, and in the backward pass how many have a gradient (not with a budget of 0).
+    Raises ValueError for shapes, types, devices, temperatures, and targets outside the vocabulary (values on a GPU only after
+    `backend.check_values(True)`; such a target's log-prob is NaN there).
 
     >>> linear_logprob(torch.zeros(1, 4), torch.ones(2, 4), torch.tensor([1])).logprob
     tensor([-0.6931])
     """
-    head = lm_head(head)
-    weight_VH = head.weight_VH
-    softmax = checked_head(hidden_TH, weight_VH, targets_T, head_softmax(head, temperature))
-    logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *softmax, fp32_logits, memory_budget or 0)
-    lse_T = (m_T / (softmax.temperature if softmax.temperature_T is None else softmax.temperature_T) + log_sum_T).detach()
-    return Logprobs(logprob_T, entropy_T, lse_T, logprob_T.detach() == -log_sum_T)
-
-
-def head_softmax(head: LMHead, temperature: float | Tensor) -> Softmax:
-    """A scale is a temperature, and a softcap, that much lower: c tanh(s x / c) = s · (c/s) tanh(x / (c/s))."""
-    require(head.lora is None and head.group is None, lambda: "LMHead.lora and LMHead.group are not computed yet")
-    return softmax_of(temperature / head.scale, head.bias_V, head.softcap and head.softcap / head.scale)
-
-
-def checked_head(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, softmax: Softmax) -> Softmax:
+    whole = projection(hidden, head, targets, temperature, fp32_logits, memory_budget)
     require(
-        not isinstance(weight_VH, DTensor),  # an FSDP2 parameter; gathering it here would bypass FSDP2's hooks and gradient reduction
-        lambda: (
-            "weight is a sharded DTensor: call the kernel inside the forward of the module that owns it, where FSDP2 has gathered it "
-            "(engine/head.py shows how), or pass full_tensor() for a pass without gradient"
-        ),
+        memory_budget != 0 or (whole.targets.ndim == 1 and whole.lora_a_RH is None),
+        lambda: "memory_budget=0 streams the logits of a plain weight for one target a row: leave it out for K ids or an adapter",
     )
-    require(
-        hidden_TH.ndim == 2 and hidden_TH.dtype in (*KERNEL_DTYPES, torch.float64),
-        lambda: f"hidden has shape {tuple(hidden_TH.shape)} and type {hidden_TH.dtype}: give floating point [T, H], packed rows",
-    )
-    require(
-        weight_VH.ndim == 2 and weight_VH.shape[1] == hidden_TH.shape[1] and len(weight_VH) > 0,
-        lambda: f"weight has shape {tuple(weight_VH.shape)}, hidden {tuple(hidden_TH.shape)}: weight must be [V, H] with hidden's H",
-    )
-    require(
-        weight_VH.dtype == hidden_TH.dtype and weight_VH.device == hidden_TH.device,
-        lambda: f"weight is {weight_VH.dtype} on {weight_VH.device}, hidden {hidden_TH.dtype} on {hidden_TH.device}: make them alike",
-    )
-    check_softmax(softmax, targets_T, ("hidden", hidden_TH), ("weight", weight_VH), len(weight_VH))
-    return softmax
+    logprob, entropy_T, lse_T, _, log_sum_T = head_forward(*whole)
+    return logprobs(logprob, entropy_T, lse_T, log_sum_T, whole.targets.view(targets.shape))
 
 
-@operator(f"linear_logprob({HEAD}) -> (Tensor, Tensor, Tensor, Tensor)")
-def head_forward(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """log-prob, entropy, m, log S [T] (names: `logprob_triton`)."""
-    head = LinearHead(hidden_TH, weight_VH, *rest)
-    if runs_triton(hidden_TH):
-        rounds = hidden_TH.dtype != torch.float32 and not head.fp32_logits
-        hidden_TH, weight_VH = (x if x.stride(-1) == 1 else x.contiguous() for x in (hidden_TH, weight_VH))
-        return launch_streaming(hidden_TH, weight_VH, targets_T, head.softmax, rounds)
-    out = columns(hidden_TH, 4)
-    for rows, logits_cV in head.chunks():
-        for whole, part in zip(out, row_forward(logits_cV, targets_T[rows], head.softmax.of_rows(rows)), strict=True):
+@operator(f"linear_logprob({HEAD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)", waits=True)
+@full_sums()
+def head_forward(*given: Any) -> tuple[Tensor, ...]:
+    """log-prob [T] or [T, K], entropy, log-sum-exp, m, log S (names: `logprob_triton`)."""
+    head = Projection(*given)
+    if head.memory_budget == 0 and runs_triton(head.hidden_TH):
+        logprob, entropy_T, m_T, log_sum_T = head.whole_statistics(_streamed(head))
+        dead_T = head.targets == IGNORED
+        entropy_T, m_T, log_sum_T = (x_T.masked_fill(dead_T, 0.0) for x_T in (entropy_T, m_T, log_sum_T))
+    else:
+        live_T = row_targets(head.targets) != IGNORED
+        rows = indices(live_T, int(live_T.sum()))
+        parts = statistics(head if rows is None else head.at(rows))
+        logprob, entropy_T, m_T, log_sum_T = (spread(x, rows, len(live_T)) for x in parts)
+    return logprob, entropy_T, head.softmax.log_sum_exp(m_T, log_sum_T), m_T, log_sum_T
+
+
+def _streamed(head: Projection) -> tuple[Tensor, ...]:
+    rounds = head.hidden_TH.dtype != torch.float32 and not head.fp32_logits
+    hidden_TH, weight_VH = (x if x.stride(-1) == 1 else x.contiguous() for x in (head.hidden_TH, head.weight_VH))
+    return launch_streaming(hidden_TH, weight_VH, head.own_targets, head.softmax, rounds)
+
+
+def statistics(head: Projection) -> tuple[Tensor, ...]:
+    """log-prob, entropy, m, log S of every row, chunk by chunk."""
+    out = empty_statistics(head)
+    for rows, chunk, logits_cV in head.chunks(head.rows_of_a_chunk(of_weight=False)):
+        for whole, part in zip(out, chunk.own_statistics(logits_cV), strict=True):
             whole[rows] = part
-    return out
+    return head.whole_statistics(out)
 
 
-GRADIENT = "Tensor[] statistics, Tensor grad_logprob_T, Tensor grad_entropy_T, bool[] wanted, bool compact"
+def empty_statistics(head: Projection) -> tuple[Tensor, ...]:
+    return torch.empty(head.targets.shape, dtype=wide(head.hidden_TH), device=head.hidden_TH.device), *columns(head.hidden_TH, 3)
 
 
-@operator(f"linear_logprob_backward({HEAD}, {GRADIENT}) -> (Tensor, Tensor, Tensor)")
-def gradient_of_rows(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """dhidden [T, H], dweight [V, H] and dbias [V] in fp32; those not `wanted` are empty.
+def spread(x: Tensor, rows: Tensor | None, total: int) -> Tensor:
+    """`x` of these of so many rows, 0 elsewhere."""
+    return x if rows is None else x.new_zeros(total, *x.shape[1:]).index_copy_(0, rows, x)
 
-    The coefficients are known before any product, so with `compact` rows without one are not even multiplied out.
-    """
-    *settings, statistics, grad_logprob_T, grad_entropy_T, wanted, compact = rest
-    live_T = ((grad_logprob_T != 0) | (grad_entropy_T != 0)).nonzero().squeeze(-1) if compact else None
-    if live_T is not None and len(live_T) == len(hidden_TH):
-        live_T = None
-    given = (hidden_TH, targets_T, *statistics, grad_logprob_T, grad_entropy_T)
-    hidden_nH, targets_n, *taken = given if live_T is None else (x[live_T] for x in given)
-    head = LinearHead(hidden_nH, weight_VH, *settings)
-    head.softmax = head.softmax if live_T is None else head.softmax.of_rows(live_T)
-    gradient = HeadGradient(head, *wanted)
-    for rows, logits_cV in head.chunks():
-        grads_c = tuple(x[rows].contiguous() for x in taken[3:])
-        gradient.add(rows, logits_cV, targets_n, tuple(taken[:3]), grads_c, compact=False)
-    dhidden_TH = gradient.hidden
-    if live_T is not None and wanted[0]:
-        dhidden_TH = torch.zeros_like(hidden_TH)
-        dhidden_TH[live_T] = gradient.hidden
-    return dhidden_TH, gradient.weight, gradient.bias
+
+@operator(f"linear_logprob_backward({HEAD}, Tensor[] statistics, Tensor[] grads, bool[] wanted) -> ({GRADIENTS})", waits=True)
+@full_sums()
+def head_backward(*given: Any) -> tuple[Tensor, ...]:
+    """Gradients of `LEAVES`, from (m, log S, entropy) and the gradients of log-probs, entropies and log-sum-exps. Coefficients are known
+    before any product: rows without one are not even multiplied out."""
+    *fields, of_rows, grads, wanted = given
+    head = Projection(*fields)
+    live_T = (torch.stack([grads[0].view(len(head.targets), -1).ne(0).any(-1), *(g_T != 0 for g_T in grads[1:])])).any(0)
+    live_T &= row_targets(head.targets) != IGNORED
+    rows = indices(live_T, int(live_T.sum()))
+    if rows is None:
+        return _gradients(head, of_rows, grads, wanted)
+    of_hidden, *rest = _gradients(head.at(rows), *([x[rows] for x in xs] for xs in (of_rows, grads)), wanted)
+    return spread(of_hidden, rows, len(live_T)) if wanted[0] else of_hidden, *rest
+
+
+def _gradients(head: Projection, of_rows: list[Tensor], grads: list[Tensor], wanted: list[bool]) -> tuple[Tensor, ...]:
+    size = head.rows_of_a_chunk(of_weight=wanted[1])
+    gradient = HeadGradient(head, wanted, single=size >= len(head.targets))
+    for rows, chunk, logits_cV in head.chunks(size):
+        m_c, log_sum_c, entropy_c, of_logprob, of_entropy_c, of_lse_c = (x[rows] for x in (*of_rows, *grads))
+        gradient.add(rows, chunk, chunk.turn(logits_cV, (m_c, log_sum_c, entropy_c), (of_logprob, of_entropy_c, of_lse_c)))
+        del logits_cV  # the buffer goes before the sums are rounded
+    return gradient.total()
 
 
 @head_forward.register_fake
-def _(hidden_TH: Tensor, *_: object) -> tuple[Tensor, ...]:
-    return columns(hidden_TH, 4)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    head = Projection(*given)
+    return empty_statistics(head)[0], *columns(head.hidden_TH, 4)
 
 
-@gradient_of_rows.register_fake
-def gradients_like(hidden_TH: Tensor, weight_VH: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    of_hidden, of_weight, of_bias = rest[-2]
-    return (
-        torch.empty_like(hidden_TH) if of_hidden else hidden_TH.new_empty(0),
-        weight_VH.new_empty(weight_VH.shape if of_weight else 0, dtype=wide(hidden_TH)),
-        weight_VH.new_empty(weight_VH.shape[0] if of_bias else 0, dtype=wide(hidden_TH)),
-    )
+@head_backward.register_fake
+def _(*given: Any) -> tuple[Tensor, ...]:
+    return gradients_like(Projection(*given[:-3]), given[-1])
 
 
 def _keep(ctx, inputs: tuple, output: tuple) -> None:
-    hidden_TH, weight_VH, targets_T, temperature, temperature_T, bias_V, *numbers = inputs
-    _, entropy_T, m_T, log_sum_T = output
+    _, entropy_T, _, m_T, log_sum_T = output
     ctx.mark_non_differentiable(m_T, log_sum_T)
-    ctx.save_for_backward(hidden_TH, weight_VH, targets_T, temperature_T, bias_V, m_T, log_sum_T, entropy_T)
-    ctx.temperature, ctx.numbers = temperature, numbers
+    ctx.save_for_backward(m_T, log_sum_T, entropy_T, *(x if isinstance(x, Tensor) else None for x in inputs))
+    ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
 
 
-def _backward(ctx, grad_logprob_T: Tensor, grad_entropy_T: Tensor, *_: object) -> tuple:
-    hidden_TH, weight_VH, targets_T, temperature_T, bias_V, *statistics = ctx.saved_tensors
-    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias_V is not None and ctx.needs_input_grad[5]]
-    settings = (ctx.temperature, temperature_T, bias_V, *ctx.numbers)
-    grads = (statistics, grad_logprob_T, grad_entropy_T)
-    dhidden_TH, dweight_VH, dbias_V = gradient_of_rows(hidden_TH, weight_VH, targets_T, *settings, *grads, wanted, True)
-    of_hidden = dhidden_TH if wanted[0] else None
-    of_weight = dweight_VH.to(weight_VH.dtype) if wanted[1] else None
-    of_bias = dbias_V.to(bias_V.dtype) if wanted[2] else None
-    return of_hidden, of_weight, None, None, None, of_bias, None, None, None
+def _backward(ctx, *grads: Tensor) -> tuple:
+    *of_rows, = ctx.saved_tensors[:3]
+    fields = [number if x is None else x for x, number in zip(ctx.saved_tensors[3:], ctx.numbers, strict=True)]
+    wanted = [ctx.needs_input_grad[Projection._fields.index(name)] for name in LEAVES]
+    return by_name(head_backward(*fields, of_rows, list(grads[:3]), wanted), wanted, 0)
 
 
 head_forward.register_autograd(_backward, setup_context=_keep)

@@ -5,31 +5,45 @@ over chunks of tokens makes the logits, the loss, and the gradients of hidden st
 passes that know nothing of each other need 8. Rules that look at whole sequences (gspo, the sequence mask on policy) need all
 log-probabilities first and pay the 8.
 
-Rows whose coefficient is 0 (masked or clipped tokens; advantage 0 without KL and entropy terms) have an exactly zero gradient and are
-left out of both products of the gradient.
+Rows without a target (−100) are taken out before anything else. Rows whose coefficient is 0 have an exactly zero gradient and are left out
+of both products of the gradient: those of advantage 0 without KL and entropy terms from the start, clipped ones chunk by chunk.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from soundrl.kernels.advantage import RewardGroups
-from soundrl.kernels.backend import columns, operator, require
-from soundrl.kernels.head_chunks import HEAD, HeadGradient, LinearHead
-from soundrl.kernels.linear_logprob import Logprobs, checked_head, gradient_of_rows, gradients_like, head_forward, head_softmax
-from soundrl.kernels.lm_head import LMHead, lm_head
-from soundrl.kernels.logprob import row_forward
+from soundrl.kernels.backend import columns, operator, reads_values, require, schema_of, wide
+from soundrl.kernels.head_chunks import (
+    GRADIENTS,
+    HEAD,
+    LEAVES,
+    HeadGradient,
+    Projection,
+    by_name,
+    compaction,
+    full_sums,
+    gradients_like,
+    indices,
+)
+from soundrl.kernels.linear_logprob import empty_statistics, head_backward, spread, statistics
+from soundrl.kernels.lm_head import LMHead, projection
+from soundrl.kernels.logprob import Logprobs, logprobs
 from soundrl.kernels.loss_rule import RULE, LossRule
-from soundrl.kernels.policy_loss import METRIC_SUMS, check_rule, loss_terms, sequence_terms
+from soundrl.kernels.policy_loss import METRIC_SUMS, Tokens, check_rule, loss_terms, sequence_terms
+from soundrl.kernels.softmax import IGNORED
 
 
 def linear_policy_loss(
-    hidden_TH: Tensor,
+    hidden: Tensor,
     head: Tensor | LMHead,
-    targets_T: Tensor,
+    targets: Tensor,
     old_logprob: Tensor | None,
     advantages: Tensor | RewardGroups,
     sampler_logprob: Tensor | None,
@@ -44,98 +58,188 @@ def linear_policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor], Logprobs]:
     """`policy_loss` of `linear_logprob`, with the advantage of `group_advantage` in front: equal to the three in a row, in one node.
 
-    hidden, head, targets, temperature, fp32_logits, memory_budget            as in `linear_logprob`
-    old_logprob, sampler_logprob, count, rule, cu_seqlens, reference_logprob  as in `policy_loss`
-    advantages   [T] fp32, or `RewardGroups`: rewards, flags and group bounds of the N rollouts, which `cu_seqlens` [N+1] then bounds
-    Rows with coefficient 0 are left out of the gradient's products; that waits for the GPU once a chunk, to learn how many there are.
+    hidden, head, temperature, fp32_logits                              as in `linear_logprob`; T rows in all, in any number of dimensions
+    targets                                                             as there, one a row. A row of −100 is as if it were not there: it is
+                                                                        in no sum, no length of a sequence and no count
+    old_logprob, sampler_logprob, reference_logprob, rule, count        as in `policy_loss`, in the shape of the targets
+    cu_seqlens     [N+1] bounds of the sequences within the T rows
+    advantages     in the shape of the targets, or `RewardGroups`: rewards, flags and group bounds of the N rollouts of `cu_seqlens`
+    memory_budget  bytes of logits alive at once (None: as in `linear_logprob`), at least 1
 
-    Returns loss (scalar), metric sums (`METRIC_SUMS`) and `Logprobs`; the loss alone is differentiable, by
-    hidden, weight and bias. The gradients are made in the forward pass and kept until backward: [T, H] in hidden's type, [V, H] in fp32.
-    No [T, V] tensor exists at any time. Raises ValueError as its parts do.
+    Returns loss (scalar), metric sums (`METRIC_SUMS`) and `Logprobs`; the loss alone is differentiable, by what `linear_logprob` is. The
+    gradients are made in the forward pass, in the types of what they are gradients of, and kept until backward; what they are divided by is
+    in them before they are rounded. No [T, V] tensor exists at any time.
+
+    Rows of advantage 0 have log-probabilities and stand in the metrics; who wants neither gives them −100, and their logits are not made.
+    Waits for the GPU once, and once a chunk where rows may be clipped. Raises ValueError as its parts do.
     """
-    rule, head = rule or LossRule(), lm_head(head)
-    softmax = checked_head(hidden_TH, head.weight_VH, targets_T, head_softmax(head, temperature))
+    rule = LossRule() if rule is None else rule
+    require(isinstance(rule, LossRule), lambda: f"rule is {rule!r}: give a LossRule, e.g. LossRule(variant={str(rule)!r})")
+    require(memory_budget != 0, lambda: "memory_budget=0: gradients need at least a row of logits; leave it out, or give bytes")
+    whole = projection(hidden, head, targets, temperature, fp32_logits, memory_budget)
+    require(whole.targets.ndim == 1, lambda: f"targets has shape {tuple(targets.shape)}: a policy loss has one target a row")
     if isinstance(advantages, RewardGroups):
         require(cu_seqlens is not None, lambda: "advantages are RewardGroups, which need cu_seqlens [N+1] of the rollouts' tokens; pass it")
         assert cu_seqlens is not None
-        advantages_T = advantages.advantages(cu_seqlens, len(hidden_TH))
-    else:
-        advantages_T = advantages
-    given = {"old_logprob": old_logprob, "advantages": advantages_T, "sampler_logprob": sampler_logprob}
-    check_rule(rule, count, cu_seqlens, ("hidden", hidden_TH), given | {"reference_logprob": reference_logprob})
-    settings = (*softmax, fp32_logits, memory_budget or 0)
-    per_token = (old_logprob, advantages_T, sampler_logprob, reference_logprob if rule.kl != "none" else None)
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_TH, head.weight_VH, head.bias_V)]
-    loss_sum, logprob_T, entropy_T, sums, m_T, log_sum_T, *_ = _linear_policy_loss(
-        *(hidden_TH, head.weight_VH, targets_T, *settings, *per_token, cu_seqlens, rule.words(), rule.numbers(), wanted, True)
+        advantages = advantages.advantages(cu_seqlens, len(whole.targets)).view(targets.shape)
+    given = {"old_logprob": old_logprob, "advantages": advantages, "sampler_logprob": sampler_logprob}
+    given = {name: _flat(name, x, targets) for name, x in (given | {"reference_logprob": reference_logprob}).items()}
+    check_rule(rule, count, cu_seqlens, ("hidden", whole.hidden_TH), given)
+    old_T, advantages_T, sampler_T, reference_T = given.values()
+    leaves = (getattr(whole, name) for name in LEAVES)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in leaves]
+    per_token = (old_T, advantages_T, sampler_T, reference_T if rule.kl != "none" else None)
+    loss, logprob_T, entropy_T, lse_T, log_sum_T, sums, *_ = _linear_policy_loss(
+        *whole, *per_token, cu_seqlens, _divisor(count, whole.hidden_TH), rule.words(), rule.numbers(), wanted
     )
-    loss = loss_sum / (max(len(hidden_TH), 1) if count is None else count)
-    lse_T = m_T / (softmax.temperature if softmax.temperature_T is None else softmax.temperature_T) + log_sum_T
-    logprobs = Logprobs(logprob_T, entropy_T, lse_T, logprob_T == -log_sum_T)
-    return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True)), logprobs
+    rows = logprobs(logprob_T, entropy_T, lse_T, log_sum_T, targets)
+    return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True)), rows
 
 
-PER_TOKEN = "Tensor? old_T, Tensor advantages_T, Tensor? sampler_T, Tensor? reference_T, Tensor? cu_seqlens"
-NINE = f"({', '.join(['Tensor'] * 9)})"
+def _flat(name: str, x: Tensor | None, targets: Tensor) -> Tensor | None:
+    """[T] of what has an entry a target."""
+    if x is None:
+        return None
+    require(
+        not x.requires_grad,
+        lambda: f"{name} requires a gradient, which is not computed: pass {name}.detach(), or `policy_loss` of `linear_logprob`",
+    )
+    return x.reshape(-1) if x.shape == targets.shape else x  # other shapes are `check_rule`'s to refuse
 
 
-@operator(f"linear_policy_loss({HEAD}, {PER_TOKEN}, {RULE}, bool[] wanted, bool compact) -> {NINE}")
-def _linear_policy_loss(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Loss before `count`, log-prob, entropy, metric sums; gradients of hidden, weight, bias (empty where not `wanted`)."""
-    *settings, old_logprob_T, advantages_T, sampler_logprob_T, reference_logprob_T, cu_seqlens, words, numbers, wanted, compact = rest
-    rule = LossRule.of(words, numbers)
-    head = LinearHead(hidden_TH, weight_VH, *settings)
-    logprob_T, entropy_T, m_T, log_sum_T = of_rows = columns(hidden_TH, 4)
-    whole_first = rule.needs_sequences(old_logprob_T is None)
-    if whole_first or not any(wanted):
-        logprob_T, entropy_T, m_T, log_sum_T = head_forward(hidden_TH, weight_VH, targets_T, *settings)
+def _divisor(count: float | Tensor | None, like: Tensor) -> Tensor | None:
+    """A scalar on the rows' device."""
+    if not isinstance(count, Tensor):
+        return None if count is None else torch.full((), count, dtype=wide(like), device=like.device)
+    require(count.numel() == 1, lambda: f"count has shape {tuple(count.shape)}: give one number, of the whole mini-batch")
+    require(not reads_values(count) or bool(count > 0), lambda: f"count={count.item()} must be > 0")
+    return count.detach().reshape(()).to(like.device, wide(like))
+
+
+class PerToken(NamedTuple):
+    """What the loss of a token reads beside its own log-probability, all [T]."""
+
+    old_T: Tensor | None
+    advantages_T: Tensor
+    sampler_T: Tensor | None
+    reference_T: Tensor | None
+
+    def at(self, rows: Tensor) -> PerToken:
+        return PerToken(*(None if x is None else x[rows] for x in self))
+
+
+REST = f"{schema_of(PerToken)}, Tensor? cu_seqlens, Tensor? count, {RULE}, bool[] wanted"
+SEVEN = ", ".join(["Tensor"] * 7)
+
+
+@operator(f"linear_policy_loss({HEAD}, {REST}) -> ({SEVEN}, {GRADIENTS})", waits=True)
+@full_sums()
+def _linear_policy_loss(*given: Any) -> tuple[Tensor, ...]:
+    """Loss; log-prob, entropy, log-sum-exp, log S [T]; metric sums; what the gradients are still to be multiplied by; gradients of
+    `LEAVES`."""
+    head, rest = Projection(*given[: len(Projection._fields)]), given[len(Projection._fields) :]
+    tokens, (cu_seqlens, count, words, numbers, wanted) = PerToken(*rest[:4]), rest[4:]
+    rule, total = LossRule.of(words, numbers), len(head.targets)
+    everywhere = rule.kl != "none" or rule.entropy_coef != 0  # a term with a gradient whatever the advantage
+    kept_T = head.targets != IGNORED
+    live_T = kept_T if everywhere else kept_T & (tokens.advantages_T != 0)
+    kept, live = torch.stack([kept_T.sum(), live_T.sum()]).tolist()  # waits for the GPU
+    rows = indices(kept_T, kept)
+    if rows is not None:
+        head, tokens, live_T = head.at(rows), tokens.at(rows), live_T[rows]
+        cu_seqlens = None if cu_seqlens is None else pad(kept_T.cumsum(0), (1, 0))[cu_seqlens]
+    count = head.hidden_TH.new_full((), max(kept, 1), dtype=wide(head.hidden_TH)) if count is None else count
+    folded, left = _folded(count, head.hidden_TH.dtype)
+
+    in_one_pass = any(wanted) and not rule.needs_sequences(tokens.old_T is None)
+    of_rows = empty_statistics(head) if in_one_pass else statistics(head)
     # Reads log-probabilities only where they are all there.
-    of_sequences = sequence_terms(rule, logprob_T, old_logprob_T, sampler_logprob_T, cu_seqlens)
+    of_sequences = sequence_terms(rule, of_rows[0], tokens.old_T, tokens.sampler_T, cu_seqlens)
+    if in_one_pass and live < kept:  # those with a coefficient first
+        order = torch.argsort(~live_T, stable=True)
+        head, tokens, rows = head.at(order), tokens.at(order), order if rows is None else rows[order]
+        of_sequences = tuple(None if x is None else x[order] for x in of_sequences)
 
-    def terms(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        entropy = entropy_T if rule.entropy_coef else None
-        per_token = (logprob_T, old_logprob_T, advantages_T, sampler_logprob_T, entropy, reference_logprob_T)
-        cut = [None if x is None else x[rows] for x in (*per_token, *of_sequences)]
-        return loss_terms(*cut, words, numbers)
+    def terms(at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss before `count`, its derivative by log-probabilities and entropies with it folded in, metric sums, of the rows `at`."""
+        (logprob_T, entropy_T, *_), (old_T, advantages_T, sampler_T, reference_T) = of_rows, tokens
+        per_token = (logprob_T, old_T, advantages_T, sampler_T, entropy_T if rule.entropy_coef else None, reference_T, *of_sequences)
+        loss_sum, slope, entropy_slope, sums = loss_terms(*(None if x is None else x[at] for x in per_token), words, numbers)
+        return loss_sum, slope * folded, entropy_slope * folded, sums
 
-    gradient = HeadGradient(head, *(wanted if not whole_first else (False, False, False)))
-    gradients = gradient.hidden, gradient.weight, gradient.bias
-    if any(wanted) and not whole_first:
-        for rows, logits_cV in head.chunks():
-            for whole, part in zip(of_rows, row_forward(logits_cV, targets_T[rows], head.softmax.of_rows(rows)), strict=True):
-                whole[rows] = part
-            _, *slopes_c, _ = terms(rows)
-            gradient.add(rows, logits_cV, targets_T, (m_T, log_sum_T, entropy_T), tuple(slopes_c), compact)
+    if in_one_pass:
+        may_vanish = (tokens.old_T is not None and rule.surrogate == "clip") or rule.correction in ("icepop", "sequence")
+        gradients = _one_pass(head, of_rows, terms, wanted, live, may_vanish and not everywhere)
     # Over all rows at once, so that loss and metrics do not depend on the chunks.
     loss_sum, slope_T, entropy_slope_T, sums = terms(slice(None))
-    if any(wanted) and whole_first:
-        grads = ([m_T, log_sum_T, entropy_T], slope_T, entropy_slope_T)
-        gradients = gradient_of_rows(hidden_TH, weight_VH, targets_T, *settings, *grads, wanted, compact)
-    return loss_sum, logprob_T, entropy_T, sums, m_T, log_sum_T, *gradients
+    logprob_T, entropy_T, m_T, log_sum_T = of_rows
+    if not in_one_pass:
+        grads = [slope_T, entropy_slope_T, torch.zeros_like(slope_T)]
+        gradients = head_backward(*head, [m_T, log_sum_T, entropy_T], grads, wanted) if any(wanted) else gradients_like(head, wanted)
+    lse_T = head.softmax.log_sum_exp(m_T, log_sum_T)
+    of_rows = (spread(x_T, rows, total) for x_T in (logprob_T, entropy_T, lse_T, log_sum_T))
+    of_hidden, *of_rest = gradients
+    return loss_sum / count, *of_rows, sums, left, spread(of_hidden, rows, total) if wanted[0] else of_hidden, *of_rest
+
+
+def _one_pass(
+    head: Projection, of_rows: tuple[Tensor, ...], terms: Callable[[slice], tuple[Tensor, ...]], wanted: list[bool], live: int, compact: bool
+) -> tuple[Tensor, ...]:
+    """Fills `of_rows` and returns the gradients. The first `live` rows have one; `compact` leaves out those of them whose slopes turn out to
+    be 0, and waits for the GPU once a chunk to learn how many are left."""
+    size = head.rows_of_a_chunk(of_weight=wanted[1])
+    gradient = HeadGradient(head, wanted, single=live <= size)
+    for rows, chunk, logits_cV in head.chunks(size):
+        for whole, part in zip(of_rows, chunk.whole_statistics(chunk.own_statistics(logits_cV)), strict=True):
+            whole[rows] = part
+        if rows.start < live:
+            rows = slice(rows.start, min(rows.stop, live))
+            _, *slopes, _ = terms(rows)
+            _, entropy_c, *others = (x_T[rows] for x_T in of_rows)
+            order = compaction((slopes[0] != 0) | (slopes[1] != 0)) if compact else None
+            if order is None or len(order):
+                chunk, logits_cV = chunk.at(slice(rows.stop - rows.start)), logits_cV[: rows.stop - rows.start]
+                gradient.add(rows, chunk, chunk.turn(logits_cV, (*others, entropy_c), (*slopes, None), order), order)
+        del logits_cV  # the buffer goes before the sums are rounded
+    return gradient.total()
+
+
+def _folded(count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """1 / count as (what the slopes are multiplied by, in fp32; what is left for the gradients made of them). A gradient scaled in its own
+    16-bit type would be off by up to 2⁻⁹ as a whole. In fp16 gradients of 10⁻⁸ do not exist: a power of 2 is left, which is exact, and
+    meets the scale of the loss in fp32."""
+    if dtype != torch.float16:
+        return 1 / count, torch.ones_like(count)
+    mantissa, exponent = torch.frexp(count)
+    return 1 / mantissa, torch.ldexp(torch.ones_like(count), -exponent)
 
 
 @_linear_policy_loss.register_fake
-def _(hidden_TH: Tensor, weight_VH: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    x_T, entropy_T, m_T, log_sum_T = columns(hidden_TH, 4)
-    return x_T.new_empty(()), x_T, entropy_T, x_T.new_empty(len(METRIC_SUMS)), m_T, log_sum_T, *gradients_like(hidden_TH, weight_VH, *rest)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    head = Projection(*given[: len(Projection._fields)])
+    of_rows = columns(head.hidden_TH, 4)
+    loss, left = (of_rows[0].new_empty(()) for _ in range(2))
+    return loss, *of_rows, loss.new_empty(len(METRIC_SUMS)), left, *gradients_like(head, given[-1])
 
 
 def _keep(ctx, inputs: tuple, output: tuple) -> None:
     _, *others = output
     ctx.mark_non_differentiable(*others)
     ctx.save_for_backward(*output[6:])
-    ctx.types = inputs[1].dtype, None if inputs[5] is None else inputs[5].dtype
-    ctx.wanted = inputs[-2]
+    ctx.wanted, ctx.others = inputs[-1], len(inputs) - len(Projection._fields)
 
 
 def _backward(ctx, grad: Tensor, *_: object) -> tuple:
-    dhidden_TH, dweight_VH, dbias_V = ctx.saved_tensors
-    of_hidden = dhidden_TH * grad.to(dhidden_TH.dtype) if ctx.wanted[0] else None
-    weight_dtype, bias_dtype = ctx.types
-    # Scaled and rounded in one pass: a second fp32 [V, H] would be the largest tensor of the step.
-    of_weight = torch.mul(dweight_VH, grad, out=torch.empty_like(dweight_VH, dtype=weight_dtype)) if ctx.wanted[1] else None
-    of_bias = (dbias_V * grad).to(bias_dtype) if ctx.wanted[2] else None
-    return of_hidden, of_weight, None, None, None, of_bias, *[None] * 12
+    left, *gradients = ctx.saved_tensors
+    return by_name([_scaled(x, grad * left) for x in gradients], ctx.wanted, ctx.others)
+
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    """x · factor by an fp32 product, rounded once. On CPU, where looking costs nothing, a factor of 1 is seen."""
+    if type(factor) is Tensor and factor.device.type == "cpu" and not torch.compiler.is_compiling() and factor == 1:
+        return x
+    # A scalar would be rounded to x's type first: with a dimension it is multiplied in its own.
+    return torch.mul(x, factor.view([1] * x.ndim), out=torch.empty_like(x))
 
 
 _linear_policy_loss.register_autograd(_backward, setup_context=_keep)

@@ -27,7 +27,7 @@ from soundrl.engine.files.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
 from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
-from soundrl.kernels.head_chunks import bytes_per_logit, chunk_rows
+from soundrl.kernels.head_chunks import USUAL, head_memory
 
 GIB = 2**30
 ATTENTION = {"cuda": "soundrl_plan", "cpu": "soundrl_plan_rectangles"}
@@ -306,9 +306,7 @@ def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: b
     """What one micro-batch of `tokens` needs, in bytes: activations, their gradients on the way back, and the fused head."""
     whole, layer = of.saved * tokens, of.saved * tokens / of.layers
     kept = of.layers * of.hidden * size * tokens + layer if recomputed else whole
-    logit = bytes_per_logit(size, fp32_logits=True)  # as `Policy` calls it
-    rows = chunk_rows(tokens, of.vocabulary, logit, None, on_gpu)
-    head = rows * of.vocabulary * logit + 4 * of.vocabulary * of.hidden + 2 * tokens * of.hidden * size
+    head = head_memory(tokens, of.hidden, of.vocabulary, size, True, USUAL, on_gpu).peak  # fp32 logits, as `Policy` calls it
     name = "activations, recomputed layer by layer" if recomputed else "activations"
     return {name: kept, "gradients of activations": 2 * of.widest * tokens, "head: chunk of logits, gradient of its weight": head}
 
