@@ -12,21 +12,18 @@ import argparse
 import copy
 import importlib.metadata
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-warnings.filterwarnings("ignore")
-ROOT = Path(__file__).resolve().parent.parent
-
 import torch
 from record import machine
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
 
 V, LIMIT = 101, 1e-5
 SMALL = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
@@ -43,8 +40,12 @@ rows: list[dict[str, Any]] = []
 
 
 def model_of(kind: str) -> Any:
+    """By way of a folder: TRL loads a reference model from where the policy comes from."""
+    folder = ROOT / "build" / "adapters-run" / kind
     torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL | KINDS[kind])).float()
+    if not (folder / "config.json").exists():
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL | KINDS[kind])).float().save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def say(host: str, case: str, limit: float = LIMIT, error: str = "", **gaps: float) -> None:
@@ -68,6 +69,10 @@ def refused(host: str, case: str, act: Callable[[], Any], said: str) -> None:
 def gap(a: Tensor, b: Tensor) -> float:
     """Largest difference; of entries beyond 1 relative to the largest of them."""
     return ((a.double() - b.double()).abs().max() / b.abs().max().clamp(min=1.0)).item() if a.numel() else 0.0
+
+
+def gaps(names: tuple[str, ...], theirs: tuple[Tensor, ...], ours: tuple[Tensor, ...]) -> dict[str, float]:
+    return {name: gap(b, a) for name, a, b in zip(names, theirs, ours, strict=True)}
 
 
 # TRL
@@ -111,9 +116,7 @@ def batch_of(host: Any, shown: tuple[str, ...]) -> dict[str, Tensor]:
     mask = (torch.arange(9) < lengths[:, None]).long()
     if "nothing trained" in shown:
         mask = torch.zeros_like(mask)
-    prompts, completions = (
-        torch.randint(0, V - 3, x.shape, generator=generator).masked_fill(x == 0, V - 3) for x in (prompt_mask, mask)
-    )
+    prompts, completions = (torch.randint(0, V - 3, x.shape, generator=generator).masked_fill(x == 0, V - 3) for x in (prompt_mask, mask))
     batch = {"prompt_ids": prompts, "prompt_mask": prompt_mask, "completion_ids": completions, "completion_mask": mask}
     batch |= {"advantages": torch.randn(6, generator=generator), "num_items_in_batch": mask.sum().float()}
     batch["advantages"][3] = 0.0
@@ -326,14 +329,14 @@ def verl() -> None:
         logprob, entropy = kind(chunk_size=4)(h, w, ids, temperature=0.8)
         (upstream * (logprob + 0.3 * entropy)).sum().backward()
         results.append((logprob.detach(), entropy.detach(), h.grad, w.grad))
-    say("verl", "FusedLinearForPPO", **{n: gap(*x) for n, x in zip(("logprob", "entropy", "dhidden", "dweight"), zip(*results), strict=True)})
+    say("verl", "FusedLinearForPPO", **gaps(("logprob", "entropy", "dhidden", "dweight"), *results))
     results = []
     for function in (known["logprobs_from_logits"], ours.logprobs_from_logits):
         logits = (hidden @ weight.t()).requires_grad_()
         logprob = function(logits * 1.0, ids)
         (upstream * logprob).sum().backward()
         results.append((logprob.detach(), logits.grad))
-    say("verl", "logprobs_from_logits", **{n: gap(*x) for n, x in zip(("logprob", "gradient"), zip(*results), strict=True)})
+    say("verl", "logprobs_from_logits", **gaps(("logprob", "gradient"), *results))
     mask = (torch.arange(9) < torch.tensor([9, 4, 1, 0])[:, None]).long()
     noise = torch.randn(4, 4, 9, generator=generator)
     old, advantages, weights = -noise[0].abs(), noise[1], noise[2].abs()
@@ -352,8 +355,8 @@ def verl() -> None:
                 loss, metrics = function(old, x, advantages, mask, aggregation, config, weights if with_weights else None)
                 loss.backward()
                 results.append((loss.detach(), x.grad, torch.tensor([metrics[k] for k in sorted(metrics)])))
-            found = {n: gap(*x) for n, x in zip(("loss", "gradient", "metrics"), zip(*results), strict=True)}
-            say("verl", f"{mode} {aggregation}{' rollout weights' if with_weights else ''}", **found)
+            case = f"{mode} {aggregation}{' rollout weights' if with_weights else ''}"
+            say("verl", case, **gaps(("loss", "gradient", "metrics"), *results))
     ours.register()
     placed = theirs.logprobs_from_logits is ours.logprobs_from_logits and fused.FusedLinearForPPO is ours.FusedLinearForPPO
     entered = all(name in algos.POLICY_LOSS_REGISTRY for name in ours.LOSSES)
@@ -366,6 +369,7 @@ def main() -> None:
     parser.add_argument("--packages", default=str(ROOT / "build" / "adapters"), help="folder with requirements/adapters.txt installed")
     parser.add_argument("--out", type=Path, help="append the rows, as JSON lines")
     chosen = parser.parse_args()
+    warnings.filterwarnings("ignore")
     sys.path.append(chosen.packages)  # behind everything that is installed here
     torch.set_num_threads(1)
     for host in chosen.hosts:

@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUMMARY = "Triton kernels for reinforcement learning of language models: log-probabilities, policy losses and packed attention without logits"
+SUMMARY = (
+    "Triton kernels for reinforcement learning of language models: log-probabilities and policy losses without logits, packed attention"
+)
 
 
 def lay_out(tree: Path) -> None:

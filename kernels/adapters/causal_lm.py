@@ -17,8 +17,7 @@ from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.logprob import Logprobs
 from soundrl.kernels.loss_rule import LossRule
-
-DEAD = -100
+from soundrl.kernels.softmax import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +60,7 @@ def token_logprobs(
 
     def compute(hidden_BLH: Tensor, output: Any) -> Logprobs:
         check_output(model, hidden_BLH, output, ids_BL)
-        targets = torch.where(mask_BL.bool(), ids_BL, DEAD)[:, 1:]
-        scored = score(model, hidden_BLH[:, :-1], targets, temperature)
-        return Logprobs(*(torch.cat([torch.zeros_like(x[:, :1]), x], 1) for x in scored))
+        return in_place(score(model, hidden_BLH[:, :-1], targets(ids_BL, mask_BL), temperature))
 
     return run_head(model, compute, asked(ids_BL, attention_mask_BL, inputs))
 
@@ -82,29 +79,38 @@ def rl_loss(
 
     >>> loss, metrics, _ = rl_loss(model, Rollouts(ids=ids, mask=mask, advantages=advantages), count=float(mask.sum()))
     """
-    ids_BL, mask_BL = rollouts.ids, rollouts.mask.bool()
+    ids_BL, mask_BL = rollouts.ids, rollouts.mask
     check_mask(ids_BL, mask_BL, rollouts.inputs)
     advantages = rollouts.advantages if rollouts.advantages.ndim == 2 else rollouts.advantages[:, None]
-    advantages_BL = advantages.expand(mask_BL.shape)
 
-    def packed(x_BL: Tensor | None) -> Tensor | None:
-        return None if x_BL is None else x_BL[mask_BL]
+    def predicted(x_BL: Tensor | None) -> Tensor | None:
+        return None if x_BL is None else x_BL.expand(mask_BL.shape)[:, 1:]
 
     def compute(hidden_BLH: Tensor, output: Any) -> tuple[Tensor, dict[str, Tensor], Logprobs]:
         check_output(model, hidden_BLH, output, ids_BL)
-        hidden_TH, head = ready(model, hidden_BLH[:, :-1][mask_BL[:, 1:]])
-        with torch.autocast(hidden_TH.device.type, enabled=False):
+        hidden, head = ready(model, hidden_BLH[:, :-1])
+        with torch.autocast(hidden.device.type, enabled=False):
             loss, metrics, scored = linear_policy_loss(
-                *(hidden_TH, head, ids_BL[mask_BL], packed(rollouts.old_logprob), advantages_BL[mask_BL]),
-                *(packed(rollouts.sampler_logprob), count),
+                *(hidden, head, targets(ids_BL, mask_BL), predicted(rollouts.old_logprob), predicted(advantages.float())),
+                *(predicted(rollouts.sampler_logprob), count),
                 rule=rule,
-                cu_seqlens=bounds(mask_BL, rollouts.inputs.get("position_ids")),
-                reference_logprob=packed(rollouts.reference_logprob),
+                cu_seqlens=bounds(predicted(mask_BL), predicted(rollouts.inputs.get("position_ids"))),
+                reference_logprob=predicted(rollouts.reference_logprob),
                 temperature=temperature,
             )
-        return loss, metrics, Logprobs(*(x.new_zeros(mask_BL.shape).masked_scatter(mask_BL, x) for x in scored))
+        return loss, metrics, in_place(scored)
 
     return run_head(model, compute, asked(ids_BL, rollouts.attention_mask, rollouts.inputs))
+
+
+def targets(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """[B, L − 1]: of each token but the last the next one, where it is trained."""
+    return torch.where(mask_BL.bool(), ids_BL, IGNORED)[:, 1:]
+
+
+def in_place(scored: Logprobs) -> Logprobs:
+    """[B, L] of [B, L − 1]: at the token itself, not at the one before it."""
+    return Logprobs(*(torch.cat([torch.zeros_like(x[:, :1]), x], 1) for x in scored))
 
 
 def score(model: Any, hidden_BLH: Tensor, targets_BL: Tensor, temperature: float | Tensor, fp32: bool = False) -> Logprobs:
@@ -121,20 +127,17 @@ def ready(model: Any, hidden: Tensor, fp32: bool = False) -> tuple[Tensor, Any]:
     return hidden.to(dtype), head_of(model, dtype)
 
 
-def bounds(mask_BL: Tensor, position_ids: Tensor | None) -> Tensor:
-    """cu_seqlens of the trained tokens: a sequence a row, or, in packed rows, from one position 0 to the next.
+def bounds(rows_BL: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """cu_seqlens [N+1] of rows [B, L] below each other: a sequence a row, or, where rows are packed, from one position 0 to the next.
 
-    Worked example: mask [[0, 1, 1, 0, 1]], position_ids [[0, 1, 2, 0, 1]] → [0, 2, 3].
+    Worked example: two rows of 3 → [0, 3, 6]; position_ids [[1, 2, 0, 1]] → [0, 2, 4].
     """
-    starts_BL = torch.zeros_like(mask_BL)
-    starts_BL[:, 0] = True
-    if position_ids is not None:
-        starts_BL |= position_ids.expand(mask_BL.shape) == 0
-    sequence_T = (starts_BL.flatten().cumsum(0) - 1)[mask_BL.flatten()]
-    # As many as there might be: the number of starts would have to be waited for. Empty sequences weigh nothing.
-    most = mask_BL.shape[0] if position_ids is None else mask_BL.numel()
-    length_S = torch.zeros(most, dtype=torch.int64, device=mask_BL.device).index_add_(0, sequence_T, torch.ones_like(sequence_T))
-    return torch.nn.functional.pad(length_S.cumsum(0), (1, 0))
+    number, length = rows_BL.shape
+    if position_ids is None:
+        return torch.arange(0, number * length + 1, max(length, 1), device=rows_BL.device)
+    starts_BL = position_ids == 0
+    starts = torch.cat([torch.ones_like(starts_BL[:, :1]), starts_BL[:, 1:]], 1).flatten().nonzero()[:, 0]
+    return torch.cat([starts, starts.new_tensor([number * length])])
 
 
 def asked(ids_BL: Tensor, attention_mask_BL: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -50,10 +50,10 @@ def head_of(model: Any, dtype: torch.dtype | None = None) -> LMHead:
     model  anything with `get_output_embeddings()` and `config`
     dtype  what the weights are cast to (None: left as they are); under FSDP2 before they are gathered
 
-    Bias, softcap and scale come along. Of PEFT: LoRA on the head (several active adapters, merged, disabled) and `modules_to_save`. A weight
-    that FSDP2 holds in shards is gathered with the one gradient placement that is right, the average over its mesh. Call it anew for each
-    step: weights are read as they are now. Raises ValueError where logits are not softcap · tanh(scale · (hidden · weightᵀ + bias) / softcap)
-    plus LoRA: DoRA, LoRA dropout in training, quantised heads, heads that are no nn.Linear, ZeRO-3's shards.
+    Bias, softcap and scale come along. Of PEFT: LoRA on the head (several active adapters, merged, disabled) and `modules_to_save`. A
+    weight that FSDP2 holds in shards is gathered with the one gradient placement that is right, the average over its mesh. Call it anew
+    for each step: weights are read as they are now. Raises ValueError for what `LMHead` cannot say: DoRA, LoRA dropout in training,
+    quantised heads, heads that are no nn.Linear, ZeRO-3's shards.
     """
     base = base_of(model)
     layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
@@ -150,8 +150,8 @@ def lora_of(adapters: list[tuple[nn.Linear, nn.Linear, float]], dtype: torch.dty
 def run_head(model: Any, compute: Callable[[Tensor, Any], Result], inputs: dict[str, Any]) -> Result:
     """One forward pass of `model`, with `compute(hidden [B, L, H], model's output)` in place of the logits.
 
-    `compute` runs inside the model's own forward, so that hooks around it (FSDP2, DDP, autocast) see its results as the model's, and may call
-    `head_of`. In the head itself nothing is computed: it hands on its input, and gives the model `PROBE` for logits.
+    `compute` runs inside the model's own forward, so that hooks around it (FSDP2, DDP, autocast) see its results as the model's, and may
+    call `head_of`. In the head itself nothing is computed: it hands on its input, and gives the model `PROBE` for logits.
     """
     base = base_of(model)
     inner, own = base.forward, "forward" in vars(base)
@@ -190,7 +190,8 @@ def captured(base: Any) -> Iterator[list[Tensor]]:
         else:
             layer.forward = own
     if len(seen) != 1:
-        raise refuse(f"of {type(base).__name__} ran {len(seen)} times in one pass", "call its backbone, then linear_logprob(hidden, head_of(model), …)")
+        cure = "call its backbone, then linear_logprob(hidden, head_of(model), …)"
+        raise refuse(f"of {type(base).__name__} ran {len(seen)} times in one pass", cure)
 
 
 def check_logits(base: Any, logits: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer (1.16) on soundrl's kernels, by inheritance: `class Trainer(SoundrlLoss, GRPOTrainer)`.
+"""TRL's GRPOTrainer and RLOOTrainer (1.16) on soundrl's kernels, by inheritance: `class Trainer(SoundrlLoss, GRPOTrainer)`.
 
 `SoundrlLogprob` gives TRL's own loss our log-probabilities and entropies: every option of TRL, 8·T·H·V FLOP.
 `SoundrlLoss` computes the gradient in the same pass, 6·T·H·V FLOP, where a `LossRule` says what TRL's options say; others it refuses.
@@ -18,6 +18,7 @@ from soundrl.kernels.adapters.causal_lm import bounds, check_output, ready, scor
 from soundrl.kernels.adapters.head import run_head
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.loss_rule import VARIANTS, LossRule
+from soundrl.kernels.softmax import IGNORED
 
 SHARED = {name: name for name in ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo")}
 """TRL's loss_type → variant."""
@@ -33,7 +34,8 @@ class Scored(NamedTuple):
 
 
 class SoundrlLogprob:
-    """Before `GRPOTrainer` among a class's bases: TRL's losses on soundrl's log-probabilities, wherever PEFT or FSDP2 have put the head."""
+    """Before `GRPOTrainer` (or `RLOOTrainer`) among a class's bases: TRL's own losses on soundrl's log-probabilities, wherever PEFT or
+    FSDP2 have put the head."""
 
     _fused: Any = None
 
@@ -49,15 +51,16 @@ class SoundrlLogprob:
     def _scored(self, model: Any, hidden_BLH: Tensor, output: Any, labels_BL: Tensor, ids_BL: Tensor) -> Scored:
         check_output(model, hidden_BLH, output, ids_BL)
         trainer: Any = self
-        found = score(model, hidden_BLH[:, :-1], labels_BL[:, 1:], trainer.temperature, trainer.args.cast_lm_head_to_fp32)
+        fp32 = getattr(trainer.args, "cast_lm_head_to_fp32", False)  # RLOO has no such setting
+        found = score(model, hidden_BLH[:, :-1], labels_BL[:, 1:], trainer.temperature, fp32)
         return Scored(found.logprob, found.entropy, getattr(output, "aux_loss", None))
 
 
 class SoundrlLoss(SoundrlLogprob):
     """Before `GRPOTrainer` among a class's bases: head, loss and both gradients in one node.
 
-    What TRL logs, and the loss's value, come from TRL's own code on our log-probabilities; the gradient is that of `linear_policy_loss`, whose
-    value must agree. Raises ValueError, when the trainer is made, for options without a `LossRule`: these are `SoundrlLogprob`'s.
+    What TRL logs, and the loss's value, come from TRL's own code on our log-probabilities; the gradient is that of `linear_policy_loss`,
+    whose value must agree. Raises ValueError, when the trainer is made, for options without a `LossRule`: these are `SoundrlLogprob`'s.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -139,43 +142,35 @@ class FusedLoss:
 
     def __call__(self, hidden_BLH: Tensor, output: Any) -> Scored:
         trainer, inputs, mask_BK = self.trainer, self.inputs, self.mask_BK
-        completion = mask_BK.shape[1]
         check_output(self.model, hidden_BLH, output, torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1))
-        hidden_TH = hidden_BLH[:, :-1][:, -completion:][mask_BK]
-        hidden_TH, head = ready(self.model, hidden_TH, trainer.args.cast_lm_head_to_fp32)
+        hidden_BKH = hidden_BLH[:, :-1][:, -mask_BK.shape[1] :]
+        hidden_BKH, head = ready(self.model, hidden_BKH, trainer.args.cast_lm_head_to_fp32)
         advantages = inputs["advantages"] if inputs["advantages"].ndim == 2 else inputs["advantages"][:, None]
         if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
             advantages = advantages * inputs["importance_sampling_ratio"]  # weights ≥ 0 pass through every surrogate
-
-        def packed(name: str) -> Tensor | None:
-            return None if inputs.get(name) is None else inputs[name][mask_BK]
-
-        count = self.count()
-        with torch.autocast(hidden_TH.device.type, enabled=False):
+        old, count = inputs.get("old_per_token_logps"), self.count()
+        with torch.autocast(hidden_BKH.device.type, enabled=False):
             loss, _, scored = linear_policy_loss(
-                *(hidden_TH, head, inputs["completion_ids"][mask_BK], packed("old_per_token_logps")),
-                *(advantages.expand(mask_BK.shape)[mask_BK].float(), None, count),
+                *(hidden_BKH, head, torch.where(mask_BK, inputs["completion_ids"], IGNORED), old),
+                *(advantages.expand(mask_BK.shape).float(), None, count),
                 rule=rule_of(trainer, self.entropy_coef(count)),
-                cu_seqlens=bounds(mask_BK, None),
-                reference_logprob=packed("ref_per_token_logps") if trainer.beta else None,
+                cu_seqlens=bounds(mask_BK),
+                reference_logprob=inputs["ref_per_token_logps"] if trainer.beta else None,
                 temperature=float(trainer.temperature),
             )
         self.loss = loss if count is not None else loss / self.steps
         # Outside the mask TRL multiplies by 0, and no ratio there may be infinite: the old log-probability, ratio 1.
-        old = inputs.get("old_per_token_logps")
-        logprob_BK = torch.zeros(mask_BK.shape, device=mask_BK.device) if old is None else old.float()
-        logprob_BK = logprob_BK.masked_scatter(mask_BK, scored.logprob.detach().float())
-        entropy_BK = torch.zeros_like(logprob_BK).masked_scatter(mask_BK, scored.entropy.detach().float())
+        logprob_BK = scored.logprob if old is None else torch.where(mask_BK, scored.logprob, old.float())
         aux = getattr(output, "aux_loss", None)
         if trainer.aux_loss_enabled and aux is not None:
             self.aux = trainer.router_aux_loss_coef * aux.detach() / self.steps
-        return Scored(logprob_BK, entropy_BK, aux, self.loss)
+        return Scored(logprob_BK, scored.entropy, aux, self.loss)
 
     def check(self, own: Tensor) -> None:
         """That TRL's value is ours: a formula that TRL changes must not train in silence by the old one."""
         own_value, value = own.item(), (self.loss.detach() + self.aux.to(self.loss.device)).item()
         if abs(own_value - value) > 1e-3 * max(1.0, abs(own_value)):
             raise ValueError(
-                f"TRL's loss is {own_value}, soundrl's formula gives {value}: this TRL computes another loss_type={self.trainer.loss_type!r}; "
+                f"TRL's loss is {own_value}, soundrl's formula gives {value}: this TRL computes another {self.trainer.loss_type!r} than 1.16; "
                 "take class Trainer(SoundrlLogprob, GRPOTrainer)"
             )

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from soundrl.kernels.adapters.causal_lm import bounds
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.logprob import selective_logprob
 from soundrl.kernels.loss_rule import LossRule
@@ -76,11 +75,13 @@ def compute_policy_loss(
     mask_BL, info = response_mask.bool(), config.global_batch_info
     if (mode, loss_agg_mode) not in RULES:
         known = ", ".join(sorted({agg for name, agg in RULES if name == mode}))
-        raise ValueError(f"loss_agg_mode={loss_agg_mode!r} has no formula with {mode!r} here: use {known}, or verl's own loss_mode={mode!r}")
+        raise ValueError(f"loss_agg_mode={loss_agg_mode!r} has no formula with {mode!r} here: use {known}, or verl's loss_mode={mode!r}")
     variant, denominator = RULES[mode, loss_agg_mode]
     low, high = (config.clip_ratio if x is None else x for x in (config.clip_ratio_low, config.clip_ratio_high))
     if mode == "cispo" and low < 1:
-        raise ValueError(f"clip_ratio_low={low} bounds cispo's ratio from below, which has no formula here: set 1, or verl's loss_mode='cispo'")
+        raise ValueError(
+            f"clip_ratio_low={low} bounds cispo's ratio from below, for which there is no formula: set 1, or loss_mode='cispo'"
+        )
     settings: dict[str, Any] = {"clip_low": low, "clip_high": high}
     settings["dual_clip"] = config.get("clip_ratio_c", 3.0) if mode == "vanilla" else math.inf
     if mode == "sapo":
@@ -90,7 +91,7 @@ def compute_policy_loss(
     loss, sums = policy_loss(
         *(log_prob[mask_BL], old_log_prob[mask_BL], advantages[mask_BL] * weights, None, count),
         rule=LossRule(variant=variant, **settings),
-        cu_seqlens=bounds(mask_BL, None),
+        cu_seqlens=nn.functional.pad(mask_BL.sum(1).cumsum(0), (1, 0)),
     )
     tokens = sums["tokens"].clamp(min=1)
     moved = (old_log_prob - log_prob.detach())[mask_BL].clamp(-20, 20).sum() / tokens

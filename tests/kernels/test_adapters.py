@@ -118,10 +118,9 @@ def test_packed_rows_are_told_apart_by_their_positions():
 
 
 def test_bounds_of_sequences():
-    mask = torch.tensor([[False, True, True], [False, False, False], [False, False, True]])
-    assert bounds(mask, None).tolist() == [0, 2, 2, 3]
-    packed = bounds(torch.tensor([[0, 1, 1, 0, 1]]).bool(), torch.tensor([[0, 1, 2, 0, 1]]))
-    assert packed[:3].tolist() == [0, 2, 3] and set(packed[3:].tolist()) == {3}
+    assert bounds(torch.zeros(2, 3)).tolist() == [0, 3, 6]
+    assert bounds(torch.zeros(1, 4), torch.tensor([[1, 2, 0, 1]])).tolist() == [0, 2, 4]
+    assert bounds(torch.zeros(2, 2), torch.tensor([[0, 1], [1, 0]])).tolist() == [0, 2, 3, 4]
 
 
 def test_an_empty_mask_keeps_the_graph():
@@ -272,8 +271,7 @@ def test_other_heads_are_refused_and_wrapped_ones_found():
 def test_under_fsdp2_gradients_are_those_of_one_process(torchrun, ranks):
     """The head in a group of its own and in the root's, tied and untied; a rank without a trained token takes part."""
     found = torchrun("fsdp_adapters", ranks)
-    assert set(found) == {f"{kind} {place} {what}" for kind in ("llama", "qwen2") for place in ("own", "root") for what in ("loss", "logprob")}
-    assert max(found.values()) < 1e-6, found
+    assert len(found) == 8 and max(found.values()) < 1e-6, found
 
 
 # verl's formulas (verl/trainer/ppo/core_algos.py), by hand.

@@ -1,4 +1,4 @@
-"""`token_logprobs` and `rl_loss` of models that FSDP2 has sharded, on every rank a part of the batch: the worst difference from one process.
+"""`token_logprobs` and `rl_loss` of models that FSDP2 has sharded, on every rank a part of the batch: how far from one process?
 
 For log-probabilities the last rank has no trained token. Writes {"model place of the head what": difference}.
 """
