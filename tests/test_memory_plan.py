@@ -26,9 +26,6 @@ QWEN_7B = {
     "max_position_embeddings": 32768,
 }
 
-HEAD = (1.0, None, None, 0.0, False, 0)
-"""Temperature, none of a row's own, no bias, no cap; logits in the type of the states, the usual budget: as `Policy` calls it."""
-
 
 def test_the_plan_of_a_training_step_is_what_it_takes(torchrun, tmp_path):
     said = torchrun("memory", 1, folder=str(write_tiny(tmp_path / "arith", "opt")), tokens=16384)
