@@ -90,7 +90,7 @@ def tokenizer() -> Any:
 
 def trainer_of(kind: type, model: Any, options: dict[str, Any]) -> Any:
     from datasets import Dataset
-    from trl import GRPOConfig
+    from trl import GRPOConfig, RLOOConfig, RLOOTrainer
 
     settings: dict[str, Any] = {"output_dir": str(ROOT / "build" / "adapters-run"), "per_device_train_batch_size": 8, "num_generations": 4}
     settings |= {"max_completion_length": 12, "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "logging_steps": 1}
@@ -101,7 +101,7 @@ def trainer_of(kind: type, model: Any, options: dict[str, Any]) -> Any:
     return kind(
         model=model,
         reward_funcs=lambda completions, **_: [float(len(text) % 3) for text in completions],
-        args=GRPOConfig(**settings),
+        args=(RLOOConfig if issubclass(kind, RLOOTrainer) else GRPOConfig)(**settings),
         train_dataset=prompts,
         processing_class=tokenizer(),
         **peft,
@@ -209,6 +209,8 @@ def trl() -> None:
         for options in SAME:
             if not (options.get("cast_lm_head_to_fp32") and KINDS[kind].get("tie_word_embeddings")):
                 compare_trl(kind, options, fused=True)
+    compare_trl("llama", {"loss_type": "dapo", "bf16": True}, fused=True, limit=0.02)
+    compare_rloo()
     for options in TRLS_OWN:
         compare_trl("llama", options, fused=False)
     for kind in ("gemma2", "cohere", "granite", "mixtral"):
@@ -218,6 +220,20 @@ def trl() -> None:
     for targets in (["q_proj"], ["q_proj", "v_proj"]):
         compare_trl("llama", {"loss_type": "dapo", "peft_config": LoraConfig(target_modules=targets, r=3)}, fused=True)
     train_trl()
+
+
+def compare_rloo() -> None:
+    from trl import RLOOTrainer
+
+    from soundrl.kernels.adapters.trl import SoundrlLogprob
+
+    host = trainer_of(RLOOTrainer, model_of("llama"), {"beta": 0.04})
+    ours = trainer_of(type("Trainer", (SoundrlLogprob, RLOOTrainer), {}), model_of("llama"), {"beta": 0.04})
+    batch = batch_of(host, ())
+    batch["old_logps"] = (batch["old_per_token_logps"] * batch["completion_mask"]).sum(1)
+    (loss, grads, _), (own_loss, own_grads, _) = (step_of(trainer, batch, ()) for trainer in (host, ours))
+    gradient = max(gap(a, b) for a, b in zip(own_grads, grads, strict=True))
+    say("trl logprob", "llama RLOOTrainer", loss=gap(own_loss, loss), gradient=gradient)
 
 
 def train_trl() -> None:

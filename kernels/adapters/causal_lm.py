@@ -83,7 +83,7 @@ def rl_loss(
     check_mask(ids_BL, mask_BL, rollouts.inputs)
     advantages = rollouts.advantages if rollouts.advantages.ndim == 2 else rollouts.advantages[:, None]
 
-    def predicted(x_BL: Tensor | None) -> Tensor | None:
+    def predicted(x_BL: Any) -> Any:
         return None if x_BL is None else x_BL.expand(mask_BL.shape)[:, 1:]
 
     def compute(hidden_BLH: Tensor, output: Any) -> tuple[Tensor, dict[str, Tensor], Logprobs]:

@@ -171,6 +171,6 @@ class FusedLoss:
         own_value, value = own.item(), (self.loss.detach() + self.aux.to(self.loss.device)).item()
         if abs(own_value - value) > 1e-3 * max(1.0, abs(own_value)):
             raise ValueError(
-                f"TRL's loss is {own_value}, soundrl's formula gives {value}: this TRL computes another {self.trainer.loss_type!r} than 1.16; "
-                "take class Trainer(SoundrlLogprob, GRPOTrainer)"
+                f"TRL's loss is {own_value}, soundrl's formula gives {value}: this TRL's loss_type={self.trainer.loss_type!r} is another "
+                "than 1.16's; take class Trainer(SoundrlLogprob, GRPOTrainer)"
             )
