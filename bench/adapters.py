@@ -1,6 +1,6 @@
 """Do kernels/adapters compute what TRL, verl and PEFT compute? Losses and gradients, side by side with the released packages, on CPU.
 
-    make adapters     installs requirements/adapters.txt into build/adapters, then runs this
+    make adapters     installs requirements/adapters.txt into build/adapters, runs the programs of kernels/README.md, then this
 
 One line a case: the worst difference of the loss and of any gradient (of any logged metric, too). Ends with status 1 where one is above its
 limit, or where what should be refused is not.
