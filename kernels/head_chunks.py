@@ -64,19 +64,21 @@ class HeadMemory(NamedTuple):
 
 def head_memory(tokens: int, width: int, vocabulary: int, element_size: int, fp32_logits: bool, budget: int, on_gpu: bool) -> HeadMemory:
     """Chunks sum the gradient of a 16-bit weight in fp32, 4·V·H bytes and 2·V·H more for the result; a single one needs no sum. With b
-    bytes a logit, one chunk of all T rows holds b·T·V + 2·V·H, chunks of c rows max(b·c·V, 2·V·H) + 4·V·H: one it is wherever that is no
-    more, and no budget was asked for. In 32 bits the sum is the result, and chunks cost nothing.
+    bytes a logit, one chunk of all T rows holds b·T·V + 2·V·H, chunks of c rows 4·V·H + max(b·c·V, 2·V·H): one it is wherever that is no
+    more than what chunks of the whole usual budget hold, T ≤ max(c + H, 2·H) in bf16. In 32 bits the sum is the result and costs nothing.
 
-    Worked example: V = 151,936, H = 4,096, bf16: c = 4,096 of 8,192 rows → one chunk, 3.7 GB where two hold as much.
+    Worked example: V = 151,936, H = 4,096, bf16: the budget holds c = 4,240 rows, so 8,192 tokens are one chunk of 3.7 GB.
     """
     logit, weight, hidden = bytes_per_logit(element_size, fp32_logits), element_size * vocabulary * width, element_size * tokens * width
-    rows = chunk_rows(tokens, vocabulary, logit, budget, on_gpu)
     summed = max(4, element_size) * vocabulary * width
+    rounded = weight if summed > weight else 0
+    rows = chunk_rows(tokens, vocabulary, logit, budget, on_gpu)
     single = logit * tokens * vocabulary + weight
-    chunked = summed + (max(logit * rows * vocabulary, weight) if summed > weight else logit * rows * vocabulary)
-    if rows >= tokens or (budget == USUAL and single <= chunked):
-        rows, chunked = max(1, tokens), single
-    return HeadMemory(rows, hidden + max(chunked, 2 * weight + hidden))  # backward scales both into fresh memory
+    if rows >= tokens or (budget == USUAL and single <= summed + max(CUDA_BUDGET if on_gpu else CPU_BUDGET, rounded)):
+        rows, peak = max(1, tokens), single
+    else:
+        peak = summed + max(logit * rows * vocabulary, rounded)
+    return HeadMemory(rows, hidden + max(peak, 2 * weight + hidden))  # backward scales both into fresh memory
 
 
 class Projection(NamedTuple):
@@ -212,9 +214,9 @@ class HeadGradient:
             of_adapted_nR = (dlogits_nV @ chunk.lora_b_VR).mul_(chunk.lora_scale)
         if of_hidden:
             out = self.hidden[rows] if order is None else torch.empty_like(chunk.hidden_TH)
-            torch.mm(dlogits_nV, chunk.weight_VH, out=out)
+            product(dlogits_nV, chunk.weight_VH, out)
             if chunk.lora_a_RH is not None:
-                torch.addmm(out, of_adapted_nR, chunk.lora_a_RH, out=out)
+                product(of_adapted_nR, chunk.lora_a_RH, out, add=True)
             if order is not None:
                 self.hidden[rows][order] = out
         if of_weight:
@@ -279,6 +281,7 @@ def full_sums() -> Iterator[None]:
     """Within it cuBLAS adds up 16-bit products in fp32 to the end; by default it may add parts of a long sum in 16 bits, and dhidden's has
     V terms."""
     settings, names = torch.backends.cuda.matmul, [f"allow_{kind}_reduced_precision_reduction" for kind in ("bf16", "fp16")]
+    # With reduced precision off, a split of the sum may be off too.
     before = {name: (getattr(settings, name), getattr(settings, f"{name}_split_k", True)) for name in names}
     for name, (_, split) in before.items():
         setattr(settings, name, False if split else (False, False))

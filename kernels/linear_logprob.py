@@ -43,14 +43,14 @@ def linear_logprob(
     """log p_target and more of softmax(logits / temperature), with the logits of `head`.
 
     hidden       […, H] fp32, bf16, fp16 (fp64: plain torch), any number of dimensions before the last
-    head         the weight [V, H], or an `LMHead`: bias, softcap, scale, adapter, a slice of the vocabulary. Of hidden's type, unless within
-                 torch.autocast, which decides the type of both
+    head         the weight [V, H], or an `LMHead`: bias, softcap, scale, adapter, a slice of the vocabulary. Of hidden's type, except
+                 within torch.autocast, which decides the type of both
     targets      […] int64 or int32, or […, K]: K ids a row, which may repeat, e.g. the kept set of a sampler or the top k of a teacher.
                  −100 is no target: log-prob 0 and no gradient; the logits of a row without any target are never made
     temperature  one number, or one for each row; carries no gradient
 
-    Returns `Logprobs`; log-prob, entropy and lse are differentiable by hidden, weight, bias and adapter. A 16-bit weight's gradient is summed
-    over chunks in fp32 and rounded once.
+    Returns `Logprobs`; log-prob, entropy and lse are differentiable by hidden, weight, bias and adapter. The gradient of a 16-bit weight is
+    summed over chunks in fp32 and rounded once.
 
     fp32_logits    keep the logits in fp32. By default they are rounded to hidden's type, as samplers do (vLLM): one unit of bf16 at a logit
                    of 16 is 0.125 nats, and two products of different sizes may round differently. Set it where log-probabilities of
@@ -82,8 +82,6 @@ def head_forward(*given: Any) -> tuple[Tensor, ...]:
     head = Projection(*given)
     if head.memory_budget == 0 and runs_triton(head.hidden_TH):
         logprob, entropy_T, m_T, log_sum_T = head.whole_statistics(_streamed(head))
-        dead_T = head.targets == IGNORED
-        entropy_T, m_T, log_sum_T = (x_T.masked_fill(dead_T, 0.0) for x_T in (entropy_T, m_T, log_sum_T))
     else:
         live_T = row_targets(head.targets) != IGNORED
         rows = indices(live_T, int(live_T.sum()))
@@ -123,7 +121,8 @@ def head_backward(*given: Any) -> tuple[Tensor, ...]:
     before any product: rows without one are not even multiplied out."""
     *fields, of_rows, grads, wanted = given
     head = Projection(*fields)
-    live_T = (torch.stack([grads[0].view(len(head.targets), -1).ne(0).any(-1), *(g_T != 0 for g_T in grads[1:])])).any(0)
+    of_logprob, of_entropy_T, of_lse_T = (g != 0 for g in grads)
+    live_T = (of_logprob if of_logprob.ndim == 1 else of_logprob.any(-1)) | of_entropy_T | of_lse_T
     live_T &= row_targets(head.targets) != IGNORED
     rows = indices(live_T, int(live_T.sum()))
     if rows is None:
@@ -161,7 +160,7 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
 
 
 def _backward(ctx, *grads: Tensor) -> tuple:
-    *of_rows, = ctx.saved_tensors[:3]
+    (*of_rows,) = ctx.saved_tensors[:3]
     fields = [number if x is None else x for x, number in zip(ctx.saved_tensors[3:], ctx.numbers, strict=True)]
     wanted = [ctx.needs_input_grad[Projection._fields.index(name)] for name in LEAVES]
     return by_name(head_backward(*fields, of_rows, list(grads[:3]), wanted), wanted, 0)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from soundrl.kernels.advantage import RewardGroups
-from soundrl.kernels.backend import columns, operator, reads_values, require, schema_of, wide
+from soundrl.kernels.backend import columns, operator, require, schema_of, wide
 from soundrl.kernels.head_chunks import (
     GRADIENTS,
     HEAD,
@@ -36,7 +36,7 @@ from soundrl.kernels.linear_logprob import empty_statistics, head_backward, spre
 from soundrl.kernels.lm_head import LMHead, projection
 from soundrl.kernels.logprob import Logprobs, logprobs
 from soundrl.kernels.loss_rule import RULE, LossRule
-from soundrl.kernels.policy_loss import METRIC_SUMS, Tokens, check_rule, loss_terms, sequence_terms
+from soundrl.kernels.policy_loss import METRIC_SUMS, check_rule, loss_terms, sequence_terms
 from soundrl.kernels.softmax import IGNORED
 
 
@@ -67,14 +67,13 @@ def linear_policy_loss(
     memory_budget  bytes of logits alive at once (None: as in `linear_logprob`), at least 1
 
     Returns loss (scalar), metric sums (`METRIC_SUMS`) and `Logprobs`; the loss alone is differentiable, by what `linear_logprob` is. The
-    gradients are made in the forward pass, in the types of what they are gradients of, and kept until backward; what they are divided by is
-    in them before they are rounded. No [T, V] tensor exists at any time.
+    gradients are made in the forward pass, in the types of what they are gradients of, and kept until backward. No [T, V] tensor exists at
+    any time.
 
     Rows of advantage 0 have log-probabilities and stand in the metrics; who wants neither gives them −100, and their logits are not made.
     Waits for the GPU once, and once a chunk where rows may be clipped. Raises ValueError as its parts do.
     """
     rule = LossRule() if rule is None else rule
-    require(isinstance(rule, LossRule), lambda: f"rule is {rule!r}: give a LossRule, e.g. LossRule(variant={str(rule)!r})")
     require(memory_budget != 0, lambda: "memory_budget=0: gradients need at least a row of logits; leave it out, or give bytes")
     whole = projection(hidden, head, targets, temperature, fp32_logits, memory_budget)
     require(whole.targets.ndim == 1, lambda: f"targets has shape {tuple(targets.shape)}: a policy loss has one target a row")
@@ -83,7 +82,11 @@ def linear_policy_loss(
         assert cu_seqlens is not None
         advantages = advantages.advantages(cu_seqlens, len(whole.targets)).view(targets.shape)
     given = {"old_logprob": old_logprob, "advantages": advantages, "sampler_logprob": sampler_logprob}
-    given = {name: _flat(name, x, targets) for name, x in (given | {"reference_logprob": reference_logprob}).items()}
+    # Other shapes than the targets' are `check_rule`'s to refuse.
+    given = {
+        n: x if x is None or x.shape != targets.shape else x.reshape(-1)
+        for n, x in (given | {"reference_logprob": reference_logprob}).items()
+    }
     check_rule(rule, count, cu_seqlens, ("hidden", whole.hidden_TH), given)
     old_T, advantages_T, sampler_T, reference_T = given.values()
     leaves = (getattr(whole, name) for name in LEAVES)
@@ -96,24 +99,11 @@ def linear_policy_loss(
     return loss, dict(zip(METRIC_SUMS, sums.unbind(), strict=True)), rows
 
 
-def _flat(name: str, x: Tensor | None, targets: Tensor) -> Tensor | None:
-    """[T] of what has an entry a target."""
-    if x is None:
-        return None
-    require(
-        not x.requires_grad,
-        lambda: f"{name} requires a gradient, which is not computed: pass {name}.detach(), or `policy_loss` of `linear_logprob`",
-    )
-    return x.reshape(-1) if x.shape == targets.shape else x  # other shapes are `check_rule`'s to refuse
-
-
 def _divisor(count: float | Tensor | None, like: Tensor) -> Tensor | None:
-    """A scalar on the rows' device."""
-    if not isinstance(count, Tensor):
-        return None if count is None else torch.full((), count, dtype=wide(like), device=like.device)
-    require(count.numel() == 1, lambda: f"count has shape {tuple(count.shape)}: give one number, of the whole mini-batch")
-    require(not reads_values(count) or bool(count > 0), lambda: f"count={count.item()} must be > 0")
-    return count.detach().reshape(()).to(like.device, wide(like))
+    """A checked `count` as a scalar on the rows' device."""
+    if isinstance(count, Tensor):
+        return count.detach().reshape(()).to(like.device, wide(like))
+    return None if count is None else torch.full((), count, dtype=wide(like), device=like.device)
 
 
 class PerToken(NamedTuple):
@@ -183,10 +173,15 @@ def _linear_policy_loss(*given: Any) -> tuple[Tensor, ...]:
 
 
 def _one_pass(
-    head: Projection, of_rows: tuple[Tensor, ...], terms: Callable[[slice], tuple[Tensor, ...]], wanted: list[bool], live: int, compact: bool
+    head: Projection,
+    of_rows: tuple[Tensor, ...],
+    terms: Callable[[slice], tuple[Tensor, ...]],
+    wanted: list[bool],
+    live: int,
+    compact: bool,
 ) -> tuple[Tensor, ...]:
-    """Fills `of_rows` and returns the gradients. The first `live` rows have one; `compact` leaves out those of them whose slopes turn out to
-    be 0, and waits for the GPU once a chunk to learn how many are left."""
+    """Fills `of_rows` and returns the gradients. The first `live` rows have one; `compact` leaves out those of them whose slopes turn out
+    to be 0, and waits for the GPU once a chunk to learn how many are left."""
     size = head.rows_of_a_chunk(of_weight=wanted[1])
     gradient = HeadGradient(head, wanted, single=live <= size)
     for rows, chunk, logits_cV in head.chunks(size):
@@ -205,13 +200,13 @@ def _one_pass(
 
 
 def _folded(count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """1 / count as (what the slopes are multiplied by, in fp32; what is left for the gradients made of them). A gradient scaled in its own
-    16-bit type would be off by up to 2⁻⁹ as a whole. In fp16 gradients of 10⁻⁸ do not exist: a power of 2 is left, which is exact, and
-    meets the scale of the loss in fp32."""
-    if dtype != torch.float16:
-        return 1 / count, torch.ones_like(count)
-    mantissa, exponent = torch.frexp(count)
-    return 1 / mantissa, torch.ldexp(torch.ones_like(count), -exponent)
+    """1 / count as (what the slopes are multiplied by in fp32, before anything is rounded; what is left for the gradients made of them).
+
+    A gradient scaled in its own type would be off as a whole, by up to 2⁻⁹ in bf16. fp16 ends at 6 · 10⁻⁸: there all of it is left, and
+    meets the upstream gradient, which is then a scale of the loss, in fp32 (`_scaled`).
+    """
+    parts = 1 / count, torch.ones_like(count)
+    return parts[::-1] if dtype == torch.float16 else parts
 
 
 @_linear_policy_loss.register_fake
@@ -226,6 +221,7 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
     _, *others = output
     ctx.mark_non_differentiable(*others)
     ctx.save_for_backward(*output[6:])
+    ctx.set_materialize_grads(False)  # zeros as gradients of the gradients: as much memory once more
     ctx.wanted, ctx.others = inputs[-1], len(inputs) - len(Projection._fields)
 
 

@@ -32,9 +32,9 @@ class LMHead:
                before them. Results are those of the whole on every rank, which all must call with the same rows; gradients of hidden and A
                are sums over the ranks. Not within torch.compile
 
-    Weight, bias, A and B may be DTensors. Without a group they are gathered, and their gradients averaged over the mesh, which is what FSDP2
-    does with its parameters (and right for copies that all ranks train alike); so every rank of the mesh must call. A tensor that
-    `full_tensor()` or `to_local()` made of one is refused where it would get another gradient.
+    Weight, bias, A and B may be DTensors. Without a group they are gathered, and their gradients averaged over the mesh: what FSDP2 does
+    with its parameters, and right for copies that all ranks train alike. So every rank of the mesh must call. A tensor that
+    `full_tensor()` made of a sharded one is refused where it would get another gradient.
     """
 
     weight_VH: Tensor

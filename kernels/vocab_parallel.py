@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from soundrl.kernels.backend import require
+from soundrl.kernels.gathered import row_targets
 from soundrl.kernels.softmax import IGNORED, Softmax
 
 
@@ -53,7 +54,8 @@ def merged(own: tuple[Tensor, ...], softmax: Softmax, targets: Tensor, group: st
     owned_PKT = ~logprob_PKT.isnan()
     logprob_KT = torch.where(owned_PKT, logprob_PKT + (a_PT - log_sum_T)[:, None], 0.0).sum(0)
     logprob = logprob_KT.masked_fill(~owned_PKT.any(0), torch.nan).t().reshape(targets.shape).masked_fill(targets == IGNORED, 0.0)
-    return logprob, entropy_T, m_T, log_sum_T
+    dead_T = row_targets(targets) == IGNORED  # zeros of every rank, which are no statistics
+    return logprob, *(x_T.masked_fill(dead_T, 0.0) for x_T in (entropy_T, m_T, log_sum_T))
 
 
 def add_over(group: str, *partial: Tensor) -> None:
