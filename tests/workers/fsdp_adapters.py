@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import start_processes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from soundrl.kernels.adapters.causal_lm import Rollouts, rl_loss, token_logprobs
@@ -50,9 +51,8 @@ def part_of(what: str, model, rows: slice, tokens: float):
     return rl_loss(model, rollouts, tokens, rule=RULE)[0]
 
 
-def main(out: Path) -> None:
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
+def compare(rank: int, world: int, out: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=world)
     found = {}
     for kind in ("llama", "qwen2"):
         alone = model_of(kind)
@@ -73,4 +73,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[2]))
+    ranks = json.loads(sys.argv[1])["ranks"]
+    # Forked, so that torch and transformers are imported once.
+    start_processes(compare, (ranks, Path(sys.argv[2])), ranks, start_method="fork")
