@@ -154,6 +154,8 @@ def run_head(model: Any, compute: Callable[[Tensor, Any], Result], inputs: dict[
     call `head_of`. In the head itself nothing is computed: it hands on its input, and gives the model `PROBE` for logits.
     """
     base = base_of(model)
+    if "_orig_mod" in getattr(model, "_modules", {}) or getattr(base, "_compiled_call_impl", None) is not None:
+        raise refuse("is part of a compiled graph", "compile the backbone alone, model.model.compile(), or its layers")
     inner, own = base.forward, "forward" in vars(base)
 
     def forward(*args: Any, **kwargs: Any) -> Result:

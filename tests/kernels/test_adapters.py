@@ -166,6 +166,14 @@ def test_what_a_model_does_to_its_logits_unknown_to_us_is_refused():
     assert head_of(model).scale == 1.0 and token_logprobs(model, ids, attention, mask).logprob.any()
 
 
+def test_a_model_compiled_as_a_whole_is_refused():
+    model, (ids, attention, mask, _) = model_of("llama"), batch()
+    for compiled in (torch.compile(model), model):
+        with pytest.raises(ValueError, match=r"part of a compiled graph: compile the backbone alone, model.model.compile\(\)"):
+            token_logprobs(compiled, ids, attention, mask)
+        model.compile()
+
+
 class Lora(nn.Module):
     """peft.tuners.lora.Linear, as far as the head is concerned."""
 
