@@ -123,12 +123,13 @@ def bare_logits(head: Head) -> Provider:
     )
 
 
-def ours_grpo(head: Head, advantages_T: Tensor, compact: bool = True) -> Work:
+def ours_grpo(head: Head, advantages_T: Tensor, ignored: bool = False) -> Work:
+    """`ignored`: rows of advantage 0 are no targets, so that not even their logits are made."""
     count = float(len(head.targets_T))
+    targets_T = head.targets_T.masked_fill(advantages_T == 0, -100) if ignored else head.targets_T
 
     def loss_of(hidden_TH: Tensor, weight_VH: Tensor) -> Tensor:
-        rows = (head.targets_T, head.old_logprob_T, advantages_T, None, count)
-        return linear_policy_loss(hidden_TH, weight_VH, *rows, rule=RULE, compact=compact)[0]
+        return linear_policy_loss(hidden_TH, weight_VH, targets_T, head.old_logprob_T, advantages_T, None, count, rule=RULE)[0]
 
     return with_gradients(head, loss_of)
 
@@ -144,12 +145,11 @@ def grpo(head: Head) -> list[Provider]:
         return grpo_loss(torch_logprob(hidden_TH, weight_VH, head.targets_T), head.old_logprob_T, head.advantages_T, count)
 
     def ours_in_two(hidden_TH: Tensor, weight_VH: Tensor) -> Tensor:
-        logprob_T = linear_logprob(hidden_TH, weight_VH, head.targets_T)[0]
+        logprob_T = linear_logprob(hidden_TH, weight_VH, head.targets_T).logprob
         return policy_loss(logprob_T, head.old_logprob_T, head.advantages_T, None, count, rule=RULE)[0]
 
     return [
         Provider("ours", lambda: ours_grpo(head, head.advantages_T)),
-        Provider("ours, compact=False", lambda: ours_grpo(head, head.advantages_T, compact=False)),
         Provider("ours, logprob then loss", lambda: with_gradients(head, ours_in_two)),
         Provider("torch", lambda: with_gradients(head, whole)),
         Provider("torch.compile", lambda: with_gradients(head, compiled(whole, head.hidden_TH.device.type))),
@@ -180,6 +180,7 @@ def forward(head: Head) -> list[Provider]:
 
     return [
         Provider("ours", lambda: work(lambda h, w: linear_logprob(h, w, targets_T)[:2])),
+        Provider("ours, streaming", lambda: work(lambda h, w: linear_logprob(h, w, targets_T, memory_budget=0)[:2])),
         Provider("torch", lambda: work(of_targets(torch_logprob_entropy))),
         Provider("torch.compile", lambda: work(of_targets(compiled(torch_logprob_entropy, targets_T.device.type)))),
         Provider("liger scaled CE", lambda: work(liger_logprob(head, entropy=True))),

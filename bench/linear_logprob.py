@@ -6,11 +6,11 @@
 
 grpo           clipped loss, forward and backward. `x floor` is time over the three bare products of the same run (T_cublas)
 forward        log-probability and entropy without gradient; `x floor` is time over one bare product
-compaction     the clipped loss with 0, 25, 50 and 75 % of the rows without a coefficient
-memory         both at four vocabularies: `peak MiB` of `forward` must not grow with V
+compaction     the clipped loss with 0, 25, 50 and 75 % of the rows without a coefficient, and the same rows as no targets (−100)
+memory         both at four vocabularies: `peak MiB` of `ours, streaming` must not grow with V
 cross-entropy  mean cross-entropy, where libraries that know no per-token weights can be compared
 
-Peak memory of forward and backward includes the results; without them and the fp32 sum of dweight it is `peak_mib` − (2·T·H + 4·V·H) / 2²⁰.
+Peak memory of forward and backward includes the results; `kernels/head_chunks.py`'s `head_memory` predicts it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def forward_case(plan: Plan, name: str, mode: str) -> Case | None:
     head = make_head(plan, name)
     providers = forward(head)
     if mode == "memory":
-        providers = [p for p in providers if p.name in ("ours", "torch", "bare logits product")]
+        providers = [p for p in providers if p.name in ("ours", "ours, streaming", "torch", "bare logits product")]
     return Case(
         mode="forward",
         shape=head.shape,
@@ -90,21 +90,22 @@ def compaction_case(plan: Plan, name: str) -> Case | None:
 
     keys = ("loss", "dhidden", "dweight")
 
-    def provider(share: float, compact: bool) -> Provider:
+    def provider(share: float, ignored: bool) -> Provider:
         def build():
-            work = ours_grpo(head, advantages[share], compact)
+            work = ours_grpo(head, advantages[share], ignored)
             return dataclasses.replace(work, step=lambda state: named(share, work.step(state)))
 
         omits = tuple(f"{key}, {other:.0%} dead" for key in keys for other in DEAD if other != share)
-        return Provider(f"ours, {share:.0%} dead" + ("" if compact else ", compact=False"), build, omits=omits)
+        return Provider(f"ours, {share:.0%} dead" + (", as −100" if ignored else ""), build, omits=omits)
 
+    ceilings = bare_products(head), copy_ceiling(plan.device)
     return Case(
         mode="compaction",
         shape=head.shape,
         dtype=head.hidden_TH.dtype,
         reference=reference,
         tolerance=TOLERANCE[head.hidden_TH.dtype],
-        providers=[*(provider(share, True) for share in DEAD), provider(DEAD[-1], False), bare_products(head), copy_ceiling(plan.device)],
+        providers=[*(provider(share, way) for share in DEAD for way in (False, True) if share or not way), *ceilings],
         flop=3 * head.product_flop,
         moved=head_bytes(head, 2),
     )

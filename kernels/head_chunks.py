@@ -220,14 +220,14 @@ class HeadGradient:
             if order is not None:
                 self.hidden[rows][order] = out
         if of_weight:
-            product(dlogits_nV.t(), chunk.hidden_TH, self.weight, add)
+            product(dlogits_nV.t(), chunk.hidden_TH, self.weight, add=add, sums=True)
         if of_bias:
             part_V = dlogits_nV.sum(0, dtype=wide(dlogits_nV))
             self.bias.copy_(self.bias + part_V if add else part_V)
         if of_a:
-            product(of_adapted_nR.t(), chunk.hidden_TH, self.a, add)
+            product(of_adapted_nR.t(), chunk.hidden_TH, self.a, add=add, sums=True)
         if of_b:
-            product(dlogits_nV.t(), chunk.adapted(), self.b, add)
+            product(dlogits_nV.t(), chunk.adapted(), self.b, add=add, sums=True)
         self.empty = False
 
     def total(self) -> tuple[Tensor, ...]:
@@ -264,16 +264,20 @@ def compaction(live_T: Tensor) -> Tensor | None:
     return order
 
 
-def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
-    """out = a · b, or `add` to it, with the sum in out's type: 16-bit operands on the tensor cores, no rounding to 16 bits."""
-    if a.dtype == out.dtype:
-        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-    elif out.is_cuda:
-        wider: dict[str, Any] = {"out_dtype": out.dtype}
-        torch.addmm(out, a, b, out=out, **wider) if add else torch.mm(a, b, out=out, **wider)
-    else:  # torch's CPU products have no out_dtype
+def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, sums: bool = False) -> None:
+    """out = a · b, or `add` to it, with the sum in out's type: 16-bit operands on the tensor cores, no rounding to 16 bits.
+
+    torch's CPU products have no wider result: there the operands are widened; or, where out `sums` chunks and is rounded itself in the
+    end, it sums products of 16 bits.
+    """
+    wider: dict[str, Any] = {"out_dtype": out.dtype} if out.is_cuda and a.dtype != out.dtype else {}
+    if not out.is_cuda and a.dtype != out.dtype:
+        if sums:
+            part = torch.mm(a, b)
+            out.add_(part) if add else out.copy_(part)
+            return
         a, b = a.to(out.dtype), b.to(out.dtype)
-        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+    torch.addmm(out, a, b, out=out, **wider) if add else torch.mm(a, b, out=out, **wider)
 
 
 @contextlib.contextmanager

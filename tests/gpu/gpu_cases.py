@@ -99,7 +99,7 @@ class Loss:
         h, w = (x.detach().requires_grad_() for x in (self.hidden_TH, self.weight_VH))
         reference_T = self.reference_T if rule.kl != "none" else None
         rows = (self.targets_T, *self.rows(torch.float32), 777.0)
-        loss, _, logprob_T, _ = linear_policy_loss(h, w, *rows, rule=rule, reference_logprob_T=reference_T, **settings)
+        loss, _, (logprob_T, *_) = linear_policy_loss(h, w, *rows, rule=rule, reference_logprob=reference_T, **settings)
         of_hidden, of_weight = torch.autograd.grad(loss, (h, w))
         return {"loss": loss.detach(), "logprob": logprob_T, "dhidden": of_hidden, "dweight": of_weight}
 

@@ -176,7 +176,7 @@ def test_nothing_wants_a_gradient():
 def test_an_adapter_of_a_frozen_weight_needs_no_gradient_of_the_weight(monkeypatch):
     made = []
     original = head_chunks.product
-    monkeypatch.setattr(head_chunks, "product", lambda a, b, out, add=False: (made.append(out.shape), original(a, b, out, add)))
+    monkeypatch.setattr(head_chunks, "product", lambda a, b, out, **o: (made.append(out.shape), original(a, b, out, **o)))
     x = case(30, 16, 90, seed=6)
     hidden, weight, a, b = (x[n].clone().requires_grad_(n != "weight") for n in ("hidden", "weight", "a", "b"))
     linear_logprob(hidden, LMHead(weight, lora=(a, b, 0.5)), x["targets"]).logprob.sum().backward()
@@ -241,7 +241,7 @@ def test_a_row_without_a_target_is_exactly_nothing(monkeypatch):
     """Zeros, no gradient whatever its hidden state is, and its logits are never made."""
     multiplied = []
     original = head_chunks.product
-    monkeypatch.setattr(head_chunks, "product", lambda a, b, out, add=False: (multiplied.append(len(a)), original(a, b, out, add)))
+    monkeypatch.setattr(head_chunks, "product", lambda a, b, out, **o: (multiplied.append(len(a)), original(a, b, out, **o)))
     x = case(12, 8, 20, seed=8)
     x["targets"][[1, 5, 6]] = -100
     hidden, weight = x["hidden"].clone(), x["weight"].clone().requires_grad_()

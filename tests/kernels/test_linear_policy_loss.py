@@ -155,10 +155,10 @@ def multiplied_rows(monkeypatch) -> list[tuple[str, int]]:
     made = []
     original = head_chunks.product
 
-    def product(a, b, out, add=False):
+    def product(a, b, out, **options):
         kind = "dweight" if out.shape == (V, H) else "dhidden" if out.shape[1] == H else "logits"
         made.append((kind, len(b) if kind == "dweight" else len(a)))
-        original(a, b, out, add)
+        original(a, b, out, **options)
 
     monkeypatch.setattr(head_chunks, "product", product)
     return made
@@ -274,7 +274,7 @@ def test_memory_is_as_predicted(monkeypatch, tokens, width, vocabulary, size, fp
     """To 1 %, S1 scaled down: 128 rows in the budget. Left out is what has temporaries on a CPU alone: row functions, wider copies of
     factors."""
     monkeypatch.setattr(head_chunks, "CPU_BUDGET", 128 * vocabulary * head_chunks.bytes_per_logit(size, fp32_logits))
-    monkeypatch.setattr(head_chunks, "product", lambda a, b, out, add=False: None)
+    monkeypatch.setattr(head_chunks, "product", lambda *_, **__: None)
     monkeypatch.setattr(head_chunks, "row_backward", lambda *_: None)
     monkeypatch.setattr(head_chunks, "row_forward", lambda logits, *_: tuple(torch.zeros(4, len(logits))))
     monkeypatch.setattr(module, "compaction", lambda live_T: None)
@@ -328,6 +328,21 @@ def test_bf16_and_fp16_stay_near(x):
         ours, _ = fused(x, LossRule(), False, dtype, fp32_logits=wide, memory_budget=6 * V * 25)
         for p, q in zip(expected, ours, strict=True):
             assert (p - q.to(D)).norm() <= 0.05 * p.norm(), (dtype, wide)
+
+
+def test_autocast_whatever_the_coefficients_are(x):
+    """fp32 leaves, bf16 products; with rows of coefficient 0 too."""
+    for zeros in (0, 5):
+        advantages = torch.ones(T).masked_fill(torch.arange(T) < zeros, 0.0)
+        grads = []
+        for dtype in (torch.float32, torch.bfloat16):
+            leaf = [x[n].to(dtype, copy=True).requires_grad_() for n in ("hidden", "weight")]
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+                loss, *_ = linear_policy_loss(*leaf, x["targets"], x["old"], advantages, None, 7.0, memory_budget=2 * V * 25)
+                loss.backward()
+            assert all(v.grad.dtype == dtype for v in leaf)
+            grads.append([loss.detach(), *(v.grad.bfloat16() for v in leaf)])
+        assert all(map(torch.equal, *grads))
 
 
 def test_supervised_is_cross_entropy(x):

@@ -6,6 +6,7 @@ import torch
 from soundrl.kernels.advantage import group_advantage
 from soundrl.kernels.linear_logprob import linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
+from soundrl.kernels.lm_head import LMHead, projection
 from soundrl.kernels.logprob import selective_logprob
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import policy_loss
@@ -36,6 +37,8 @@ def cases(T: int) -> dict:
     cu = torch.tensor([0, T // 2, T])
     per_row = torch.ones(T) * 0.8
     statistics = [torch.zeros(T), torch.ones(T), torch.ones(T)]
+    adapter = LMHead(weight, bias, 3.0, lora=(torch.randn(2, H, requires_grad=True), torch.randn(V, 2, requires_grad=True), 0.5))
+    head = tuple(projection(hidden, adapter, targets, per_row, False, None))
     return {
         "sequence_mean": (old, cu),
         "group_advantage": (old, cu, advantages > -0.5, 1.0, sampler > -0.5, True),
@@ -46,15 +49,9 @@ def cases(T: int) -> dict:
         "logprob": (logits, targets, 1.0, per_row, bias, 3.0, False),
         "logprob_backward": (logits.detach(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
         "logprob_backward_": (logits.detach().clone(), targets, 0.9, None, None, 0.0, statistics, [old, sampler, advantages]),
-        "linear_logprob": (hidden, weight, targets, 1.0, per_row, bias, 3.0, False, 0),
-        "linear_logprob_backward": (
-            *(hidden.detach(), weight.detach(), targets, 0.9, None, None, 0.0, False, 0),
-            *(statistics, old, sampler, [True, True, False], True),
-        ),
-        "linear_policy_loss": (
-            *(hidden, weight, targets, 0.9, None, bias, 0.0, False, 0, old, advantages, sampler, reference, cu),
-            *(RULE.words(), RULE.numbers(), [True, True, True], True),
-        ),
+        "linear_logprob": head,
+        "linear_logprob_backward": (*(x.detach() if isinstance(x, torch.Tensor) else x for x in head), statistics, [old, sampler, advantages], [True] * 5),  # noqa: E501
+        "linear_policy_loss": (*head, old, advantages, sampler, reference, cu, torch.tensor(9.0), RULE.words(), RULE.numbers(), [True] * 5),
     }  # fmt: skip
 
 
@@ -66,17 +63,22 @@ def test_opcheck(name):
 
 
 def fused(hidden, weight, targets, old, sampler, advantages, cu):
-    loss, sums, _, _ = linear_policy_loss(hidden, weight, targets, old, advantages, sampler, 9.0, rule=LossRule(correction="tis"))
+    loss, sums, _ = linear_policy_loss(hidden, weight, targets, old, advantages, sampler, 9.0, rule=LossRule(correction="tis"))
     return loss, sums["kl"]
 
 
 def apart(hidden, weight, targets, old, sampler, advantages, cu):
-    logprob, entropy, lse = linear_logprob(hidden, weight, targets, 0.9)
+    logprob, entropy, lse, _ = linear_logprob(hidden, weight, targets, 0.9)
     second, *_ = selective_logprob(hidden @ weight.t(), targets, 0.9)
     scaled = group_advantage(advantages, cu)
     rule = LossRule(variant="grpo", entropy_coef=0.01)
     loss, sums = policy_loss(logprob + second, old, scaled, sampler, 9.0, rule=rule, cu_seqlens=cu, entropy_T=entropy)
     return loss + 0.0 * lse.sum(), sums["kl"]
+
+
+def test_what_waits_for_a_gpu_is_kept_out_of_cuda_graphs():
+    waits = {name for name in cases(4) if torch.Tag.cudagraph_unsafe in getattr(torch.ops.soundrl, name).default.tags}
+    assert waits == {"linear_logprob", "linear_logprob_backward", "linear_policy_loss"}
 
 
 @pytest.mark.parametrize("function", [fused, apart])
