@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial
 
-from soundrl.kernels.backend import KERNEL_DTYPES
+from soundrl.kernels.backend import KERNEL_DTYPES, DTensor
 from soundrl.kernels.lm_head import LMHead
 
 # What the models of transformers do to their logits, by the names in their configs; `check_logits` finds what stands in none of these.
@@ -48,11 +47,11 @@ def head_of(model: Any, dtype: torch.dtype | None = None) -> LMHead:
     """The head of a transformers model, plain or inside PEFT, DDP and FSDP2, for `linear_logprob` and `linear_policy_loss`.
 
     model  anything with `get_output_embeddings()` and `config`
-    dtype  what the weights are cast to (None: left as they are); under FSDP2 before they are gathered
+    dtype  what the weights are cast to (None: left as they are); shards of FSDP2 before they are gathered
 
     Bias, softcap and scale come along. Of PEFT: LoRA on the head (several active adapters, merged, disabled) and `modules_to_save`. A
-    weight that FSDP2 holds in shards is gathered with the one gradient placement that is right, the average over its mesh. Call it anew
-    for each step: weights are read as they are now. Raises ValueError for what `LMHead` cannot say: DoRA, LoRA dropout in training,
+    weight that FSDP2 holds in shards stays a DTensor, which the functions gather (`LMHead`): every rank must call them. Call it anew for
+    each step: weights are read as they are now. Raises ValueError for what `LMHead` cannot say: DoRA, LoRA dropout in training,
     quantised heads, heads that are no nn.Linear, ZeRO-3's shards.
     """
     base = base_of(model)
@@ -70,8 +69,8 @@ def head_of(model: Any, dtype: torch.dtype | None = None) -> LMHead:
         cure = "under ZeRO-3 call within deepspeed.zero.GatheredParameters, under FSDP within summon_full_params; or use FSDP2"
         raise refuse(f"has a weight of shape {tuple(weight.shape)}, its shards lie elsewhere", cure)
     softcap, scale = of_logits(base)
-    bias = None if plain.bias is None else whole(plain.bias, dtype)
-    return LMHead(whole(weight, dtype), bias, softcap, scale, lora_of(adapters, dtype))
+    bias = None if plain.bias is None else cast(plain.bias, dtype)
+    return LMHead(cast(weight, dtype), bias, softcap, scale, lora_of(adapters, dtype))
 
 
 def of_logits(base: Any) -> tuple[float | None, float]:
@@ -85,11 +84,8 @@ def of_logits(base: Any) -> tuple[float | None, float]:
     return softcap, 1.0 if scale is None else float(scale)
 
 
-def whole(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """All of a parameter, in `dtype`. FSDP2 averages gradients over the ranks, and so must the gradient of what is gathered here:
-    `full_tensor()` without a placement takes each rank's gradient for the whole one."""
-    x = x if dtype is None else x.to(dtype)
-    return x.full_tensor(grad_placements=[Partial("avg")] * x.device_mesh.ndim) if isinstance(x, DTensor) else x
+def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x if dtype is None else x.to(dtype)
 
 
 def unwrapped(layer: Any) -> tuple[Any, list[tuple[nn.Linear, nn.Linear, float]]]:
@@ -142,9 +138,9 @@ def active_lora(layer: Any) -> list[tuple[nn.Linear, nn.Linear, float]]:
 def lora_of(adapters: list[tuple[nn.Linear, nn.Linear, float]], dtype: torch.dtype | None) -> tuple[Tensor, Tensor, float] | None:
     """(A [R, H], B [V, R], s): the sum of several adapters is one of their ranks' sum."""
     if len(adapters) < 2:
-        return next(((whole(a.weight, dtype), whole(b.weight, dtype), s) for a, b, s in adapters), None)
-    a_RH = torch.cat([whole(a.weight, dtype) for a, _, _ in adapters])
-    return a_RH, torch.cat([s * whole(b.weight, dtype) for _, b, s in adapters], 1), 1.0
+        return next(((cast(a.weight, dtype), cast(b.weight, dtype), s) for a, b, s in adapters), None)
+    a_RH = torch.cat([cast(a.weight, dtype) for a, _, _ in adapters])
+    return a_RH, torch.cat([s * cast(b.weight, dtype) for _, b, s in adapters], 1), 1.0
 
 
 def run_head(model: Any, compute: Callable[[Tensor, Any], Result], inputs: dict[str, Any]) -> Result:
