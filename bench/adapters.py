@@ -6,6 +6,7 @@ One line a case: the worst difference of the loss and of any gradient (of any lo
 limit, or where what should be refused is not.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import argparse
@@ -345,14 +346,14 @@ def verl() -> None:
         logprob, entropy = kind(chunk_size=4)(h, w, ids, temperature=0.8)
         (upstream * (logprob + 0.3 * entropy)).sum().backward()
         results.append((logprob.detach(), entropy.detach(), h.grad, w.grad))
-    say("verl", "FusedLinearForPPO", **gaps(("logprob", "entropy", "dhidden", "dweight"), *results))
+    say("verl", "FusedLinearForPPO", LIMIT, "", **gaps(("logprob", "entropy", "dhidden", "dweight"), *results))
     results = []
     for function in (known["logprobs_from_logits"], ours.logprobs_from_logits):
         logits = (hidden @ weight.t()).requires_grad_()
         logprob = function(logits * 1.0, ids)
         (upstream * logprob).sum().backward()
         results.append((logprob.detach(), logits.grad))
-    say("verl", "logprobs_from_logits", **gaps(("logprob", "gradient"), *results))
+    say("verl", "logprobs_from_logits", LIMIT, "", **gaps(("logprob", "gradient"), *results))
     mask = (torch.arange(9) < torch.tensor([9, 4, 1, 0])[:, None]).long()
     noise = torch.randn(4, 4, 9, generator=generator)
     old, advantages, weights = -noise[0].abs(), noise[1], noise[2].abs()
@@ -372,7 +373,7 @@ def verl() -> None:
                 loss.backward()
                 results.append((loss.detach(), x.grad, torch.tensor([metrics[k] for k in sorted(metrics)])))
             case = f"{mode} {aggregation}{' rollout weights' if with_weights else ''}"
-            say("verl", case, **gaps(("loss", "gradient", "metrics"), *results))
+            say("verl", case, LIMIT, "", **gaps(("loss", "gradient", "metrics"), *results))
     ours.register()
     placed = theirs.logprobs_from_logits is ours.logprobs_from_logits and fused.FusedLinearForPPO is ours.FusedLinearForPPO
     entered = all(name in algos.POLICY_LOSS_REGISTRY for name in ours.LOSSES)
@@ -380,7 +381,7 @@ def verl() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--hosts", nargs="*", default=["peft", "verl", "trl"])
     parser.add_argument("--packages", default=str(ROOT / "build" / "adapters"), help="folder with requirements/adapters.txt installed")
     parser.add_argument("--out", type=Path, help="append the rows, as JSON lines")
