@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: certificate smollm2 smollm2-judged clean
+.PHONY: certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -128,6 +128,18 @@ certificate: $(TESTED)/.installed
 		env -u TRITON_INTERPRET PYTHONPATH=build/links:build/triton/$$v $(TESTED)/bin/python -m soundrl.kernels.certificate \
 			--write bench/results/certificate.json || exit 1; \
 	done
+# Losses and gradients of kernels/adapters beside those of TRL, verl and PEFT, released packages in a folder of their own: 300 MB, 3 minutes.
+ADAPTERS := build/adapters
+$(ADAPTERS)/.installed: requirements/adapters.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(ADAPTERS) -r requirements/adapters.txt
+	@touch $@
+adapters: $(ADAPTERS)/.installed
+	ADAPTERS=$(ADAPTERS) $(BIN)/python -m pytest tests/test_kernels_readme.py -q -n0
+	$(BIN)/python bench/adapters.py --packages $(ADAPTERS)
+
+# soundrl-kernels, an sdist and a wheel in dist/.
+kernels-wheel: $(STAMP)
+	$(BIN)/python package/kernels_alone.py dist
 
 # Every GPU test in one call, under 9 minutes; results go to $$OUT (or ./out).
 gpu:

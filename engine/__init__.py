@@ -1,0 +1,3 @@
+from soundrl.fapo.extra import check_extra
+
+check_extra("soundrl.engine")

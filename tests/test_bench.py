@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 
@@ -215,23 +214,3 @@ def test_the_host_work_of_a_step_runs_at_small_shapes(tmp_path):
     assert rows.keys() == {"exchange", "deal", "pack", "write", "write, JSON", "in all"}
     assert all(row["seconds"] > 0 and row["stamp"]["device"] and row["rollouts"] == 64 for row in rows.values())
     assert 0 < rows["write"]["disk_mb"] < 0.6 * rows["write, JSON"]["disk_mb"]
-
-
-README = (ROOT / "kernels" / "README.md").read_text()
-PROGRAMS = re.findall(r"^## (\w+).*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-
-
-def test_the_readme_of_the_kernels_has_a_program_for_each_function():
-    functions = ["selective_logprob", "linear_logprob", "policy_loss", "group_advantage", "linear_policy_loss", "varlen_attention"]
-    assert [name for name, _ in PROGRAMS] == functions
-    assert all(f"{name}(" in text for name, text in PROGRAMS)
-
-
-@pytest.mark.parametrize("name, text", PROGRAMS, ids=[name for name, _ in PROGRAMS])
-def test_programs_of_the_readme_run(name, text, tmp_path):
-    program = tmp_path / f"{name}.py"
-    program.write_text(text)
-    seen = runpy.run_path(str(program))
-    if "model" in seen:
-        trained = [p.grad for p in seen["model"].parameters() if p.grad is not None]
-        assert seen["loss"].isfinite() and (trained or name == "policy_loss")  # that one clears its gradients

@@ -282,7 +282,7 @@ PROGRAMS = [(page.name, body) for page in PAGES if page.parent.name == "docs" fo
 
 @pytest.mark.parametrize(("page", "program"), PROGRAMS)
 def test_programs_of_the_pages_run(page, program, place, monkeypatch, tmp_path):
-    """Those of kernels/README.md run in tests/test_bench.py."""
+    """Those of kernels/README.md run in tests/test_kernels_readme.py."""
     monkeypatch.chdir(place)
     (tmp_path / "program.py").write_text(program)
     runpy.run_path(str(tmp_path / "program.py"))

@@ -1,7 +1,6 @@
 """Import directions (DESIGN: kernels · fapo → genrm → engine), what the kernels need, and names that would shadow the standard library."""
 
 import ast
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,13 +16,14 @@ MAY_IMPORT = {
 }
 OF_KERNELS = {"torch", "triton", "soundrl", *sys.stdlib_module_names}
 PLUGIN = defaultdict(set, {"plugin.py": {"pytest"}})
+HOSTS = {"verl"}
 FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """Full names of everything a module imports, at any depth."""
+def imported(tree: ast.AST, nested: bool = True) -> set[str]:
+    """Full names of everything a module imports, at any depth; without `nested` what its import itself imports."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if nested else ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -36,7 +36,10 @@ def imported(tree: ast.Module) -> set[str]:
 def test_import_direction_and_size(path):
     text = path.read_text()
     folder = path.relative_to(ROOT).parts[0]
-    for name in imported(ast.parse(text)):
+    # Adapters import their hosts where they are called.
+    nested = path.parent.name != "adapters"
+    assert nested or {name.split(".")[0] for name in imported(ast.parse(text))} <= OF_KERNELS | HOSTS
+    for name in imported(ast.parse(text), nested):
         parts = name.split(".")
         assert parts[0] not in MAY_IMPORT, f"{path.name} imports {name}; write soundrl.{name}"
         if parts[0] == "soundrl":
@@ -52,24 +55,6 @@ def test_import_direction_and_size(path):
 
 def test_the_check_finds_a_wrong_import():
     assert imported(ast.parse("def f():\n    from soundrl.engine.config import Config")) == {"soundrl.engine.config.Config"}
-
-
-def test_kernels_import_with_torch_and_triton_alone():
-    modules = [f"soundrl.kernels.{p.stem}" for p in sorted((ROOT / "kernels").glob("*.py"))]
-    assert len(modules) >= 4
-    code = (
-        "import importlib, sys\n"
-        "class Wall:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('transformers', 'vllm', 'safetensors', 'accelerate', 'tokenizers', 'aiohttp', 'tyro'):\n"
-        "            raise ImportError('not installed: ' + name)\n"
-        "sys.meta_path.insert(0, Wall())\n"
-        f"[importlib.import_module(m) for m in {modules!r}]\n"
-        "print(sorted(m for m in ('soundrl.fapo', 'soundrl.genrm', 'soundrl.engine') if m in sys.modules))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
 
 
 def parameters(tree: ast.Module) -> dict[str, int]:

