@@ -68,9 +68,7 @@ def results(x: dict[str, Tensor], cut: slice, group: object, budget: int | None)
         terms = (x["targets"], None if rule.variant == "cispo" else x["old"], x["advantages"], x["sampler"], 20.0)
         warm = {"temperature": x["temperature"], "memory_budget": budget}
         reference = x["reference"] if rule.kl != "none" else None
-        loss, sums, _ = linear_policy_loss(
-            leaf["hidden"], of, *terms, rule=rule, cu_seqlens=CU, reference_logprob=reference, **warm
-        )
+        loss, sums, _ = linear_policy_loss(leaf["hidden"], of, *terms, rule=rule, cu_seqlens=CU, reference_logprob=reference, **warm)
         loss.backward()
         out |= {f"{rule.variant} loss": loss.detach()} | {f"{rule.variant} {n}": s for n, s in sums.items()}
         out |= {f"{rule.variant} d{n}": v.grad for n, v in leaf.items()}
