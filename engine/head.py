@@ -12,17 +12,13 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from soundrl.kernels.adapters.head import DIVISOR, FACTORS, of_logits
 from soundrl.kernels.lm_head import LMHead
 
 # (hidden [R, H], head) → any tensor made from them
 Compute = Callable[[Tensor, LMHead], Tensor]
-
-
-# What a model multiplies its logits by, or divides them by: by model type, as another type's attribute of the same name may mean another
-# thing (HyperCLOVA X multiplies by what Granite divides by, MiniCPM3 divides hidden states).
-MULTIPLIES = {"cohere": "logit_scale", "cohere2": "logit_scale"}
-DIVIDES = dict.fromkeys(("granite", "granitemoe", "granitemoeshared", "granitemoehybrid"), "logits_scaling")
-FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+# Models whose factor (of whatever name `of_logits` reads) can be set to 1 for the model itself: it would be done to our result.
+SCALED = ("cohere", "cohere2", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid")
 
 
 class Head:
@@ -34,20 +30,16 @@ class Head:
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.softcap, self.scale = of_logits(model)
+        bound = "final_logit_softcapping"
+        if (self.scale != 1.0 and config.model_type not in SCALED) or (self.softcap is not None and getattr(config, bound, None) is None):
+            raise ValueError(
+                f"{type(model).__name__} scales or bounds its logits (by {self.scale:g}, {self.softcap}) in a way that the fused head "
+                f"cannot take over; use a model without it, one of {', '.join(SCALED)}, or one with {bound}"
+            )
         if self.softcap is not None:
-            config.final_logit_softcapping = None
-        self.scale = 1.0
-        for name in FACTORS:
-            factor = getattr(config, name, None)
-            if factor in (None, 1, 1.0):
-                continue
-            if name not in (MULTIPLIES.get(config.model_type), DIVIDES.get(config.model_type)):
-                raise ValueError(
-                    f"{type(model).__name__} scales its logits ({name} {factor} in config.json) in a way that the fused head does not "
-                    f"know; use a model without it, or one of {', '.join((*MULTIPLIES, *DIVIDES))}"
-                )
-            self.scale = factor if config.model_type in MULTIPLIES else 1 / factor
+            setattr(config, bound, None)
+        for name in (*FACTORS, DIVISOR) if self.scale != 1.0 else ():
             for owner in (config, model):  # some models read it once, others each time
                 if hasattr(owner, name):
                     setattr(owner, name, 1.0)

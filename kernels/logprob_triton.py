@@ -30,40 +30,6 @@ def tanh(x):
 
 
 @triton.jit
-def bounded_logits(x, softmax, column, real, HAS_CAP: tl.constexpr):
-    """u of raw logits `x` in fp32, −inf beyond the vocabulary."""
-    if softmax.bias_V is not None:
-        x += tl.load(softmax.bias_V + column, real, other=0.0).to(tl.float32)
-    if HAS_CAP:
-        x = softmax.softcap * tanh(x / softmax.softcap)
-    return tl.where(real, x, NEGATIVE_INFINITY)
-
-
-@triton.jit
-def block_statistics(u, inverse, AXIS: tl.constexpr):
-    """m = max u, s = Σ exp(d) and w = Σ exp(d) d along AXIS, with d = (u − m) · inverse temperature.
-
-    −inf − −inf and exp(−inf) · −inf are NaN where 0 is meant: a row of −inf has m = −inf and s = w = 0.
-    """
-    m = tl.max(u, AXIS)
-    base = tl.where(m == NEGATIVE_INFINITY, 0.0, m)
-    d = (u - tl.expand_dims(base, AXIS)) * tl.expand_dims(inverse, AXIS)
-    e = tl.exp(d)
-    return m, tl.sum(e, AXIS), tl.sum(tl.where(e > 0, e * d, 0.0), AXIS)
-
-
-@triton.jit
-def merge_statistics(m, s, w, m2, s2, w2, inverse):
-    """Statistics of two parts of a row together. Moving the maximum by δ changes every d of that part by δ, hence the correction of w."""
-    m_new = tl.maximum(m, m2)
-    shift = tl.where(m == NEGATIVE_INFINITY, 0.0, (m - m_new) * inverse)
-    shift2 = tl.where(m2 == NEGATIVE_INFINITY, 0.0, (m2 - m_new) * inverse)
-    decay = tl.exp(shift)
-    decay2 = tl.exp(shift2)
-    return m_new, s * decay + s2 * decay2, (w + shift * s) * decay + (w2 + shift2 * s2) * decay2
-
-
-@triton.jit
 def inverse_temperature(softmax, t):
     """Of row t."""
     inverse = 1.0 / softmax.temperature

@@ -49,10 +49,11 @@ def test_log_probabilities_and_gradients_equal_those_of_the_models_logits(kind):
         assert p.grad is not None and q.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-5), name
 
 
-def test_a_model_that_scales_its_logits_in_another_way_is_refused():
+@pytest.mark.parametrize(("name", "told"), [("lm_head_multiplier", "0.5, None"), ("logits_soft_cap", "1, 0.5")])
+def test_a_model_that_scales_its_logits_in_another_way_is_refused(name, told):
     config = LlamaConfig(**SMALL)
-    config.lm_head_multiplier = 0.5
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM scales its logits \(lm_head_multiplier 0.5 in config.json\) in a way that"):
+    setattr(config, name, 0.5)
+    with pytest.raises(ValueError, match=rf"LlamaForCausalLM scales or bounds its logits \(by {told}\) in a way that the"):
         Head(AutoModelForCausalLM.from_config(config))
 
 

@@ -30,6 +30,7 @@ def row_cases() -> Iterator[Case]:
                 num_warps=warps,
                 architectures=everywhere,
                 aligned=() if odd else ("V", "row_stride"),
+                instructions=0 if odd else 11,
                 **size,
             )
             order, no_order = given(order="*i64" if odd else None)
@@ -44,6 +45,7 @@ def row_cases() -> Iterator[Case]:
                     num_warps=warps,
                     architectures=everywhere,
                     aligned=() if odd else ("V", "row_stride", "out_stride"),
+                    instructions=0 if odd else 10 if entropy else 8,
                     **size,
                 )
 
