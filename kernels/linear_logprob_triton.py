@@ -18,18 +18,14 @@ from torch import Tensor
 
 from soundrl.kernels.backend import columns, launch
 from soundrl.kernels.language import HAS_TRITON, INTERPRETING, tl, triton
-from soundrl.kernels.logprob_triton import tanh
+from soundrl.kernels.logprob_triton import IGNORED, LN2, LOG2E, add_entries, fold, tanh
 from soundrl.kernels.softmax import Softmax
 
 # Constant, so that partial results take 12 · SPLITS bytes a token whatever the vocabulary. 151,936 entries are 594 tiles of 256: 119 parts
 # of 5, with which 8,192 rows fill 132 multiprocessors 57.7 times (64 parts: 29.1, the last for a tenth), and 128 rows fill 119 of them.
 SPLITS = 128
 GROUP_M = 16  # token blocks that walk through the same part of the weight together, so that it stays in L2
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(-1e30)
-IGNORED = tl.constexpr(-100)  # a target of a row that is not asked about: 0 throughout, whatever its logits are
-NO_LESS = tl.constexpr(-150.0)  # 2^−150 is 0 in fp32, and 0 · −150 is 0 where 0 · −∞ is NaN
 
 
 @dataclass(frozen=True)
@@ -91,27 +87,6 @@ def inverse_temperatures(softmax, t, row, BLOCK: tl.constexpr):
     if softmax.temperature_T is not None:
         inverse = 1.0 / tl.load(softmax.temperature_T + t, row, other=1.0).to(tl.float32)
     return inverse
-
-
-@triton.jit
-def add_tile(m, s, w, u, inverse2):
-    """Statistics of rows with the columns of `u` added. u − m is taken before it is scaled: at |u| = 10⁴ scaled ones are off by 10⁻³."""
-    m_new = tl.maximum(m, tl.max(u, 1))
-    d = (u - m_new[:, None]) * inverse2[:, None]
-    e = tl.exp2(d)
-    shift = tl.maximum((m - m_new) * inverse2, NO_LESS)
-    decay = tl.exp2(shift)
-    w = (w + shift * s) * decay + tl.sum(e * tl.maximum(d, NO_LESS), 1)
-    return m_new, s * decay + tl.sum(e, 1), w
-
-
-@triton.jit
-def fold(m, s, w, inverse2):
-    """Statistics [rows, parts] of parts of rows to those of the rows."""
-    m_new = tl.max(m, 1)
-    shift = tl.maximum((m - m_new[:, None]) * inverse2[:, None], NO_LESS)
-    decay = tl.exp2(shift)
-    return m_new, tl.sum(s * decay, 1), tl.sum((w + shift * s) * decay, 1)
 
 
 @triton.jit
@@ -215,7 +190,7 @@ def linear_logprob_kernel(hidden, weight, targets, softmax, partial, target_u, T
             hit = (target >= first) & (target < first + BLOCK_N)
             if tl.max(hit.to(tl.int32), 0) != 0:
                 tu += tl.sum(tl.where(v[None, :] == target[:, None], u, 0.0), 1)
-        m, s, w = add_tile(m, s, w, u, inverse2)
+        m, s, w = add_entries(u, m, s, w, inverse2)
     place = t * C.PARTS + part
     tl.store(partial[0] + place, m, row)
     tl.store(partial[1] + place, s, row)
@@ -235,7 +210,7 @@ def merge_parts_kernel(partial, target_u, targets, softmax, out, T, PARTS: tl.co
     m = tl.load(partial[0] + place, given, other=NOTHING)
     s = tl.load(partial[1] + place, given, other=0.0)
     w = tl.load(partial[2] + place, given, other=0.0)
-    m, s, w = fold(m, s, w, inverse * LOG2E)
+    m, s, w = fold(m, s, w, (inverse * LOG2E)[:, None], 1)
     log_sum = tl.log2(s) * LN2
     u = tl.load(target_u + t, row, other=0.0)
     live = tl.load(targets + t, row, other=IGNORED) != IGNORED

@@ -70,17 +70,26 @@ def entries(row, first, place, softmax, V, HAS_CAP: tl.constexpr, TAIL: tl.const
 
 @triton.jit
 def add_entries(u, m, s, w, inverse2):
-    """m = max u, s = Σ 2ᵈ and w = Σ 2ᵈ d of each lane, d = (u − m) · inverse2, with the entries u [lanes, entries] added.
+    """m = max u, s = Σ 2ᵈ and w = Σ 2ᵈ d of each lane, d = (u − m) · inverse2 [lanes], with the entries u [lanes, entries] added.
 
     2⁻¹⁵⁰ is 0 in fp32: a bound there keeps 0 · −inf out, and NaN is in s whether max lets it through or not.
     """
     m_new = tl.maximum(m, tl.max(u, 1))
-    d = (u - m_new[:, None]) * inverse2
+    d = (u - m_new[:, None]) * inverse2[:, None]
     e = tl.exp2(d)
     shift = tl.maximum((m - m_new) * inverse2, -150.0)
     decay = tl.exp2(shift)
     w = (w + shift * s) * decay + tl.sum(e * tl.maximum(d, -150.0), 1)
     return m_new, s * decay + tl.sum(e, 1), w
+
+
+@triton.jit
+def fold(m, s, w, inverse2, AXIS: tl.constexpr):
+    """Statistics of parts of a row together, along AXIS; `inverse2` broadcasts over them."""
+    m_new = tl.max(m, AXIS)
+    shift = tl.maximum((m - tl.expand_dims(m_new, AXIS)) * inverse2, -150.0)
+    decay = tl.exp2(shift)
+    return m_new, tl.sum(s * decay, AXIS), tl.sum((w + shift * s) * decay, AXIS)
 
 
 @triton.jit
@@ -102,18 +111,15 @@ def logprob_forward_kernel(
         row = logits + t * row_stride
         inverse2 = inverse_temperature(softmax, t) * LOG2E
         place = places(LANES, EACH, APART)
+        inverse2_L = inverse2 + tl.zeros([LANES], tl.float32)
         m = tl.full([LANES], LEAST, tl.float32)
         s = tl.zeros([LANES], tl.float32)
         w = tl.zeros([LANES], tl.float32)
         whole = V // (LANES * EACH) * (LANES * EACH)
         for start in range(0, whole, LANES * EACH):
-            m, s, w = add_entries(entries(row, start, place, softmax, V, HAS_CAP, False), m, s, w, inverse2)
-        m, s, w = add_entries(entries(row, whole, place, softmax, V, HAS_CAP, True), m, s, w, inverse2)
-        m_row = tl.max(m, 0)
-        shift = tl.maximum((m - m_row) * inverse2, -150.0)
-        decay = tl.exp2(shift)
-        w = tl.sum((w + shift * s) * decay, 0)
-        s = tl.sum(s * decay, 0)
+            m, s, w = add_entries(entries(row, start, place, softmax, V, HAS_CAP, False), m, s, w, inverse2_L)
+        m, s, w = add_entries(entries(row, whole, place, softmax, V, HAS_CAP, True), m, s, w, inverse2_L)
+        m_row, s, w = fold(m, s, w, inverse2, 0)
         u = entries(row, 0, tl.maximum(target, 0), softmax, V, HAS_CAP, False)
         log2_s = tl.log2(s)
         tl.store(logprob + t, tl.where(target >= 0, ((u - m_row) * inverse2 - log2_s) * LN2, float("nan")))

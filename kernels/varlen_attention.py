@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -59,21 +58,10 @@ def spans(lengths: list[int], window: int, in_pieces: bool) -> Iterator[Span]:
         start += length
 
 
-def exact(function: Any) -> Any:
-    """Autocast is off inside: products are in the type of what is given."""
-
-    @wraps(function)
-    def without(first: Tensor, *rest: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
-            return function(first, *rest)
-
-    return without
-
-
-@exact
 def write_scores(q: Tensor, k: Tensor, hidden: Tensor, scores: Scores) -> tuple[Tensor, Tensor | float]:
     """Scores [heads …, rows, keys] in fp32 (fp64 for fp64), −inf where hidden, and the slope of the softcap at them."""
-    score, slope = (q.to(wide(q)) @ k.to(wide(q)).mT) * scores.scale, 1.0
+    with torch.autocast(q.device.type, enabled=False):
+        score, slope = (q.to(wide(q)) @ k.to(wide(q)).mT) * scores.scale, 1.0
     if scores.softcap:
         bent = torch.tanh(score / scores.softcap)
         score, slope = scores.softcap * bent, 1.0 - bent * bent
@@ -154,7 +142,6 @@ SCORES = schema_of(Scores)
 
 
 @operator(f"varlen_attention({QKV}, Tensor packing, {SCORES}) -> (Tensor, Tensor)")
-@exact
 def forward(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, packing: Tensor, *scores: Any) -> tuple[Tensor, Tensor]:
     """Output [T, Hq, D] in q's type and the scores' LSE [Hq, T] (to base 2 where Triton runs); both 0 in rows behind the last boundary.
 
@@ -186,7 +173,6 @@ SAVED = f"{QKV}, Tensor out_THD, Tensor lse_HT, Tensor packing"
 
 
 @operator(f"varlen_attention_backward(Tensor grad_out_THD, {SAVED}, {SCORES}) -> (Tensor, Tensor, Tensor)")
-@exact
 def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """dQ [T, Hq, D], dK and dV [T, Hkv, D], in the inputs' types; 0 in rows behind the last boundary."""
     out_THD, lse_HT, packing, *scores = rest
@@ -207,8 +193,8 @@ def backward(grad_out_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, 
     lse = lse_HT.unflatten(0, (kv_heads, group))
     for span in spans(lengths, scores.window, scores.softcap > 0 or not q.is_cpu):
         rows, keys = slice(span.row, span.end), slice(span.key, span.end)
-        of_rows = (x[:, :, rows] for x in (grad, q, out, lse))
-        some = attend_backward(*of_rows, k[:, :, keys], v[:, :, keys], span, scores)
+        own, of_keys = [x[:, :, rows] for x in (grad, q, out, lse)], (k[:, :, keys], v[:, :, keys])
+        some = attend_backward(*own, *of_keys, span, scores)  # type: ignore[call-arg]
         dq[:, :, rows] = some[0]
         dk_THD[keys].add_(some[1].sum(1).transpose(0, 1))
         dv_THD[keys].add_(some[2].sum(1).transpose(0, 1))

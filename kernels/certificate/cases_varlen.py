@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from soundrl.kernels.certificate.case import EVERYWHERE, Case
 from soundrl.kernels.certificate.model import GPU, Prediction
@@ -91,8 +92,8 @@ def case(arch: int, kind: str, head_dim: int, which: Pass, scores: Scores, confi
     kernel = KERNELS[which, config.tma]
     given = dataclasses.replace(constants(which, config, 8, 2, head_dim, scores, EVERY_LENGTH), UPCAST=False)
     names = kernel.arg_names  # type: ignore[attr-defined]
-    signature = dict.fromkeys(names, kind) | dict.fromkeys(INT32, "i32") | dict.fromkeys(FP32, "fp32")
-    signature = {name: "*" + of if name in DENSE else of for name, of in signature.items() if name in names and name != "C"}
+    kinds = dict.fromkeys(names, kind) | dict.fromkeys(INT32, "i32") | dict.fromkeys(FP32, "fp32")
+    signature: dict[str, Any] = {name: "*" + of if name in DENSE else of for name, of in kinds.items() if name in names and name != "C"}
     for name in {*QUERIES, *KEYS} & set(signature):
         rows = given.BLOCK_M if name in QUERIES else given.BLOCK_K
         signature[name] = f"tensordesc<{kind}[{rows}, {given.BLOCK_D}]>" if config.tma else ("*" + kind, "i32", "i32")

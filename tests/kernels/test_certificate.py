@@ -26,9 +26,6 @@ from soundrl.kernels.certificate.sass import Loop, innermost, loops, parse, rare
 FILE = ROOT / "bench" / "results" / "certificate.json"
 COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 FRESH = 3
-# What the kernels still owe: to be emptied with the change that pays.
-OWED = ("varlen_forward_kernel", "varlen_dq_kernel")
-OWED_PREDICTIONS = ("log-prob from logits, forward",)
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
@@ -55,7 +52,6 @@ def test_committed_rows_hold_the_bars(committed):
     cases = [(case, arch) for case in all_cases() for arch in case.architectures]
     rows = [(case, committed[case.name, arch, triton.__version__]) for case, arch in cases]
     faults = [f"{row.name} sm_{row.arch}: {fault}" for case, row in rows for fault in row.faults(case)]
-    faults = [fault for fault in faults if not fault.startswith(OWED)]
     assert not faults, "\n".join(faults)
 
 
@@ -63,7 +59,6 @@ def test_predictions_hold_their_bars():
     missed = [
         f"{p.name}: {p.value} {p.unit}, bar {p.bar}: {p.arithmetic}" for p in load_predictions(FILE, triton.__version__) if not p.holds
     ]
-    missed = [message for message in missed if not message.startswith(OWED_PREDICTIONS)]
     assert not missed, "\n".join(missed)
 
 
