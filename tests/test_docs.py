@@ -37,6 +37,7 @@ from soundrl.genrm.critic_data.critic_data import Planted, Sampled
 from soundrl.genrm.make import make as making
 from soundrl.genrm.serve.prm import Scoring
 from soundrl.genrm.serve.server import Serving
+from soundrl.kernels.certificate import __main__ as certificate
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -147,6 +148,12 @@ def reads_its_arguments(words: list[str], place: Path) -> None:
         tyro.cli(kinds[words[2].rpartition(".")[2]], args=arguments)
 
 
+def is_certified(words: list[str], place: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words[2:])
+        assert all(path.exists() for path in (certificate.arguments().against,) if path)
+
+
 def has_its_options(words: list[str], place: Path) -> None:
     """A bench or another script: the file is there and knows each option, by argparse or as a field of its `Arguments`."""
     script = ROOT / words[1]
@@ -210,6 +217,7 @@ RULES: list[tuple[str, Proof]] = [
         r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.tools\.convert) ",
         reads_its_arguments,
     ),
+    (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),
     (r"python -m pytest ", has_its_files),
     (r"python -m pip (install|wheel) ", is_packaged),
     (r"\S*python (bench|starts)/\w+\.py( |$)", has_its_options),

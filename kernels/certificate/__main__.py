@@ -68,8 +68,7 @@ def main(given: argparse.Namespace) -> int:
     if given.json:
         given.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
     if given.write:
-        fresh = {row.key for row in rows}
-        save(given.write, [*(row for row in load(given.write) if row.key not in fresh), *rows], cases)
+        save(given.write, rows, cases, triton.__version__)
         print(f"{len(rows)} rows of Triton {triton.__version__} written to {given.write}; {len(faults)} faults")
         return 0
     for message in wrong:

@@ -24,16 +24,19 @@ def short(row: Row) -> dict:
     return {f.name: value for f in dataclasses.fields(Row) if (value := getattr(row, f.name)) or f.default is dataclasses.MISSING}
 
 
-def save(path: Path, rows: list[Row], cases: list[Case]) -> None:
-    """Rows of cases and GPUs that there are, a line each, with what they predict and what is wrong with them by Triton version."""
+def save(path: Path, rows: list[Row], cases: list[Case], version: str) -> None:
+    """Write these rows of one Triton over its own of the same cases; those of cases that are no more go, other versions stay as they are
+    (their cases may be others). A line a row, and by version what they predict and what is wrong with them."""
     by_name = {(case.name, arch): case for case in cases for arch in case.architectures}
-    kept = sorted((row for row in rows if (row.name, row.arch) in by_name), key=lambda row: (row.triton, row.kernel, row.arch, row.label))
-    versions = sorted({row.triton for row in kept})
-    of = {version: [row for row in kept if row.triton == version] for version in versions}
-    faults = {v: [f"{r.name} sm_{r.arch}: {fault}" for r in of[v] for fault in r.faults(by_name[r.name, r.arch])] for v in versions}
-    expected = {v: [dataclasses.asdict(p) | {"holds": p.holds} for p in predictions(of[v])] for v in versions}
+    before = json.loads(path.read_text()) if path.exists() else {"rows": [], "faults": {}, "predictions": {}}
+    old = [Row(**row) for row in before["rows"]]
+    own = {row.key: row for row in [*old, *rows] if row.triton == version and (row.name, row.arch) in by_name}
+    faults = [f"{row.name} sm_{row.arch}: {fault}" for row in own.values() for fault in row.faults(by_name[row.name, row.arch])]
+    expected = [dataclasses.asdict(p) | {"holds": p.holds} for p in predictions(list(own.values()))]
+    kept = [*(row for row in old if row.triton != version), *own.values()]
+    kept.sort(key=lambda row: (row.triton, row.kernel, row.arch, row.label))
+    told = {"faults": before["faults"] | {version: sorted(faults)}, "predictions": before["predictions"] | {version: expected}}
     lines = ",\n".join("  " + json.dumps(short(row), ensure_ascii=False) for row in kept)
-    told = {"faults": faults, "predictions": expected}
     parts = [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, indent=1)}" for name, value in told.items()]
     path.write_text("{" + ",\n".join([*parts, f'"rows": [\n{lines}\n]']) + "}\n")
 

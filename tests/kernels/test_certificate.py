@@ -199,9 +199,17 @@ def test_a_file_of_other_code_is_stale(tmp_path):
     cases = [case for case in all_cases() if case.kernel.__name__ == "sum_rows_kernel"]
     (case,) = cases
     row = dataclasses.replace(GOOD, kernel=case.kernel.__name__, label=case.label, fingerprint=case.fingerprint())
-    save(tmp_path / "c.json", [row, GOOD], cases)  # a row without a case is left out
+    save(tmp_path / "c.json", [row, GOOD], cases, "3.6.0")  # a row without a case is left out
     rows = load(tmp_path / "c.json")
     assert rows == [row] and "spill" not in short(row) and short(row)["turn"] == 100
+    newer = dataclasses.replace(row, triton="3.9.0", spill=64)
+    save(tmp_path / "c.json", [newer], cases, "3.9.0")
+    save(tmp_path / "c.json", [], [], "3.6.0")  # of this version alone: another one's cases may be others
+    assert load(tmp_path / "c.json") == [newer]
+    assert json.loads((tmp_path / "c.json").read_text())["faults"] == {
+        "3.6.0": [],
+        "3.9.0": [f"{row.name} sm_90: spills 64 bytes, 0 accepted"],
+    }
     work = [(case, 90)]
     assert stale(work, rows, "3.6.0") == []
     assert stale(work, rows, "3.7.0") == [f"{case.name} sm_90 Triton 3.7.0: not in the file: {CURE}"]
@@ -214,7 +222,7 @@ def test_a_file_of_other_code_is_stale(tmp_path):
 def test_the_plug_in_fails_on_a_worse_kernel(committed, tmp_path):
     """As an embedder calls it, on one kernel: the file says that it once took fewer instructions and had a wider share."""
     rows = [dataclasses.replace(row, share=1.0, spill=-1) if row.kernel == "sum_rows_kernel" else row for row in committed.values()]
-    save(tmp_path / "c.json", rows, all_cases())
+    save(tmp_path / "c.json", rows, all_cases(), triton.__version__)
     command = ["-m", "pytest", "-p", "soundrl.kernels.certificate.plugin", "--certificate", tmp_path / "c.json", "--rootdir", tmp_path]
     command += ["--certificate-kernel", "sum_rows", "--certificate-fresh", 1, "-q", "-p", "no:cacheprovider", tmp_path]
     done = run(*command)
