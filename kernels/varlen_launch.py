@@ -132,24 +132,17 @@ for (gpu, itemsize, width), entry in list(CONFIGS.items()):
 CONFIGS["blackwell", 2, 128] = passes(Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 8, 2))  # 128 x 128 spills there
 
 # The kernels with tensor descriptors, by Triton's version and by (kernel, GPU, bytes of an element, D): 16 bits at head dimensions without
-# padding. Triton 3.6 gives warps roles where `warps` is 4: one group loads, two multiply. Later ones cannot with descriptors that the host
-# makes, and fail; there all eight warps multiply, and one of them loads.
-ROLES: dict[tuple[Pass, str, int, int], Config] = {
-    ("forward", "hopper", 2, 64): Config(128, 128, 4, 2, tma=True),
-    ("forward", "hopper", 2, 128): Config(128, 128, 4, 2, tma=True),
-    ("forward", "hopper", 2, 256): Config(128, 64, 4, 2, tma=True),
-    ("dkv", "hopper", 2, 64): Config(128, 64, 4, 2, tma=True),
-    ("dkv", "hopper", 2, 128): Config(128, 64, 4, 2, tma=True),
+# padding. Triton 3.6 gives warps roles where `warps` is 4: one group loads, two multiply. 3.8 and 3.9 cannot with descriptors that the host
+# makes; without roles their products are serialised, or shared memory is given back before products are done: not there.
+TMA: dict[tuple[int, int], dict[tuple[Pass, str, int, int], Config]] = {
+    (3, 6): {
+        ("forward", "hopper", 2, 64): Config(128, 128, 4, 2, tma=True),
+        ("forward", "hopper", 2, 128): Config(128, 128, 4, 2, tma=True),
+        ("forward", "hopper", 2, 256): Config(128, 64, 4, 2, tma=True),
+        ("dkv", "hopper", 2, 64): Config(128, 64, 4, 2, tma=True),
+        ("dkv", "hopper", 2, 128): Config(128, 64, 4, 2, tma=True),
+    }
 }
-NO_ROLES: dict[tuple[Pass, str, int, int], Config] = {
-    ("forward", "hopper", 2, 64): Config(128, 128, 8, 2, tma=True),
-    ("forward", "hopper", 2, 128): Config(128, 128, 8, 2, tma=True),
-    ("forward", "hopper", 2, 256): Config(128, 64, 8, 2, tma=True),
-    ("dkv", "hopper", 2, 64): Config(128, 64, 8, 3, tma=True),
-    ("dkv", "hopper", 2, 128): Config(128, 64, 8, 2, tma=True),
-    ("dkv", "hopper", 2, 256): Config(64, 32, 8, 2, tma=True),
-}
-TMA = {(3, 6): ROLES, (3, 8): NO_ROLES, (3, 9): NO_ROLES}
 # Of those, the ones that a GPU has shown to be right and faster, with Triton's version: they are the default where they are listed. So
 # far none has run on one. SOUNDRL_TMA=1 takes all of them, 0 none.
 PROVED: frozenset[tuple[Pass, str, int, int, tuple[int, int]]] = frozenset()
