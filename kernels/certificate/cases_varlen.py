@@ -86,6 +86,10 @@ SPILLS: dict[tuple[int, int], dict[tuple, int]] = {
         (90, "bf16", 256, "dq", PLAIN, False): 16,
         (90, "fp32", 32, "dq", PLAIN, False): 16,
         (90, "fp32", 256, "dq", PLAIN, False): 264,
+        (100, "bf16", 96, "dq", PLAIN, False): 24,
+        (100, "bf16", 128, "dq", PLAIN, False): 24,
+        (100, "fp16", 128, "dq", PLAIN, False): 24,
+        (100, "fp32", 256, "dq", PLAIN, False): 280,
     },
 }
 
