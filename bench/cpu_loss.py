@@ -74,8 +74,14 @@ def loss_providers(head: Head) -> list[Provider]:
         logprob_T = linear_logprob(hidden_TH, weight_VH, head.targets_T)[0]
         return policy_loss(logprob_T, head.old_logprob_T, head.advantages_T, None, count, rule=RULE)[0]
 
+    asked_T = torch.where(head.advantages_T == 0, -100, head.targets_T)  # for who wants no log-probability of dead rows
+
+    def fewer(hidden_TH: Tensor, weight_VH: Tensor) -> Tensor:
+        return linear_policy_loss(hidden_TH, weight_VH, asked_T, *rows[1:], count, rule=RULE)[0]
+
     return [
         Provider("ours", lambda: with_gradients(head, lambda h, w: linear_policy_loss(h, w, *rows, count, rule=RULE)[0])),
+        *([Provider("ours, dead rows as -100", lambda: with_gradients(head, fewer))] if bool((asked_T < 0).any()) else []),
         Provider("ours, logprob then loss", lambda: with_gradients(head, in_two)),
         Provider("torch", lambda: with_gradients(head, plain)),
         Provider("torch.compile", lambda: with_gradients(head, inductor(plain))),
