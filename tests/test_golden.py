@@ -13,7 +13,8 @@ CASES = {
     "fapo": {},
     "grpo": {"lam": 0.0},
     "gspo": {"loss": {"variant": "gspo"}},
-    "sdpa": {"attention": "sdpa"},
+    "few": {"prompts": 4},
+    "few, sdpa": {"prompts": 4, "attention": "sdpa"},
 }
 # Measured over ATEN_CPU_CAPABILITY default and avx2, ONEDNN_MAX_CPU_ISA=AVX2, one and two ranks, and interpreted kernels: at most 5e-5
 # (gspo's loss, a difference of two sums 100 times as large), else 4e-6. A changed formula moves all of them by per cents.
@@ -51,8 +52,11 @@ def test_two_ranks_train_as_one_does(computed):
 
 
 def test_training_is_the_same_whatever_computes_attention(computed, torchrun):
-    """Kernels (interpreted), sdpa, and the default on CPU, the reference, on the same tokens."""
-    (interpreted,) = torchrun("golden", 1, cases=[{"folder": START}], environment={"TRITON_INTERPRET": "1"})
-    assert computed[1]["sdpa"]["digest"] == computed[1]["fapo"]["digest"]  # the same code on CPU
-    assert values(interpreted) == pytest.approx(values(computed[1]["fapo"]), **TOLERANCE)
-    assert interpreted["digest"] != computed[1]["fapo"]["digest"]  # witness: other arithmetic, so the kernels did run
+    """Kernels (interpreted, hence few prompts), sdpa, and the default on CPU, the reference, on the same tokens."""
+    (interpreted,), few = (
+        torchrun("golden", 1, cases=[{"folder": START} | CASES["few"]], environment={"TRITON_INTERPRET": "1"}),
+        computed[1]["few"],
+    )
+    assert computed[1]["few, sdpa"]["digest"] == few["digest"]  # the same code on CPU
+    assert values(interpreted) == pytest.approx(values(few), **TOLERANCE) and few["optim/grad_norm"] > 0
+    assert interpreted["digest"] != few["digest"]  # witness: other arithmetic, so the kernels did run

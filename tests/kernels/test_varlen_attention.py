@@ -82,7 +82,7 @@ CASES = [
 def test_forward_and_backward_against_fp64(monkeypatch, dim, group, dtype, window, softcap):
     if dim != 96 and (group == 1 or dim == 64):
         monkeypatch.setattr(varlen_launch, "ASKED", "1")
-    cu_seqlens = bounds(LENGTHS)
+    cu_seqlens = bounds(LENGTHS if group < 4 else [0, 1, 17, 64, 140])  # a program a head: eight heads are slow to interpret
     q, k, v, upstream = inputs(int(cu_seqlens[-1]) + TAIL, group, 1, dim, dtype)
     ours = run(varlen_attention, q, k, v, upstream, cu_seqlens, window=window, softcap=softcap)
     expected = run(dense, q, k, v, upstream, cu_seqlens, window, softcap)
@@ -372,7 +372,7 @@ def test_one_compilation_for_all_packings(dtype):
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(varlen_attention, backend=counter, fullgraph=True, dynamic=True)
     rng = torch.Generator().manual_seed(0)
-    for _ in range(6):
+    for _ in range(3):
         lengths = torch.randint(0, 20, (int(torch.randint(2, 6, (1,), generator=rng)),), generator=rng).tolist()
         cu_seqlens = bounds([*lengths, 2])
         packed = inputs(int(cu_seqlens[-1]), 2, 1, 16, dtype)

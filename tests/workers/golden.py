@@ -40,11 +40,11 @@ def verify(prompt: Prompt, rollout: Rollout) -> "Future[Outcome]":
     return done(chains.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop"))
 
 
-def collected(folder: Path, ranks: Ranks, lam: float) -> tuple[list[Prompt], PendingGroups]:
-    """All prompts, and this rank's groups, verified and judged as in a run."""
+def collected(folder: Path, ranks: Ranks, lam: float, most: int | None) -> tuple[list[Prompt], PendingGroups]:
+    """All prompts, or so many, and this rank's groups, verified and judged as in a run."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
-    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))
+    ids = list(dict.fromkeys(row["prompt_id"] for row in rows))[:most]
     everyone = [chains.ArithSource(int(id_.split(":")[1])).prompt(int(id_.split(":")[2])) for id_ in ids]
     prompts = {prompt.id: prompt for prompt in everyone[ranks.rank :: ranks.size]}
     rollouts = [
@@ -76,7 +76,7 @@ def main(arguments: dict, out: Path) -> None:
         policy = Policy(folder, tokenizer, model, ranks)
         settings = Optim(lr=2e-4, weight_decay=0.0, warmup_steps=1, microbatch_tokens=512)
         trainer = Trainer(policy, settings, Loss(**case.get("loss", {})), 1.0)
-        prompts, pending = collected(folder, ranks, case.get("lam", 1.0))
+        prompts, pending = collected(folder, ranks, case.get("lam", 1.0), case.get("prompts"))
         batch = exchange(prompts, pending, ranks)
         parts = minibatches(batch, len(prompts) // UPDATES, settings.microbatch_tokens)
         TIMELINE.begin(ranks.rank)

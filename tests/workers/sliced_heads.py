@@ -128,17 +128,20 @@ def of_dtensors(x: dict[str, Tensor], rank: int, size: int) -> dict[str, object]
 
 
 def main(out: Path) -> None:
+    """On four ranks: the vocabulary cut over all of them, and over each pair."""
     dist.init_process_group("gloo")
-    rank, size = dist.get_rank(), dist.get_world_size()
-    x = drawn()
-    # Uneven slices; a rank that holds none of the first targets, and, on four, one with a single entry.
-    bounds = [0, 29, V] if size == 2 else [0, 7, 8, 30, V]
-    cut, worst = slice(bounds[rank], bounds[rank + 1]), []
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    pairs, x = [dist.new_group([first, first + 1]) for first in range(0, ranks, 2)], drawn()
     double = {name: v.double() if v.is_floating_point() else v for name, v in x.items()}
+    worst = {}
     for given, budget in ((x, 4 * 33 * 5), (double, None)):
-        worst.append(apart(results(given, cut, dist.group.WORLD, budget), results(given, slice(None), None, budget), cut))
-    said: list = [None] * size
-    dist.all_gather_object(said, {"apart": worst, "dtensors": of_dtensors(x, rank, size) if size == 2 else {}})
+        whole = results(given, slice(None), None, budget)
+        # Uneven slices; a rank that holds none of the first targets, and, on four, one with a single entry.
+        for group, own, bounds in ((dist.group.WORLD, rank, [0, 7, 8, 30, V]), (pairs[rank // 2], rank % 2, [0, 29, V])):
+            cut = slice(bounds[own], bounds[own + 1])
+            worst[f"{len(bounds) - 1} {given['hidden'].dtype}"] = apart(results(given, cut, group, budget), whole, cut)
+    said: list = [None] * ranks
+    dist.all_gather_object(said, {"apart": worst, "dtensors": of_dtensors(x, rank, ranks)})
     if rank == 0:
         out.write_text(json.dumps(said))
     dist.barrier()
