@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import OFFSETS, check_offsets, launch, operator, require, runs_triton, wide
+from soundrl.kernels.backend import check_offsets, launch, operator, require, runs_triton, wide
 from soundrl.kernels.language import tl, triton
 
 STD_EPSILON = 1e-6
@@ -90,7 +90,7 @@ def _checked(rewards_N: Tensor, group_offsets: Tensor, flawed_N: Tensor | None, 
         group_offsets.device == rewards_N.device,
         lambda: f"group_offsets is on {group_offsets.device}, rewards on {rewards_N.device}: bring them together",
     )
-    check_offsets("group_offsets", group_offsets, "rewards", len(rewards_N), types=OFFSETS)
+    check_offsets("group_offsets", group_offsets, "rewards", len(rewards_N))
     require(flawed_N is not None or lam == 0.0, lambda: f"lam={lam} needs flawed [N]: pass which rollouts are flawed, or lam 0")
     # λ = 0 leaves the flags out of the computation: it must not change a bit.
     return rewards_N, group_offsets, flawed_N if lam else None, lam, kept_N
@@ -263,5 +263,5 @@ class RewardGroups:
                 f"cu_seqlens has {len(cu_seqlens)} entries, rewards {len(advantage_N)}: with groups a sequence is a rollout, give [N+1]"
             ),
         )
-        check_offsets("cu_seqlens", cu_seqlens, "hidden", tokens, types=OFFSETS)
+        check_offsets("cu_seqlens", cu_seqlens, "hidden", tokens)
         return torch.repeat_interleave(advantage_N, cu_seqlens.diff(), output_size=tokens)

@@ -112,36 +112,35 @@ def require(holds: bool, message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
-def check_rows(name: str, x: Tensor, like_name: str, like: Tensor, integer: bool = False) -> None:
-    """`x` must be [T] on `like`'s device, with T the rows of `like`; integers are int64, everything else floating point."""
+def check_device(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    require(
+        x.device == like.device,
+        lambda: f"{name} is on {x.device}, {like_name} on {like.device}: move {name} with .to({str(like.device)!r})",
+    )
+
+
+def check_rows(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """`x` must be [T], floating point, on `like`'s device, with T the rows of `like`."""
     require(
         x.shape == like.shape[:1],
         lambda: (
             f"{name} has shape {tuple(x.shape)}, {like_name} has {tuple(like.shape)}: give {name} one entry a row, shape ({like.shape[0]},)"
         ),
     )
-    require(
-        x.device == like.device,
-        lambda: f"{name} is on {x.device}, {like_name} on {like.device}: move {name} with .to({str(like.device)!r})",
-    )
-    if integer:
-        require(x.dtype == torch.int64, lambda: f"{name} is {x.dtype}: give int64, e.g. {name}.long()")
-    else:
-        require(x.dtype.is_floating_point, lambda: f"{name} is {x.dtype}: give floating point, e.g. {name}.float()")
+    check_device(name, x, like_name, like)
+    require(x.dtype.is_floating_point, lambda: f"{name} is {x.dtype}: give floating point, e.g. {name}.float()")
 
 
 def check_softcap(softcap: float | None) -> None:
     require(softcap is None or 0 < softcap < math.inf, lambda: f"softcap={softcap} must be finite and > 0; None = no cap")
 
 
-def check_offsets(
-    name: str, offsets: Tensor, rows_name: str, rows: int, *, types: tuple[torch.dtype, ...] = (torch.int64,), whole: bool = True
-) -> None:
-    """[n+1] of one of the `types`, from 0 to `rows` (not beyond, unless `whole`), never decreasing."""
+def check_offsets(name: str, offsets: Tensor, rows_name: str, rows: int, *, whole: bool = True) -> None:
+    """[n+1] int32 or int64, from 0 to `rows` (not beyond, unless `whole`), never decreasing."""
     require(
-        offsets.ndim == 1 and len(offsets) >= 1 and offsets.dtype in types,
+        offsets.ndim == 1 and len(offsets) >= 1 and offsets.dtype in OFFSETS,
         lambda: (
-            f"{name} has shape {tuple(offsets.shape)} and type {offsets.dtype}: give {' or '.join(str(t)[6:] for t in types)} [n+1], "
+            f"{name} has shape {tuple(offsets.shape)} and type {offsets.dtype}: give {' or '.join(str(t)[6:] for t in OFFSETS)} [n+1], "
             "the running sum of the sizes from 0"
         ),
     )

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from soundrl.kernels import cpu_product
 from soundrl.kernels.backend import schema_of, wide
-from soundrl.kernels.gathered import coefficients, entries, gather_logprobs, row_targets, scatter_gradient
-from soundrl.kernels.logprob import row_backward, row_forward
+from soundrl.kernels.logprob import ids_backward, ids_forward
 from soundrl.kernels.softmax import Softmax
 from soundrl.kernels.vocab_parallel import add_over, merged, own_targets
 
@@ -148,11 +147,7 @@ class Projection(NamedTuple):
 
     def own_statistics(self, logits_cV: Tensor) -> tuple[Tensor, ...]:
         """log-prob ([c] or [c, K]), entropy, m, log S (names: `logprob_triton`) of these rows over this rank's slice."""
-        targets, softmax = self.own_targets, self.softmax
-        logprob, entropy_c, m_c, log_sum_c = row_forward(logits_cV, row_targets(targets), softmax)
-        if targets.ndim == 2:
-            logprob = gather_logprobs(logits_cV, targets, softmax, m_c, log_sum_c)
-        return logprob, entropy_c, m_c, log_sum_c
+        return ids_forward(logits_cV, self.own_targets, self.softmax)
 
     def whole_statistics(self, own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return merged(own, self.softmax, self.targets, self.group) if self.group else own
@@ -166,17 +161,7 @@ class Projection(NamedTuple):
         """
         count, dtype = len(logits_cV) if order is None else len(order), self.hidden_TH.dtype
         out = logits_cV[:count] if logits_cV.dtype == dtype else torch.empty_like(logits_cV[:count], dtype=dtype)
-        (of_logprob, of_entropy_c, of_lse_c), targets, softmax = grads, self.own_targets, self.softmax
-        assert of_logprob is not None
-        if targets.ndim == 1:
-            of_mass_c = of_logprob if of_lse_c is None else of_logprob - of_lse_c
-            row_backward(out, logits_cV, targets, softmax, statistics, (of_logprob, of_mass_c, of_entropy_c), order)
-            return out
-        assert order is None
-        of_logprob, three = coefficients(targets, (of_logprob, of_entropy_c, of_lse_c))
-        logp_cK = entries(logits_cV, targets, softmax, *statistics[:2])
-        row_backward(out, logits_cV, row_targets(targets), softmax, statistics, three)
-        scatter_gradient(out, targets, logp_cK, of_logprob, softmax, statistics, three)
+        ids_backward(out, logits_cV, self.own_targets, self.softmax, statistics, grads, order)
         return out
 
 

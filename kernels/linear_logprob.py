@@ -92,8 +92,7 @@ def head_forward(*given: Any) -> tuple[Tensor, ...]:
 
 def _streamed(head: Projection) -> tuple[Tensor, ...]:
     rounds = head.hidden_TH.dtype != torch.float32 and not head.fp32_logits
-    hidden_TH, weight_VH = (x if x.stride(-1) == 1 else x.contiguous() for x in (head.hidden_TH, head.weight_VH))
-    return launch_streaming(hidden_TH, weight_VH, head.own_targets, head.softmax, rounds)
+    return launch_streaming(head.hidden_TH, head.weight_VH, head.own_targets, head.softmax, rounds)
 
 
 def statistics(head: Projection) -> tuple[Tensor, ...]:

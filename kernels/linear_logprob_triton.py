@@ -236,9 +236,7 @@ def stream(
 ) -> tuple[Tensor, ...]:
     """The same by a given configuration; a specialised one takes neither bias nor softcap, and H a multiple of 8."""
     (rows, width), vocabulary = hidden_TH.shape, weight_VH.shape[0]
-    targets_T = targets_T.contiguous()
-    given = (None if x is None else x.contiguous() for x in (softmax.temperature_T, softmax.bias_V))
-    softmax = Softmax(softmax.temperature, *given, softmax.softcap)
+    targets_T, softmax = targets_T.contiguous(), softmax.dense()
     tiles = triton.cdiv(vocabulary, config.block_n)
     part_tiles = triton.cdiv(tiles, min(SPLITS, tiles))
     parts = triton.cdiv(tiles, part_tiles)

@@ -138,13 +138,42 @@ def row_backward(
     rows_cpu.backward(dlogits, logits_TV, targets_T, softmax, statistics, grads, order)
 
 
-@operator(f"logprob(Tensor logits_TV, Tensor ids, {SOFTMAX}, bool inplace_backward) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-def _logprob(logits_TV: Tensor, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """log-prob [T] or [T, K], entropy, log-sum-exp, m, log S."""
-    logits_TV, softmax = _adjacent(logits_TV), Softmax(*rest[:4])
+def ids_forward(logits_TV: Tensor, ids: Tensor, softmax: Softmax) -> tuple[Tensor, ...]:
+    """`row_forward` of one target a row [T], or of K ids a row [T, K], whose log-probs come in their shape."""
     logprob, entropy_T, m_T, log_sum_T = row_forward(logits_TV, row_targets(ids), softmax)
     if ids.ndim == 2:
         logprob = gather_logprobs(logits_TV, ids, softmax, m_T, log_sum_T)
+    return logprob, entropy_T, m_T, log_sum_T
+
+
+def ids_backward(
+    out: Tensor,
+    logits_TV: Tensor,
+    ids: Tensor,
+    softmax: Softmax,
+    statistics: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
+    order: Tensor | None = None,
+) -> None:
+    """`row_backward` of the same, from grads = gradients of log-probs, entropies and log-sum-exps (None = none). K ids know no `order`."""
+    of_logprob, of_entropy_T, of_lse_T = grads
+    assert of_logprob is not None
+    if ids.ndim == 1:
+        of_mass_T = of_logprob if of_lse_T is None else of_logprob - of_lse_T
+        row_backward(out, logits_TV, ids, softmax, statistics, (of_logprob, of_mass_T, of_entropy_T), order)
+        return
+    assert order is None
+    of_logprob, three = coefficients(ids, (of_logprob, of_entropy_T, of_lse_T))
+    logp_TK = entries(logits_TV, ids, softmax, *statistics[:2])
+    row_backward(out, logits_TV, row_targets(ids), softmax, statistics, three)
+    scatter_gradient(out, ids, logp_TK, of_logprob, softmax, statistics, three)
+
+
+@operator(f"logprob(Tensor logits_TV, Tensor ids, {SOFTMAX}, bool inplace_backward) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+def _logprob(logits_TV: Tensor, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """log-prob [T] or [T, K], entropy, log-sum-exp, m, log S."""
+    softmax = Softmax(*rest[:4])
+    logprob, entropy_T, m_T, log_sum_T = ids_forward(_adjacent(logits_TV), ids, softmax)
     return logprob, entropy_T, softmax.log_sum_exp(m_T, log_sum_T), m_T, log_sum_T
 
 
@@ -165,15 +194,7 @@ def _logprob_backward_(logits_TV: Tensor, *rest: Any) -> None:
 
 def _write(out: Tensor, logits_TV: Tensor, ids: Tensor, *rest: Any) -> None:
     *fields, statistics, of_logprob, of_entropy_T, of_lse_T = rest
-    softmax, statistics = Softmax(*fields), tuple(statistics)
-    if ids.ndim == 1:
-        of_mass_T = of_logprob if of_lse_T is None else of_logprob - of_lse_T
-        row_backward(out, logits_TV, ids, softmax, statistics, (of_logprob, of_mass_T, of_entropy_T))
-        return
-    of_logprob, grads = coefficients(ids, (of_logprob, of_entropy_T, of_lse_T))
-    logp_TK = entries(logits_TV, ids, softmax, *statistics[:2])
-    row_backward(out, logits_TV, row_targets(ids), softmax, statistics, grads)
-    scatter_gradient(out, ids, logp_TK, of_logprob, softmax, statistics, grads)
+    ids_backward(out, logits_TV, ids, Softmax(*fields), tuple(statistics), (of_logprob, of_entropy_T, of_lse_T))
 
 
 def _adjacent(x_TV: Tensor) -> Tensor:

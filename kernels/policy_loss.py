@@ -32,7 +32,6 @@ from torch import Tensor
 
 from soundrl.kernels import token_loss
 from soundrl.kernels.backend import (
-    OFFSETS,
     check_offsets,
     check_rows,
     launch,
@@ -251,7 +250,7 @@ def check_rule(
             ),
         )
     if cu_seqlens is not None:
-        check_offsets("cu_seqlens", cu_seqlens, like[0], len(like[1]), types=OFFSETS)
+        check_offsets("cu_seqlens", cu_seqlens, like[0], len(like[1]))
         device = like[1].device
         require(cu_seqlens.device == device, lambda: f"cu_seqlens is on {cu_seqlens.device}, {like[0]} on {device}: bring them together")
     for asks, setting, name, cure in (

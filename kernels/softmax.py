@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from soundrl.kernels.backend import check_softcap, local, reads_values, require, schema_of, wide
+from soundrl.kernels.backend import check_device, check_softcap, local, reads_values, require, schema_of, wide
 
 # Of a row that has no target; PyTorch's `ignore_index`.
 IGNORED = -100
@@ -82,7 +82,7 @@ def flat(
         ),
     )
     require(targets.dtype in (torch.int64, torch.int32), lambda: f"targets is {targets.dtype}: give int64 or int32, e.g. targets.long()")
-    _check_device("targets", targets, name, like)
+    check_device("targets", targets, name, like)
     if reads_values(targets):
         outside = targets[((targets < 0) | (targets >= vocabulary)) & (targets != IGNORED)]
         require(
@@ -118,7 +118,7 @@ def _one_a_row(temperature: Tensor, name: str, like: Tensor) -> Tensor:
     require(
         temperature.dtype.is_floating_point, lambda: f"temperature is {temperature.dtype}: give floating point, e.g. temperature.float()"
     )
-    _check_device("temperature", temperature, name, like)
+    check_device("temperature", temperature, name, like)
     require(
         not (temperature.requires_grad and torch.is_grad_enabled()),
         lambda: "temperature requires a gradient, which is not computed: pass temperature.detach()",
@@ -138,10 +138,3 @@ def _one_a_row(temperature: Tensor, name: str, like: Tensor) -> Tensor:
         lambda: "temperature holds values that are not finite or not > 0: greedy rows have no log-probability; use 1.0 there",
     )
     return temperature.to(wide(like)).expand(shape).reshape(-1)
-
-
-def _check_device(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
-    require(
-        x.device == like.device,
-        lambda: f"{name} is on {x.device}, {like_name} on {like.device}: move {name} with .to({str(like.device)!r})",
-    )

@@ -275,8 +275,8 @@ def test_memory_is_as_predicted(monkeypatch, tokens, width, vocabulary, size, fp
     factors."""
     monkeypatch.setattr(head_chunks, "CPU_BUDGET", 128 * vocabulary * head_chunks.bytes_per_logit(size, fp32_logits))
     monkeypatch.setattr(head_chunks, "product", lambda *_, **__: None)
-    monkeypatch.setattr(head_chunks, "row_backward", lambda *_: None)
-    monkeypatch.setattr(head_chunks, "row_forward", lambda logits, *_: tuple(torch.zeros(4, len(logits))))
+    monkeypatch.setattr(rows_module, "row_backward", lambda *_: None)
+    monkeypatch.setattr(rows_module, "row_forward", lambda logits, *_: tuple(torch.zeros(4, len(logits))))
     monkeypatch.setattr(module, "compaction", lambda live_T: None)
     monkeypatch.setattr(module, "_scaled", lambda x, factor: torch.empty_like(x))
     dtype = torch.bfloat16 if size == 2 else torch.float32
