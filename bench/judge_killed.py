@@ -40,7 +40,7 @@ SETTINGS = (
     *("--data.test", "--model.max-length", "256", "--warm-start.steps", "8", "--warm-start.batch", "4", "--warm-start.lr", "2e-4"),
     *("--rollout.prompts", "8", "--rollout.samples", "4", "--rollout.max-new-tokens", "48", "--rollout.eager"),
     *("--optim.minibatch-prompts", "8", "--optim.microbatch-tokens", "1024", "--run.steps", "2", "--run.name", "judged"),
-    *("--fapo.lam", "1", "--genrm.judge", "serve", "--genrm.max-tokens", "64", "--genrm.max-unknown", "1"),
+    *("--fapo.lam", "1", "--genrm.judge", "serve", "--genrm.max-tokens", "64", "--genrm.unknown", "drop", "1"),
 )
 Found = TypeVar("Found")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Literal, get_type_hints
 
-from soundrl.engine.environments.environment import NAMED, environment_of
+from soundrl.engine.conflicts import conflicts
+from soundrl.engine.environments.environment import is_environment
 from soundrl.fapo.data.files import INSTRUCTION
 from soundrl.kernels.loss_rule import LossRule
 
@@ -31,16 +29,35 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    train: str
-    """Training problems: a .jsonl, .json or .parquet file, `rg:<name>` for a reasoning-gym data set, or an environment's name."""
+    train: tuple[str, ...]
+    """Training problems: files (.jsonl, .json, .parquet), data sets (`rg:<name>`, a folder, a name), several with weights (`a.jsonl:0.7
+    b.parquet:0.3`), or one environment: its name, or a path (`my_env.py:make`)."""
     test: tuple[str, ...] = ()
     """Evaluation sets, same forms; an environment's name stands for all of its own."""
     test_rows: int = 0
     """Problems used of each evaluation set, the first ones; 0 = all (of an endless source: 400)."""
+    columns: tuple[str, ...] = ()
+    """Names that a file's columns have: ours=theirs, e.g. `question=problem answer=target`."""
+    form: str = ""
+    """Where answers stand in responses (fapo/verify/answer.py); empty = as each prompt asks for."""
+    verifier: str = ""
+    """Who rewards a response: a verifier by name (fapo/verify/verifiers.py), or one's own by path, `my_checks.py:score`; empty = as each
+    row says, else `math`."""
+    reward: tuple[Literal["pool", "here"], float] = ("pool", 1.0)
+    """Where a verifier of one's own runs (pool: processes that are killed at their limits; here: trusted, in the trainer's process), and
+    the reward from which a rollout counts as correct, so that it is judged."""
+    difficulty: tuple[str, int] = ("", 0)
+    """Curriculum: the column by which the first epoch goes from easy to hard (`-name`: it says how easy a row is; empty = none); and the
+    visits in a row, solved by all or by none, after which a prompt comes less often (0 = never)."""
     instruction: str = INSTRUCTION
     """Follows a blank line after the problem in rows of the form {problem, answer}."""
     skip_unusable: bool = False
     """Go on without rows that cannot be used (unreadable, too long, no comparable answer); off names them all and stops."""
+
+    @property
+    def environment(self) -> str:
+        """The environment's name or path; empty = problem files and data sets."""
+        return self.train[0] if len(self.train) == 1 and is_environment(self.train[0]) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +84,10 @@ class Rollout:
     """Longest response, in tokens."""
     memory: float = 0.4
     """vLLM's share of a GPU's memory; on CPU its KV cache in GiB."""
+    turns: tuple[int, float] = (8, 10.0)
+    """Most turns of a rollout where the environment answers, and CPU seconds that a tool call may take."""
+    refill: int = 0
+    """Tokens a step that may be sampled to replace groups without signal, verdicts included, by the next prompts; 0 = none is replaced."""
     tensor_parallel: int = 1
     """Ranks that share one vLLM engine."""
     eager: bool = False
@@ -77,31 +98,38 @@ class Rollout:
 class Loss:
     variant: str = "dapo"
     """dapo, grpo, dr_grpo, gspo, cispo or sapo: surrogate and denominator by the table in kernels/loss_rule.py."""
-    clip_low: float = 0.2
-    """Lower clip of the ratio: 1 − clip_low."""
-    clip_high: float = 0.28
-    """Upper clip of the ratio: 1 + clip_high (clip-higher, arXiv 2503.14476)."""
-    dual_clip: float = 10.0
-    """Bound on the loss of negative advantages, in multiples of the advantage."""
+    clip: tuple[float, float, float] = (0.2, 0.28, 10.0)
+    """Clips of the ratio: down to 1 − the first, up to 1 + the second (clip-higher, arXiv 2503.14476), and a bound on the loss of negative
+    advantages, in multiples of the advantage (dual clip)."""
+    kl: tuple[float, Literal["k1", "k2", "k3"], Literal["sharded", "asleep", "cpu"]] = (0.0, "k3", "sharded")
+    """KL to the policy that the run starts from: its weight in the loss (0 = none), the estimate, and where the reference's weights are:
+    sharded over the devices, asleep on the host but for its pass, or computing on the CPU."""
     correction: str = "tis"
     """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
     correction_band: tuple[float, float] = (0.5, 2.0)
     """Edges, on either side of 1, of the icepop and sequence bands (of a probability ratio); the upper one caps tis."""
 
     def rule(self) -> LossRule:
-        low, high = self.correction_band
-        others = {name: value for name, value in dataclasses.asdict(self).items() if name != "correction_band"}
-        return LossRule(**others, correction_low=low, correction_high=high)
+        (low, high, dual), (begin, end), (weight, estimate, _) = self.clip, self.correction_band, self.kl
+        return LossRule(
+            variant=self.variant,
+            clip_low=low,
+            clip_high=high,
+            dual_clip=dual,
+            kl=estimate if weight else "none",
+            kl_coef=weight,
+            correction=self.correction,
+            correction_low=begin,
+            correction_high=end,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     lr: float = 1e-6
     """AdamW learning rate, constant after warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW moment decays."""
-    weight_decay: float = 0.1
-    """AdamW weight decay."""
+    adamw: tuple[float, float, float] = (0.9, 0.999, 0.1)
+    """AdamW's decays of the two moments, and of the weights."""
     warmup_steps: int = 10
     """Optimizer steps of linear warm-up."""
     grad_clip: float = 1.0
@@ -132,8 +160,9 @@ class Genrm:
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     model: str = ""
     """Model name, as the endpoints list it under /models; with judge serve the model's folder."""
-    workers: int = 1
-    """Servers that the run starts on each node (judge serve): each takes the next `genrm.tensor_parallel` GPUs; on CPU one thread."""
+    workers: tuple[int, int] = (1, 1)
+    """Servers that the run starts on each node (judge serve), and the GPUs that each takes, the next ones, which divide its weights and
+    attention heads: a judge that does not fit on one needs several. On CPU each takes a thread."""
     max_tokens: int = 8192
     """Longest critique, in tokens."""
     sampling: tuple[float, int] = (0.0, 1)
@@ -156,15 +185,12 @@ class Genrm:
     second: tuple[str, float] = ("", 0.05)
     """A second opinion on a seeded share of judged rollouts, which changes no reward: `oracle`, `votes`, `order` (the same judge, the
     solution before the problem), or another judge as `model@url` (token: $SOUNDRL_SECOND_TOKEN); empty = none."""
-    tensor_parallel: int = 1
-    """GPUs of one server (judge serve), which divide its weights and attention heads; a judge that does not fit on one needs several."""
     probe: tuple[str, int] = ("", 10)
     """Labelled solutions that watch the judge (a ProcessBench or FAPO-Critic file, or a function `module:name`; empty = none), and steps
     between probes."""
-    unknown: Literal["drop", "rule"] = "drop"
-    """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule)."""
-    max_unknown: float = 0.2
-    """The run stops when a larger share of judged rollouts has no verdict, three steps in a row (never where fapo.lam is 0)."""
+    unknown: tuple[Literal["drop", "rule"], float] = ("drop", 0.2)
+    """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule); and the share of
+    judged rollouts without one above which, three steps in a row, the run stops (never where fapo.lam is 0)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,95 +246,8 @@ class Config:
     genrm: Genrm = field(default_factory=Genrm)
 
     def __post_init__(self) -> None:
-        for conflict in self._conflicts():
+        for conflict in conflicts(self):
             raise ValueError(conflict)
-
-    def _conflicts(self) -> Iterator[str]:
-        """Each names the setting, what is wrong with it and the cure."""
-        model, run, rollout, optim, loss, genrm = self.model, self.run, self.rollout, self.optim, self.loss, self.genrm
-        for setting in POSITIVE:
-            if not (value := attrgetter(setting)(self)) > 0:  # NaN is none of these either
-                yield f"{setting} is {value}, but must be > 0"
-        for setting in NOT_NEGATIVE:
-            if not (value := attrgetter(setting)(self)) >= 0:
-                yield f"{setting} is {value}, but must be ≥ 0"
-        if rollout.prompts % optim.minibatch_prompts:
-            yield (
-                f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
-                "mini-batches hold whole groups of one rollout batch: set one a multiple of the other"
-            )
-        if rollout.samples < 2:
-            yield f"rollout.samples {rollout.samples} leaves no group to compare with; set at least 2"
-        if rollout.max_new_tokens >= model.max_length:
-            yield (
-                f"rollout.max_new_tokens {rollout.max_new_tokens} leaves no room for a prompt in model.max_length {model.max_length}; "
-                "raise model.max_length or shorten responses"
-            )
-        if optim.microbatch_tokens < model.max_length:
-            yield (
-                f"optim.microbatch_tokens {optim.microbatch_tokens} cannot hold one sequence of model.max_length {model.max_length}; "
-                "raise optim.microbatch_tokens or lower model.max_length"
-            )
-        try:
-            loss.rule()
-        except ValueError as error:
-            yield f"loss.{error}"
-        if loss.variant == "bnpo":
-            yield "loss.variant bnpo divides by each micro-batch's own tokens, so packing would change the gradient; use dapo"
-        if not self.fapo.lam >= 0:
-            yield f"fapo.lam {self.fapo.lam} would reward flaws; use a value ≥ 0 (the paper's range is 0 … 2)"
-        if not 0 <= (begin := self.fapo.overlong[0]) < (longest := rollout.max_new_tokens):
-            yield f"fapo.overlong begins {begin} tokens before the end; that must be below rollout.max_new_tokens {longest}"
-        asked = f"genrm.judge is {genrm.judge}"
-        if genrm.judge == "none" and self.fapo.lam != 0:
-            yield f"{asked}, so fapo.lam {self.fapo.lam} has no verdicts to act on; set --fapo.lam 0 or name a judge"
-        if genrm.judge == "endpoint" and not genrm.urls:
-            yield f"{asked}, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1"
-        if self.judged_elsewhere and not genrm.model:
-            yield f"{asked}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder"
-        if "oracle" in (genrm.judge, genrm.second[0]) and environment_of(self.data.train).oracle is None:
-            which = "judge" if genrm.judge == "oracle" else "second"
-            yield f"genrm.{which} is oracle, which knows the embedded world only, but data.train is {self.data.train}; use another"
-        if run.critic and genrm.judge != "none":
-            yield f"run.task {run.task} needs no judge, but {asked}; set --genrm.judge none --fapo.lam 0"
-        name, every = genrm.probe
-        if name and (every < 1 or not self.judged_elsewhere):
-            yield f"genrm.probe is {name} {every}, but {asked}; probes need judge endpoint or serve, and at least 1 step"
-        if (genrm.min_f1 or genrm.alarm == "pause") and not name:
-            yield f"genrm.min_f1 is {genrm.min_f1} and genrm.alarm {genrm.alarm}, but genrm.probe, which tells, is empty; name a file there"
-        if ((who := genrm.second[0]) or genrm.alarm != "tell") and not self.judged_elsewhere:
-            yield f"genrm.second is {who or 'empty'} and genrm.alarm {genrm.alarm}, but {asked}; both need judge endpoint or serve"
-        if who and not (0 < genrm.second[1] <= 1 and (who in ("oracle", "votes", "order") or all(who.rpartition("@")))):
-            yield f"genrm.second is {who} {genrm.second[1]}; use oracle, votes, order or model@url, and a share above 0 up to 1"
-        name = run.name
-        if not name.isprintable() or name != name.strip(" .") or name in ("", "fresh", "logs") or name[0] == "-" or "/" in name:
-            yield (
-                f"run.name is {ascii(name)}; use letters, digits, spaces and signs but /, no - in front, no space or point at either end, "
-                "and not fresh or logs, which stand there already"
-            )
-        if len(name.encode()) > 200:
-            yield f"run.name is {len(name.encode())} bytes long; use at most 200"
-        if not (0 <= genrm.max_unknown <= 1 and 0 <= genrm.min_f1 <= 1):
-            yield f"genrm.max_unknown {genrm.max_unknown} is a share, and genrm.min_f1 {genrm.min_f1}; use 0 … 1"
-        every, last, multiple = run.save
-        if not (every >= 0 and last >= 1 and multiple >= 0):
-            yield f"run.save is {every} {last} {multiple}; use steps ≥ 0, at least 1 checkpoint kept, and a third number ≥ 0"
-        if not run.gate > 1:
-            yield f"run.gate {run.gate} can never be met; use e.g. 1.05"
-        k, t, p = run.eval_sampling
-        if not (k >= 1 and t > 0 and 0 < p <= 1):
-            yield f"run.eval_sampling is {k} {t} {p}; use at least 1 rollout, a temperature above 0 and a top-p in (0, 1]"
-        first, last = genrm.deadline
-        if not 0 < first <= last <= WEEK:
-            yield f"genrm.deadline is {first} {last}; use seconds above 0, the second not below the first, up to {WEEK}"
-        t, votes = genrm.sampling
-        if not (t >= 0 and votes >= 1 and (votes == 1 or t > 0)):
-            yield f"genrm.sampling is {t} {votes}; use a temperature of at least 0, above 0 for more than one vote"
-        if model.path in NAMED and model.path != self.data.train:
-            yield (
-                f"model.path {model.path} knows only the characters of its own problems, but data.train is {self.data.train}; "
-                f"name a model folder, or set --data.train {model.path}"
-            )
 
     def check_memory(self, device: str) -> None:
         """ValueError where `rollout.memory` cannot be what it means on `device` (cuda or cpu)."""
@@ -338,13 +277,4 @@ class Config:
         return self.genrm.judge in ("endpoint", "serve")
 
 
-WEEK = 604_800
-POSITIVE = (
-    "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
-    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency genrm.workers "
-    "genrm.tensor_parallel run.grace run.patience"
-).split()
-NOT_NEGATIVE = (
-    "data.test_rows model.rope_base_length warm_start.steps optim.warmup_steps optim.weight_decay run.steps run.eval_every"
-).split()
 GROUPS: dict[str, type] = get_type_hints(Config)

@@ -201,8 +201,8 @@ def serve(config: Config, ranks: Ranks, sleeps: bool) -> JudgeServers:
         Serving(
             model=folder,
             name=SERVED_NAME,
-            workers=config.genrm.workers,
-            tensor_parallel=config.genrm.tensor_parallel,
+            workers=config.genrm.workers[0],
+            tensor_parallel=config.genrm.workers[1],
             max_length=judge_length(config, folder),
             dtype=config.model.dtype,
             memory=config.rollout.memory,

@@ -43,7 +43,7 @@ class JudgingPhase:
         """The judges are awake within; the policy engine must sleep. `timed(name)` is entered around waking and falling asleep.
 
         A judge that does not come back is treated as one that has died: the others take its questions, and with none left verdicts are
-        unknown(unreachable), which are counted and stop the run by `genrm.max_unknown`. A run of days does not end by one slow start.
+        unknown(unreachable), which are counted and stop the run by `genrm.unknown`. A run of days does not end by one slow start.
         """
         with timed("judge_wake"):
             if self.ranks.device.type == "cuda":

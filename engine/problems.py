@@ -13,7 +13,7 @@ import numpy as np
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
-from soundrl.engine.environments.environment import NAMED, Environment, environment_of
+from soundrl.engine.environments.environment import Environment, environment_of, is_environment
 from soundrl.engine.environments.files import load_file, worked
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks
@@ -41,7 +41,7 @@ def set_names(paths: Sequence[str]) -> list[str]:
     names: list[list[str]] = []
     for path in paths:
         kind, _, query = path.partition("?")
-        if generated := path in NAMED or path.startswith(PREFIX):
+        if generated := is_environment(path) or path.startswith(PREFIX):
             same = "?".join([kind, *sorted(query.split("&"))])
         else:
             same = os.path.realpath(path)
@@ -60,7 +60,7 @@ def set_names(paths: Sequence[str]) -> list[str]:
 
 def load_tests(config: Config, left_out: LeftOut) -> Tests:
     """The sets of `data.test` by name: a named environment's own, and files."""
-    named = {path: environment_of(path)(config, None).tests() for path in config.data.test if path in NAMED}
+    named = {path: environment_of(path)(config, None).tests() for path in config.data.test if is_environment(path)}
     own = {name for sets in named.values() for name in sets}
     tests: Tests = {}
     for path, name in zip(config.data.test, set_names(config.data.test), strict=True):
@@ -90,7 +90,7 @@ class Problems:
         """
         if self.config.warm_start.steps:
             encode.response("")  # a tokenizer without end token is no fault of a row
-        sets = ({self.config.data.train: self.train} if isinstance(self.train, list) else {}) | self.tests
+        sets = ({" ".join(self.config.data.train): self.train} if isinstance(self.train, list) else {}) | self.tests
         keys = {name: [content(row) for row in part] for name, part in sets.items()}
         rows = [row for part in sets.values() for row in part]
         asked = dict(zip([key for part in keys.values() for key in part], rows, strict=True))
@@ -114,7 +114,7 @@ class Problems:
                 say(f"{name}: {formless:,} of {len(part):,} prompts ask for no known form of answer; a \\boxed{{…}} is looked for there")
         if self.left_out.rows or faults:
             self._leave_out(rows, faults, ranks, say)
-        for name, part in {self.config.data.train: self.train, **self.tests}.items():
+        for name, part in {" ".join(self.config.data.train): self.train, **self.tests}.items():
             if isinstance(part, list) and not part:
                 raise ValueError(f"{name}: no row is left that can be used: {self.left_out}")
 

@@ -15,11 +15,11 @@ def arith() -> Config:
     """The embedded world: no download, minutes on two CPU cores; flawed positives arise by themselves and are trained away."""
     return Config(
         model=Model(path="arith", dtype="float32", max_length=80),
-        data=Data(train="arith", test=("arith",), test_rows=400),
+        data=Data(train=("arith",), test=("arith",), test_rows=400),
         warm_start=WarmStart(steps=1500, batch=32, lr=2e-3),
         rollout=Rollout(prompts=32, samples=8, temperature=1.0, max_new_tokens=60, memory=0.3, eager=True),
         # On policy: one update per rollout batch.
-        optim=Optim(lr=2e-4, weight_decay=0.0, warmup_steps=5, minibatch_prompts=32, microbatch_tokens=1024),
+        optim=Optim(lr=2e-4, adamw=(0.9, 0.999, 0.0), warmup_steps=5, minibatch_prompts=32, microbatch_tokens=1024),
         fapo=Fapo(lam=1.0),
         genrm=Genrm(judge="oracle"),
         run=Run(name="arith", steps=80, eval_every=0, eval_sampling=(2, 1.0, 1.0)),
@@ -46,7 +46,7 @@ def smollm2_gsm8k() -> Config:
     """SmolLM2-135M-Instruct on GSM8K: a warm start on worked solutions, then GRPO; give it a judge and --fapo.lam 1 for FAPO."""
     return Config(
         model=Model(path="models/smollm2", dtype="bfloat16", max_length=768),
-        data=Data(train="data/gsm8k-train.jsonl", test=("data/gsm8k-test.jsonl",)),
+        data=Data(train=("data/gsm8k-train.jsonl",), test=("data/gsm8k-test.jsonl",)),
         warm_start=WarmStart(steps=700, batch=32, lr=5e-5),  # three epochs of the 7,473 rows
         rollout=Rollout(prompts=64, samples=8, max_new_tokens=320, memory=0.3),
         optim=Optim(lr=2e-6, minibatch_prompts=64, microbatch_tokens=16384),
@@ -65,7 +65,7 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
     return Config(
         model=Model(path=path, dtype="bfloat16", max_length=2048 + response, rope_base_length=rope, activation_checkpointing=True),
         # Evaluation: avg@32 on AIME24 and AIME25 (the paper adds GPQA-Diamond, avg@4).
-        data=Data(train="data/dapo-math-17k.parquet", test=("data/aime24.jsonl", "data/aime25.jsonl")),
+        data=Data(train=("data/dapo-math-17k.parquet",), test=("data/aime24.jsonl", "data/aime25.jsonl")),
         rollout=Rollout(prompts=512, samples=8, temperature=1.0, max_new_tokens=response, memory=0.5, tensor_parallel=tensor_parallel),
         # The released runs correct nothing for the sampler; their clips and optimizer are the defaults of `Loss` and `Optim`.
         loss=Loss(correction="none"),
@@ -119,7 +119,7 @@ def genrm_4b() -> Config:
     prompt, response = 5120, 8192
     return Config(
         model=Model(path="models/Qwen3-4B-Instruct-2507", dtype="bfloat16", max_length=prompt + response, activation_checkpointing=True),
-        data=Data(train="data/fapo-critic-train.parquet", test=("data/fapo-critic-test.parquet",)),
+        data=Data(train=("data/fapo-critic-train.parquet",), test=("data/fapo-critic-test.parquet",)),
         rollout=Rollout(prompts=512, samples=16, temperature=1.2, max_new_tokens=response, memory=0.5),
         loss=Loss(correction="none"),
         optim=Optim(microbatch_tokens=prompt + response),

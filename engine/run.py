@@ -69,7 +69,7 @@ class Run:
             saved = self.checkpoints.find() if self.folder.goes_on else None
             start = policy_folder(config, ranks)
             self.encode = encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
-            environment = environment_of(config.data.train)(config, encode.tokenizer)
+            environment = environment_of(config.data.environment)(config, encode.tokenizer)
             self.problems = Problems(config, environment)
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)

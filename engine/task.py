@@ -19,7 +19,7 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
         verify=environment.check,
         judge=built.judge,
         settings=settings,
-        max_unknown=config.genrm.max_unknown,
+        max_unknown=config.genrm.unknown[1],
         truth=environment.truth,
         split=environment.split,
         deadline=config.genrm.deadline[1],
@@ -34,5 +34,5 @@ def reward_settings(config: Config) -> RewardSettings:
         max_new_tokens=config.rollout.max_new_tokens,
         overlong_buffer=config.fapo.overlong[0],
         overlong_factor=config.fapo.overlong[1],
-        drop_unknown=config.genrm.unknown == "drop",
+        drop_unknown=config.genrm.unknown[0] == "drop",
     )

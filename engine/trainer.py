@@ -46,7 +46,7 @@ class Trainer:
         self.policy, self.ranks, self.longest = policy, policy.ranks, longest
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+            policy.model.parameters(), lr=optim.lr, betas=optim.adamw[:2], weight_decay=optim.adamw[2], fused=True
         )
         self.updates = 0
         self.skipped_in_a_row = 0

@@ -180,6 +180,6 @@ class UnknownWatch:
             self.bad_steps[name] = self.bad_steps[name] + 1 if counts and metrics.get(name, 0.0) > self.limit else 0
             if self.bad_steps[name] >= self.PATIENCE:
                 raise TooManyUnknownError(
-                    f"step {step}: {what.format(metrics[name])}, more than genrm.max_unknown {self.limit:.0%} for "
+                    f"step {step}: {what.format(metrics[name])}, more than genrm.unknown {self.limit:.0%} for "
                     f"{self.bad_steps[name]} steps in a row; {cure.format(step)}"
                 )

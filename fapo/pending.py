@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Said, Verdict
 from soundrl.fapo.waiting import GIVEN_UP, announce
 
 LOOK = 0.2  # seconds between looks whether the run is left
@@ -39,14 +39,14 @@ class PendingGroup:
 
     def __init__(self, prompt: Prompt, assign: Callable[[Sequence[Group]], None], decisive: bool) -> None:
         self.prompt, self.assign, self.decisive = prompt, assign, decisive
-        self.entries: list[tuple[Rollout, Future[Outcome], Future[Verdict | None]]] = []
+        self.entries: list[tuple[Rollout, Future[Said], Future[Verdict | None]]] = []
         """By sample index."""
         self.until: float | None = None
         self.leaving: Callable[[], bool] = lambda: False
         """Whether nobody will train on it any more: who waits for a verdict looks now and then, and goes without"""
         self._group: Group | None = None
 
-    def add(self, rollout: Rollout, outcome: Future[Outcome], verdict: Future[Verdict | None]) -> None:
+    def add(self, rollout: Rollout, outcome: Future[Said], verdict: Future[Verdict | None]) -> None:
         insort(self.entries, (rollout, outcome, verdict), key=lambda entry: entry[0].sample)
 
     @property
@@ -56,7 +56,7 @@ class PendingGroup:
     @property
     def undecided(self) -> bool:
         """Whether its advantages hang on a verdict; from the outcomes alone, whatever has arrived: what is packed follows from it."""
-        return self.decisive and any(outcome.result() is Outcome.CORRECT for _, outcome, _ in self.entries)
+        return self.decisive and any(said.result().outcome is Outcome.CORRECT for _, said, _ in self.entries)
 
     @property
     def ready(self) -> bool:
@@ -70,10 +70,13 @@ class PendingGroup:
         if self._group is not None:
             return self._group
         waits = whole or self.undecided
+        said = [outcome.result() for _, outcome, _ in self.entries]
         group = Group(
             prompt=self.prompt,
             rollouts=self.rollouts,
-            outcomes=[outcome.result() for _, outcome, _ in self.entries],
+            outcomes=[each.outcome for each in said],
+            scores=[each.reward for each in said],
+            extracted=[each.extracted for each in said],
             # Where nothing hangs on it, who is late is None, and would change nothing.
             verdicts=[self._verdict(verdict) if waits or verdict.done() else None for _, _, verdict in self.entries],
         )
@@ -110,7 +113,7 @@ class PendingGroups:
         self.by_prompt = {prompt.id: PendingGroup(prompt, assign, decisive) for prompt in prompts}
         self.deadline = deadline
         self.asked: dict[str, Call] = {}
-        self.held: list[tuple[Future[Outcome], Callable[[Future[Outcome]], None]]] = []
+        self.held: list[tuple[Future[Said], Callable[[Future[Said]], None]]] = []
         """Questions for a judge that sleeps; `ask` puts them."""
         if len(self.by_prompt) != len(prompts):
             raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
@@ -154,7 +157,7 @@ class PendingGroups:
     @property
     def questions(self) -> int:
         """How many are held back; waits for the outcomes."""
-        return sum(outcome.result() is Outcome.CORRECT for outcome, _ in self.held)
+        return sum(said.result().outcome is Outcome.CORRECT for said, _ in self.held)
 
     def ask(self) -> PendingGroups:
         """Put the questions that were held back: the judge is awake. The deadline runs from now."""

@@ -30,6 +30,30 @@ class Prompt:
     """Critic rows: number of paragraphs of the solution to be judged, whose first wrong one `answer` names (-1 = none)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A part of a rollout in which one side speaks."""
+
+    text: str
+    own: bool
+    """The policy's; else the environment's."""
+    tool: str = ""
+    """Name of the tool whose result it is."""
+    failed: bool = False
+    """The tool gave an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What an environment answers to a turn of the policy."""
+
+    text: str
+    tool: str = ""
+    """Name of the tool whose result it is."""
+    failed: bool = False
+    """The tool gave an error."""
+
+
 @dataclass(kw_only=True, eq=False)
 class Rollout:
     """One sampled completion. Any sequences of numbers make it; it holds arrays, as a step has millions of tokens."""
@@ -40,30 +64,75 @@ class Rollout:
     prompt_tokens: np.ndarray
     """int32"""
     tokens: np.ndarray
-    """Response token ids, int32, the end-of-sequence token included where one was sampled."""
+    """Response token ids, int32, with the end-of-sequence token where one was sampled; of several turns all, the environment's too."""
     logprobs: np.ndarray
-    """Sampler's log-probability of each response token, float32, *after* temperature (processed), same length as `tokens`."""
+    """Sampler's log-probability of each response token, float32, *after* temperature (processed), same length as `tokens`; 0 where a token
+    is not the policy's own."""
     text: str
-    """The response, decoded without special tokens."""
+    """The response, decoded without special tokens; of several turns all, as they are judged (`Environment.transcript`)."""
     finish_reason: str
-    """`stop` (end token) or `length` (cut at the token limit)."""
+    """`stop` (end token), `length` (cut at the token limit), `turns` (at the limit of turns) or `lost` (a tool's reply was lost)."""
     policy_version: int
     """Number of weight syncs before this rollout was sampled."""
+    mask: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    """uint8, same length as `tokens`: 1 = the policy's own token, 0 = the environment's, which has no log-probability and no loss. Not
+    given: all are its own."""
+    turns: tuple[Turn, ...] = ()
+    """Where there is more than one."""
+
+    @property
+    def answer_text(self) -> str:
+        """Where the final answer is looked for: the policy's last turn."""
+        return next((turn.text for turn in reversed(self.turns) if turn.own), self.text)
 
     def __post_init__(self) -> None:
+        self.mask = np.asarray(self.mask, np.uint8) if len(self.mask) else np.ones(len(self.tokens), np.uint8)
         self.prompt_tokens, self.tokens = np.asarray(self.prompt_tokens, np.int32), np.asarray(self.tokens, np.int32)
         self.logprobs = np.asarray(self.logprobs, np.float32)
 
 
 class Outcome(str, Enum):
-    """What the verifier says of an answer. The five are never merged; only `CORRECT` earns +1, and `UNKNOWN` nothing at all: the machine
-    failed, so the rollout leaves its group."""
+    """What the verifier says of an answer. They are never merged; only `CORRECT` earns +1. `UNKNOWN` (the machine or a user's verifier
+    failed) and `UNSCORED` (that one says that there is nothing to say) earn nothing at all: the rollout leaves its group."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
     UNPARSEABLE = "unparseable"
     UNKNOWN = "unknown"
+    UNSCORED = "unscored"
+
+    @property
+    def outcome(self) -> Outcome:
+        """Itself, as of a `Check` that says nothing else."""
+        return self
+
+    @property
+    def reward(self) -> None:
+        """The rule's."""
+
+    @property
+    def extracted(self) -> None:
+        """Not said."""
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the rollout leaves its group."""
+        return self in (Outcome.UNKNOWN, Outcome.UNSCORED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a verifier says of a response, in full."""
+
+    outcome: Outcome
+    reward: float | None = None
+    """Before λ and shaping; None = the rule's ±1."""
+    extracted: str | None = None
+    """The answer that was found."""
+
+
+Said = Outcome | Check
 
 
 @dataclass(frozen=True)
@@ -108,6 +177,10 @@ class Group:
     prompt: Prompt
     rollouts: list[Rollout]
     outcomes: list[Outcome] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    """A verifier's own rewards (`Check.reward`); empty or None = the rule's."""
+    extracted: list[str | None] = field(default_factory=list)
+    """The answers that were found; empty = not said."""
     verdicts: list[Verdict | None] = field(default_factory=list)
     """None = not judged, since the answer was not correct."""
     rewards: list[float] = field(default_factory=list)

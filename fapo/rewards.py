@@ -26,8 +26,14 @@ class RewardSettings:
 
 
 def rule_reward(outcome: Outcome) -> float:
-    """+1 for a correct answer, else −1 (Eq. 4); 0 where the verifier does not know, which enters no mean."""
-    return {Outcome.CORRECT: 1.0, Outcome.UNKNOWN: 0.0}.get(outcome, -1.0)
+    """+1 for a correct answer, else −1 (Eq. 4); 0 where the rollout leaves its group, which enters no mean."""
+    return 0.0 if outcome.leaves else 1.0 if outcome is Outcome.CORRECT else -1.0
+
+
+def base_rewards(group: Group) -> list[float]:
+    """Before λ and shaping: the verifier's own, else the rule's."""
+    scores = group.scores or [None] * len(group.outcomes)
+    return [rule_reward(o) if score is None else score for o, score in zip(group.outcomes, scores, strict=True)]
 
 
 def overlong_penalty(length: int, max_length: int, buffer: int, factor: float) -> float:
@@ -52,18 +58,18 @@ def is_unknown(verdict: Verdict | None) -> bool:
 def assign_advantages(groups: Sequence[Group], settings: RewardSettings, base: Sequence[float] | None = None) -> None:
     """Fill `kept`, `rewards` and `advantages` of every group from its outcomes and verdicts, in place.
 
-    `base` holds the reward of each rollout before the length penalty, group after group; by default it is `rule_reward` of the outcome.
+    `base` holds the reward of each rollout before the length penalty, group after group; by default `base_rewards`.
 
     Worked example, λ = 1: outcomes correct, correct, wrong, wrong with verdicts sound, flawed, –, – give rewards 1, 0, −1, −1
     and advantages ≈ 1.31, 0.26, −0.78, −0.78. Were the flawed one unknown instead, it would leave: rewards 1, –, −1, −1.
     """
     for group in groups:
         group.kept = [
-            outcome is not Outcome.UNKNOWN and not (settings.drop_unknown and settings.lam > 0 and is_unknown(verdict))
+            not outcome.leaves and not (settings.drop_unknown and settings.lam > 0 and is_unknown(verdict))
             for outcome, verdict in zip(group.outcomes, group.verdicts, strict=True)
         ]
     if base is None:
-        base = [rule_reward(outcome) for group in groups for outcome in group.outcomes]
+        base = [reward for group in groups for reward in base_rewards(group)]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     shaped = [reward + shaping(rollout, settings) for reward, rollout in zip(base, rollouts, strict=True)]
     rewards_N = torch.tensor(shaped, dtype=torch.float64)

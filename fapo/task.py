@@ -13,7 +13,7 @@ from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.measures import Split, Truth, UnknownWatch, count, flawed_shares, rates, verified
 from soundrl.fapo.pending import Call, PendingGroups, done
-from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Said, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
 
 Beside = Callable[[Prompt, Rollout, Future[Verdict], int], None]
@@ -68,7 +68,7 @@ class OracleJudge(Judge):
 class ReasoningTask(Task):
     """Verifies every rollout as it finishes and sends the correct ones to the judge at once, earlier prompts first where they queue."""
 
-    verify: Callable[[Prompt, Rollout], Outcome | Future[Outcome]]
+    verify: Callable[[Prompt, Rollout], Said | Future[Said]]
     judge: Judge | None
     """None leaves every verdict None (plain GRPO)."""
     settings: RewardSettings
@@ -124,10 +124,10 @@ class ReasoningTask(Task):
         # Mini-batches train in this order: verdicts that are needed first are asked for first.
         places = {prompt.id: place for place, prompt in enumerate(prompts)}
 
-        def ask(rollout: Rollout, verdict: Future[Verdict | None], outcome: Future[Outcome]) -> None:
+        def ask(rollout: Rollout, verdict: Future[Verdict | None], outcome: Future[Said]) -> None:
             """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
             try:
-                if judge is None or outcome.result() is not Outcome.CORRECT:
+                if judge is None or outcome.result().outcome is not Outcome.CORRECT:
                     verdict.set_result(None)
                     return
                 call = Call(time.perf_counter())
@@ -148,7 +148,7 @@ class ReasoningTask(Task):
         for rollout in rollouts:
             group = pending.by_prompt[rollout.prompt_id]
             said, verdict = self.verify(group.prompt, rollout), Future()
-            outcome = done(said) if isinstance(said, Outcome) else said
+            outcome = said if isinstance(said, Future) else done(said)
             group.add(rollout, outcome, verdict)
             if self.judge_sleeps:
                 pending.held.append((outcome, partial(ask, rollout, verdict)))

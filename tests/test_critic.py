@@ -141,7 +141,7 @@ def test_recipes_hold_the_papers_values():
         (4096, 1.0),
         (1, 0.6, 0.95),
     )
-    assert (c.optim.lr, c.optim.warmup_steps, c.optim.weight_decay, c.run.eval_every, c.run.steps) == (1e-6, 10, 0.1, 10, 500)
+    assert (c.optim.lr, c.optim.warmup_steps, c.optim.adamw[2], c.run.eval_every, c.run.steps) == (1e-6, 10, 0.1, 10, 500)
     assert c.run.task == "critic" and c.genrm.judge == "none"
 
 

@@ -259,7 +259,7 @@ def test_a_preparation_that_fails_leaves_the_earlier_run_where_it_was(tmp_path):
     run = RunFolder(config_in(tmp_path, "--model.path", model, "--genrm.model", "elsewhere"), Alone())  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError), run.claimed() as config:
         assert config.model.path == str(tmp_path / "x.1" / "policy" / "step-000001")
-        assert config.genrm.model == "elsewhere" and config.data.train == "arith"
+        assert config.genrm.model == "elsewhere" and config.data.train == ("arith",)
         assert (tmp_path / "x.1" / "metrics.jsonl").read_text() == "earlier"
         raise ZeroDivisionError
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "metrics.jsonl").read_text() == "earlier"

@@ -35,7 +35,7 @@ from soundrl.engine.recipes import RECIPES
         (["arith", "--run.eval-sampling", "0", "1", "1"], "run.eval_sampling is 0 1.0 1.0; use at least 1 rollout"),
         (["arith", "--fapo.lam", "-1"], "fapo.lam -1.0 would reward flaws"),
         (["arith", "--genrm.judge", "serve"], "genrm.judge is serve, but genrm.model is empty"),
-        (["arith", "--genrm.judge", "serve", "--genrm.model", "x", "--genrm.workers", "0"], "genrm.workers is 0, but must be > 0"),
+        (["arith", "--genrm.judge", "serve", "--genrm.model", "x", "--genrm.workers", "0", "1"], "genrm.workers is 0 1; use at least 1 server"),
         (["arith", "--genrm.probe", "arith", "5"], "genrm.probe is arith 5, but genrm.judge is oracle; probes need judge endpoint"),
         (["genrm-arith", "--genrm.judge", "oracle"], "run.task critic needs no judge, but genrm.judge is oracle"),
         (["arith", "--genrm.judge", "none"], "genrm.judge is none, so fapo.lam 1.0 has no verdicts to act on"),
@@ -74,8 +74,8 @@ def test_recipes_hold_the_papers_values():
             assert (c.rollout.max_new_tokens, c.max_prompt_tokens) == (response, 2048)
             assert (*c.fapo.overlong, c.fapo.lam) == (4096, 1.0, lam)
             assert (c.rollout.temperature, *c.run.eval_sampling) == (1.0, 32, 1.0, 0.7)
-            assert (c.optim.lr, c.optim.warmup_steps, c.optim.weight_decay, c.optim.betas) == (1e-6, 10, 0.1, (0.9, 0.999))
-            assert (c.optim.grad_clip, c.loss.clip_low, c.loss.clip_high, c.loss.dual_clip) == (1.0, 0.2, 0.28, 10.0)
+            assert (c.optim.lr, c.optim.warmup_steps, c.optim.adamw) == (1e-6, 10, (0.9, 0.999, 0.1))
+            assert (c.optim.grad_clip, c.loss.clip) == (1.0, (0.2, 0.28, 10.0))
             assert (c.run.steps, c.run.eval_every, c.rollout.tensor_parallel) == (steps, 10, parallel)
             assert (c.genrm.max_tokens if lam else 16384) == 16384
 
@@ -162,4 +162,4 @@ def test_a_mistake_in_settings_is_told_before_anything_heavy_is_imported():
 
 def test_a_config_made_in_python_is_checked_as_well():
     with pytest.raises(ValueError, match="genrm.judge is endpoint, but genrm.urls is empty"):
-        Config(model=Model(path="x"), data=Data(train="y"), run=Run(name="z"), genrm=Genrm())
+        Config(model=Model(path="x"), data=Data(train=("y",)), run=Run(name="z"), genrm=Genrm())

@@ -245,7 +245,7 @@ def test_a_plan_says_stages_sizes_and_a_command_that_trains_and_does_nothing(ask
     assert words[1].endswith("engine/train.py")
     config = parse_arguments(words[2:])
     assert (config.run.steps, config.run.save, config.rollout.prompts, config.run.task) == (100, (30, 2, 30), 64, "critic")
-    assert config.data.test == () and config.data.skip_unusable and config.data.train.endswith("genrm.work/split/train.jsonl")
+    assert config.data.test == () and config.data.skip_unusable and config.data.train[0].endswith("genrm.work/split/train.jsonl")
     assert not (tmp_path / "genrm.work").exists() and not servers[0].bodies
 
 

@@ -68,7 +68,7 @@ def test_a_7b_plan_from_its_config_alone(of):
 def served(overlap: bool = True, workers: int = 1) -> Config:
     """A 7B run with its judge on the same GPUs."""
     recipe = fapo_7b()
-    judge = replace(recipe.genrm, judge="serve", workers=workers)
+    judge = replace(recipe.genrm, judge="serve", workers=(workers, 1))
     return replace(recipe, rollout=replace(recipe.rollout, memory=0.4), genrm=judge, run=replace(recipe.run, overlap=overlap))
 
 
@@ -108,7 +108,7 @@ def test_judges_take_no_more_gpus_than_a_machine_has(of):
 
 def judged(workers: int, parallel: int) -> Config:
     config = served(workers=workers)
-    return replace(config, genrm=replace(config.genrm, tensor_parallel=parallel))
+    return replace(config, genrm=replace(config.genrm, workers=(config.genrm.workers[0], parallel)))
 
 
 QWEN3_4B = {
@@ -131,7 +131,7 @@ def genrm(tmp_path_factory):
 
 
 def with_model(config: Config, folder, parallel: int = 1, max_tokens: int = 16384) -> Config:
-    return replace(config, genrm=replace(config.genrm, model=str(folder), tensor_parallel=parallel, max_tokens=max_tokens))
+    return replace(config, genrm=replace(config.genrm, model=str(folder), workers=(1, parallel), max_tokens=max_tokens))
 
 
 def test_the_plan_knows_the_judge(of, genrm):

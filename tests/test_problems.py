@@ -58,7 +58,7 @@ def write(path, *rows: dict) -> str:
 def config(folder, train: str, *tests: str, steps: int = 0, skip: bool = False, task: str = "reasoning") -> Config:
     return Config(
         model=Model(path="models/x", max_length=64),
-        data=Data(train=train, test=tests, instruction="", skip_unusable=skip),
+        data=Data(train=(train,), test=tests, instruction="", skip_unusable=skip),
         run=Run(name="x", folder=str(folder), task=task),  # type: ignore[arg-type]
         warm_start=WarmStart(steps=steps, batch=2),
         genrm=Genrm(judge="none"),
@@ -68,7 +68,7 @@ def config(folder, train: str, *tests: str, steps: int = 0, skip: bool = False, 
 
 
 def loaded(settings: Config, tokenizer=None, verifier=None) -> Problems:
-    problems = Problems(settings, environment_of(settings.data.train)(settings, tokenizer))
+    problems = Problems(settings, environment_of(settings.data.environment)(settings, tokenizer))
     problems.environment.verifier = verifier  # type: ignore[attr-defined]
     return problems
 
@@ -173,7 +173,7 @@ def test_the_embedded_sets_keep_their_names(tmp_path):
     row = {"problem": "1+1?", "answer": "2"}
     path = write(tmp_path / "arith-test.jsonl", row)
     for tests in (("arith", path), (path, "arith")):
-        sets = loaded(replace(RECIPES["arith"](), data=Data(train="arith", test=tests))).tests
+        sets = loaded(replace(RECIPES["arith"](), data=Data(train=("arith",), test=tests))).tests
         assert {name: len(rows) for name, rows in sets.items()} == {"arith-test": 400, "arith-test-p2": 400, path: 1}
 
 

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -96,7 +95,7 @@ def test_what_a_record_carries_of_the_judges_work_is_kept(tmp_path):
     told = group("a", 2)
     votes = ("flawed 2", "no_box", "flawed 2")
     told.verdicts[0] = said = Verdict("flawed", 2, critique="Step 2 …", tokens=90, seconds=1.5, worker="j1", votes=votes)
-    told.outcomes[0] = SimpleNamespace(value="correct", extracted="2")  # type: ignore[call-overload]
+    told.extracted = ["2", None]
     save(tmp_path, 1, [[told]])
     rows, names = RunReader(tmp_path).rollouts(1), ("extracted", *OF_JUDGE)
     assert [[row[name] for name in names] for row in rows] == [["2", "Step 2 …", 90, 1.5, "j1", [*votes]], [None] * 6]

@@ -158,7 +158,7 @@ def test_a_worker_of_several_gpus_takes_the_next_ones(tmp_path, monkeypatch, sle
         Worker(settings, 2, "canary-77", tmp_path)
     for gpus in ([], ["MIG-1c0", "MIG-2c0"]):
         monkeypatch.setattr(server, "visible_gpus", lambda gpus=gpus: gpus)
-        with pytest.raises(ValueError, match="genrm.tensor_parallel 2 needs whole GPUs, and there are none here: set 1"):
+        with pytest.raises(ValueError, match="genrm.workers: 2 GPUs a server need whole GPUs, and there are none here: set 1"):
             Worker(settings, 0, "canary-77", tmp_path)
     with pytest.raises(ValueError, match="genrm.tensor_parallel 3 does not divide the 32 attention heads of"):
         Serving(model=tmp_path, tensor_parallel=3)
@@ -520,7 +520,7 @@ def test_a_run_serves_its_own_judge_through_vllm(train, tmp_path):
     """A critic with random weights and 262,144 positions: every verdict is unknown, counted by reason, and no rollout earns by it."""
     write_long(tmp_path / "critic")
     small = ("--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", 1, "--data.test", "--rollout.engine", "torch")
-    judge = ("--genrm.judge", "serve", "--genrm.model", tmp_path / "critic", "--genrm.max-tokens", 30, "--genrm.max-unknown", 1.0)
+    judge = ("--genrm.judge", "serve", "--genrm.model", tmp_path / "critic", "--genrm.max-tokens", 30, "--genrm.unknown", "drop", 1.0)
     done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     run = RunReader(tmp_path / "arith")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.prompt_stream import PromptSource
-from soundrl.fapo.named import named
-from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.fapo.named import is_named, named
+from soundrl.fapo.records import Prompt, Reply, Rollout, Said
 from soundrl.genrm.prompts import PROMPTS, prompt_in, split_paragraphs
 
 if TYPE_CHECKING:  # the settings ask it what it has before torch is imported
@@ -63,9 +63,14 @@ class Environment(ABC):
         """The warm start's, from the training problems. ValueError where there are none."""
 
     @abstractmethod
-    def check(self, prompt: Prompt, rollout: Rollout) -> Outcome | Future[Outcome]:
-        """Whether the response's answer is right, at once or later. Asked of each rollout as it finishes, from one thread; never of a
-        critic's, whose answer is a step."""
+    def check(self, prompt: Prompt, rollout: Rollout) -> Said | Future[Said]:
+        """Whether the response's answer is right, at once or later, or what it earns (`Check`). Asked of each rollout as it finishes, from
+        one thread; never of a critic's, whose answer is a step."""
+
+    def respond(self, prompt: Prompt, rollout: Rollout) -> Reply | None | Future[Reply | None]:
+        """What the policy is told after a turn of its own, at once or later; None: the rollout is whole. `rollout` holds all turns so far.
+        Asked from one thread."""
+        return None
 
     def split(self, text: str) -> Sequence[str]:
         """The steps of a response, as a judge is to number them; never empty."""
@@ -93,6 +98,11 @@ def trained_prompt(config: Config) -> str:
     return asked.name
 
 
+def is_environment(name: str) -> bool:
+    """Whether it names an environment: one of ours, or one's own by path (`my_env.py:make`)."""
+    return name in NAMED or is_named(name)
+
+
 def environment_of(name: str) -> type[Environment]:
-    """By the value of `data.train`, `data.test` or `model.path`: what the name stands for, else problem files."""
-    return named(NAMED.get(name, FILES))
+    """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files."""
+    return named(NAMED.get(name) or (name if is_named(name) else FILES))

@@ -42,7 +42,7 @@ class ProblemFiles(Environment):
         return Thoughts(self.tokenizer)
 
     def problems(self, left_out: LeftOut) -> list[Prompt]:
-        return load_file(self.config, self.config.data.train, None, left_out)
+        return [row for path in self.config.data.train for row in load_file(self.config, path, None, left_out)]
 
     def unusable(self, answers: Sequence[str]) -> list[str | None]:
         return super().unusable(answers) if self.config.run.critic else self.verifier.check_golds(answers)
@@ -50,7 +50,7 @@ class ProblemFiles(Environment):
     def demonstrations(self, problems: Source) -> Worked:
         rows = [row for row in problems if row.solution is not None] if isinstance(problems, list) else []
         if not rows:
-            steps, train = self.config.warm_start.steps, self.config.data.train
+            steps, train = self.config.warm_start.steps, " ".join(self.config.data.train)
             raise ValueError(f"warm_start.steps is {steps}, but no row of {train} has a solution; set --warm-start.steps 0")
         stream = PromptStream(rows, self.config.run.seed)
         # The same on every rank, and dealt like any other samples.

@@ -94,7 +94,7 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
         "logprobs": ragged([r.logprobs for r in rollouts], "float32"),
         "prompt_length": [len(r.prompt_tokens) for r in rollouts],
         "outcome": [getattr(outcome, "value", None) for outcome in outcomes],
-        "extracted": [getattr(outcome, "extracted", None) for outcome in outcomes],
+        "extracted": each("extracted"),
         "verdict": [None if v is None else {"kind": v.kind, "step": v.step, "reason": v.reason} for v in verdicts],
         # What was not said is null.
         **{name: [v and (getattr(v, name.removeprefix("judge_")) or None) for v in verdicts] for name in OF_JUDGE},

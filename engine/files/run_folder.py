@@ -183,7 +183,7 @@ def locked(folder: Path) -> IO[str]:
 FREE = (
     "run.steps run.eval_every run.eval_sampling run.overlap run.save run.resume run.grace run.patience run.gate data.test data.test_rows "
     "model.activation_checkpointing model.attention optim.microbatch_tokens rollout.memory rollout.eager rollout.tensor_parallel "
-    "genrm.urls genrm.allow_http genrm.workers genrm.tensor_parallel genrm.deadline genrm.concurrency genrm.probe genrm.max_unknown "
+    "genrm.urls genrm.allow_http genrm.workers genrm.deadline genrm.concurrency genrm.probe "
     "genrm.min_f1 genrm.alarm genrm.second"
 ).split()
 """Settings that may change when a run goes on: how long, how it is measured, where it runs, what it holds in memory. What is computed stays

@@ -160,7 +160,7 @@ class MemoryPlan:
         if self.critiques < 1:
             raise ValueError(
                 f"rollout.memory leaves the judge {self.parts['  of which KV cache'] / GIB:.1f} GiB of KV cache, {self.critiques:.2f} of a "
-                f"prompt and critique of {self.context} tokens; raise rollout.memory or genrm.tensor_parallel, or lower genrm.max_tokens"
+                f"prompt and critique of {self.context} tokens; raise rollout.memory or genrm.workers' GPUs, or lower genrm.max_tokens"
             )
         if not self.fits:
             turns = ", though judge and policy take turns" if self.serial else ""
@@ -195,7 +195,7 @@ def judge_length(config: Config, folder: Path) -> int:
 
 def judge_needs(config: Config, device: str) -> JudgeNeeds | None:
     """Of the judge in `genrm.model`, whose config.json alone is read; None where there is no such file (yet)."""
-    folder, parallel = Path(config.genrm.model), config.genrm.tensor_parallel
+    folder, parallel = Path(config.genrm.model), config.genrm.workers[1]
     if not (folder / "config.json").is_file():
         return None
     check_heads(folder, parallel)
@@ -218,11 +218,8 @@ def memory_plan(
     g = config.genrm
     if g.judge != "serve":
         return plan_of(config, of, ranks, total, device)
-    if device == "cuda" and g.workers * g.tensor_parallel > machine:
-        raise ValueError(
-            f"genrm.workers {g.workers} on genrm.tensor_parallel {g.tensor_parallel} GPUs each take {g.workers * g.tensor_parallel}, but a "
-            f"machine has {machine}; set fewer"
-        )
+    if device == "cuda" and (taken := math.prod(g.workers)) > machine:
+        raise ValueError(f"genrm.workers {g.workers[0]} on {g.workers[1]} GPUs each take {taken}, but a machine has {machine}; set fewer")
     share = config.rollout.memory * (total if device == "cuda" else GIB)
     beside = judge.weights if judge and device == "cpu" else 0.0
     awake = replace(plan_of(config, of, ranks, total, device, share + beside), judging="awake throughout")
@@ -277,7 +274,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
         }
     else:
         total /= ranks
-        peaks = {"training (nothing sleeps on CPU)": training + share + judge * config.genrm.workers / ranks}
+        peaks = {"training (nothing sleeps on CPU)": training + share + judge * config.genrm.workers[0] / ranks}
     sequences = cache * config.rollout.tensor_parallel / (of.cached * size * config.model.max_length)
     return MemoryPlan(parts, peaks, total, sequences, serial)
 

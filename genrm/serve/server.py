@@ -108,7 +108,7 @@ class Worker:
     def __init__(self, settings: Serving, number: int, token: str, folder: Path, sleeps: bool = False) -> None:
         self.settings, self.number, self.sleeps, gpus, parallel = settings, number, sleeps, visible_gpus(), settings.tensor_parallel
         if parallel > 1 and (not gpus or gpus[0].startswith("MIG-")):
-            raise ValueError(f"genrm.tensor_parallel {parallel} needs whole GPUs, and there are none here: set 1")
+            raise ValueError(f"genrm.workers: {parallel} GPUs a server need whole GPUs, and there are none here: set 1")
         self.gpus = gpus[number * parallel : (number + 1) * parallel]
         if gpus and len(self.gpus) < parallel:
             raise ValueError(

@@ -56,7 +56,7 @@ if [[ $parts == *" serial "* ]]; then
     nvidia-smi --query-compute-apps=timestamp,pid,used_memory --format=csv,nounits --loop=1 >"$OUT/serial-memory.csv" &
     sampler=$!
     part serial 300 serial.log python3 engine/train.py arith --model.dtype bfloat16 --rollout.memory 0.3 --genrm.judge serve \
-        --genrm.model models/smollm2 --genrm.max-tokens 64 --genrm.max-unknown 1 --run.no-overlap --run.steps 5 --run.folder "$OUT/runs"
+        --genrm.model models/smollm2 --genrm.max-tokens 64 --genrm.unknown drop 1 --run.no-overlap --run.steps 5 --run.folder "$OUT/runs"
     kill "$sampler"
     cp "$OUT"/runs/arith/metrics.jsonl "$OUT/serial.jsonl" 2>/dev/null
     rm -rf "$OUT/runs"

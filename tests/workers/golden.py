@@ -74,7 +74,7 @@ def main(arguments: dict, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = Model(path=str(folder), dtype="float32", max_length=80, attention=case.get("attention", "triton"))
         policy = Policy(folder, tokenizer, model, ranks)
-        settings = Optim(lr=2e-4, weight_decay=0.0, warmup_steps=1, microbatch_tokens=512)
+        settings = Optim(lr=2e-4, adamw=(0.9, 0.999, 0.0), warmup_steps=1, microbatch_tokens=512)
         trainer = Trainer(policy, settings, Loss(**case.get("loss", {})), 1.0)
         prompts, pending = collected(folder, ranks, case.get("lam", 1.0), case.get("prompts"))
         batch = exchange(prompts, pending, ranks)

@@ -1,0 +1,121 @@
+"""What contradicts itself in a run's settings; each conflict names the setting, what is wrong with it and the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from soundrl.engine.environments.environment import NAMED, environment_of, is_environment
+
+if TYPE_CHECKING:
+    from soundrl.engine.config import Config
+
+WEEK = 604_800
+POSITIVE = (
+    "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
+    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency run.grace run.patience"
+).split()
+NOT_NEGATIVE = ("data.test_rows model.rope_base_length rollout.refill warm_start.steps optim.warmup_steps run.steps run.eval_every").split()
+
+
+def conflicts(config: Config) -> Iterator[str]:
+    """Each names the setting, what is wrong with it and the cure."""
+    model, run, rollout, optim, loss, genrm = config.model, config.run, config.rollout, config.optim, config.loss, config.genrm
+    data, trained = config.data, " ".join(config.data.train)
+    for setting in POSITIVE:
+        if not (value := attrgetter(setting)(config)) > 0:  # NaN is none of these either
+            yield f"{setting} is {value}, but must be > 0"
+    for setting in NOT_NEGATIVE:
+        if not (value := attrgetter(setting)(config)) >= 0:
+            yield f"{setting} is {value}, but must be ≥ 0"
+    if rollout.prompts % optim.minibatch_prompts:
+        yield (
+            f"rollout.prompts {rollout.prompts} is no multiple of optim.minibatch_prompts {optim.minibatch_prompts}; "
+            "mini-batches hold whole groups of one rollout batch: set one a multiple of the other"
+        )
+    if not data.train:
+        yield "data.train is empty; name a file, a data set or an environment"
+    if len(data.train) > 1 and (odd := next(filter(is_environment, data.train), None)):
+        yield f"data.train names the environment {odd} beside others; an environment stands alone"
+    most, seconds = rollout.turns
+    if not (most >= 1 and seconds > 0):
+        yield f"rollout.turns is {most} {seconds}; use at least 1 turn, and seconds above 0"
+    if rollout.samples < 2:
+        yield f"rollout.samples {rollout.samples} leaves no group to compare with; set at least 2"
+    if rollout.max_new_tokens >= model.max_length:
+        yield (
+            f"rollout.max_new_tokens {rollout.max_new_tokens} leaves no room for a prompt in model.max_length {model.max_length}; "
+            "raise model.max_length or shorten responses"
+        )
+    if optim.microbatch_tokens < model.max_length:
+        yield (
+            f"optim.microbatch_tokens {optim.microbatch_tokens} cannot hold one sequence of model.max_length {model.max_length}; "
+            "raise optim.microbatch_tokens or lower model.max_length"
+        )
+    if not (0 <= optim.adamw[0] < 1 and 0 <= optim.adamw[1] < 1 and optim.adamw[2] >= 0):
+        yield "optim.adamw is {} {} {}; use moment decays in [0, 1) and a weight decay ≥ 0".format(*optim.adamw)
+    if not loss.kl[0] >= 0:
+        yield f"loss.kl {loss.kl[0]} would reward leaving the reference; use a weight ≥ 0"
+    try:
+        loss.rule()
+    except ValueError as error:
+        yield f"loss.{error}"
+    if loss.variant == "bnpo":
+        yield "loss.variant bnpo divides by each micro-batch's own tokens, so packing would change the gradient; use dapo"
+    if not config.fapo.lam >= 0:
+        yield f"fapo.lam {config.fapo.lam} would reward flaws; use a value ≥ 0 (the paper's range is 0 … 2)"
+    if not 0 <= (begin := config.fapo.overlong[0]) < (longest := rollout.max_new_tokens):
+        yield f"fapo.overlong begins {begin} tokens before the end; that must be below rollout.max_new_tokens {longest}"
+    asked = f"genrm.judge is {genrm.judge}"
+    if genrm.judge == "none" and config.fapo.lam != 0:
+        yield f"{asked}, so fapo.lam {config.fapo.lam} has no verdicts to act on; set --fapo.lam 0 or name a judge"
+    if genrm.judge == "endpoint" and not genrm.urls:
+        yield f"{asked}, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1"
+    if config.judged_elsewhere and not genrm.model:
+        yield f"{asked}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder"
+    if "oracle" in (genrm.judge, genrm.second[0]) and environment_of(data.environment).oracle is None:
+        which = "judge" if genrm.judge == "oracle" else "second"
+        yield f"genrm.{which} is oracle, which knows the embedded world only, but data.train is {trained}; use another"
+    if run.critic and genrm.judge != "none":
+        yield f"run.task {run.task} needs no judge, but {asked}; set --genrm.judge none --fapo.lam 0"
+    name, every = genrm.probe
+    if name and (every < 1 or not config.judged_elsewhere):
+        yield f"genrm.probe is {name} {every}, but {asked}; probes need judge endpoint or serve, and at least 1 step"
+    if (genrm.min_f1 or genrm.alarm == "pause") and not name:
+        yield f"genrm.min_f1 is {genrm.min_f1} and genrm.alarm {genrm.alarm}, but genrm.probe, which tells, is empty; name a file there"
+    if ((who := genrm.second[0]) or genrm.alarm != "tell") and not config.judged_elsewhere:
+        yield f"genrm.second is {who or 'empty'} and genrm.alarm {genrm.alarm}, but {asked}; both need judge endpoint or serve"
+    if who and not (0 < genrm.second[1] <= 1 and (who in ("oracle", "votes", "order") or all(who.rpartition("@")))):
+        yield f"genrm.second is {who} {genrm.second[1]}; use oracle, votes, order or model@url, and a share above 0 up to 1"
+    name = run.name
+    if not name.isprintable() or name != name.strip(" .") or name in ("", "fresh", "logs") or name[0] == "-" or "/" in name:
+        yield (
+            f"run.name is {ascii(name)}; use letters, digits, spaces and signs but /, no - in front, no space or point at either end, "
+            "and not fresh or logs, which stand there already"
+        )
+    if len(name.encode()) > 200:
+        yield f"run.name is {len(name.encode())} bytes long; use at most 200"
+    if not (0 <= genrm.unknown[1] <= 1 and 0 <= genrm.min_f1 <= 1):
+        yield f"genrm.unknown {genrm.unknown[1]} is a share, and genrm.min_f1 {genrm.min_f1}; use 0 … 1"
+    if min(genrm.workers) < 1:
+        yield f"genrm.workers is {genrm.workers[0]} {genrm.workers[1]}; use at least 1 server of at least 1 GPU"
+    every, last, multiple = run.save
+    if not (every >= 0 and last >= 1 and multiple >= 0):
+        yield f"run.save is {every} {last} {multiple}; use steps ≥ 0, at least 1 checkpoint kept, and a third number ≥ 0"
+    if not run.gate > 1:
+        yield f"run.gate {run.gate} can never be met; use e.g. 1.05"
+    k, t, p = run.eval_sampling
+    if not (k >= 1 and t > 0 and 0 < p <= 1):
+        yield f"run.eval_sampling is {k} {t} {p}; use at least 1 rollout, a temperature above 0 and a top-p in (0, 1]"
+    first, last = genrm.deadline
+    if not 0 < first <= last <= WEEK:
+        yield f"genrm.deadline is {first} {last}; use seconds above 0, the second not below the first, up to {WEEK}"
+    t, votes = genrm.sampling
+    if not (t >= 0 and votes >= 1 and (votes == 1 or t > 0)):
+        yield f"genrm.sampling is {t} {votes}; use a temperature of at least 0, above 0 for more than one vote"
+    if model.path in NAMED and model.path != data.environment:
+        yield (
+            f"model.path {model.path} knows only the characters of its own problems, but data.train is {trained}; "
+            f"name a model folder, or set --data.train {model.path}"
+        )
