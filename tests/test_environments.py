@@ -84,8 +84,9 @@ def test_what_is_an_import_path(text, is_path):
 
 def test_what_cannot_be_imported_is_named_in_one_line():
     assert named("soundrl.engine.recipes:RECIPES") is RECIPES
+    cure = "write package.module:name, or file.py:name, of something that Python can import"
     for path in ("no_such_module.x:rows", "soundrl.engine.recipes:nothing"):
-        with pytest.raises(DataError, match=rf"^{path}: .*; write package.module:name, or file.py:name, of something that Python can import$"):
+        with pytest.raises(DataError, match=rf"^{path}: .*; {cure}$"):
             named(path)
 
 

