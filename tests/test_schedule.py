@@ -177,13 +177,12 @@ def test_a_late_verdict_changes_nothing_and_a_fault_of_the_judge_is_seen():
 def computed(torchrun_once, tmp_path_factory) -> dict[int, dict]:
     folder = str(write_tiny(tmp_path_factory.mktemp("models") / "tiny"))
     return {
-        1: torchrun_once("overlap", 1, folder=folder, seeds=8, deadline=2.0),
-        2: torchrun_once("overlap", 2, folder=folder, seeds=3, deadline=0),
-        3: torchrun_once("overlap", 3, folder=folder, seeds=1, deadline=0),
+        1: torchrun_once("overlap", 1, folder=folder, seeds=5, deadline=2.0),
+        3: torchrun_once("overlap", 3, folder=folder, seeds=2, deadline=0),
     }
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_parameters_are_the_same_to_the_bit_whenever_verdicts_come(computed, ranks):
     said = computed[ranks]
     reference, late = said["off"]
@@ -193,10 +192,9 @@ def test_parameters_are_the_same_to_the_bit_whenever_verdicts_come(computed, ran
     assert said["backwards"] != reference  # inverse: the digest does tell another order of the same groups
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_any_number_of_ranks_trains_the_same_mini_batches(computed, ranks):
+def test_any_number_of_ranks_trains_the_same_mini_batches(computed):
     """Eight prompts a step, in two mini-batches, on three ranks too: the same parameters but for the order of sums."""
-    alone, together = (torch.load(computed[n]["parameters"], weights_only=True) for n in (1, ranks))
+    alone, together = (torch.load(computed[n]["parameters"], weights_only=True) for n in (1, 3))
     apart = sum((a - b).double().square().sum() for a, b in zip(alone, together, strict=True)) ** 0.5
     assert apart <= 1e-6 * sum(a.double().square().sum() for a in alone) ** 0.5
     assert computed[1]["moved"] > 1e-3 * float(sum(a.double().square().sum() for a in alone) ** 0.5)  # witness: they have been trained
