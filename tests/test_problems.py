@@ -262,7 +262,7 @@ def test_duplicates_are_counted_and_checked_once(tokenizer, verifier, tmp_path, 
 
 
 def test_references_are_compared_with_themselves(verifier):
-    said = verifier.check_golds(["72", r"\frac{1}{2}", r"\frac{1}{", "x^2+1", r"\mathbb{Z}/2\mathbb{Z}"])
+    said = verifier.math.check_golds(["72", r"\frac{1}{2}", r"\frac{1}{", "x^2+1", r"\mathbb{Z}/2\mathbb{Z}"])
     assert [why is None for why in said] == [True, True, False, True, False]
 
 
