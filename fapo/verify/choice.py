@@ -86,8 +86,8 @@ def final_choice(text: str, options: Sequence[str] = ()) -> Box | None:
     """The letter that a response without its thinking part chooses; `hedged` where its paragraph says another; None where there is none.
     `options`: the texts of the options, where they are known.
 
-    >>> final_choice("So it is 5.\\n\\nThe correct answer is **(C)** 5 m/s."), final_choice("Answer: C or D").hedged, final_choice("C is 5.")
-    (Box(text='C', others=(), start=13), True, None)
+    >>> final_choice("So 5.\\n\\nThe correct answer is **(C)** 5 m/s."), final_choice("Answer: C or D").hedged, final_choice("C is 5.")
+    (Box(text='C', others=(), start=7), True, None)
     """
     is_open = re.search(r"\\(?:boxed|fbox)\s*\{", text) is not None and not _top_level_boxes(text)
     said = [] if is_open else sorted(_statements(text, options))
