@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from soundrl.fapo.data.rows import RowError, shown
+from soundrl.fapo.data.rows import DataError, RowError, shown
 from soundrl.fapo.named import is_named
 from soundrl.fapo.pending import done, then
 from soundrl.fapo.records import Check, Outcome, Prompt, Rollout, Said
@@ -127,6 +127,8 @@ class Verifiers:
                 return done(self.here.answer(asked))
             except MemoryError:
                 return done("memory")
+            except DataError as error:
+                return done(["fault", "broken", str(error), True])
         result: Future[Any] = Future()
         result.set_running_or_notify_cancel()
 
