@@ -77,6 +77,7 @@ class PendingGroup:
             outcomes=[each.outcome for each in said],
             scores=[each.reward for each in said],
             extracted=[each.extracted for each in said],
+            reasons=[each.reason for each in said],
             # Where nothing hangs on it, who is late is None, and would change nothing.
             verdicts=[self._verdict(verdict) if waits or verdict.done() else None for _, _, verdict in self.entries],
         )
