@@ -9,13 +9,13 @@ from soundrl.fapo.data.rows import DataError, Fields, RowError, shown
 
 TEXTS = ("problem", "question", "prompt")
 """Where a row's problem stands."""
-ANSWERS = ("answer", "final_answer", "reward_model", "correct answer", "answerkey")
-"""Where its reference does; a `solution` that ends in it serves where none of these is there."""
+ANSWERS = ("answer", "final_answer", "correct answer", "answerkey")
+"""Where its reference does, beside `reward_model.ground_truth`; a `solution` that ends in it serves where none of these is there."""
 OURS = ("id", *TEXTS, "answer", "solution", "options", "data_source")
 """What `data.columns` can name."""
 READ = (
     *("id", *TEXTS, *ANSWERS[:2], "solution", "data_source", "reward_model.ground_truth", "reward_model.style", "extra_info.question"),
-    *("context", "options", "choices", "answerkey", "correct answer", *(f"incorrect answer {number}" for number in (1, 2, 3))),
+    *("verifier", "context", "options", "choices", "answerkey", "correct answer", *(f"incorrect answer {number}" for number in (1, 2, 3))),
 )
 """What is read of a problem file; `a.b` is the field b of a."""
 SHOWN = 12
@@ -36,8 +36,8 @@ class Columns:
     """A file must have one of these."""
 
     @classmethod
-    def of(cls, settings: Sequence[str], more: Iterable[str] = (), all: bool = False) -> Columns:
-        """By `data.columns`; `more`: others that are read. ValueError where a setting names nothing.
+    def of(cls, settings: Sequence[str], difficulty: str = "", all: bool = False) -> Columns:
+        """By `data.columns` and the column that `data.difficulty` names. ValueError where a setting names nothing.
 
         >>> made = Columns.of(["question=problem", "answer=meta.target,target", "image="])
         >>> made.renamed, made.unread
@@ -55,7 +55,9 @@ class Columns:
             renamed[ours] = names
         if len(texts := [name for name in TEXTS if name in renamed]) > 1:
             raise ValueError(f"data.columns names {' and '.join(texts)}, which are one; keep one")
-        return cls((*READ, *more), renamed, all, unread, TEXTS)
+        if difficulty:
+            renamed["difficulty"] = (difficulty,)
+        return cls(READ, renamed, all, unread, TEXTS)
 
     @property
     def wanted(self) -> list[str]:
@@ -81,12 +83,14 @@ class Columns:
         has = f"(its columns: {', '.join(map(shown, names[:SHOWN]))}{', …' if len(names) > SHOWN else ''})" if names else "(no columns)"
         for ours, theirs in self.renamed.items():
             if not any(found(row, name)[0] for row in rows for name in theirs):
-                raise DataError(f"{file}: data.columns {ours}={','.join(theirs)}: no such column {has}; name one of these")
-        if self.needs and not set(self.needs) & (self.renamed.keys() | {name.lower() for name in names}):
+                setting = f"data.difficulty {theirs[0]}" if ours == "difficulty" else f"data.columns {ours}={','.join(theirs)}"
+                raise DataError(f"{file}: {setting}: no such column {has}; name one of these")
+        if names and self.needs and not set(self.needs) & (self.renamed.keys() | {name.lower() for name in names}):
             raise DataError(f"{file}: no column called {', '.join(self.needs)} {has}; name it: --data.columns problem=… answer=…")
 
     def ours(self, row: Fields) -> Fields:
-        """The row under our names; of `a.b` the whole of a. RowError where two columns differ in the case of a name alone.
+        """The row under our names; of `a.b` the whole of a. RowError where it lacks what it needs, and where two columns differ in the case
+        of a name alone.
 
         >>> Columns.of(["problem=task.text"]).ours({"task": {"text": "1+1?"}, "Answer": 2, "prompt": "unread"})
         {'answer': 2, 'problem': '1+1?'}
@@ -107,6 +111,9 @@ class Columns:
             here = [value for there, value in (found(row, name) for name in theirs) if there]
             if here:
                 fields[ours] = here[0]
+        if self.needs and all(fields.get(name) is None for name in self.needs):
+            names = ", ".join(map(shown, list(row)[:SHOWN])) or "none"
+            raise RowError(f"missing (fields: {names}); write problem and answer, or prompt and reward_model", self.needs[0])
         return fields
 
 

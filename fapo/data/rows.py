@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from soundrl.fapo.data.columns import Columns
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
@@ -299,9 +301,7 @@ def _parquet_rows(path: str | os.PathLike[str], name: str, columns: Columns) -> 
             if twice := [column for column in wanted if names.count(column.partition(".")[0]) > 1]:
                 raise DataError(f"{name}: two columns are named {twice[0].partition('.')[0]!r}; rename one")
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
-                # Row by row where that saves memory, which takes ten times as long.
-                at_once = 1 if batch.nbytes > MAX_BATCH_BYTES else BATCH_ROWS
-                for fields in (found for begin in range(0, batch.num_rows, at_once) for found in batch.slice(begin, at_once).to_pylist()):
+                for fields in _objects(batch):
                     row += 1
                     fault = f"texts longer than {MAX_ROW_CHARS} characters; shorten the row"
                     yield row, RowError(fault) if _text_size(fields) > MAX_ROW_CHARS else fields
@@ -313,6 +313,18 @@ def _parquet_rows(path: str | os.PathLike[str], name: str, columns: Columns) -> 
         raise DataError(f"{name}: no valid Parquet after row {row} ({shown(str(error), 120)}); write the file again") from None
     if row == 0:
         raise DataError(f"{name}: no rows; it needs at least one")
+
+
+def _objects(batch: pa.RecordBatch) -> Iterator[Fields]:
+    """Its rows; one by one, which takes ten times as long, where that saves memory, or says which of them is no text."""
+    if batch.nbytes <= MAX_BATCH_BYTES:
+        try:
+            yield from batch.to_pylist()
+            return
+        except UnicodeDecodeError:  # before the first was given
+            pass
+    for index in range(batch.num_rows):
+        yield from batch.slice(index, 1).to_pylist()
 
 
 def _nested(leaves: list[str]) -> Fields:

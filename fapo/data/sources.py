@@ -3,7 +3,7 @@
 | written | is |
 |---|---|
 | `data/train.parquet` | a file |
-| `data/gsm8k/main#train` | of this folder the files of the split, as `hf download --repo-type dataset` leaves them; `#split` where it has several |
+| `data/gsm8k/main#train` | the split's files in a folder, as `hf download --repo-type dataset` leaves it; `#split` where it has several |
 | `openai/gsm8k@main#train` | a data set by name, through the package `datasets`, where nothing of this name is on disk |
 | `a.jsonl:0.7` | any of these, or a generated set (`puzzles.py`), with a weight: how often it is taken beside others |
 
@@ -169,4 +169,3 @@ def _hub_rows(text: str, hub: re.Match[str], columns: Columns) -> Rows:
 def _typed(features: object) -> Fields:
     """Names and what is within them, as `Columns.check` wants a row."""
     return {name: _typed(inner) for name, inner in features.items()} if isinstance(features, dict) else {}
-
