@@ -29,14 +29,14 @@ class Columns:
     """Names that are looked for."""
     renamed: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Ours → theirs, the first of several that a row has."""
-    all: bool = False
+    whole: bool = False
     """The others are read too, but for those `unread`."""
     unread: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     """A file must have one of these."""
 
     @classmethod
-    def of(cls, settings: Sequence[str], difficulty: str = "", all: bool = False) -> Columns:
+    def of(cls, settings: Sequence[str], difficulty: str = "", whole: bool = False) -> Columns:
         """By `data.columns` and the column that `data.difficulty` names. ValueError where a setting names nothing.
 
         >>> made = Columns.of(["question=problem", "answer=meta.target,target", "image="])
@@ -57,7 +57,7 @@ class Columns:
             raise ValueError(f"data.columns names {' and '.join(texts)}, which are one; keep one")
         if difficulty:
             renamed["difficulty"] = (difficulty,)
-        return cls(READ, renamed, all, unread, TEXTS)
+        return cls(READ, renamed, whole, unread, TEXTS)
 
     @property
     def wanted(self) -> list[str]:
@@ -66,7 +66,7 @@ class Columns:
     def leaves(self, leaves: Iterable[str]) -> list[str]:
         """Of a Parquet file's leaves, `a.b.list.element`, what is to be decoded: `a.b`, as the file writes it."""
         leaves = [leaf for leaf in leaves if leaf.partition(".")[0] not in self.unread]
-        if self.all:
+        if self.whole:
             return list(dict.fromkeys(leaf.partition(".")[0] for leaf in leaves))
         wanted = [name.lower() for name in self.wanted]
         cut = (leaf[: len(name)] for leaf in leaves for name in wanted if f"{leaf.lower()}.".startswith(f"{name}."))
@@ -75,7 +75,7 @@ class Columns:
     def tops(self, names: Iterable[str]) -> list[str]:
         """Of a table's columns those of which anything is read."""
         wanted = {name.partition(".")[0].lower() for name in self.wanted} | {name.lower() for name in self.wanted}
-        return [name for name in names if name not in self.unread and (self.all or name.lower() in wanted)]
+        return [name for name in names if name not in self.unread and (self.whole or name.lower() in wanted)]
 
     def check(self, file: str, rows: Sequence[Fields]) -> None:
         """DataError where no row of `rows`, the first ones, has what was named, or any problem."""

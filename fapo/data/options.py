@@ -19,8 +19,8 @@ def shuffled_options(question: str, right: str, wrong: Sequence[str], seed: int 
     """The options in the order of a hash of (seed, question, all options, option), and the letter of the right one. The order follows
     from the content alone: no other row, machine or order of the wrong ones changes it. RowError where two options are the same.
 
-    >>> shuffled_options("1+1?", "2", ["1", "3", "4"])
-    (['3', '2', '4', '1'], 'B')
+    >>> shuffled_options("2+1?", "3", ["1", "2", "4"])
+    (['3', '4', '1', '2'], 'A')
     """
     options = [right, *wrong]
     if len(set(options)) < len(options):
