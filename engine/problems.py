@@ -22,7 +22,8 @@ from soundrl.fapo.data.examples import examples, formless
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.mixture import Mixture
 from soundrl.fapo.data.puzzles import PREFIX
-from soundrl.fapo.data.rows import RowError, file_id
+from soundrl.fapo.data.rows import SUFFIXES, RowError, file_id
+from soundrl.fapo.data.sources import on_disk
 from soundrl.fapo.records import Prompt
 
 Tests = dict[str, list[Prompt]]
@@ -43,18 +44,21 @@ def set_names(paths: Sequence[str]) -> list[str]:
     names: list[list[str]] = []
     for path in paths:
         kind, _, query = path.partition("?")
+        place, sign, split = path, "", ""
+        if "#" in path and not on_disk(path):
+            place, sign, split = path.rpartition("#")
         if generated := is_environment(path) or path.startswith(PREFIX):
             same = "?".join([kind, *sorted(query.split("&"))])
         else:
-            same = os.path.realpath(path)
+            same = os.path.realpath(place) + sign + split
         if same in known:
             raise ValueError(f"data.test names one set twice, as {known[same]} and {path}; name it once")
         known[same] = path
         if generated:
             names.append([kind, path])
             continue
-        whole = PurePath(file_id(path)).parts
-        short = PurePath(os.path.splitext(file_id(path))[0]).parts
+        whole, suffix = PurePath(file_id(path)).parts, PurePath(path).suffix
+        short = PurePath(file_id(path).removesuffix(suffix if suffix.lower() in SUFFIXES else "")).parts
         # At last the path as it was given, which is unique.
         names.append([str(PurePath(*parts[-n:])) for parts in (short, whole) for n in range(1, len(parts) + 1)])
     return [next((name for name in own if all(name not in other for other in names if other is not own)), own[-1]) for own in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from soundrl.fapo.data.rows import DataError, Fields, RowError, shown
 
@@ -63,6 +64,10 @@ class Columns:
     def wanted(self) -> list[str]:
         return [*self.read, *(name for names in self.renamed.values() for name in names)]
 
+    @cached_property
+    def _tops(self) -> frozenset[str]:
+        return frozenset(name.partition(".")[0] for name in self.read)
+
     def leaves(self, leaves: Iterable[str]) -> list[str]:
         """Of a Parquet file's leaves, `a.b.list.element`, what is to be decoded: `a.b`, as the file writes it."""
         leaves = [leaf for leaf in leaves if leaf.partition(".")[0] not in self.unread]
@@ -98,7 +103,7 @@ class Columns:
         fields: Fields = {}
         hidden = TEXTS if any(name in self.renamed for name in TEXTS) else ()
         hidden += ANSWERS if "answer" in self.renamed else ()
-        tops = {name.partition(".")[0] for name in self.read}
+        tops = self._tops
         for name, value in row.items():
             known = name if name in tops else name.lower()
             if known not in tops or known in hidden or name in self.unread or (name != known and known in row):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from soundrl.fapo.data.columns import Columns
-from soundrl.fapo.data.layouts import answer_of, ask, is_chat, kept_row, prompt_of
+from soundrl.fapo.data.layouts import answer_of, ask, is_chat, kept_row, prompt_of, said_by
 from soundrl.fapo.data.left_out import LeftOut, load_rows
 from soundrl.fapo.data.puzzles import PREFIX, load_puzzles
 from soundrl.fapo.data.rows import DataError, Fields, RowError, shown, shown_path
@@ -79,6 +78,11 @@ def load_prompts(
     def make(id: str, row: Fields) -> Prompt | None:
         nonlocal total
         fields = columns.ours(row)
+        if is_chat(fields):  # before anything is made of it, as it may come a hundred times
+            said = said_by(fields, row if reading.rows else {})
+            total += len(said)
+            if seen.setdefault(blake2b(said, digest_size=16).digest(), id) != id:
+                return None
         prompt = prompt_of(id, fields, stem, instruction, reading.rows)
         total += len(prompt.answer) + sum(len(message["content"]) for message in prompt.messages or ())
         if total > MAX_TOTAL_CHARS:
@@ -89,8 +93,6 @@ def load_prompts(
             row=kept_row(row, columns.unread) if reading.rows else prompt.row,
             difficulty=_difficulty(reading.difficulty, fields.get("difficulty")),
         )
-        if is_chat(fields) and seen.setdefault(_digest(prompt), id) != id:
-            return None
         if fields.get("id") is not None:
             own = answer_of("id", fields["id"])
             if (first := rows_by_id.setdefault(own, id)) != id:
@@ -110,13 +112,6 @@ def _generated(found: tuple[str, str, str], kind: str, instruction: str, reading
     messages = ask(text, instruction)
     form = reading.form or asked_form(message["content"] for message in messages)
     return Prompt(id=id, messages=messages, text=text, answer=answer, source=kind, form=form)
-
-
-def _digest(prompt: Prompt) -> bytes:
-    """Of all that is kept of a row but its id."""
-    messages = [text for message in prompt.messages or () for item in message.items() for text in item]
-    parts = [prompt.text, prompt.answer, prompt.verifier, prompt.solution or "", json.dumps(prompt.row, sort_keys=True), *messages]
-    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _difficulty(setting: str, value: object) -> float | None:

@@ -25,6 +25,7 @@ from soundrl.fapo.verify.verifiers import row_verifier
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PARTS = ("role", "content", "name", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
 """Keys of a message that chat templates read; others are not looked at."""
+NESTED = (("reward_model", "ground_truth"), ("reward_model", "style"), ("extra_info", "question"))
 MAX_OPTIONS = 26
 NO_ANSWER = ("proof", "notfound", "not found")
 """What NuminaMath writes where there is no answer to compare with."""
@@ -84,6 +85,13 @@ def is_chat(fields: Fields) -> bool:
     if prompt is not None and fields.get("problem") is not None:
         raise RowError("both are there; keep one, or name it: --data.columns problem=…", "problem and prompt")
     return prompt is not None and not isinstance(prompt, str)
+
+
+def said_by(fields: Fields, row: Fields) -> bytes:
+    """All that is kept of a row of chat messages, beside its id: rows of which this is the same are one problem."""
+    inner = [fields[key].get(name) for key, name in NESTED if isinstance(fields.get(key), dict)]
+    said = [fields["prompt"], *inner, *(fields.get(key) for key in ("data_source", "answer", "solution", "verifier")), row]
+    return json.dumps(said, default=str, skipkeys=True).encode()
 
 
 def _question(fields: Fields) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -237,7 +237,7 @@ def _csv_rows(path: str | os.PathLike[str], name: str, columns: Columns) -> Rows
             header = next(records, [])
             if twice := next((column for column in header if header.count(column) > 1), None):
                 raise DataError(f"{name}: two columns are named {shown(twice)}; rename one")
-            columns.check(name, [dict.fromkeys(header)])
+            columns.check(name, [{column: None for column in header}])
             for record in records:
                 row += 1
                 if len(record) == len(header):
@@ -303,8 +303,8 @@ def _parquet_rows(path: str | os.PathLike[str], name: str, columns: Columns) -> 
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
                 for fields in _objects(batch):
                     row += 1
-                    fault = f"texts longer than {MAX_ROW_CHARS} characters; shorten the row"
-                    yield row, RowError(fault) if _text_size(fields) > MAX_ROW_CHARS else fields
+                    long = batch.nbytes > MAX_ROW_CHARS and _text_size(fields) > MAX_ROW_CHARS
+                    yield row, RowError(f"texts longer than {MAX_ROW_CHARS} characters; shorten the row") if long else fields
     except UnicodeDecodeError as error:
         raise DataError(f"{name}:{row + 1}: no valid UTF-8 ({error.reason}); write texts as UTF-8") from None
     except DataError:
@@ -329,11 +329,11 @@ def _objects(batch: pa.RecordBatch) -> Iterator[Fields]:
 
 def _nested(leaves: list[str]) -> Fields:
     """The columns of a Parquet file as a row of nulls: `a.b.list.element` → `{"a": {"b": {"list": {"element": None}}}}`."""
-    row: Fields = {}
+    row: dict[str, Any] = {}
     for leaf in leaves:
         inner = row
         for part in leaf.split("."):
-            inner = inner.setdefault(part, {})  # pyright: ignore[reportAssignmentType]  # objects all the way down
+            inner = inner.setdefault(part, {})
     return row
 
 

@@ -142,7 +142,7 @@ def _hub_rows(text: str, hub: re.Match[str], columns: Columns) -> Rows:
     name, subset, split = hub.groups()
     disk = f"{shown_path(text)}: not on disk"
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]  # not one of ours, and used where it is installed
     except ImportError:
         cure = f"pip install datasets, or: hf download --repo-type dataset {name} --local-dir data/x, and name data/x"
         raise DataError(f"{disk}; check the path, or, if it is a data set's name: {cure}") from None
