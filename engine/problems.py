@@ -131,6 +131,7 @@ class Problems:
         left = self._sets()
         if gone := Counter(name for name, _ in sets) - Counter(name for name, part in left if part):
             raise ValueError(f"{next(iter(gone))}: no row is left that can be used: {self.left_out}")
+        self._try_checks(ranks, say)
         for name, part in left:
             for line in examples(name, part, verifier) if of_files and isinstance(part, Mixture) else ():
                 say(line)
@@ -145,6 +146,19 @@ class Problems:
         if isinstance(train, Mixture):
             return [*zip(train.names, train.parts, strict=True), *self.tests.items()]
         return [*([(" ".join(self.config.data.train), train)] if isinstance(train, list) else []), *self.tests.items()]
+
+    def _try_checks(self, ranks: Ranks, say: Callable[[str], None]) -> None:
+        """How responses are checked, tried on the first training row that has a reference; every rank raises what one of them meets."""
+        rows = self.train if isinstance(self.train, list) else [self.train.prompt(0)]
+        lines, fault = [], ""
+        try:
+            lines = self.environment.ready(next((row for row in rows if row.answer), rows[0])) if rows else []
+        except ValueError as error:
+            fault = str(error)
+        if fault := next(filter(None, ranks.gather(fault)), ""):
+            raise ValueError(fault)
+        for line in lines:
+            say(line)
 
     def _leave_out(self, rows: Sequence[Prompt], faults: Faults, ranks: Ranks, say: Callable[[str], None]) -> None:
         read = Counter(id.rpartition(":")[0] for id in {row.id for row in rows})

@@ -57,6 +57,9 @@ class ProblemFiles(Environment):
     def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
         return super().unusable(rows) if self.config.run.critic else self.verifiers.unusable(rows)
 
+    def ready(self, row: Prompt) -> list[str]:
+        return super().ready(row) if self.config.run.critic else self.verifiers.ready(row)
+
     def demonstrations(self, problems: Source) -> Worked:
         rows = problems.kept(lambda row: None if row.solution is None else row) if isinstance(problems, Mixture) else []
         if not rows:

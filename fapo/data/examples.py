@@ -5,30 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+from soundrl.fapo.data.files import SCORER
 from soundrl.fapo.data.rows import DataError
 from soundrl.fapo.printable import one_line
 from soundrl.fapo.records import Prompt
-from soundrl.fapo.verify.answer import final_answer
+from soundrl.fapo.verify.answer import final_answer, written
 from soundrl.fapo.verify.verifiers import needs_row, verifier_of
 
-WRITTEN = {
-    "box": "\\boxed{%s}",
-    "answer_line": "Answer: %s",
-    "hashes": "#### %s",
-    "tag": "<answer>%s</answer>",
-    "phrase": "The final answer is %s.",
-    "choice": "Answer: %s",
-    "json": '{"answer": "%s"}',
-}
-"""A reply in each form."""
 EXAMPLES = 3
 PROMPT_END = 100  # characters of a prompt that are shown: there it says what it wants
-READ_WHOLE = "reasoning-gym"
 
 
 def looks_for_forms(prompt: Prompt, verifier: str) -> bool:
     """Whether its answer is looked for in a form; `verifier`: `data.verifier`. Else someone reads the response as a whole."""
-    return not needs_row(verifier) and verifier_of(prompt, verifier) != READ_WHOLE
+    return not needs_row(verifier) and verifier_of(prompt, verifier) != SCORER
 
 
 def examples(name: str, prompts: Sequence[Prompt], verifier: str = "") -> list[str]:
@@ -51,7 +41,7 @@ def example(prompt: Prompt, verifier: str = "") -> str:
     end, reference = quoted(asked_text(prompt)), quoted(prompt.answer)
     if not looks_for_forms(prompt, verifier):
         return f"{end}: {verifier_of(prompt, verifier)} reads the whole response; the reference is {reference}"
-    reply = WRITTEN.get(prompt.form or "box", WRITTEN["box"]) % prompt.answer
+    reply = written(prompt.answer, prompt.form)
     found = final_answer(reply, form=prompt.form)
     read = "nothing" if found is None else quoted(found.text)
     return f"{end} ({prompt.form or 'no known form, so a box'}): {quoted(reply)} is read as {read}, and the reference is {reference}"

@@ -21,6 +21,10 @@ from soundrl.fapo.verify.answer import asked_form
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The sentence that most open math models were tuned on."""
 
+TAGGED = "Please reason step by step, and put your final answer within <answer> </answer> tags."
+SCORER = "reasoning-gym"
+"""Verifier of generated problems."""
+
 MAX_TOTAL_CHARS = 1 << 31  # all texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory
 
 
@@ -109,9 +113,11 @@ def load_prompts(
 
 def _generated(found: tuple[str, str, str], kind: str, instruction: str, reading: Reading) -> Prompt:
     id, text, answer = found
-    messages = ask(text, instruction)
+    # What has several lines, or could be anything, is easier told in tags than in a box.
+    several = instruction == INSTRUCTION and len(answer.strip().splitlines()) != 1
+    messages = ask(text, TAGGED if several else instruction)
     form = reading.form or asked_form(message["content"] for message in messages)
-    return Prompt(id=id, messages=messages, text=text, answer=answer, source=kind, form=form)
+    return Prompt(id=id, messages=messages, text=text, answer=answer, source=kind, form=form, verifier=SCORER)
 
 
 def _difficulty(setting: str, value: object) -> float | None:

@@ -15,18 +15,18 @@ from decimal import Decimal
 from typing import Any
 
 from soundrl.fapo.data.columns import TEXTS
-from soundrl.fapo.data.options import asked, letter_of, shuffled_options, with_options
+from soundrl.fapo.data.options import asked, letter_of, lists, shuffled_options, with_options
 from soundrl.fapo.data.reference import plain_reference
 from soundrl.fapo.data.rows import Fields, RowError, shown
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.verify.answer import asked_form
-from soundrl.fapo.verify.verifiers import row_verifier
+from soundrl.fapo.verify.choice import LETTERS, options_of
+from soundrl.fapo.verify.verifiers import COLUMNS, row_verifier
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PARTS = ("role", "content", "name", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
 """Keys of a message that chat templates read; others are not looked at."""
 NESTED = (("reward_model", "ground_truth"), ("reward_model", "style"), ("extra_info", "question"))
-MAX_OPTIONS = 26
 NO_ANSWER = ("proof", "notfound", "not found")
 """What NuminaMath writes where there is no answer to compare with."""
 MAX_KEPT = 1 << 16  # characters of a row, as JSON, that are kept for a verifier of one's own
@@ -51,12 +51,14 @@ def prompt_of(id: str, fields: Fields, source: str, instruction: str, any_answer
     """`fields` under our names (`Columns.ours`); `source`: where the row names none. `any_answer`: a verifier of one's own reads it, so
     that it may be missing or anything. RowError where something is missing or is not what it should be."""
     named = _optional("data_source", fields.get("data_source"))
-    if fields.get("correct answer") is not None:
+    if is_chat(fields):
+        said = _chat(fields, any_answer)
+    elif fields.get("correct answer") is not None:
         said = _gpqa(fields)
     elif options := next((value for key in ("options", "choices") if (value := fields.get(key))), None):
         said = _choice(fields, options)
     else:
-        said = _chat(fields, any_answer) if is_chat(fields) else _plain(fields, instruction, any_answer)
+        said = _plain(fields, instruction, any_answer)
     reward = fields.get("reward_model")
     style = (_optional("reward_model.style", reward.get("style")) if isinstance(reward, dict) else None) or ""
     style = "rule" if style.startswith("rule") else style  # DAPO-Math-17k's is rule-lighteval/MATH_v2
@@ -69,7 +71,7 @@ def prompt_of(id: str, fields: Fields, source: str, instruction: str, any_answer
         source=named or source,
         form=said.form or asked_form(message["content"] for message in said.messages),
         verifier="" if any_answer else verifier,
-        row=said.row,
+        row=said.row or kept_row({key: fields[key] for key in COLUMNS if fields.get(key) is not None}),
         solution=said.solution,
     )
 
@@ -159,11 +161,11 @@ def _choice(fields: Fields, options: object) -> Said:
     """`options` or `choices`: a list of texts (MMLU), two lists, `text` and `label` (ARC), or a text for each letter (MedQA)."""
     labels: object = []
     if isinstance(options, dict):
-        lettered = {key: text for key, text in options.items() if len(key) == 1 and text is not None}
-        labels, options = (list(lettered), list(lettered.values())) if lettered else (options.get("label"), options.get("text"))
-    if not (isinstance(options, list) and 2 <= len(options) <= MAX_OPTIONS and isinstance(labels, list)):
-        raise RowError(f"{shown(options)} where a list of 2 to {MAX_OPTIONS} texts is expected; write one", "options")
-    texts = [text_of(f"options[{index}]", option).strip() for index, option in enumerate(options)]
+        options = {key: value for key, value in options.items() if value is not None}
+        labels = options.get("label", [])
+    texts = list(options_of({"options": options}, ""))
+    if not texts or not isinstance(labels, list):
+        raise RowError(f"{shown(options)} where a list of 2 to {len(LETTERS)} texts is expected; write one", "options")
     answer = next((value for key in ("answer", "answerkey") if (value := fields.get(key)) is not None), None)
     if answer is None:
         raise RowError("missing; every row needs it", "answer")
@@ -171,9 +173,9 @@ def _choice(fields: Fields, options: object) -> Said:
 
 
 def _with_options(question: str, options: list[str], letter: str) -> Said:
-    messages = ask(asked(question, options), "")
-    text = with_options(question, options)
-    return Said(text=text, messages=messages, answer=letter, form="choice", verifier="choice", row={"options": options})
+    text = question if lists(question, options) else with_options(question, options)
+    row = {"options": options}
+    return Said(text=text, messages=ask(asked(question, options), ""), answer=letter, form="choice", verifier="choice", row=row)
 
 
 def kept_row(row: Fields, unread: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from string import ascii_uppercase
 
 from soundrl.fapo.data.rows import RowError, shown
+from soundrl.fapo.verify import choice
+from soundrl.fapo.verify.choice import LETTERS, options_of
 
 TEMPLATE = (
     "Answer the following multiple choice question. The last line of your response should be of the following format: 'Answer: $LETTER' "
-    "(without quotes) where LETTER is one of {letters}. Think step by step before answering.\n\n{question}\n\n{options}"
+    "(without quotes) where LETTER is one of {letters}. Think step by step before answering.\n\n{question}"
 )
 """The words of openai/simple-evals, by which GPQA is usually measured."""
 
@@ -32,7 +33,7 @@ def shuffled_options(question: str, right: str, wrong: Sequence[str], seed: int 
         return blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     options.sort(key=key)
-    return options, ascii_uppercase[options.index(right)]
+    return options, LETTERS[options.index(right)]
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
@@ -41,27 +42,33 @@ def with_options(question: str, options: Sequence[str]) -> str:
     >>> with_options("1+1?", ["2", "3"])
     '1+1?\n\nA) 2\nB) 3'
     """
-    return f"{question}\n\n" + "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+    return f"{question}\n\n" + "\n".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
 def asked(question: str, options: Sequence[str]) -> str:
-    """The whole prompt: `TEMPLATE`, filled in."""
-    head, _, tail = with_options("", options).partition("\n\n")
-    return TEMPLATE.format(letters=ascii_uppercase[: len(options)], question=question, options=head + tail)
+    """The whole prompt: `TEMPLATE`, filled in; of a question that lists its options itself without a second list."""
+    given = "" if lists(question, options) else with_options("", options)
+    return TEMPLATE.format(letters=LETTERS[: len(options)], question=question) + given
 
 
-def letter_of(answer: object, options: Sequence[str], labels: Sequence[str]) -> str:
+def lists(question: str, options: Sequence[str]) -> bool:
+    """Whether a question's own text ends in its options."""
+    return options_of({}, question) == tuple(options)
+
+
+def letter_of(answer: object, options: Sequence[str], labels: Sequence[str] = ()) -> str:
     """The letter of the option that `answer` names: by its number from 0 (as MMLU), its label (as ARC), its letter (as MMLU-Pro), or its
     text. RowError where it names none.
 
     >>> [letter_of(answer, ["Oslo", "Rome"], ["1", "2"]) for answer in (1, "1", "B", "Rome")]
     ['B', 'A', 'B', 'B']
     """
-    letters = ascii_uppercase[: len(options)]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
-        return letters[answer]
+        return LETTERS[answer]
     text = answer.strip() if isinstance(answer, str) else ""
-    for names in (labels, letters, options):
-        if text in names:
-            return letters[list(names).index(text)]
-    raise RowError(f"{shown(answer)} names none of the {len(options)} options; write its letter, its number from 0 or its text", "answer")
+    letter = LETTERS[labels.index(text)] if text in labels else choice.letter_of(text, options) if text else None
+    if letter is None:
+        raise RowError(
+            f"{shown(answer)} names none of the {len(options)} options; write its letter, its number from 0 or its text", "answer"
+        )
+    return letter
