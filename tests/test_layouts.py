@@ -1,4 +1,4 @@
-"""Public data sets as they are found: their documented columns written as small files, loaded by the documented settings; the wrong ones."""
+"""Public data sets as they are found: small files with their documented columns, loaded by the documented settings; wrong ones too."""
 
 from __future__ import annotations
 
@@ -49,10 +49,19 @@ GPQA |= {"Incorrect Answer 2": '"Sol"', "Incorrect Answer 3": "Ceres", "Pre-Revi
 OLYMPIAD = {"id": 1606, "question": "1+1?", "solution": ["One and one."], "final_answer": ["$2$"], "context": None, "unit": None}
 OLYMPIAD |= {"image_1": b"\x89PNG", "modality": "Text-only", "is_multiple_answer": False, "error": None, "answer_type": "Numerical"}
 
+ARC = {"id": "M1", "question": "1+1?", "choices": {"text": ["1", "2"], "label": ["1", "2"]}, "answerKey": "2"}
+Files = dict[str, list[dict[str, Any]]]
+
+
+def each(path: str, names: str, *table: dict[str, Any]) -> Files:
+    """The same rows in a file of each name."""
+    return {path.format(name): list(table) for name in names.split()}
+
+
 # Name → files, arguments after `grpo-7b`, and what is expected of each row: reference, form, and whether a worked solution is kept.
-PUBLIC: dict[str, tuple[dict[str, list[dict[str, Any]]], str, list[tuple[str, str, bool]]]] = {
+PUBLIC: dict[str, tuple[Files, str, list[tuple[str, str, bool]]]] = {
     "openai/gsm8k": (
-        {f"gsm8k/{subset}/{split}-00000-of-00001.parquet": [{"question": "Ana?", "answer": SOLVED}] for subset in ("main", "socratic") for split in ("train", "test")},
+        each("gsm8k/{}-00000-of-00001.parquet", "main/train main/test socratic/train", {"question": "Ana?", "answer": SOLVED}),
         "--data.train data/gsm8k/main#train",
         [("12", "box", True)],
     ),
@@ -61,35 +70,50 @@ PUBLIC: dict[str, tuple[dict[str, list[dict[str, Any]]], str, list[tuple[str, st
         "--data.train data/MATH-500#test",
         [("2", "box", True)],
     ),
-    "EleutherAI/hendrycks_math": ({"math/algebra/train-00000-of-00001.parquet": [MATH]}, "--data.train data/math/algebra#train", [("2", "box", True)]),
+    "EleutherAI/hendrycks_math": (
+        each("math/{}-00000-of-00001.parquet", "algebra/train algebra/test geometry/train", MATH),
+        "--data.train data/math/algebra#train",
+        [("2", "box", True)],
+    ),
     "open-r1/DAPO-Math-17k-Processed": (
-        {f"DAPO-Processed/{part}/train-00000-of-00001.parquet": [{**DAPO, "prompt": "17*2?", "solution": "34", "source_prompt": DAPO["prompt"]}] for part in ("all", "cn", "en")},
+        each("DAPO-Processed/{}/train-00000-of-00001.parquet", "all cn en", {**DAPO, "prompt": "17*2?", "solution": "34", "source_prompt": []}),
         "--data.train data/DAPO-Processed/en",
         [("34", "box", False)],
     ),
-    "BytedTsinghua-SIA/DAPO-Math-17k": ({"dapo-math-17k.parquet": [DAPO] * 5}, "--data.train data/dapo-math-17k.parquet", [("34", "answer_line", False)]),
+    "BytedTsinghua-SIA/DAPO-Math-17k": (
+        {"dapo-math-17k.parquet": [DAPO] * 5},
+        "--data.train data/dapo-math-17k.parquet",
+        [("34", "answer_line", False)],
+    ),
     "agentica-org/DeepScaleR-Preview-Dataset": (
         {"deepscaler.json": [{"problem": "1+1?", "answer": "2", "solution": ""}, {"problem": "1+2?", "answer": "3", "solution": "Add."}]},
         "--data.train data/deepscaler.json",
         [("2", "box", False), ("3", "box", True)],
     ),
-    "SynthLabsAI/Big-Math-RL-Verified": ({"Big-Math/data/train-00000-of-00001.parquet": [BIG]}, "--data.train data/Big-Math", [("2", "box", False)]),
+    "SynthLabsAI/Big-Math-RL-Verified": (
+        {"Big-Math/data/train-00000-of-00001.parquet": [BIG]},
+        "--data.train data/Big-Math",
+        [("2", "box", False)],
+    ),
     "AI-MO/NuminaMath-1.5": (
-        {f"NuminaMath-1.5/data/train-0000{shard}-of-00002.parquet": [NUMINA | {"answer": a} for a in answers] for shard, answers in enumerate([["2", "proof"], ["notfound", "3"]])},
+        {
+            "NuminaMath-1.5/data/train-00000-of-00002.parquet": [NUMINA | {"answer": "2"}, NUMINA | {"answer": "proof"}],
+            "NuminaMath-1.5/data/train-00001-of-00002.parquet": [NUMINA | {"answer": "notfound"}, NUMINA | {"answer": "3"}],
+        },
         "--data.train data/NuminaMath-1.5#train --data.skip-unusable",
         [("2", "box", True), ("3", "box", True)],
     ),
     "AI-MO/NuminaMath-CoT": (
-        {f"NuminaMath-CoT/data/{split}-00000-of-00001.parquet": [MATH | {"messages": [{"role": "user", "content": "1+1?"}]}] for split in ("train", "test")},
+        each("NuminaMath-CoT/data/{}-00000-of-00001.parquet", "train test", MATH | {"messages": DAPO["prompt"]}),
         "--data.train data/NuminaMath-CoT#train --data.skip-unusable",
         [("2", "box", True)],
     ),
     "open-r1/OpenR1-Math-220k": (
-        {f"OpenR1/{where}-00000-of-00001.parquet": [NUMINA | BROAD | {"answer": "2"}] for where in ("data/train", "all/default", "extended/train")},
+        each("OpenR1/{}-00000-of-00001.parquet", "data/train all/default extended/train", NUMINA | BROAD | {"answer": "2"}),
         "--data.train data/OpenR1#train",
         [("2", "box", True)],
     ),
-    "Idavidrein/gpqa": ({"gpqa/gpqa_diamond.csv": [GPQA]}, "--data.train data/gpqa/gpqa_diamond.csv", [("A", "choice", False)]),
+    "Idavidrein/gpqa": ({"gpqa/gpqa_diamond.csv": [GPQA]}, "--data.train data/gpqa/gpqa_diamond.csv", [("B", "choice", False)]),
     "Maxwell-Jia/AIME_2024": (
         {"AIME_2024/aime_2024_problems.parquet": [{"ID": "2024-II-4", "Problem": "1+1?", "Solution": "Add.", "Answer": 33}]},
         "--data.train data/AIME_2024",
@@ -101,7 +125,7 @@ PUBLIC: dict[str, tuple[dict[str, list[dict[str, Any]]], str, list[tuple[str, st
         [("1", "box", False), ("2", "box", False)],
     ),
     "MathArena/hmmt_feb_2025": (
-        {"hmmt/data/train-00000-of-00001.parquet": [{"problem_idx": 1, "problem": "1+1?", "answer": "\\frac{1}{2}", "problem_type": ["Algebra"]}]},
+        each("hmmt/data/{}-00000-of-00001.parquet", "train", {"problem_idx": 1, "problem": "1+1?", "answer": "\\frac{1}{2}", "problem_type": ["x"]}),
         "--data.train data/hmmt",
         [("\\frac{1}{2}", "box", False)],
     ),
@@ -115,15 +139,19 @@ PUBLIC: dict[str, tuple[dict[str, list[dict[str, Any]]], str, list[tuple[str, st
         "--data.train data/OlympiadBench/OE_TO_maths_en_COMP",
         [("2", "box", True)],
     ),
-    "math-ai/minervamath": ({"minerva/test.jsonl": [{"question": "1+1?", "answer": "2e33"}]}, "--data.train data/minerva#test", [("2e33", "box", False)]),
+    "math-ai/minervamath": (
+        {"minerva/test.jsonl": [{"question": "1+1?", "answer": "2e33"}]},
+        "--data.train data/minerva#test",
+        [("2e33", "box", False)],
+    ),
     "Qwen2.5-Math": ({"minerva_math/test.jsonl": [MATH | {"idx": 0}]}, "--data.train data/minerva_math#test", [("2", "box", True)]),
     "cais/mmlu": (
-        {"mmlu/abstract_algebra/test-00000-of-00001.parquet": [{"question": "1+1?", "subject": "a", "choices": ["0", "1", "2", "3"], "answer": 2}]},
+        each("mmlu/abstract_algebra/{}-00000-of-00001.parquet", "test dev", {"question": "1+1?", "choices": ["0", "1", "2", "3"], "answer": 2}),
         "--data.train data/mmlu/abstract_algebra#test",
         [("C", "choice", False)],
     ),
     "allenai/ai2_arc": (
-        {"arc/ARC-Easy/test-00000-of-00001.parquet": [{"id": "M1", "question": "1+1?", "choices": {"text": ["1", "2"], "label": ["1", "2"]}, "answerKey": "2"}]},
+        each("arc/{}-00000-of-00001.parquet", "ARC-Easy/test", ARC),
         "--data.train data/arc/ARC-Easy#test",
         [("B", "choice", False)],
     ),
@@ -201,7 +229,7 @@ def test_the_command_line_is_read_as_here(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 QA = {"query": "1+1?", "response": "2"}
-WRONG: dict[str, tuple[dict[str, list[dict[str, Any]]], str, str]] = {
+WRONG: dict[str, tuple[Files, str, str]] = {
     "other names": (
         {"a.jsonl": [QA]},
         "--data.train data/a.jsonl",
@@ -315,7 +343,7 @@ def test_a_wrong_one_gets_one_line_with_the_cure(name: str, tmp_path: Path, monk
 
 CONFLICTS = {
     ("a.jsonl:0",): "data.train a.jsonl:0: a weight of 0 takes nothing; leave the source out, or use a weight above 0",
-    ("arith:2",): "data.train names the environment arith beside others or with a weight; an environment stands alone",
+    ("arith:2",): "data.train names the environment arith:2 beside others or with a weight; an environment stands alone",
     ("arith", "a.jsonl"): "data.train names the environment arith beside others",
     ("a.jsonl:1", "./a.jsonl:2"): "data.train names a.jsonl twice; name it once, where it shall come more often with a weight: a.jsonl:2",
     ("a.jsonl", "--data.test", "b.jsonl:0.5"): "data.test b.jsonl:0.5 has a weight, but all of an evaluation set is asked; write b.jsonl",

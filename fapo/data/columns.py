@@ -16,7 +16,16 @@ OURS = ("id", *TEXTS, "answer", "solution", "options", "data_source")
 """What `data.columns` can name."""
 READ = (
     *("id", *TEXTS, *ANSWERS[:2], "solution", "data_source", "reward_model.ground_truth", "reward_model.style", "extra_info.question"),
-    *("verifier", "tolerance", "context", "options", "choices", "answerkey", "correct answer", *(f"incorrect answer {number}" for number in (1, 2, 3))),
+    *(
+        "verifier",
+        "tolerance",
+        "context",
+        "options",
+        "choices",
+        "answerkey",
+        "correct answer",
+        *(f"incorrect answer {number}" for number in (1, 2, 3)),
+    ),
 )
 """What is read of a problem file; `a.b` is the field b of a."""
 SHOWN = 12
