@@ -76,7 +76,7 @@ PUBLIC: dict[str, tuple[Files, str, list[tuple[str, str, bool]]]] = {
         [("2", "box", True)],
     ),
     "open-r1/DAPO-Math-17k-Processed": (
-        each("DAPO-Processed/{}/train-00000-of-00001.parquet", "all cn en", {**DAPO, "prompt": "17*2?", "solution": "34", "source_prompt": []}),
+        each("DAPO-Processed/{}/train-00000-of-00001.parquet", "all cn en", {**DAPO, "prompt": "17*2?", "solution": "34"}),
         "--data.train data/DAPO-Processed/en",
         [("34", "box", False)],
     ),
@@ -125,7 +125,7 @@ PUBLIC: dict[str, tuple[Files, str, list[tuple[str, str, bool]]]] = {
         [("1", "box", False), ("2", "box", False)],
     ),
     "MathArena/hmmt_feb_2025": (
-        each("hmmt/data/{}-00000-of-00001.parquet", "train", {"problem_idx": 1, "problem": "1+1?", "answer": "\\frac{1}{2}", "problem_type": ["x"]}),
+        each("hmmt/data/{}-00000-of-00001.parquet", "train", {"problem_idx": 1, "problem": "1+1?", "answer": "\\frac{1}{2}"}),
         "--data.train data/hmmt",
         [("\\frac{1}{2}", "box", False)],
     ),
@@ -146,7 +146,7 @@ PUBLIC: dict[str, tuple[Files, str, list[tuple[str, str, bool]]]] = {
     ),
     "Qwen2.5-Math": ({"minerva_math/test.jsonl": [MATH | {"idx": 0}]}, "--data.train data/minerva_math#test", [("2", "box", True)]),
     "cais/mmlu": (
-        each("mmlu/abstract_algebra/{}-00000-of-00001.parquet", "test dev", {"question": "1+1?", "choices": ["0", "1", "2", "3"], "answer": 2}),
+        each("mmlu/abstract_algebra/{}-00000-of-00001.parquet", "test dev", {"question": "1+1?", "choices": ["0", "1", "2"], "answer": 2}),
         "--data.train data/mmlu/abstract_algebra#test",
         [("C", "choice", False)],
     ),
@@ -233,12 +233,12 @@ WRONG: dict[str, tuple[Files, str, str]] = {
     "other names": (
         {"a.jsonl": [QA]},
         "--data.train data/a.jsonl",
-        "data/a.jsonl: no column called problem, question, prompt (its columns: 'query', 'response'); name it: --data.columns problem=… answer=…",
+        "data/a.jsonl: no column called problem, question, prompt (its columns: 'query', 'response'); name it: --data.columns problem=…",
     ),
     "in Parquet": (
         {"a.parquet": [QA]},
         "--data.train data/a.parquet",
-        "data/a.parquet: no column called problem, question, prompt (its columns: 'query', 'response'); name it: --data.columns problem=… answer=…",
+        "data/a.parquet: no column called problem, question, prompt (its columns: 'query', 'response'); name it: --data.columns problem=…",
     ),
     "a column that the file lacks": (
         {"a.parquet": [QA]},

@@ -115,9 +115,10 @@ def _generated(found: tuple[str, str, str], kind: str, instruction: str, reading
     id, text, answer = found
     # What has several lines, or could be anything, is easier told in tags than in a box.
     several = instruction == INSTRUCTION and len(answer.strip().splitlines()) != 1
-    messages = ask(text, TAGGED if several else instruction)
-    form = reading.form or asked_form(message["content"] for message in messages)
-    return Prompt(id=id, messages=messages, text=text, answer=answer, source=kind, form=form, verifier=SCORER)
+    asks = TAGGED if several else instruction
+    # The problem may speak of boxes and letters too.
+    form = reading.form or asked_form([asks]) or asked_form([text])
+    return Prompt(id=id, messages=ask(text, asks), text=text, answer=answer, source=kind, form=form, verifier=SCORER)
 
 
 def _difficulty(setting: str, value: object) -> float | None:

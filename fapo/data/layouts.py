@@ -117,7 +117,9 @@ def _plain(fields: Fields, instruction: str, any_answer: bool) -> Said:
     kept = answer_of(where, answer, any_answer)
     if solution == kept or (key == "prompt" and where == "solution"):
         solution = None
-    return Said(text=text, messages=ask(text, instruction), answer=kept, solution=solution)
+    # A problem may speak of boxes and answers by itself; but where it wants a letter, the letter is to be boxed.
+    form = own if (own := asked_form([text])) == "choice" else asked_form([instruction]) or own
+    return Said(text=text, messages=ask(text, instruction), answer=kept, solution=solution, form=form)
 
 
 def _reference(fields: Fields) -> tuple[str, object]:

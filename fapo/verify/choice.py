@@ -166,6 +166,7 @@ def _read(value: str, options: Sequence[str]) -> tuple[str, bool]:
     if whole := _of_text(value, options):
         return whole, True
     match = _LETTER.match(value)
+    close = match["close"].strip() if match else ""
     letter, rest = ("", value) if match is None else (match["letter"].upper(), value[match.end() :])
     if match is not None and not _stands_alone(match, rest):
         letter = ""
@@ -175,11 +176,11 @@ def _read(value: str, options: Sequence[str]) -> tuple[str, bool]:
     if _of_text(rest, options) == letter:
         return letter, True
     clause = _CLAUSE.split(rest, maxsplit=1)[0]
-    if _other_text(rest, letter, options) or _several(clause if match["close"][:1] in (")", "") else rest.partition("\n")[0], letter):
+    if _other_text(rest, letter, options) or _several(clause if close in (")", "") else rest.partition("\n")[0], letter):
         return UNCLEAR, False
     if rest.lstrip(" *)").startswith("?"):
         return UNCLEAR, False
-    return letter, not rest.strip(" .)") or (bool(match["close"].strip()) and not options)
+    return letter, not rest.strip(" .)") or (close != "" and not options)
 
 
 def _stands_alone(match: re.Match[str], rest: str) -> bool:
