@@ -30,14 +30,16 @@ class Model:
 @dataclass(frozen=True, kw_only=True)
 class Data:
     train: tuple[str, ...]
-    """Training problems: files (.jsonl, .json, .parquet), data sets (`rg:<name>`, a folder, a name), several with weights (`a.jsonl:0.7
-    b.parquet:0.3`), or one environment: its name, or a path (`my_env.py:make`)."""
+    """Training problems: files (.jsonl, .json, .csv, .parquet), folders of a downloaded set (`data/gsm8k/main#train`), names on the Hub
+    (`openai/gsm8k@main#train`), generated sets (`rg:<name>`), several with weights (`a.jsonl:0.7 b.parquet:0.3`); or one environment: its
+    name, or a path (`my_env.py:make`)."""
     test: tuple[str, ...] = ()
     """Evaluation sets, same forms; an environment's name stands for all of its own."""
     test_rows: int = 0
     """Problems used of each evaluation set, the first ones; 0 = all (of an endless source: 400)."""
     columns: tuple[str, ...] = ()
-    """Names that a file's columns have: ours=theirs, e.g. `question=problem answer=target`."""
+    """Names that the columns of all files have: ours=theirs, e.g. `question=task.text answer=target,label`: of several the first that is
+    there; `name=`: a column that is not read."""
     form: str = ""
     """Where answers stand in responses: box, answer_line, hashes, tag, phrase, json or choice (fapo/verify/answer.py); empty = as each
     prompt asks for."""
@@ -51,7 +53,7 @@ class Data:
     """Curriculum: the column by which the first epoch goes from easy to hard (`-name`: it says how easy a row is; empty = none); and the
     visits in a row, solved by all or by none, after which a prompt comes less often (0 = never)."""
     instruction: str = INSTRUCTION
-    """Follows a blank line after the problem in rows of the form {problem, answer}."""
+    """Follows a blank line after the problem where it is a text; chat messages and questions with options have their own words."""
     skip_unusable: bool = False
     """Go on without rows that cannot be used (unreadable, too long, no comparable answer); off names them all and stops."""
 

@@ -7,7 +7,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from soundrl.engine.environments.environment import NAMED, environment_of, is_environment
+from soundrl.fapo.data.columns import Columns
 from soundrl.fapo.data.puzzles import PREFIX
+from soundrl.fapo.data.rows import file_id
+from soundrl.fapo.data.sources import weighed
 from soundrl.fapo.named import is_named
 from soundrl.fapo.verify.answer import FORMS
 from soundrl.fapo.verify.verifiers import VERIFIERS
@@ -21,6 +24,38 @@ POSITIVE = (
     "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency run.grace run.patience"
 ).split()
 NOT_NEGATIVE = ("data.test_rows model.rope_base_length rollout.refill warm_start.steps optim.warmup_steps run.steps run.eval_every").split()
+
+
+def of_sources(config: Config) -> Iterator[str]:
+    """What `data.train` and `data.test` name, and how it is read."""
+    data, train = config.data, list[str]()
+    for source in data.train:
+        try:
+            train.append(weighed(source)[0])
+        except ValueError as error:
+            yield str(error)
+    if odd := next(
+        (source for source, name in zip(data.train, train, strict=False) if name != data.environment and is_environment(name)), None
+    ):
+        yield f"data.train names the environment {odd} beside others or with a weight; an environment stands alone"
+    places = [name if name.startswith(PREFIX) else file_id(name) for name in train]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        yield f"data.train names {twice} twice; name it once, where it shall come more often with a weight: {twice}:2"
+    for source in data.test:
+        try:
+            name, weight = weighed(source)
+        except ValueError:
+            name, weight = source.rpartition(":")[0], 0
+        if weight is not None:
+            yield f"data.test {source} has a weight, but all of an evaluation set is asked; write {name}"
+    try:
+        Columns.of(data.columns)
+    except ValueError as error:
+        yield str(error)
+    files = [name for name in (*train, *data.test) if not (is_environment(name) or name.startswith(PREFIX))]
+    if data.columns and (config.run.critic or not files):
+        what = f"run.task {config.run.task} reads the columns of its own kinds of files" if files else "no file is read"
+        yield f"data.columns is {' '.join(data.columns)}, but {what}; leave it empty"
 
 
 def conflicts(config: Config) -> Iterator[str]:
@@ -40,8 +75,7 @@ def conflicts(config: Config) -> Iterator[str]:
         )
     if not data.train:
         yield "data.train is empty; name a file, a data set or an environment"
-    if len(data.train) > 1 and (odd := next(filter(is_environment, data.train), None)):
-        yield f"data.train names the environment {odd} beside others; an environment stands alone"
+    yield from of_sources(config)
     if data.form and data.form not in FORMS:
         yield f"data.form is {data.form}; use one of {', '.join(filter(None, FORMS))}, or leave it empty: as each prompt asks"
     if data.verifier and not (data.verifier in VERIFIERS or is_named(data.verifier)):

@@ -18,9 +18,12 @@ from soundrl.engine.environments.files import load_file, worked
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.weight_sync import PROBES
+from soundrl.fapo.data.examples import examples, formless
 from soundrl.fapo.data.left_out import LeftOut
+from soundrl.fapo.data.mixture import Mixture
 from soundrl.fapo.data.puzzles import PREFIX
-from soundrl.fapo.data.rows import RowError, file_id
+from soundrl.fapo.data.rows import SUFFIXES, RowError, file_id
+from soundrl.fapo.data.sources import on_disk
 from soundrl.fapo.records import Prompt
 
 Tests = dict[str, list[Prompt]]
@@ -41,18 +44,21 @@ def set_names(paths: Sequence[str]) -> list[str]:
     names: list[list[str]] = []
     for path in paths:
         kind, _, query = path.partition("?")
+        place, sign, split = path, "", ""
+        if "#" in path and not on_disk(path):
+            place, sign, split = path.rpartition("#")
         if generated := is_environment(path) or path.startswith(PREFIX):
             same = "?".join([kind, *sorted(query.split("&"))])
         else:
-            same = os.path.realpath(path)
+            same = os.path.realpath(place) + sign + split
         if same in known:
             raise ValueError(f"data.test names one set twice, as {known[same]} and {path}; name it once")
         known[same] = path
         if generated:
             names.append([kind, path])
             continue
-        whole = PurePath(file_id(path)).parts
-        short = PurePath(os.path.splitext(file_id(path))[0]).parts
+        whole, suffix = PurePath(file_id(path)).parts, PurePath(path).suffix
+        short = PurePath(file_id(path).removesuffix(suffix if suffix.lower() in SUFFIXES else "")).parts
         # At last the path as it was given, which is unique.
         names.append([str(PurePath(*parts[-n:])) for parts in (short, whole) for n in range(1, len(parts) + 1)])
     return [next((name for name in own if all(name not in other for other in names if other is not own)), own[-1]) for own in names]
@@ -67,7 +73,7 @@ def load_tests(config: Config, left_out: LeftOut) -> Tests:
         if path in named:
             tests |= named[path]
         else:  # a file may be called like one of an environment's sets
-            tests[file_id(path) if name in own else name] = load_file(config, path, config.data.test_rows or None, left_out)
+            tests[file_id(path) if name in own else name] = load_file(config, path, left_out)
     return tests
 
 
@@ -90,10 +96,10 @@ class Problems:
         """
         if self.config.warm_start.steps:
             encode.response("")  # a tokenizer without end token is no fault of a row
-        sets = ({" ".join(self.config.data.train): self.train} if isinstance(self.train, list) else {}) | self.tests
-        keys = {name: [content(row) for row in part] for name, part in sets.items()}
-        rows = [row for part in sets.values() for row in part]
-        asked = dict(zip([key for part in keys.values() for key in part], rows, strict=True))
+        sets = self._sets()
+        keys = [[content(row) for row in part] for _, part in sets]
+        rows = [row for _, part in sets for row in part]
+        asked = dict(zip([key for part in keys for key in part], rows, strict=True))
         share = slice(ranks.rank, None, ranks.size)
         golds = {reference(row): row for row in rows}
         warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
@@ -108,18 +114,38 @@ class Problems:
         mine |= {("answer", gold): why for (gold, _), why in zip(compared, unusable, strict=True) if why}
         mine |= {("solution", row.id): why for row in warm[share] if (why := self._solution_fault(row, encode))}
         faults: Faults = {key: why for part in ranks.gather(mine) for key, why in part.items()}
-        for name, part in keys.items():
-            if (distinct := len(set(part))) < len(part):
-                say(f"{name}: {len(part):,} rows, {distinct:,} distinct problems")
-        for name, part in sets.items():
-            if formless := sum(row.form is None for row in part):
-                say(f"{name}: {formless:,} of {len(part):,} prompts ask for no known form of answer; a \\boxed{{…}} is looked for there")
+        for file, repeated in self.left_out.repeated.items():
+            if repeated:
+                read = self.left_out.read[file]
+                say(f"{file}: {read:,} rows, {read - repeated:,} distinct problems; one of each is kept")
+        for (name, part), distinct in zip(sets, map(set, keys), strict=True):
+            if len(distinct) < len(part):
+                say(f"{name}: {len(part):,} rows, {len(distinct):,} distinct problems")
+        verifier = self.config.data.verifier
+        of_files = not self.config.run.critic  # an environment's own prompts are its own business
+        for line in (formless(name, part, verifier) for name, part in sets if of_files and isinstance(part, Mixture)):
+            if line:
+                say(line)
         if self.left_out.rows or faults:
             self._leave_out(rows, faults, ranks, say)
+        left = self._sets()
+        if gone := Counter(name for name, _ in sets) - Counter(name for name, part in left if part):
+            raise ValueError(f"{next(iter(gone))}: no row is left that can be used: {self.left_out}")
         self._try_checks(ranks, say)
-        for name, part in {" ".join(self.config.data.train): self.train, **self.tests}.items():
-            if isinstance(part, list) and not part:
-                raise ValueError(f"{name}: no row is left that can be used: {self.left_out}")
+        for name, part in left:
+            for line in examples(name, part, verifier) if of_files and isinstance(part, Mixture) else ():
+                say(line)
+        if isinstance(self.train, Mixture) and self.train.weights is not None:
+            shares = self.train.shares
+            each = (f"{name} {share / sum(shares):.1%}" for name, share in zip(self.train.names, shares, strict=True))
+            say(f"data.train: of each step's prompts {', '.join(each)}")
+
+    def _sets(self) -> list[tuple[str, list[Prompt]]]:
+        """Names and rows of all sources and evaluation sets; of an endless source none."""
+        train = self.train
+        if isinstance(train, Mixture):
+            return [*zip(train.names, train.parts, strict=True), *self.tests.items()]
+        return [*([(" ".join(self.config.data.train), train)] if isinstance(train, list) else []), *self.tests.items()]
 
     def _try_checks(self, ranks: Ranks, say: Callable[[str], None]) -> None:
         """How responses are checked, tried on the first training row that has a reference; every rank raises what one of them meets."""
@@ -153,12 +179,16 @@ class Problems:
             say(line)
         out = self.left_out.rows
 
-        def usable(part: list[Prompt]) -> list[Prompt]:
-            kept = [row for row in part if row.id not in out or out[row.id].field == "solution"]
-            return [replace(row, solution=None) if row.id in out else row for row in kept]
+        def usable(row: Prompt) -> Prompt | None:
+            if row.id not in out:
+                return row
+            return replace(row, solution=None) if out[row.id].field == "solution" else None
 
-        self.train = usable(self.train) if isinstance(self.train, list) else self.train
-        self.tests = {name: usable(part) for name, part in self.tests.items()}
+        def left(part: list[Prompt]) -> list[Prompt]:
+            return part.kept(usable) if isinstance(part, Mixture) else [row for row in map(usable, part) if row is not None]
+
+        self.train = left(self.train) if isinstance(self.train, list) else self.train
+        self.tests = {name: left(part) for name, part in self.tests.items()}
 
     def _solution_fault(self, row: Prompt, encode: Encoder) -> str | None:
         longest = self.config.model.max_length

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from soundrl.fapo.data import files as data
 from soundrl.fapo.data import rows
+from soundrl.fapo.data.columns import READ
 from soundrl.fapo.data.files import INSTRUCTION, boxed_solution, load_prompts
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.reference import plain_reference
@@ -137,7 +138,7 @@ BAD_ROWS = {
     "deep objects": (b'{"a":' * 100_000, ": nested too deeply; write one JSON object a line"),
     "no form": ({"query": "q"}, ": problem: missing (fields: 'query'); write problem and answer, or prompt and reward_model"),
     "no fields": ({}, ": problem: missing (fields: none); write problem and answer, or prompt and reward_model"),
-    "both": ({**PLAIN, **CHAT}, ": problem and prompt: both are there; keep one"),
+    "both": ({**PLAIN, **CHAT}, ": problem and prompt: both are there; keep one, or name it: --data.columns problem=…"),
     "problem type": ({"problem": 3, "answer": "2"}, f": problem: 3 {NOT_TEXT}"),
     "problem empty": ({"problem": " \n", "answer": "2"}, ": problem: empty; write a text"),
     "surrogate": (b'{"problem": "ab\\ud800", "answer": "2"}', ": problem: half of a surrogate pair at character 3; write whole characters"),
@@ -448,7 +449,10 @@ def test_bad_lists(text: str, message: str, tmp_path: Path) -> None:
         ([PLAIN, {"problem": "p", "answer": None}], ":2: answer: missing; every row needs it"),
         ([{"problem": "p", "answer": float("nan")}], f":1: answer: nan {NO_ANSWER}"),
         ([{"problem": b"p", "answer": "1"}], f":1: problem: b'p' {NOT_TEXT}"),
-        ([{"query": "p"}], ":1: problem: missing (fields: none); write problem and answer, or prompt and reward_model"),
+        (
+            [{"query": "p"}],
+            ": no column called problem, question, prompt (its columns: 'query'); name it: --data.columns problem=… answer=…",
+        ),
         ([PLAIN, PLAIN, {"problem": "", "answer": "1"}], ":3: problem: empty; write a text"),
     ],
 )
@@ -474,20 +478,20 @@ def test_paths_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
     (tmp_path / "zeros.jsonl").symlink_to("/dev/zero")
-    write_lines(tmp_path / "rows.csv", PLAIN)
+    write_lines(tmp_path / "rows.tsv", PLAIN)
     (tmp_path / "text.parquet").write_text("hello")
     assert error_of("gone.jsonl") == "gone.jsonl: no such file; check the path, or name a generated data set as rg:<name>"
     assert error_of("a\x1b\n.jsonl").startswith(r"'a\x1b\n.jsonl': no such file")
     assert error_of("a\0.jsonl") == r"'a\x00.jsonl': embedded null byte; check the path"
     assert error_of("empty.jsonl") == "empty.jsonl: empty file; it needs at least one row"
-    assert error_of("folder.jsonl") == "folder.jsonl: a directory; name a file in it"
+    assert error_of("folder.jsonl") == "folder.jsonl: a folder without .parquet, .jsonl, .json, .csv files; name one that has some"
     assert error_of("pipe.jsonl") == "pipe.jsonl: a device, pipe or socket; name a regular file"
     assert error_of("zeros.jsonl") == "zeros.jsonl: a device, pipe or socket; name a regular file"
     assert error_of("loop.jsonl").startswith("loop.jsonl: Too many levels of symbolic links")
-    assert error_of("rows.csv") == "rows.csv: unknown suffix '.csv'; use .jsonl, .json or .parquet, unpacked"
+    assert error_of("rows.tsv") == "rows.tsv: unknown suffix '.tsv'; use .jsonl, .json, .csv or .parquet, unpacked"
     assert error_of("text.parquet").startswith("text.parquet: no valid Parquet after row 0 (")
     assert error_of(write_parquet(tmp_path / "none.parquet", [PLAIN][:0])).endswith("none.parquet: no rows; it needs at least one")
-    assert error_of("rows.csv", max_rows=0) == "max_rows=0; use 1 or more, or None for all rows"
+    assert error_of("rows.tsv", max_rows=0) == "max_rows=0; use 1 or more, or None for all rows"
 
 
 def test_huge_lines_cost_no_memory(tmp_path: Path) -> None:
@@ -566,13 +570,13 @@ JSON_VALUES = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(row=st.dictionaries(st.sampled_from(data.COLUMNS), JSON_VALUES, max_size=6), base=st.sampled_from([PLAIN, CHAT, {}]))
+@given(row=st.dictionaries(st.sampled_from(READ), JSON_VALUES, max_size=6), base=st.sampled_from([PLAIN, CHAT, {}]))
 def test_any_row_is_a_prompt_or_a_data_error(row: dict, base: dict, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     try:
         (prompt,) = load_prompts(write_lines(path, {**base, **row}))
     except DataError as error:
-        assert str(error).startswith(f"{path}:1: ") and str(error).isprintable()
+        assert str(error).startswith((f"{path}:1: ", f"{path}: no column called ")) and str(error).isprintable()
     else:
         assert prompt.text.strip() and prompt.answer.strip() and prompt.messages
 

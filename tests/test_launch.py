@@ -85,7 +85,8 @@ def small(folder: Path, data: Path, **genrm) -> list[str]:
     return [
         "smollm2-gsm8k",
         *("--model.path", str(folder), "--model.dtype", "float32", "--model.max-length", "64", "--rollout.max-new-tokens", "16"),
-        *("--data.train", str(data), "--data.test", "--data.instruction", "", "--warm-start.steps", "0", "--rollout.engine", "torch"),
+        *("--data.train", str(data), "--data.test", "--data.instruction", "", "--data.form", "box", "--warm-start.steps", "0"),
+        *("--rollout.engine", "torch"),
         *("--rollout.prompts", "2", "--optim.minibatch-prompts", "2", "--rollout.samples", "2", "--run.steps", "1"),
         *("--run.folder", str(data.parent / "runs")),
         *(part for key, value in genrm.items() for part in (f"--genrm.{key}", value)),

@@ -55,10 +55,12 @@ def write(path, *rows: dict) -> str:
     return str(path)
 
 
-def config(folder, train: str, *tests: str, steps: int = 0, skip: bool = False, task: str = "reasoning") -> Config:
+def config(
+    folder, train: str, *tests: str, steps: int = 0, skip: bool = False, task: str = "reasoning", form: str = "box"
+) -> Config:  # fmt: skip
     return Config(
         model=Model(path="models/x", max_length=64),
-        data=Data(train=(train,), test=tests, instruction="", skip_unusable=skip),
+        data=Data(train=(train,), test=tests, instruction="", skip_unusable=skip, form=form),
         run=Run(name="x", folder=str(folder), task=task),  # type: ignore[arg-type]
         warm_start=WarmStart(steps=steps, batch=2),
         genrm=Genrm(judge="none"),
@@ -73,7 +75,7 @@ def loaded(settings: Config, tokenizer=None, verifier=None) -> Problems:
     return problems
 
 
-FORMLESS = "prompts ask for no known form of answer; a \\boxed{…} is looked for there"
+FORMLESS = "prompts ask for no known form of answer"
 
 
 def checked(settings: Config, tokenizer, verifier, size: int = 1) -> tuple[list[Problems], list[str], list[str]]:
@@ -92,17 +94,30 @@ def checked(settings: Config, tokenizer, verifier, size: int = 1) -> tuple[list[
         thread.start()
     for thread in running:
         thread.join()
-    return made, [line for line in said if not line.endswith(FORMLESS)], errors
+    return made, [line for line in said if "is read as" not in line], errors
 
 
 def test_prompts_that_ask_for_no_known_form_are_counted(tokenizer, verifier, tmp_path):
     asks = ("1+1?", "2+1? Answer: $Answer", "3+1? in \\boxed{}", "4+1?")
     rows = [{"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "2"}} for text in asks]
-    problems = loaded(config(tmp_path, path := write(tmp_path / "d.jsonl", *rows)), tokenizer, verifier)
+    problems = loaded(config(tmp_path, path := write(tmp_path / "d.jsonl", *rows), form=""), tokenizer, verifier)
     said: list[str] = []
     problems.check(Encoder(tokenizer, 60), Threads(1).ranks(0), said.append)
-    assert said == [f"{path}: 2 of 4 {FORMLESS}"]
     assert [prompt.form for prompt in problems.train] == [None, "answer_line", "box", None]
+    assert said == [
+        f"{path}: 2 of 4 {FORMLESS}; a \\boxed{{…}} is looked for there",
+        f'{path}: "1+1?" (no known form, so a box): "\\boxed{{2}}" is read as "2", and the reference is "2"',
+        f'{path}: "2+1? Answer: $Answer" (answer_line): "Answer: 2" is read as "2", and the reference is "2"',
+        f'{path}: "3+1? in \\boxed{{}}" (box): "\\boxed{{2}}" is read as "2", and the reference is "2"',
+    ]
+
+
+def test_a_set_most_of_whose_prompts_ask_for_no_known_form_is_refused(tokenizer, verifier, tmp_path):
+    path = write(tmp_path / "d.jsonl", GOOD, GOOD | {"problem": "2?"}, GOOD | {"problem": "Answer: $A"})
+    _, _, (error,) = checked(config(tmp_path, path, form=""), tokenizer, verifier)
+    assert error.startswith(f'{path}: 2 of 3 {FORMLESS}, e.g. "1+1?1"; say where answers stand by --data.form (e.g. box), or ask for it')
+    made, said, errors = checked(config(tmp_path, path, form="tag"), tokenizer, verifier)
+    assert (said, errors) == ([], []) and {prompt.form for prompt in made[0].train} == {"tag"}
 
 
 # Names
@@ -236,10 +251,10 @@ def test_an_earlier_run_keeps_its_folder(tokenizer, verifier, tmp_path):
 
 
 def test_no_row_left_is_an_error_also_where_rows_may_be_left_out(tokenizer, verifier, tmp_path):
-    path, bad = write(tmp_path / "d.jsonl", GOOD), write(tmp_path / "t.jsonl", *[{"query": "?"}] * 1500)
+    path, bad = write(tmp_path / "d.jsonl", GOOD), write(tmp_path / "t.jsonl", *[{"problem": "?"}] * 1500)
     _, _, (error,) = checked(config(tmp_path, path, bad, skip=True), tokenizer, verifier)
     assert error.startswith("t: no row is left that can be used: 1,000 of 1,001 rows cannot be used: ")
-    assert f"{bad}:1: problem: missing" in error
+    assert f"{bad}:1: answer: missing" in error
 
 
 def test_nothing_left_out_leaves_no_file(tokenizer, verifier, tmp_path):
@@ -256,8 +271,9 @@ def test_duplicates_are_counted_and_checked_once(tokenizer, verifier, tmp_path, 
     call = Encoder.__call__
     monkeypatch.setattr(Encoder, "__call__", lambda self, prompt: asked.append(prompt.text) or call(self, prompt))
     monkeypatch.setattr(verifier, "unusable", lambda part: golds.extend(row.answer for row in part) or [None] * len(part))
-    _, said, errors = checked(config(tmp_path, path), tokenizer, verifier, 2)
-    assert (said, errors) == ([f"{path}: 1,700 rows, 17 distinct problems"], [])
+    problems, said, errors = checked(config(tmp_path, path), tokenizer, verifier, 2)
+    assert (said, errors) == ([f"{path}: 1,700 rows, 17 distinct problems; one of each is kept"], [])
+    assert [prompt.id for prompt in problems[0].train] == [f"{path}:{row}" for row in range(1, 18)]
     assert len(asked) == 17 == len(set(asked)) and sorted(golds, key=int) == [str(i + 1) for i in range(17)]
 
 
@@ -292,7 +308,7 @@ def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tm
     settings = f"--model.path {tiny} --model.dtype float32 --model.max-length 64 --rollout.max-new-tokens 8 --rollout.engine torch"
     settings += " --rollout.prompts 1 --optim.minibatch-prompts 1 --optim.microbatch-tokens 128 --warm-start.steps 0 --run.steps 0"
     settings += f" --run.name x --run.folder {tmp_path}/runs --data.train {files[0]} --data.test {files[1]} {files[2]}"
-    arguments = ["smollm2-gsm8k", *settings.split(), "--data.instruction", ""]
+    arguments = ["smollm2-gsm8k", *settings.split(), "--data.instruction", "", "--data.form", "box"]
     stopped = train(*arguments, NPROC="1")
     assert stopped.returncode == 2 and "3 of 6 rows cannot be used: " in stopped.stderr and "Traceback" not in stopped.stderr
     assert len((tmp_path / "runs/x.left_out.jsonl").read_text().splitlines()) == 3

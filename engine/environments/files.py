@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from soundrl.engine.environments.environment import Environment, Source, Worked, trained_prompt
-from soundrl.fapo.data.files import boxed_solution, load_prompts
+from soundrl.fapo.data.files import Reading, boxed_solution, load_prompts
 from soundrl.fapo.data.left_out import LeftOut
+from soundrl.fapo.data.mixture import Mixture
 from soundrl.fapo.data.prompt_stream import PromptStream
+from soundrl.fapo.data.sources import weighed
 from soundrl.fapo.records import Prompt, Rollout, Said
 from soundrl.fapo.verify.thinking import Thoughts
-from soundrl.fapo.verify.verifiers import Verifiers
+from soundrl.fapo.verify.verifiers import Verifiers, needs_row
 from soundrl.genrm.critic_data.labelled import load_critic
 
 if TYPE_CHECKING:
     from soundrl.engine.config import Config
 
 
-def load_file(config: Config, path: str, max_rows: int | None, left_out: LeftOut) -> list[Prompt]:
-    """The problems of a file or of a `rg:` set, or the critic's solutions."""
+def load_file(config: Config, source: str, left_out: LeftOut, train: bool = False) -> Mixture:
+    """The problems of a source, which is the only part of what is returned, or the critic's solutions; of a test set `data.test_rows`."""
+    data = config.data
+    rows = None if train else data.test_rows or None
     if config.run.critic:
-        return load_critic(path, max_rows=max_rows, left_out=left_out, prompt=trained_prompt(config))
-    prompts = load_prompts(path, instruction=config.data.instruction, max_rows=max_rows, left_out=left_out)
-    return [replace(prompt, form=config.data.form) for prompt in prompts] if config.data.form else prompts
+        return Mixture([source], [load_critic(source, max_rows=rows, left_out=left_out, prompt=trained_prompt(config))])
+    reading = Reading(
+        columns=data.columns, form=data.form, rows=needs_row(data.verifier), difficulty=data.difficulty[0] if train else ""
+    )  # fmt: skip
+    return Mixture([source], [load_prompts(source, instruction=data.instruction, max_rows=rows, left_out=left_out, reading=reading)])
 
 
 def worked(row: Prompt) -> str:
@@ -44,7 +50,9 @@ class ProblemFiles(Environment):
         return Thoughts(self.tokenizer)
 
     def problems(self, left_out: LeftOut) -> list[Prompt]:
-        return [row for path in self.config.data.train for row in load_file(self.config, path, None, left_out)]
+        sources, weights = zip(*map(weighed, self.config.data.train), strict=True)
+        parts = [load_file(self.config, source, left_out, train=True) for source in sources]
+        return Mixture(sources, parts, [weight or Fraction(1) for weight in weights] if any(weights) else None)
 
     def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
         return super().unusable(rows) if self.config.run.critic else self.verifiers.unusable(rows)
@@ -53,7 +61,7 @@ class ProblemFiles(Environment):
         return super().ready(row) if self.config.run.critic else self.verifiers.ready(row)
 
     def demonstrations(self, problems: Source) -> Worked:
-        rows = [row for row in problems if row.solution is not None] if isinstance(problems, list) else []
+        rows = problems.kept(lambda row: None if row.solution is None else row) if isinstance(problems, Mixture) else []
         if not rows:
             steps, train = self.config.warm_start.steps, " ".join(self.config.data.train)
             raise ValueError(f"warm_start.steps is {steps}, but no row of {train} has a solution; set --warm-start.steps 0")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
+from soundrl.fapo.data.columns import Columns
+from soundrl.fapo.data.layouts import answer_of, ask, is_chat, kept_row, prompt_of, said_by
 from soundrl.fapo.data.left_out import LeftOut, load_rows
 from soundrl.fapo.data.puzzles import PREFIX, load_puzzles
-from soundrl.fapo.data.reference import plain_reference
 from soundrl.fapo.data.rows import DataError, Fields, RowError, shown, shown_path
 from soundrl.fapo.records import Prompt
 from soundrl.fapo.verify.answer import asked_form
@@ -23,28 +27,40 @@ SCORER = "reasoning-gym"
 
 MAX_TOTAL_CHARS = 1 << 31  # all texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory
 
-COLUMNS = ("id", "problem", "question", "answer", "solution", "data_source", "prompt", "reward_model.ground_truth", "extra_info.question")
-ROLES = ("system", "developer", "user", "assistant", "tool")
-PARTS = ("role", "content", "name", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
-"""Keys of a message that chat templates read; others are not looked at."""
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How rows are read, beside their instruction."""
+
+    columns: tuple[str, ...] = ()
+    """`data.columns`: ours=theirs."""
+    form: str = ""
+    """Where answers will stand in all of them; empty = as each prompt asks for."""
+    rows: bool = False
+    """A verifier of one's own reads them: rows are kept, and references may be anything, or missing."""
+    difficulty: str = ""
+    """The column that says how hard a row is, `-name`: how easy."""
 
 
 def load_prompts(
-    source: str | os.PathLike[str], *, instruction: str = INSTRUCTION, max_rows: int | None = None, left_out: LeftOut | None = None
+    source: str | os.PathLike[str],
+    *,
+    instruction: str = INSTRUCTION,
+    max_rows: int | None = None,
+    left_out: LeftOut | None = None,
+    reading: Reading | None = None,
 ) -> list[Prompt]:
-    """The prompts of a `.jsonl`, `.json` or `.parquet` file or of a generated data set (`rg:chain_sum?size=200&seed=7`, see `puzzles.py`).
+    """The prompts of a source: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder or a name (`sources.py`), or a generated data set
+    (`rg:chain_sum?size=200&seed=7`, see `puzzles.py`).
 
-    A row has one of two forms:
+    What a row's columns mean follows from their names, in any case (`columns.py`, `layouts.py`), or from `reading.columns`. `messages`
+    are one user message, the problem, a blank line and the `instruction`; chat messages are taken as they are, and so are the words that
+    ask for an option's letter. An answer is a text or a number, unwrapped by `plain_reference`; a worked solution is kept for the warm
+    start. `data_source` names the `source`, else the file's stem does. Other fields are not read, and a null field counts as absent.
 
-    * plain: a text `problem`, `question` or `prompt`, and an `answer`, `reward_model.ground_truth` or, beside a text `prompt`, `solution`
-      (as DAPO-Math-17k-Processed has it): `messages` is one user message, the problem, a blank line and the `instruction`. A `solution`
-      is kept for the warm start, and so is an answer that is a worked solution in GSM8K's notation;
-    * chat: `{"prompt": [{"role", "content"}, …], "reward_model": {"ground_truth"}, "extra_info"?}`: `messages` are taken as they are,
-      and `text` is `extra_info.question` or else the content of the last user message.
-
-    An answer is a text or a number, unwrapped by `plain_reference`. `data_source` names the `source`, else the file's stem does. Other
-    fields are not read, and a null field counts as absent. `id` is `<path as given, normalised>:<row>`, rows counted from 1; a row's own
-    `id`, where there is one, must be unique.
+    `id` is `<path as given, normalised>:<row>`, rows counted from 1; a row's own `id`, where there is one, must be unique. A row of
+    chat messages that repeats another in all that is kept of it is left out, and counted in `left_out.repeated`: DAPO-Math-17k holds each
+    of its problems a hundred times.
 
     `max_rows` takes the first rows only: later ones are neither returned nor checked. Nothing is left out without a word: rows that are
     not as described are told to `left_out`, or raise one `DataError` (a `ValueError`) for all of them, see `load_rows`.
@@ -54,37 +70,69 @@ def load_prompts(
     """
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows={max_rows}; use 1 or more, or None for all rows")
+    reading = reading or Reading()
     if isinstance(source, str) and source.startswith(PREFIX):
-        kind = source.partition("?")[0]
-        found = load_puzzles(source, max_rows)
-        prompts: list[Prompt] = []
-        for id, text, answer in found:
-            # What has several lines, or could be anything, is easier told in tags than in a box.
-            lines = len(answer.strip().splitlines())
-            asks = TAGGED if instruction == INSTRUCTION and lines != 1 else instruction
-            # The problem may speak of boxes and letters too.
-            form = asked_form([asks]) or asked_form([text])
-            prompts.append(Prompt(id=id, messages=_ask(text, asks), form=form, text=text, answer=answer, source=kind, verifier=SCORER))
-        return prompts
-    stem = Path(source).stem
+        return [_generated(found, source.partition("?")[0], instruction, reading) for found in load_puzzles(source, max_rows)]
+    stem, hard = Path(source).stem, reading.difficulty.removeprefix("-")
+    columns = Columns.of(reading.columns, hard, reading.rows)
     rows_by_id: dict[str, str] = {}
+    seen: dict[bytes, str] = {}
     total = 0
 
-    def make(id: str, fields: Fields) -> Prompt:
+    def make(id: str, row: Fields) -> Prompt | None:
         nonlocal total
-        if fields.get("id") is not None:
-            own = _answer("id", fields["id"])
-            first = rows_by_id.setdefault(own, id)
-            if first != id:
-                raise RowError(f"{shown(own)} already stands in row {first.rpartition(':')[2]}; make ids unique or leave them out", "id")
-        form = _chat_prompt if _is_chat(fields) else _plain_prompt
-        prompt = form(id, fields, _optional("data_source", fields.get("data_source")) or stem, instruction)
+        fields = columns.ours(row)
+        if is_chat(fields):  # before anything is made of it, as it may come a hundred times
+            said = said_by(fields, row if reading.rows else {})
+            total += len(said)
+            if seen.setdefault(blake2b(said, digest_size=16).digest(), id) != id:
+                return None
+        prompt = prompt_of(id, fields, stem, instruction, reading.rows)
         total += len(prompt.answer) + sum(len(message["content"]) for message in prompt.messages or ())
         if total > MAX_TOTAL_CHARS:
             raise DataError(f"{shown_path(source)}: the file's texts exceed {MAX_TOTAL_CHARS} characters; split the file")
+        prompt = replace(
+            prompt,
+            form=reading.form or prompt.form,
+            row=kept_row(row, columns.unread) if reading.rows else prompt.row,
+            difficulty=_difficulty(reading.difficulty, fields.get("difficulty")),
+        )
+        if fields.get("id") is not None:
+            own = answer_of("id", fields["id"])
+            if (first := rows_by_id.setdefault(own, id)) != id:
+                file, _, number = first.rpartition(":")
+                place = f"row {number}" if file == id.rpartition(":")[0] else first
+                raise RowError(f"{shown(own)} already stands in {place}; make ids unique or leave them out", "id")
         return prompt
 
-    return load_rows(source, COLUMNS, make, max_rows, left_out)
+    prompts = load_rows(source, columns, make, max_rows, left_out)
+    if hard and prompts and all(prompt.difficulty is None for prompt in prompts):
+        raise DataError(f"{shown_path(source)}: data.difficulty {reading.difficulty}: no row has a number there; name another column")
+    return prompts
+
+
+def _generated(found: tuple[str, str, str], kind: str, instruction: str, reading: Reading) -> Prompt:
+    id, text, answer = found
+    # What has several lines, or could be anything, is easier told in tags than in a box.
+    several = instruction == INSTRUCTION and len(answer.strip().splitlines()) != 1
+    asks = TAGGED if several else instruction
+    # The problem may speak of boxes and letters too.
+    form = reading.form or asked_form([asks]) or asked_form([text])
+    return Prompt(id=id, messages=ask(text, asks), text=text, answer=answer, source=kind, form=form, verifier=SCORER)
+
+
+def _difficulty(setting: str, value: object) -> float | None:
+    """As a number that grows with how hard a row is; None where it has none.
+
+    >>> _difficulty("level", "Level 5"), _difficulty("-solve_rate", 0.25), _difficulty("level", None)
+    (5.0, -0.25, None)
+    """
+    if isinstance(value, str):
+        value = number[0] if (number := re.search(r"-?\d+(?:\.\d+)?", value)) else None
+    elif not (value is None or (isinstance(value, int | float | Decimal) and not isinstance(value, bool))):
+        raise RowError(f"{shown(value)} where a number is expected; name another column by data.difficulty", setting.removeprefix("-"))
+    number = math.nan if value is None else float(value)
+    return None if not math.isfinite(number) else -number if setting.startswith("-") else number
 
 
 def boxed_solution(solution: str, answer: str) -> str:
@@ -107,96 +155,3 @@ def boxed_solution(solution: str, answer: str) -> str:
     if not steps:
         raise ValueError(f"no step in {shown(solution)}; a warm start needs worked solutions")
     return "\n".join([*steps, f"\\boxed{{{answer.strip()}}}"])
-
-
-def _ask(problem: str, instruction: str) -> tuple[dict[str, str], ...]:
-    return ({"role": "user", "content": f"{problem}\n\n{instruction}" if instruction else problem},)
-
-
-def _prompt(id: str, messages: tuple[dict[str, str], ...], **fields: Any) -> Prompt:
-    return Prompt(id=id, messages=messages, form=asked_form(message["content"] for message in messages), **fields)
-
-
-def _is_chat(fields: Fields) -> bool:
-    """True for the chat form, false for the plain one."""
-    prompt = fields.get("prompt")
-    chat = prompt is not None and not isinstance(prompt, str)
-    if prompt is not None and fields.get("problem") is not None:
-        raise RowError("both are there; keep one", "problem and prompt")
-    if not chat and all(fields.get(key) is None for key in ("problem", "question", "prompt")):
-        found = ", ".join(map(shown, list(fields)[:8])) or "none"
-        raise RowError(f"missing (fields: {found}); write problem and answer, or prompt and reward_model", "problem")
-    return chat
-
-
-def _plain_prompt(id: str, fields: Fields, source: str, instruction: str) -> Prompt:
-    key = next(key for key in ("problem", "question", "prompt") if fields.get(key) is not None)
-    text = _text(key, fields[key])
-    if key == "prompt" and re.match(r"""\[\s*\{\s*["'](?:role|content)["']""", text):
-        raise RowError(f"{shown(text)} is a list of messages, written as a text; write it as a list", key)
-    solution, reward = _optional("solution", fields.get("solution")), fields.get("reward_model")
-    truth = reward.get("ground_truth") if isinstance(reward, dict) else None
-    answers = {"answer": fields.get("answer"), "reward_model.ground_truth": truth, "solution": solution if key == "prompt" else None}
-    field, answer = next(((field, answer) for field, answer in answers.items() if answer is not None), ("answer", None))
-    if solution is None and isinstance(answer, str) and "\n####" in answer:
-        solution = answer
-    kept = _answer(field, answer)
-    if key == "prompt" and (field == "solution" or solution == kept):
-        solution = None
-    return _prompt(id, _ask(text, instruction), text=text, answer=kept, source=source, solution=solution)
-
-
-def _chat_prompt(id: str, fields: Fields, source: str, instruction: str) -> Prompt:
-    messages = fields["prompt"]
-    if not isinstance(messages, list) or not messages:
-        raise RowError(f"{shown(messages)} where chat messages are expected; write a list of role and content", "prompt")
-    kept = tuple(_message(f"prompt[{index}]", message) for index, message in enumerate(messages))
-    asked = [message["content"] for message in kept if message["role"] == "user"]
-    if not asked:
-        raise RowError("no message with the role 'user'; add the problem as one", "prompt")
-    extra = fields.get("extra_info")
-    question = _optional("extra_info.question", extra.get("question")) if isinstance(extra, dict) else None
-    answer = _answer("reward_model.ground_truth", _object("reward_model", fields.get("reward_model")).get("ground_truth"))
-    return _prompt(id, kept, text=question or asked[-1], answer=answer, source=source)
-
-
-def _message(field: str, value: object) -> dict[str, str]:
-    present = {key: part for key, part in _object(field, value).items() if part is not None and key in PARTS}
-    role = present.get("role")
-    if role not in ROLES:
-        raise RowError(f"{shown(role)}; use one of {', '.join(ROLES)}", f"{field}.role")
-    present.setdefault("content", None)
-    return {key: _text(f"{field}.{key}", part, may_be_empty=(role, key) != ("user", "content")) for key, part in present.items()}
-
-
-def _object(field: str, value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise RowError(f"{shown(value)} where an object is expected; write one", field)
-    return value
-
-
-def _text(field: str, value: object, may_be_empty: bool = False) -> str:
-    if value is None:
-        raise RowError("missing; every row needs it", field)
-    if not isinstance(value, str):
-        raise RowError(f"{shown(value)} where a text is expected; write a string", field)
-    if not (may_be_empty or value.strip()):
-        raise RowError("empty; write a text", field)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowError(f"half of a surrogate pair at character {error.start + 1}; write whole characters", field) from None
-    return value
-
-
-def _answer(field: str, value: object) -> str:
-    try:
-        return _text(field, plain_reference(value))
-    except RowError as error:
-        error.field = field
-        raise
-
-
-def _optional(field: str, value: object) -> str | None:
-    """None also for an empty text, which many files write where they have nothing."""
-    return None if value is None or (isinstance(value, str) and not value.strip()) else _text(field, value)

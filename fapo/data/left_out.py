@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from soundrl.fapo.data.rows import DataError, Fields, RowError, file_id, read_rows
+from soundrl.fapo.data.columns import Columns
+from soundrl.fapo.data.rows import DataError, Fields, RowError
+from soundrl.fapo.data.sources import opened
 
 SHOWN = 3  # rows that an error line names; the others are counted, and listed in a file
 HOPELESS = 1000  # so many unusable rows at the beginning of a file, and none that can be used: another kind of file, whose rest is not read
@@ -18,15 +20,17 @@ Row = TypeVar("Row")
 
 
 class LeftOut:
-    """Unusable rows by prompt id (`file:row`), a reason each, and how many rows each file was read for."""
+    """Unusable rows by prompt id (`file:row`), a reason each, how many rows each file was read for, and how many of them repeat another."""
 
     def __init__(self) -> None:
         self.rows: dict[str, RowError] = {}
         self.read: Counter[str] = Counter()
+        self.repeated: Counter[str] = Counter()
 
-    def add(self, file: str, read: int, faults: Sequence[RowError]) -> None:
+    def add(self, file: str, read: int, faults: Sequence[RowError], repeated: int = 0) -> None:
         """`faults` of the first `read` rows of `file`. A file that is read twice counts once."""
         self.read[file] = max(read, self.read[file])
+        self.repeated[file] = max(repeated, self.repeated[file])
         self.rows = {fault.place: fault for fault in faults} | self.rows
 
     def __str__(self) -> str:
@@ -62,32 +66,43 @@ class LeftOut:
 
 
 def load_rows(
-    path: str | os.PathLike[str],
-    columns: tuple[str, ...],
-    make: Callable[[str, Fields], Row],
+    source: str | os.PathLike[str],
+    columns: Columns,
+    make: Callable[[str, Fields], Row | None],
     max_rows: int | None = None,
     left_out: LeftOut | None = None,
 ) -> list[Row]:
-    """`make(id, fields)` of each of the first `max_rows` rows; `id` is `<path as given, normalised>:<row>`.
+    """`make(id, fields)` of each of the first `max_rows` rows of a source (`sources.py`); `id` is `<path as given, normalised>:<row>`.
 
     A row that `make` or the file's form refuses by a `RowError` is told to `left_out`; without one the rows are read to the end, and then
-    one `DataError` says how many there are and shows the first. A damaged file is a `DataError` always.
+    one `DataError` says how many there are and shows the first. Where `make` gives None the row repeats another: it is counted, and is
+    none of `max_rows`. A damaged file is a `DataError` always.
     """
     found: list[Row] = []
-    faults: list[RowError] = []
-    file, row = file_id(path), 0
-    for row, fields in read_rows(path, columns):
-        try:
-            if isinstance(fields, RowError):
-                raise fields
-            found.append(make(f"{file}:{row}", fields))
-        except RowError as error:
-            error.place = f"{file}:{row}"
-            faults.append(error)
-        if row == max_rows or (len(faults) == HOPELESS and not found):
-            break
     out = LeftOut() if left_out is None else left_out
-    out.add(file, row, faults)
-    if left_out is None and faults:
+    unusable = 0
+    for file, rows in opened(source, columns):
+        faults: list[RowError] = []
+        row, repeated = 0, 0
+        full = False
+        for row, fields in rows:
+            try:
+                if isinstance(fields, RowError):
+                    raise fields
+                if (made := make(f"{file}:{row}", fields)) is None:
+                    repeated += 1
+                else:
+                    found.append(made)
+            except RowError as error:
+                error.place = f"{file}:{row}"
+                faults.append(error)
+            unusable_now = unusable + len(faults)
+            if full := len(found) + unusable_now == max_rows or (unusable_now == HOPELESS and not found):
+                break
+        unusable += len(faults)
+        out.add(file, row, faults, repeated)
+        if full:
+            break
+    if left_out is None and unusable:
         raise DataError(str(out))
     return found

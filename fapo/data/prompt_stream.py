@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol
 
+from soundrl.fapo.data.mixture import Mixture
 from soundrl.fapo.records import Prompt
 
 
@@ -22,7 +23,8 @@ class PromptStream:
     """Takes prompts of a list or an endless source in an order that follows from `seed` and the prompts' ids alone.
 
     Every rank takes the same. A list is shuffled anew each epoch and every prompt comes once per epoch, also where a batch crosses its end;
-    such a batch can hold a prompt twice (see `distinct`). An endless source comes in order of its index.
+    such a batch can hold a prompt twice (see `distinct`). An endless source comes in order of its index. Of a `Mixture` with weights each
+    source has epochs of its own.
 
     Example: of four prompts a, b, c, d in the order c, a, d, b, `take(3)` gives `[c, a, d]`.
 
@@ -40,6 +42,10 @@ class PromptStream:
             twice = next(id for index, id in enumerate(self._ids) if id in self._ids[:index])
             raise ValueError(f"two prompts have the id {twice!r}: seeds are derived from ids, so give files different names")
         self._digest = _digest(first)
+        self._parts = list[PromptStream]()
+        if isinstance(prompts, Mixture) and prompts.weights is not None:
+            self._parts = [PromptStream(part, seed) for part in prompts.parts]
+            self._digest += "".join(sorted(f" {part._digest}:{share}" for part, share in zip(self._parts, prompts.shares, strict=True)))
         self._epoch, self._order = -1, list[int]()
 
     def take(self, number: int) -> list[Prompt]:
@@ -71,6 +77,9 @@ class PromptStream:
     def _at(self, position: int) -> Prompt:
         if not isinstance(self.prompts, Sequence):
             return self.prompts.prompt(position)
+        if self._parts and isinstance(self.prompts, Mixture):
+            part, position = self.prompts.turn(position)
+            return self._parts[part]._at(position)
         epoch, place = divmod(position, len(self._ids))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, shuffled(self._ids, self.seed, epoch)

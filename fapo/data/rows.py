@@ -1,4 +1,4 @@
-"""The rows of a problem file: JSON Lines, a JSON list or Parquet, each with its number; every fault is a one-line `DataError`.
+"""The rows of a problem file: JSON Lines, a JSON list, CSV or Parquet, each with its number; every fault is a one-line `DataError`.
 
 A problem file is outside data. Whatever stands in it, reading ends with rows or with one line that names the file, the row, what was
 found and the cure; memory stays bounded, and nothing is skipped. A row that is at fault is a `RowError`
@@ -7,18 +7,29 @@ and ends no file.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import stat
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from soundrl.fapo.data.columns import Columns
+
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 BATCH_ROWS = 64  # of a Parquet file, at a time: few, since run-length coding may repeat a text that is stored once in every row
 MAX_ROW_CHARS = 1 << 20
 """Texts of a Parquet row's columns that are read, together; of the other formats `MAX_TOTAL_CHARS` bounds what is kept."""
+MAX_BATCH_BYTES = 1 << 22  # of one that becomes Python objects at once, and not row by row
 MAX_LINE_BYTES = 1 << 24  # longest line of a JSONL file, with what is not read: generations and traces run to megabytes
+HEAD = 16  # rows of a JSON file that say which columns it has
 MAX_LIST_BYTES = 1 << 28
 """Largest `.json` file that holds one list: it is read whole. JSONL and Parquet files are streamed and have no such limit."""
 
@@ -79,12 +90,14 @@ Fields = dict[str, object]
 Rows = Iterator[tuple[int, Fields | RowError]]
 
 
-def read_rows(path: str | os.PathLike[str], columns: tuple[str, ...]) -> Rows:
-    """Yields `(row, fields)`; rows count from 1: the line of a JSONL file, the item of a JSON list, the row of a Parquet file.
+def read_rows(path: str | os.PathLike[str], columns: Columns) -> Rows:
+    """Yields `(row, fields)`; rows count from 1: the line of a JSONL file, the item of a JSON list, the row of a Parquet file, the record
+    of a CSV file, whose header does not count.
 
-    `.jsonl` holds an object a line; `.json` the same or one list of objects; `.parquet` is read for `columns` only (`a.b`: the field b of
-    a), null fields included. Numbers with a point are `Decimal`, as they were written. In place of the fields of a row that is no such
-    object stands the `RowError`. Raises `DataError` where the file itself is damaged, having yielded the rows before that.
+    `.jsonl` holds an object a line; `.json` the same or one list of objects; `.csv` a header and texts, empty ones null; `.parquet` is
+    read for `columns` only, null fields included. Numbers with a point are `Decimal`, as they were written. In place of the fields of a
+    row that is no such object stands the `RowError`. Raises `DataError` where the file itself is damaged, having yielded the rows before
+    that, or has not the columns that it must have.
 
     Example: a file of the two lines `{"problem": "1+1", "answer": "2"}` and `[]` yields `(1, {"problem": "1+1", "answer": "2"})` and
     `(2, RowError("a list where an object is expected; write one JSON object a line"))`.
@@ -104,14 +117,17 @@ def read_rows(path: str | os.PathLike[str], columns: tuple[str, ...]) -> Rows:
         raise DataError(f"{name}: empty file; it needs at least one row")
     suffix = Path(path).suffix.lower()
     try:
+        if suffix not in SUFFIXES:
+            raise DataError(f"{name}: unknown suffix {shown(suffix)}; use .jsonl, .json, .csv or .parquet, unpacked")
+        if (begin := _beginning(path)).startswith(b"version https://git-lfs"):
+            raise DataError(f"{name}: a pointer of Git LFS, and not the file itself; git lfs pull, or download it again")
         if suffix == ".parquet":
             yield from _parquet_rows(path, name, columns)
-        elif suffix == ".json" and _starts_a_list(path):
-            yield from _json_list(path, name)
-        elif suffix in (".json", ".jsonl"):
-            yield from _json_lines(path, name)
+        elif suffix == ".csv":
+            yield from _csv_rows(path, name, columns)
         else:
-            raise DataError(f"{name}: unknown suffix {shown(suffix)}; use .jsonl, .json or .parquet, unpacked")
+            rows = _json_list(path, name) if suffix == ".json" and begin.lstrip().startswith(b"[") else _json_lines(path, name)
+            yield from _checked(rows, name, columns)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or shown(str(error), 120)}); check the file") from None
 
@@ -181,9 +197,58 @@ def _json_lines(path: str | os.PathLike[str], name: str) -> Rows:
             yield row, fields
 
 
-def _starts_a_list(path: str | os.PathLike[str]) -> bool:
+def _beginning(path: str | os.PathLike[str]) -> bytes:
     with open(path, "rb") as file:
-        return file.read(4096).lstrip().startswith(b"[")
+        return file.read(4096)
+
+
+def _checked(rows: Rows, name: str, columns: Columns) -> Rows:
+    """`rows`, of which the first ones say which columns the file has."""
+    head: list[tuple[int, Fields | RowError]] = []
+    damage = None
+    try:
+        for item in islice(rows, HEAD):
+            head.append(item)
+    except DataError as error:  # perhaps in a row that nobody asks for
+        damage = error
+    if objects := [fields for _, fields in head if isinstance(fields, dict)]:
+        columns.check(name, objects)
+    yield from head
+    if damage is not None:
+        raise damage
+    yield from rows
+
+
+def _csv_rows(path: str | os.PathLike[str], name: str, columns: Columns) -> Rows:
+    cure = 'write a header and a record a line, and quote "what holds commas, quotes or line ends"'
+    csv.field_size_limit(MAX_LINE_BYTES)
+    row = 0
+
+    def lines(file: BinaryIO) -> Iterator[str]:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(f"{name}:{row + 1}: line longer than {MAX_LINE_BYTES} bytes; {cure}")
+            yield _utf8(line, f"{name}:{row + 1}")
+
+    with open(path, "rb") as file:
+        file.seek(3 if file.read(3) == b"\xef\xbb\xbf" else 0)  # as spreadsheets begin it
+        records = csv.reader(lines(file), strict=True)
+        try:
+            header = next(records, [])
+            if twice := next((column for column in header if header.count(column) > 1), None):
+                raise DataError(f"{name}: two columns are named {shown(twice)}; rename one")
+            columns.check(name, [{column: None for column in header}])
+            for record in records:
+                row += 1
+                if len(record) == len(header):
+                    yield row, {column: text if text.strip() else None for column, text in zip(header, record, strict=True)}
+                else:
+                    what = f"{len(record)} fields, but {len(header)} in the header; {cure}" if record else "empty line; delete it"
+                    yield row, RowError(what)
+        except csv.Error as error:
+            raise DataError(f"{name}:{row + 1}: no valid CSV ({error}); {cure}") from None
+    if row == 0:
+        raise DataError(f"{name}: no rows; it needs at least one")
 
 
 def _json_list(path: str | os.PathLike[str], name: str) -> Rows:
@@ -219,7 +284,7 @@ def _json_list(path: str | os.PathLike[str], name: str) -> Rows:
         raise DataError(f"{name}:{row}: {shown(text[position : position + 61])} after the list; {cure}")
 
 
-def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, ...]) -> Rows:
+def _parquet_rows(path: str | os.PathLike[str], name: str, columns: Columns) -> Rows:
     """Only leaves that are read are decoded: what stands beside them may be megabytes, dates, or not a number. Their sizes are never asked
     of the footer, which ends the whole process where that is damaged (an uncaught C++ exception, pyarrow 26.0.1)."""
     try:
@@ -230,17 +295,16 @@ def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, .
     row = 0
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            if twice := [column for column in columns if names.count(column.partition(".")[0]) > 1]:
+            leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+            columns.check(name, [_nested(leaves)])
+            wanted, names = columns.leaves(leaves), file.schema_arrow.names
+            if twice := [column for column in wanted if names.count(column.partition(".")[0]) > 1]:
                 raise DataError(f"{name}: two columns are named {twice[0].partition('.')[0]!r}; rename one")
-            leaves = [f"{file.schema.column(index).path}." for index in range(len(file.schema))]
-            wanted = [column for column in columns if any(leaf.startswith(f"{column}.") for leaf in leaves)]
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
-                for index in range(batch.num_rows):
-                    (fields,) = batch.slice(index, 1).to_pylist()
+                for fields in _objects(batch):
                     row += 1
-                    fault = f"texts longer than {MAX_ROW_CHARS} characters; shorten the row"
-                    yield row, RowError(fault) if _text_size(fields) > MAX_ROW_CHARS else fields
+                    long = batch.nbytes > MAX_ROW_CHARS and _text_size(fields) > MAX_ROW_CHARS
+                    yield row, RowError(f"texts longer than {MAX_ROW_CHARS} characters; shorten the row") if long else fields
     except UnicodeDecodeError as error:
         raise DataError(f"{name}:{row + 1}: no valid UTF-8 ({error.reason}); write texts as UTF-8") from None
     except DataError:
@@ -249,6 +313,28 @@ def _parquet_rows(path: str | os.PathLike[str], name: str, columns: tuple[str, .
         raise DataError(f"{name}: no valid Parquet after row {row} ({shown(str(error), 120)}); write the file again") from None
     if row == 0:
         raise DataError(f"{name}: no rows; it needs at least one")
+
+
+def _objects(batch: pa.RecordBatch) -> Iterator[Fields]:
+    """Its rows; one by one, which takes ten times as long, where that saves memory, or says which of them is no text."""
+    if batch.nbytes <= MAX_BATCH_BYTES:
+        try:
+            yield from batch.to_pylist()
+            return
+        except UnicodeDecodeError:  # before the first was given
+            pass
+    for index in range(batch.num_rows):
+        yield from batch.slice(index, 1).to_pylist()
+
+
+def _nested(leaves: list[str]) -> Fields:
+    """The columns of a Parquet file as a row of nulls: `a.b.list.element` → `{"a": {"b": {"list": {"element": None}}}}`."""
+    row: dict[str, Any] = {}
+    for leaf in leaves:
+        inner = row
+        for part in leaf.split("."):
+            inner = inner.setdefault(part, {})
+    return row
 
 
 def _text_size(value: object) -> int:

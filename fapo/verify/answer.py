@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from soundrl.fapo.data.reference import KEYS
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.box import Box, final_box, paragraph_of, plain
-from soundrl.fapo.verify.choice import final_choice
+from soundrl.fapo.verify.choice import final_choice, options_of
 from soundrl.fapo.verify.rule import rule
 from soundrl.fapo.verify.thinking import answer_part
 
@@ -44,6 +44,7 @@ _ASKED = {
     "answer_line": re.compile(r"\banswer[\s*_\"'”]*[:：](?!\s*\Z)", re.IGNORECASE),
     "phrase": re.compile(r"\banswer is\b", re.IGNORECASE),
 }
+_LETTER = re.compile(r"\bLETTER\b|\bone of ABCD")
 _COLON = r"[ \t]*[}*_]*[ \t]*[:：][ \t]*[}*_]*"
 _ANSWER_LINE = re.compile(
     rf"(?<![A-Za-z0-9])answer(?:[ \t]+is)?{_COLON}|^[ \t]*(?:#+|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_#]*$",
@@ -77,7 +78,9 @@ _FENCE = re.compile(r"\A(?:\$\$|\\\[|```\w*)\s*\n")
 def asked_form(texts: Iterable[str]) -> str | None:
     """The form that a prompt asks for, from the texts of its messages; None where it asks for none that is known."""
     text = "\n".join(texts)
-    return next((form for form, pattern in _ASKED.items() if pattern.search(text)), None)
+    asked = (form for form, pattern in _ASKED.items() if pattern.search(text))
+    # A sum about a multiple-choice test, or about words with the letter A, is no question with options.
+    return next((form for form in asked if form != "choice" or _LETTER.search(text) or options_of({}, text)), None)
 
 
 def final_answer(response: str, *, form: str | None = "box", parts: int = 1, thinks: bool = False) -> Box | None:

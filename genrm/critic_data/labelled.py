@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from soundrl.fapo.data.columns import Columns
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.data.left_out import LeftOut, load_rows
 from soundrl.fapo.data.rows import RowError, shown
@@ -26,8 +27,8 @@ from soundrl.fapo.named import is_named, named
 from soundrl.fapo.records import Prompt
 from soundrl.genrm.prompts import PROMPTS, taken_apart
 
-COLUMNS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")
-COLUMNS += ("reward_model.ground_truth", "extra_info.total_steps")
+FIELDS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")
+COLUMNS = Columns((*FIELDS, "reward_model.ground_truth", "extra_info.total_steps"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def _label(field: str, value: Any, steps: int) -> int:
 
 
 def _processbench(id: str, fields: dict[str, Any]) -> Labelled:
-    own, problem, steps, label, right, answer = (fields.get(key) for key in COLUMNS[:6])
+    own, problem, steps, label, right, answer = (fields.get(key) for key in FIELDS[:6])
     _expect(isinstance(problem, str) and problem.strip(), "problem", problem, "a text is expected; write ProcessBench's fields")
     texts = isinstance(steps, list) and steps and all(isinstance(step, str) for step in steps)
     _expect(texts, "steps", steps, "a list of one or more texts is expected; cut the solution into steps")

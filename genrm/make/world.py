@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from soundrl.fapo.data.columns import Columns
 from soundrl.fapo.data.files import load_prompts
 from soundrl.fapo.data.left_out import load_rows
 from soundrl.fapo.data.rows import RowError
@@ -17,6 +18,7 @@ from soundrl.fapo.verify.verifier import Verifier
 from soundrl.genrm.critic_data.labelled import load_labelled, problem_of, words
 from soundrl.genrm.prompts import split_paragraphs
 
+COLUMNS = Columns(("problem", "question", "prompt", "extra_info.question"))
 LEAST_WORDS = 8
 """A shorter text is the same problem only where it is all of it: `what is the value of x` stands in many."""
 
@@ -76,10 +78,11 @@ def problems_of(source: str) -> list[str]:
     the rows that a function makes."""
     if is_named(source):
         return [row.problem for row in load_labelled(source)]
-    return load_rows(source, ("problem", "question", "prompt", "extra_info.question"), _problem)
+    return load_rows(source, COLUMNS, _problem)
 
 
 def _problem(id: str, fields: dict[str, Any]) -> str:
+    fields = COLUMNS.ours(fields)
     extra, prompt = fields.get("extra_info"), fields.get("prompt")
     question = extra.get("question") if isinstance(extra, dict) else None
     if isinstance(prompt, list):
