@@ -21,7 +21,7 @@ from soundrl.engine.weight_sync import PROBES
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.puzzles import PREFIX
 from soundrl.fapo.data.rows import RowError, file_id
-from soundrl.fapo.records import Prompt
+from soundrl.fapo.records import Prompt, Turn
 
 Tests = dict[str, list[Prompt]]
 Demonstrations = Callable[[int, int], list[Sample]]
@@ -157,12 +157,18 @@ class Problems:
     def demonstrations(self, encode: Encoder) -> Demonstrations:
         """(step, steps in all) → the warm start's samples of that step, over all ranks; `check` has seen that they can be made."""
         made = self.environment.demonstrations(self.train)
-        return lambda step, steps: [Sample(prompt_tokens=encode(row), tokens=encode.response(said)) for row, said in made(step, steps)]
+        return lambda step, steps: [worked_sample(row, said, encode) for row, said in made(step, steps)]
 
     def probes(self, encode: Encoder) -> list[np.ndarray]:
         """Token ids of the first training problems, for the gate of the weight sync."""
         first = self.train[:PROBES] if isinstance(self.train, list) else map(self.train.prompt, range(PROBES))
         return [encode(prompt) for prompt in first]
+
+
+def worked_sample(row: Prompt, said: str | Sequence[Turn], encode: Encoder) -> Sample:
+    """What a warm start trains."""
+    tokens, mask = encode.worked(said)
+    return Sample(prompt_tokens=encode(row), tokens=tokens, mask=None if mask.all() else mask)
 
 
 def content(prompt: Prompt) -> bytes:

@@ -125,7 +125,7 @@ class Run:
             self.sampler = build_sampler(config, self.policy, self.ranks)
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
-            self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway)
+            self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway, self.problems.environment)
             if self.judge.watch is not None and self.judge.watch.second is not None:
                 self.rollouts.beside = self.judge.watch.second.asks
             if self.at["lengths"]:

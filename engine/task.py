@@ -5,6 +5,8 @@ from __future__ import annotations
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment, trained_prompt
 from soundrl.engine.judges import BuiltJudge
+from soundrl.engine.samplers.turns import LOST
+from soundrl.fapo.records import Outcome
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task
 from soundrl.genrm.task import CriticTask
@@ -16,7 +18,8 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
     if config.run.critic:
         return CriticTask(settings, process=config.run.task == "critic", prompt=trained_prompt(config))
     return ReasoningTask(
-        verify=environment.check,
+        # What the machine has lost is no fault of the policy's.
+        verify=lambda prompt, rollout: Outcome.UNKNOWN if rollout.finish_reason == LOST else environment.check(prompt, rollout),
         judge=built.judge,
         settings=settings,
         max_unknown=config.genrm.unknown[1],
