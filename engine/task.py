@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from soundrl.engine.config import Config
-from soundrl.engine.environments.environment import Environment, trained_prompt
+from soundrl.engine.environments.environment import Environment, answers, trained_prompt
 from soundrl.engine.judges import BuiltJudge
 from soundrl.engine.samplers.turns import LOST
 from soundrl.fapo.records import Outcome
@@ -15,6 +15,8 @@ from soundrl.genrm.task import CriticTask
 def build_task(config: Config, environment: Environment, built: BuiltJudge) -> Task:
     """With the judge that has been `built`, which belongs to the run."""
     settings = reward_settings(config)
+    if config.run.critic and answers(type(environment)):
+        raise ValueError(f"run.task {config.run.task} trains on one turn, but data.train {config.data.environment} answers; use another")
     if config.run.critic:
         return CriticTask(settings, process=config.run.task == "critic", prompt=trained_prompt(config))
     return ReasoningTask(
@@ -26,6 +28,7 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
         truth=environment.truth,
         split=environment.split,
         deadline=config.genrm.deadline[1],
+        answered=answers(type(environment)),
         judge_sleeps=built.phase is not None,
     )
 

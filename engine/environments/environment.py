@@ -130,5 +130,15 @@ def answers(environment: object) -> bool:
 
 
 def environment_of(name: str) -> type[Environment]:
-    """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files."""
+    """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files. One's own may be a
+    function, (configuration, tokenizer) → `Environment`, of which nothing else is known."""
     return named(NAMED.get(name) or (name if is_named(name) else FILES))
+
+
+def build_environment(name: str, config: Config, tokenizer: Any) -> Environment:
+    """That which `name` stands for. ValueError where it is none."""
+    made = environment_of(name)
+    built = made(config, tokenizer) if callable(made) else made
+    if not isinstance(built, Environment):
+        raise ValueError(f"{name} makes no Environment, but a {type(built).__name__}; name a class of it, or a function that makes one")
+    return built
