@@ -45,6 +45,8 @@ class Environment(ABC):
     """Whether a right response is sound, exactly; where there is one it judges (`genrm.judge oracle`) and measures."""
     kinds: ClassVar[tuple[str, ...]] = ()
     """Of flaws, as the oracle names them."""
+    schemas: Sequence[dict[str, Any]] = ()
+    """JSON schemas of functions that the policy may call, of which prompts with messages tell it (`engine.environments.tools`)."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
         self.config, self.tokenizer = config, tokenizer
