@@ -3,6 +3,7 @@
 import queue
 import random
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,7 @@ class Late:
     def answer(self):
         while not self.closed or self.open:
             if not self.open or (self.slow and not self.sampler.idle):
+                time.sleep(0.002)
                 continue
             with self.lock:
                 future, reply = self.open.pop(self.order.randrange(len(self.open)))

@@ -20,25 +20,30 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from soundrl.engine.environments.environment import LostReply
 from soundrl.engine.environments.files import ProblemFiles
-from soundrl.fapo.data.rows import shown
-from soundrl.fapo.pending import done
+from soundrl.fapo.data.rows import DataError, shown
+from soundrl.fapo.named import OF_FILE, named
+from soundrl.fapo.pending import done, then
 from soundrl.fapo.records import Prompt, Reply, Rollout
+from soundrl.fapo.verify.called import PREFIX
+from soundrl.fapo.verify.pool import WorkerPool
 from soundrl.fapo.verify.thinking import answer_part
 
 Tool = Callable[..., Any]
 Schema = dict[str, Any]
 MOST_CALLS = 8
 """In a turn; more are answered by an error."""
-MOST_CHARACTERS = 16_384
-"""Of a result."""
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("boolean", (bool,)),
@@ -51,7 +56,11 @@ _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 
 
 class ToolError(ValueError):
-    """What is wrong with a call; told to the policy."""
+    """What is wrong with a call, which is told to the policy; `tool`: its name, where there is such a tool."""
+
+    def __init__(self, text: str, tool: str = "none") -> None:
+        super().__init__(text)
+        self.tool = tool
 
 
 class ToolEnvironment(ProblemFiles):
@@ -60,13 +69,25 @@ class ToolEnvironment(ProblemFiles):
     tools: ClassVar[Sequence[Tool]] = ()
 
     @cached_property
-    def by_name(self) -> dict[str, tuple[Tool, Schema]]:
-        return {tool.__name__: (tool, schema(tool)) for tool in type(self).tools}
+    def by_name(self) -> dict[str, Schema]:
+        if len(self.paths) < len(type(self).tools):
+            raise ValueError(f"two tools of {type(self).__name__} share a name; rename one")
+        return {tool.__name__: schema(tool) for tool in type(self).tools}
+
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """Where processes find the tools."""
+        return {tool.__name__: path_of(tool) for tool in type(self).tools}
 
     @property
     def schemas(self) -> list[Schema]:
         """Of the tools, in OpenAI's form, as chat templates take them."""
-        return [described for _, described in self.by_name.values()]
+        return list(self.by_name.values())
+
+    @cached_property
+    def pool(self) -> WorkerPool:
+        """Two processes on each rank, which start with the first call."""
+        return WorkerPool(work=PREFIX + json.dumps(self.paths), cpu_limit=self.config.rollout.turns[1])
 
     def respond(self, prompt: Prompt, rollout: Rollout) -> Future[Reply | None] | None:
         begin = rollout.answer_start
@@ -74,19 +95,88 @@ class ToolEnvironment(ProblemFiles):
         asked = calls(answer_part(rollout.answer_text, opened) or "")
         if not asked:
             return None
-        said = [self._call(text) if number < MOST_CALLS else _TOO_MANY for number, text in enumerate(asked)]
-        return done(Reply(text="\n".join(r.text for r in said), tool=", ".join(r.tool for r in said), failed=any(r.failed for r in said)))
+        said = [self.said(call) for call in asked[:MOST_CALLS]] + [done(_TOO_MANY)] * (len(asked) > MOST_CALLS)
+        return then(gathered(said), in_one)
 
-    def _call(self, text: str) -> Reply:
-        name = ""
+    def said(self, call: str) -> Future[Reply]:
+        """What is replied to one call."""
         try:
-            name, arguments = parsed(text, self.by_name)
-            return Reply(text=printed(self.by_name[name][0](**arguments)), tool=name)
-        except Exception as error:  # noqa: BLE001
-            return Reply(text=f"error: {error}", tool=name or "none", failed=True)
+            name, arguments = parsed(call, self.by_name)
+        except ToolError as error:
+            return done(Reply(text=f"error: {error}", tool=error.tool, failed=True))
+        return then(self.pool.submit(name, arguments), lambda result: self._meaning(name, result))
+
+    def _meaning(self, name: str, result: Any) -> Reply:
+        """Of what the pool says. LostReply, where the machine has ended the call."""
+        if result in _LOST:
+            raise LostReply(f"a call of {name} was {result}")
+        if isinstance(result, str):
+            why = _ENDED[result].format(limit=self.pool.cpu_limit)
+            return Reply(text=f"error: {name} {why}", tool=name, failed=True)
+        kind, text = result
+        return Reply(text=text if kind == "said" else f"error: {text}", tool=name, failed=kind != "said")
+
+    def close(self) -> None:
+        if "pool" in vars(self):
+            self.pool.close()
+        super().close()
 
 
 _TOO_MANY = Reply(text=f"error: more than {MOST_CALLS} calls in a turn", tool="none", failed=True)
+_LOST = ("killed", "stuck", "gold", "gold/cpu")
+_ENDED = {
+    "cpu": "takes more than {limit:g} CPU seconds",
+    "memory": "takes too much memory",
+    "crash": "brings its process down",
+    "exit": "ends its process",
+    "forks": "makes too many processes",
+}
+"""Results of the pool that are properties of a call."""
+
+
+def in_one(replies: Sequence[Reply]) -> Reply:
+    """Several replies of a turn as one.
+
+    >>> in_one([Reply(text="42", tool="times"), Reply(text="error: none", tool="price", failed=True)])
+    Reply(text='42\nerror: none', tool='times, price', failed=True)
+    """
+    tools = ", ".join(reply.tool for reply in replies)
+    return Reply(text="\n".join(reply.text for reply in replies), tool=tools, failed=any(reply.failed for reply in replies))
+
+
+def gathered(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
+    """The results in their order, when the last is there; the first exception of these."""
+    made: Future[list[Any]] = Future()
+    left, lock = len(futures), threading.Lock()
+
+    def count(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            try:
+                made.set_result([future.result() for future in futures])
+            except Exception as error:  # noqa: BLE001 — whoever waits for it must see it
+                made.set_exception(error)
+
+    for future in futures:
+        future.add_done_callback(count)
+    return made
+
+
+def path_of(tool: Tool) -> str:
+    """Where a process finds the function. ValueError for one that cannot be found by its name."""
+    module = tool.__module__
+    place = os.path.realpath(sys.modules[module].__file__ or "") if module.startswith(OF_FILE) else module
+    path = f"{place}:{tool.__name__}"
+    try:
+        found = named(path)
+    except DataError:
+        found = None
+    if found is not tool:
+        raise ValueError(f"tool {tool.__name__} is no function at the top of a module; processes find it by its name there")
+    return path
 
 
 def calls(text: str) -> list[str]:
@@ -98,29 +188,29 @@ def calls(text: str) -> list[str]:
     return [found.strip() for found in _CALL.findall(text)]
 
 
-def parsed(call: str, tools: dict[str, tuple[Tool, Schema]]) -> tuple[str, dict[str, Any]]:
+def parsed(call: str, tools: Mapping[str, Schema]) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a call, as the tool's schema has them. ToolError where they are not."""
     try:
         said = json.loads(call, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
-        raise ToolError(f"a call must be JSON, as {EXAMPLE}: {shown(str(error), 80)}") from None
+        raise ToolError(f"a call must be JSON, as {EXAMPLE} ({' '.join(str(error).split())[:80]})") from None
     if not isinstance(said, dict) or not isinstance(said.get("name"), str):
         raise ToolError(f"a call must have a name, as {EXAMPLE}")
     name, arguments = said["name"], said.get("arguments", {})
     if name not in tools:
         raise ToolError(f"{shown(name)} is no tool; there are {', '.join(tools)}")
     if not isinstance(arguments, dict):
-        raise ToolError(f"{name}: arguments must be an object, as {EXAMPLE}")
-    known = tools[name][1]["function"]["parameters"]
+        raise ToolError(f"{name}: arguments must be an object, as {EXAMPLE}", name)
+    known = tools[name]["function"]["parameters"]
     for key in arguments:
         if key not in known["properties"]:
-            raise ToolError(f"{name}: no parameter {shown(key)}; there are {', '.join(known['properties']) or 'none'}")
+            raise ToolError(f"{name}: no parameter {shown(key)}; there are {', '.join(known['properties']) or 'none'}", name)
     for key, kind in known["properties"].items():
         if key not in arguments:
             if key in known["required"]:
-                raise ToolError(f"{name}: {key} is missing")
+                raise ToolError(f"{name}: {key} is missing", name)
         elif not fits(arguments[key], kind):
-            raise ToolError(f"{name}: {key} must be {wanted(kind)}, not {shown(arguments[key])}")
+            raise ToolError(f"{name}: {key} must be {wanted(kind)}, not {shown(arguments[key])}", name)
     return name, arguments
 
 
@@ -190,14 +280,3 @@ def wanted(kind: Schema) -> str:
     if "anyOf" in kind:
         return " or ".join(map(wanted, kind["anyOf"]))
     return f"one of {', '.join(map(repr, kind['enum']))}" if "enum" in kind else kind["type"]
-
-
-def printed(result: Any) -> str:
-    """A tool's result as text: a text as it is, anything else as JSON. ToolError where it is neither, or too long."""
-    try:
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        raise ToolError(f"the result is a {type(result).__name__}, neither text nor JSON") from None
-    if len(text) > MOST_CHARACTERS:
-        raise ToolError(f"the result has {len(text)} characters, more than {MOST_CHARACTERS}; ask for less")
-    return text.encode("utf-8", "replace").decode("utf-8")
