@@ -302,16 +302,28 @@ def test_the_example_trains(torchrun, tmp_path):
     """`--data.train examples/two_tools.py:make`, as its first lines say, with a model of a few thousand parameters."""
     assert len(EXAMPLE.read_text().splitlines()) <= 40
     write_caller(tmp_path / "caller")
-    small = ("--rollout.engine", "torch", "--rollout.prompts", 8, "--optim.minibatch-prompts", 8, "--rollout.samples", 8, "--data.test")
-    model = ("--model.path", tmp_path / "caller", "--model.dtype", "float32", "--model.max-length", 224, "--rollout.max-new-tokens", 90)
-    run = ("--warm-start.steps", 0, "--run.steps", 2, "--run.folder", tmp_path, "--run.name", "shop", "--optim.microbatch-tokens", 2048)
+    small = ("--rollout.engine", "torch", "--rollout.prompts", 8, "--optim.minibatch-prompts", 8, "--rollout.samples", 4, "--data.test")
+    model = (
+        "--model.path",
+        tmp_path / "caller",
+        "--model.dtype",
+        "float32",
+        "--model.max-length",
+        224,
+        "--rollout.max-new-tokens",
+        60,
+        "--rollout.turns",
+        4,
+        5.0,
+    )
+    run = ("--warm-start.steps", 0, "--run.steps", 1, "--run.folder", tmp_path, "--run.name", "shop", "--optim.microbatch-tokens", 2048)
     lines = ["smollm2-gsm8k", "--data.train", "examples/two_tools.py:make", *small, *model, *run, "--optim.lr", 1e-3]
     critic = [*lines, "--run.task", "critic", "--run.name", "critic"]
     says = torchrun("runs", 1, runs=[list(map(str, lines)), list(map(str, critic))])
     assert says[0] is None and "run.task critic trains on one turn, but data.train examples/two_tools.py:make answers" in says[1]
     reader = RunReader(tmp_path / "shop")
     steps = [row for row in reader.metrics() if "loss/policy" in row]
-    assert [row["mismatch/gate"] < 1.001 and row["mismatch/exp_abs_dlogp"] < 1.001 for row in steps] == [True, True]
+    assert [row["mismatch/gate"] < 1.001 and row["mismatch/exp_abs_dlogp"] < 1.001 for row in steps] == [True]
     rows = reader.rollouts(1)
     several = [row for row in rows if row["turns"]]
     replies = [part for row in several for part in row["turns"] if not part["own"]]
