@@ -70,9 +70,9 @@ class ProblemFiles(Environment):
         return lambda step, steps: [(row, worked(row)) for row in stream.take(self.config.warm_start.batch)]
 
     def check(self, prompt: Prompt, rollout: Rollout) -> Future[Said]:
-        # Of several turns the last is the policy's own words already.
-        text = rollout.answer_text if rollout.turns else self.thoughts.text(rollout.text, rollout.tokens)
-        thinks = not rollout.turns and self.thoughts.opened_by(rollout.prompt_tokens)
+        begin, read = rollout.answer_start, rollout.tokens  # of several turns the last one's: what a tool has said is no answer
+        text = self.thoughts.text(rollout.answer_text, read[begin:])
+        thinks = self.thoughts.opened_by(read[:begin] if begin else rollout.prompt_tokens)
         return self.verifiers.submit(prompt, rollout, text, thinks)
 
     def close(self) -> None:

@@ -2,7 +2,8 @@ r"""The process side of the pool: gets ready once, and works in a fork of itself
 
     python -P -s -m soundrl.fapo.verify.worker SOCKET_FD MEMORY_LIMIT_BYTES WORK
 
-WORK is `math` (comparing by math-verify), `reasoning-gym` (its scorers), or the path of a user's function. For the first two this process
+WORK is `math` (comparing by math-verify), `reasoning-gym` (its scorers), `tools:…` (functions that a policy calls), or the path of a
+user's function that rewards. For the first two this process
 has one thread and imports no torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of vLLM, torch and
 gloo, is never forked. The fork answers; this process waits for its end, kills what the fork has left behind, tells of it where it was not
 planned, and forks the next. Both write packets of JSON to the one socket: `["ready", 0, text]`, or `["broken", 0, text]` where it cannot
@@ -72,6 +73,10 @@ def work_of(name: str) -> Work:
         from soundrl.fapo.verify.puzzle import Puzzles
 
         return Puzzles()
+    if name.startswith("tools:"):
+        from soundrl.fapo.verify.called import Called
+
+        return Called(name)
     from soundrl.fapo.verify.own import Own
 
     return Own(name)
