@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from soundrl.engine.environments.environment import NAMED, environment_of, is_environment
+from soundrl.engine.environments.environment import NAMED, answers, environment_of, is_environment
 
 if TYPE_CHECKING:
     from soundrl.engine.config import Config
@@ -41,6 +41,8 @@ def conflicts(config: Config) -> Iterator[str]:
     most, seconds = rollout.turns
     if not (most >= 1 and seconds > 0):
         yield f"rollout.turns is {most} {seconds}; use at least 1 turn, and seconds above 0"
+    if rollout.turns != type(rollout).turns and not answers(environment_of(data.environment)):
+        yield f"rollout.turns is {most} {seconds}, but data.train {trained} answers nothing; leave it out, or name an environment that does"
     if rollout.samples < 2:
         yield f"rollout.samples {rollout.samples} leaves no group to compare with; set at least 2"
     if rollout.max_new_tokens >= model.max_length:
@@ -74,7 +76,7 @@ def conflicts(config: Config) -> Iterator[str]:
         yield f"{asked}, but genrm.urls is empty; give one or more, e.g. --genrm.urls http://127.0.0.1:8000/v1"
     if config.judged_elsewhere and not genrm.model:
         yield f"{asked}, but genrm.model is empty; name the model as the endpoint lists it under /models, or its folder"
-    if "oracle" in (genrm.judge, genrm.second[0]) and environment_of(data.environment).oracle is None:
+    if "oracle" in (genrm.judge, genrm.second[0]) and getattr(environment_of(data.environment), "oracle", None) is None:
         which = "judge" if genrm.judge == "oracle" else "second"
         yield f"genrm.{which} is oracle, which knows the embedded world only, but data.train is {trained}; use another"
     if run.critic and genrm.judge != "none":

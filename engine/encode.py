@@ -1,19 +1,27 @@
-"""Prompts → token ids, as the model's chat template and tokenizer want them; and worked solutions → supervised responses."""
+"""Prompts → token ids, as the model's chat template and tokenizer want them; worked solutions → supervised responses; and what an
+environment replies → the tokens that stand between two turns of the policy."""
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 
 from soundrl.fapo.data.rows import RowError, shown
-from soundrl.fapo.records import Prompt
+from soundrl.fapo.records import Prompt, Reply, Turn
 
 _MARK = "soundrl-continues-here"
 """Stands for the text of an assistant turn while the template writes what comes before it."""
+_REPLY = "soundrl-replies-here"
+"""Stands for what a tool says while the template writes what comes before and after it."""
+log = logging.getLogger(__name__)
 _THINKING = re.compile(r"(\s*)[<\[]([\w:]*think\w*)[>\]]\s*(?:[<\[]/\2[>\]]\s*)?\Z", re.IGNORECASE)
+_ASKED = Prompt(id="a reply", text="1+1?", answer="2")
 
 
 class Encoder:
@@ -78,6 +86,51 @@ class Encoder:
         if self.tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token, so no response can be taught to end; set one in tokenizer_config.json")
         return np.array([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id], np.int32)
+
+    def worked(self, said: str | Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of a supervised response and their mask, uint8: 1 = what is learned. Of several turns the policy's own, each with its
+        end token."""
+        turns = (Turn(text=said, own=True),) if isinstance(said, str) else said
+        end = self.tokenizer.eos_token_id
+        parts = [self.response(t.text) if t.own else self.reply(Reply(text=t.text, tool=t.tool), end) for t in turns]
+        return np.concatenate(parts), np.repeat(np.array([t.own for t in turns], np.uint8), [len(part) for part in parts])
+
+    def reply(self, reply: Reply, ended: int = -1) -> np.ndarray:
+        """Token ids, int32, that follow a turn of the policy up to where its next one begins: what the chat template writes between them,
+        and the reply; without a template the reply alone. `ended`: the token that the turn has ended with, which is not repeated.
+
+        The reply is data: what looks like a control token in it is text. ValueError where the template knows no turn after one of the
+        assistant.
+        """
+        said = self.tokenizer(reply.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        before, after = self._glue
+        end = next((n for n, id_ in enumerate(before) if id_ == ended), -1)
+        # Some templates write a space or a line before the end token, which the policy did not.
+        before = before[end + 1 :] if not self.tokenizer.decode(before[: max(end, 0)]).strip() else before
+        return np.array([*before, *said, *after], np.int32)
+
+    @cached_property
+    def _glue(self) -> tuple[list[int], list[int]]:
+        """Tokens between the text of an assistant's turn and a tool's, and between that and the assistant's next. A template that knows no
+        tool gets the reply as a user's message."""
+        if self.tokenizer.chat_template is None:
+            return [], []
+        why = ""
+        for role in ("tool", "user"):
+            last = {"role": role, "content": _REPLY} | ({"name": "tool"} if role == "tool" else {})
+            messages = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": _MARK}, last]
+            try:
+                text = self._apply(_ASKED, messages, True)
+            except RowError as error:
+                why = error.reason
+                continue
+            between, replied, after = text.rpartition(_MARK)[2].partition(_REPLY)
+            if _MARK in text and replied:
+                if role == "user":
+                    log.warning("the chat template knows no role tool: what an environment replies stands in a message of the user")
+                return tuple(self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (between, after))  # type: ignore
+            why = "it leaves out the assistant's turn, or the reply"
+        raise ValueError(f"the chat template takes no reply after a turn of the assistant ({why}); use another, or a task of one turn")
 
     def _apply(self, prompt: Prompt, messages: list[dict[str, str]], generation: bool) -> str:
         try:

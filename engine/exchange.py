@@ -37,7 +37,7 @@ class StepBatch:
     """The groups whose verdicts this rank waits for, by their index"""
     ranks: Ranks
     old_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
-    """[tokens] float32 of samples that train after a first update, under the weights that sampled"""
+    """[own tokens] float32 of samples that train after a first update, under the weights that sampled"""
 
     def settle(self, window: Sequence[int]) -> None:
         """Wait for the verdicts of these groups, on every rank: `advantages` holds theirs then. A collective where any is `undecided`."""
@@ -57,7 +57,7 @@ class StepBatch:
 
     def live(self, window: Sequence[int]) -> list[int]:
         """The window's samples with a gradient."""
-        return [i for g in window for i in self.groups[g] if self.advantages[i] != 0.0 and len(self.samples[i].tokens)]
+        return [i for g in window for i in self.groups[g] if self.advantages[i] != 0.0 and self.samples[i].own]
 
     def trained(self, index: int) -> Sample:
         """A sample as it is trained."""
@@ -69,28 +69,31 @@ def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) ->
     """All rollouts of `prompts`, the step's in their global order, of which each rank has `pending` ones. A collective.
 
     Every rollout must be verified. Worked example, two ranks: the first has prompt b with responses of 3 and 2 tokens, the second a with
-    one of 4 → samples [4, 3, 2], groups [0..1), [1..3).
+    one of 4 → samples [4, 3, 2], groups [0..1), [1..3). Masks are sent of those alone that have tokens of an environment.
     """
     places = {prompt.id: place for place, prompt in enumerate(prompts)}
     owned = {places[group.prompt.id]: group for group in pending}
     decided = {g: group for g, group in owned.items() if not group.undecided}
     known = dict(zip(decided, scored(list(decided.values())), strict=True))
     heads, lengths, advantages = list[int](), list[int](), list[float]()
-    tokens, logprobs = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+    tokens, logprobs, masks = [np.empty(0, np.int32)], [np.empty(0, np.float32)], [np.empty(0, np.uint8)]
     for place, group in sorted(owned.items()):
         rollouts = group.rollouts
+        samples = [Sample.of(rollout) for rollout in rollouts]
         asked = rollouts[0].prompt_tokens if rollouts else tokens[0]
         heads += [place, len(rollouts), len(asked), place not in known]
         advantages += known[place].advantages if place in known else [0.0] * len(rollouts)
-        lengths += [len(rollout.tokens) for rollout in rollouts]
-        tokens += [asked, *(rollout.tokens for rollout in rollouts)]
-        logprobs += [rollout.logprobs for rollout in rollouts]
+        lengths += [size for sample in samples for size in (len(sample.tokens), sample.own)]
+        tokens += [asked, *(sample.tokens for sample in samples)]
+        logprobs += [sample.logprobs for sample in samples]
+        masks += [sample.mask for sample in samples if sample.mask is not None]
     parts = zip(
         ranks.gather_array(np.array(heads, dtype=np.int64)),
         ranks.gather_array(np.array(lengths, dtype=np.int64)),
         ranks.gather_array(np.array(advantages, dtype=np.float64)),
         ranks.gather_array(np.concatenate(tokens)),
         ranks.gather_array(np.concatenate(logprobs)),
+        ranks.gather_array(np.concatenate(masks)),
         strict=True,
     )
     found = sorted((row for part in parts for row in unpacked(*part)), key=lambda row: row[0])
@@ -105,19 +108,19 @@ def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) ->
 
 
 def unpacked(
-    heads: np.ndarray, lengths: np.ndarray, advantages: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray
+    heads: np.ndarray, lengths: np.ndarray, advantages: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray, masks: np.ndarray
 ) -> list[tuple[int, list[Sample], bool, list[float]]]:
     """A rank's groups out of its arrays: place, samples, whether it is undecided, advantages."""
     out = []
-    row = token = logprob = 0
+    row = token = logprob = hidden = 0
     for place, count, prompt, late in heads.reshape(-1, 4).tolist():
         asked, token = tokens[token : token + prompt], token + prompt
         samples = []
-        for length in lengths[row : row + count].tolist():
-            samples.append(
-                Sample(prompt_tokens=asked, tokens=tokens[token : token + length], logprobs=logprobs[logprob : logprob + length])
-            )
-            token, logprob = token + length, logprob + length
+        for length, own in lengths.reshape(-1, 2)[row : row + count].tolist():
+            mask = masks[hidden : hidden + length] if own < length else None
+            read, said = tokens[token : token + length], logprobs[logprob : logprob + own]
+            samples.append(Sample(prompt_tokens=asked, tokens=read, mask=mask, logprobs=said))
+            token, logprob, hidden = token + length, logprob + own, hidden + (length if own < length else 0)
         out.append((place, samples, bool(late), advantages[row : row + count].tolist()))
         row += count
     return out

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soundrl.fapo.records import Rollout
+
 Numbers = Sequence[int] | Sequence[float] | np.ndarray
 
 
@@ -19,11 +21,30 @@ class Sample:
 
     prompt_tokens: Numbers
     tokens: Numbers
+    mask: np.ndarray | None = None
+    """uint8, of each of `tokens`: 1 = the policy's own, which alone are trained; None = all are."""
     logprobs: Numbers = ()
-    """Sampler's log-probability of each of `tokens`; empty for supervised rows."""
+    """Sampler's log-probability of each own token; empty for supervised rows."""
     advantage: float = 1.0
     old_logprobs: Numbers | None = None
-    """Under the weights that sampled; None = they have not changed since. All samples of a micro-batch have them, or none."""
+    """Of each own token under the weights that sampled; None = they have not changed since. All samples of a micro-batch have them, or
+    none."""
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> Sample:
+        """What is trained of a rollout, whose log-probabilities stand at every token."""
+        own = rollout.mask == 1
+        return cls(
+            prompt_tokens=rollout.prompt_tokens,
+            tokens=rollout.tokens,
+            mask=None if own.all() else rollout.mask,
+            logprobs=rollout.logprobs[own],
+        )
+
+    @property
+    def own(self) -> int:
+        """How many tokens are the policy's."""
+        return len(self.tokens) if self.mask is None else int(self.mask.sum())
 
     @property
     def length(self) -> int:
@@ -32,14 +53,17 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """One micro-batch. Worked example: two samples, prompt [5, 6] → response [7], prompt [8] → response [9, 4]:
+    """One micro-batch. Worked example: two samples, prompt [5, 6] → response [7], prompt [8] → response [9, 2, 3, 4], in which 2 3 is what
+    a tool has said (mask 1 0 0 1):
 
-    input_ids             5 6 7 8 9 4
-    position_ids          0 1 2 0 1 2
-    cu_seqlens            0 3 6
-    loss_mask             0 0 1 0 1 1
-    response_index        2 4 5          (the row of logits that predicts token t is t − 1)
+    input_ids             5 6 7 8 9 2 3 4
+    position_ids          0 1 2 0 1 2 3 4
+    cu_seqlens            0 3 8
+    loss_mask             0 0 1 0 1 0 0 1
+    response_index        2 4 7              (the row of logits that predicts token t is t − 1)
     response_cu_seqlens   0 1 3
+
+    What a tool has said is read like a prompt, and in no other way: no log-probability, no advantage and no term of the loss is its.
     """
 
     input_ids: Tensor
@@ -49,7 +73,7 @@ class PackedBatch:
     cu_seqlens: Tensor
     """[B+1] int64 bounds of the sequences"""
     loss_mask: Tensor
-    """[T] bool, True on response tokens"""
+    """[T] bool, True on the policy's own tokens"""
     response_index: Tensor
     """[R] int64 where `loss_mask` is True; made on the host, as a GPU would have to be waited for to learn R"""
     response_cu_seqlens: Tensor
@@ -57,7 +81,7 @@ class PackedBatch:
     sampler_logprobs: Tensor
     """[T] float32 as the sampler reported them, 0 elsewhere"""
     advantages: Tensor
-    """[T] float32, the rollout's advantage on its response tokens, 0 elsewhere"""
+    """[T] float32, the rollout's advantage on its own tokens, 0 elsewhere"""
     old_logprobs: Tensor | None = None
     """[T] float32 log-probabilities under the weights that sampled; None = the weights have not changed since"""
 
@@ -69,11 +93,12 @@ class PackedBatch:
 def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
     """One row of the given samples, in order. With no sample: one sequence that trains nothing, so that every rank can take part."""
     rows = samples or [Sample(prompt_tokens=(0, 0), tokens=())]
-    prompt_B, response_B = (np.array(sizes) for sizes in zip(*((len(row.prompt_tokens), len(row.tokens)) for row in rows), strict=True))
-    length_B = prompt_B + response_B
+    length_B, own_B = (np.array(sizes) for sizes in zip(*((row.length, row.own) for row in rows), strict=True))
     start_B = length_B.cumsum() - length_B
     position_T = np.arange(length_B.sum()) - start_B.repeat(length_B)
-    index_R = np.flatnonzero(position_T >= prompt_B.repeat(length_B))
+    masks = [part for row in rows for part in (np.zeros(len(row.prompt_tokens), bool), masked(row) == 1)]
+    mask_T = np.concatenate(masks)
+    index_R = np.flatnonzero(mask_T)
 
     def scattered(values_R: np.ndarray) -> Tensor:
         values_T = np.zeros(len(position_T), dtype=np.float32)
@@ -84,19 +109,24 @@ def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
         return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
 
     ids_T = np.concatenate([np.asarray(part, dtype=np.int64) for row in rows for part in (row.prompt_tokens, row.tokens)])
-    bounds = ((0, *sizes.cumsum()) for sizes in (length_B, response_B))
+    bounds = ((0, *sizes.cumsum()) for sizes in (length_B, own_B))
     cu_seqlens, response_cu_seqlens = (torch.tensor(each, device=device) for each in bounds)
     return PackedBatch(
         input_ids=torch.from_numpy(ids_T).to(device),
         position_ids=torch.from_numpy(position_T).to(device),
         cu_seqlens=cu_seqlens,
-        loss_mask=torch.from_numpy(position_T >= prompt_B.repeat(length_B)).to(device),
+        loss_mask=torch.from_numpy(mask_T).to(device),
         response_index=torch.from_numpy(index_R).to(device),
         response_cu_seqlens=response_cu_seqlens,
-        sampler_logprobs=scattered(joined(row.logprobs if len(row.logprobs) else np.zeros(len(row.tokens)) for row in rows)),
-        advantages=scattered(np.array([row.advantage for row in rows]).repeat(response_B)),
+        sampler_logprobs=scattered(joined(row.logprobs if len(row.logprobs) else np.zeros(row.own) for row in rows)),
+        advantages=scattered(np.array([row.advantage for row in rows]).repeat(own_B)),
         old_logprobs=None if rows[0].old_logprobs is None else scattered(joined(row.old_logprobs for row in rows)),
     )
+
+
+def masked(row: Sample) -> np.ndarray:
+    """uint8, the mask of a sample's tokens, where all are its own too."""
+    return np.ones(len(row.tokens), np.uint8) if row.mask is None else row.mask
 
 
 def deal(lengths: Sequence[float], hands: int) -> list[list[int]]:

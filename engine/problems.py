@@ -13,7 +13,7 @@ import numpy as np
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
-from soundrl.engine.environments.environment import Environment, environment_of, is_environment
+from soundrl.engine.environments.environment import Environment, answers, build_environment, is_environment
 from soundrl.engine.environments.files import load_file, worked
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks
@@ -21,8 +21,9 @@ from soundrl.engine.weight_sync import PROBES
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.puzzles import PREFIX
 from soundrl.fapo.data.rows import RowError, file_id
-from soundrl.fapo.records import Prompt
+from soundrl.fapo.records import Prompt, Reply, Turn
 
+PROBE_CHARACTERS = 16
 Tests = dict[str, list[Prompt]]
 Demonstrations = Callable[[int, int], list[Sample]]
 Faults = dict[tuple[str, str | bytes], str]
@@ -60,7 +61,7 @@ def set_names(paths: Sequence[str]) -> list[str]:
 
 def load_tests(config: Config, left_out: LeftOut) -> Tests:
     """The sets of `data.test` by name: a named environment's own, and files."""
-    named = {path: environment_of(path)(config, None).tests() for path in config.data.test if is_environment(path)}
+    named = {path: build_environment(path, config, None).tests() for path in config.data.test if is_environment(path)}
     own = {name for sets in named.values() for name in sets}
     tests: Tests = {}
     for path, name in zip(config.data.test, set_names(config.data.test), strict=True):
@@ -90,6 +91,7 @@ class Problems:
         """
         if self.config.warm_start.steps:
             encode.response("")  # a tokenizer without end token is no fault of a row
+        self.reply(encode)  # nor is a template that takes none
         sets = ({" ".join(self.config.data.train): self.train} if isinstance(self.train, list) else {}) | self.tests
         keys = {name: [content(row) for row in part] for name, part in sets.items()}
         rows = [row for part in sets.values() for row in part]
@@ -157,12 +159,26 @@ class Problems:
     def demonstrations(self, encode: Encoder) -> Demonstrations:
         """(step, steps in all) → the warm start's samples of that step, over all ranks; `check` has seen that they can be made."""
         made = self.environment.demonstrations(self.train)
-        return lambda step, steps: [Sample(prompt_tokens=encode(row), tokens=encode.response(said)) for row, said in made(step, steps)]
+        return lambda step, steps: [worked_sample(row, said, encode) for row, said in made(step, steps)]
+
+    def reply(self, encode: Encoder) -> np.ndarray:
+        """Token ids of a reply for the gate's probes, where the environment answers: the first problem's words, with what the template has
+        around them; else none."""
+        if not answers(type(self.environment)):
+            return np.empty(0, np.int32)
+        first = self.train[0] if isinstance(self.train, list) else self.train.prompt(0)
+        return encode.reply(Reply(text=first.text[:PROBE_CHARACTERS]))
 
     def probes(self, encode: Encoder) -> list[np.ndarray]:
         """Token ids of the first training problems, for the gate of the weight sync."""
         first = self.train[:PROBES] if isinstance(self.train, list) else map(self.train.prompt, range(PROBES))
         return [encode(prompt) for prompt in first]
+
+
+def worked_sample(row: Prompt, said: str | Sequence[Turn], encode: Encoder) -> Sample:
+    """What a warm start trains."""
+    tokens, mask = encode.worked(said)
+    return Sample(prompt_tokens=encode(row), tokens=tokens, mask=None if mask.all() else mask)
 
 
 def content(prompt: Prompt) -> bytes:

@@ -6,17 +6,19 @@ verifies and judges a part of its own. Where and when a rollout is sampled chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.environment import Environment, answers
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.underway import Underway
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.longest_first import ExpectedLengths, rounds_of_decoding
 from soundrl.engine.packing import deal
 from soundrl.engine.samplers.sampler import Draw, Request, Sampler
+from soundrl.engine.samplers.turns import Turns
 from soundrl.engine.timeline import TIMELINE, WON
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt, Rollout
@@ -24,10 +26,16 @@ from soundrl.fapo.task import Beside, Task
 
 
 class Rollouts:
-    """Samples with `sampler` what `task` verifies and judges. Calls are the same on every rank."""
+    """Samples with `sampler` what `task` verifies and judges; `environment`, where it answers, has its say between the turns. Calls are the
+    same on every rank."""
 
-    def __init__(self, task: Task, sampler: Sampler, encode: Encoder, config: Config, underway: Underway) -> None:
+    def __init__(
+        self, task: Task, sampler: Sampler, encode: Encoder, config: Config, underway: Underway, environment: Environment | None = None
+    ) -> None:
         self.task, self.sampler, self.encode, self.config, self.underway = task, sampler, encode, config, underway
+        self.turns: Turns | None = None
+        if environment is not None and answers(type(environment)):
+            self.turns = Turns(sampler, encode, environment, config.rollout.turns[0])
         self.ranks = underway.ranks
         self.shared = config.rollout.tensor_parallel
         self.expected, self.hands = ExpectedLengths(), list[list[int]]()
@@ -47,7 +55,8 @@ class Rollouts:
         self.underway.lacks(len(requests))
         with TIMELINE("generate"):
             # In the global order: what trains first is judged first.
-            pending = self._collect([prompts[i] for i in sorted(own)], requests, self._told(step), known=known)
+            mine = [prompts[i] for i in sorted(own)]
+            pending = self._collect(mine, self._sampled(requests, prompts) if requests else (), self._told(step), known=known)
             self.underway.flush()
         with TIMELINE("verify"):
             pending.outcomes()
@@ -65,7 +74,7 @@ class Rollouts:
         requests = [draw.request(*asked[number // samples], number % samples) for number in hand]
         mine = {(asked[number // samples][0], number % samples) for number in own}
         problems = [prompts[i] for i in sorted({number // samples for number in own})]
-        pending = self._collect(problems, requests, self._told(step), mine=mine)
+        pending = self._collect(problems, self._sampled(requests, prompts) if requests else (), self._told(step), mine=mine)
         first = {id_: i * samples for i, (id_, _) in enumerate(asked)}
         found = [0.0] * (len(asked) * samples)
         for rollout in (rollout for group in pending for rollout in group.rollouts):
@@ -99,21 +108,27 @@ class Rollouts:
     def _told(self, step: int) -> Beside | None:
         return None if self.beside is None else self.beside(step)
 
+    def _sampled(self, requests: Sequence[Request], prompts: Sequence[Prompt]) -> Iterator[Rollout]:
+        """Rollouts as they are whole."""
+        if self.turns is None:
+            return self.sampler.generate(requests, leaving)
+        return self.turns.generate(requests, {prompt.id: prompt for prompt in prompts}, leaving)
+
     def _collect(
         self,
         prompts: Sequence[Prompt],
-        requests: Sequence[Request],
+        sampled: Iterable[Rollout],
         beside: Beside | None,
         mine: set[tuple[str, int]] | None = None,
         known: Mapping[tuple[str, int], Rollout] = MappingProxyType({}),
     ) -> PendingGroups:
-        """Rollouts of `prompts` alone, and of these alone those that are `mine` (of an evaluation); None: all. Those that are `known` come
-        first."""
+        """Of what is `sampled` the rollouts of `prompts`, and of these those that are `mine` (of an evaluation); None: all. Those that are
+        `known` come first."""
         ids = {prompt.id for prompt in prompts}
 
         def finished() -> Iterator[Rollout]:
             yield from (rollout for rollout in known.values() if rollout.prompt_id in ids)
-            for rollout in self.sampler.generate(requests, leaving) if requests else ():
+            for rollout in sampled:
                 RANK.beat()
                 if rollout.prompt_id in ids if mine is None else (rollout.prompt_id, rollout.sample) in mine:
                     if mine is None:

@@ -16,7 +16,7 @@ import torch
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
-from soundrl.engine.environments.environment import environment_of, trained_prompt
+from soundrl.engine.environments.environment import build_environment, trained_prompt
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.checkpoint import Place, place_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
@@ -69,7 +69,7 @@ class Run:
             saved = self.checkpoints.find() if self.folder.goes_on else None
             start = policy_folder(config, ranks)
             self.encode = encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
-            environment = environment_of(config.data.environment)(config, encode.tokenizer)
+            environment = build_environment(config.data.environment, config, encode.tokenizer)
             self.problems = Problems(config, environment)
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)
@@ -125,7 +125,8 @@ class Run:
             self.sampler = build_sampler(config, self.policy, self.ranks)
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
-            self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway)
+            self.sync.reply = self.problems.reply(self.encode)
+            self.rollouts = Rollouts(self.task, self.sampler, self.encode, config, self.underway, self.problems.environment)
             if self.judge.watch is not None and self.judge.watch.second is not None:
                 self.rollouts.beside = self.judge.watch.second.asks
             if self.at["lengths"]:

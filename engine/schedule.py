@@ -81,7 +81,7 @@ def possible(batch: StepBatch, group: int) -> list[int]:
     """The group's samples that may have a gradient: all with a token where it waits for a verdict, else those with an advantage."""
     if not batch.undecided[group]:
         return batch.live([group])
-    return [i for i in batch.groups[group] if len(batch.samples[i].tokens)]
+    return [i for i in batch.groups[group] if batch.samples[i].own]
 
 
 def minibatches(batch: StepBatch, size: int, budget: int) -> list[Minibatch]:

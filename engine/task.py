@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from soundrl.engine.config import Config
-from soundrl.engine.environments.environment import Environment, trained_prompt
+from soundrl.engine.environments.environment import Environment, answers, trained_prompt
 from soundrl.engine.judges import BuiltJudge
+from soundrl.engine.samplers.turns import LOST
+from soundrl.fapo.records import Outcome
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask, Task
 from soundrl.genrm.task import CriticTask
@@ -13,16 +15,20 @@ from soundrl.genrm.task import CriticTask
 def build_task(config: Config, environment: Environment, built: BuiltJudge) -> Task:
     """With the judge that has been `built`, which belongs to the run."""
     settings = reward_settings(config)
+    if config.run.critic and answers(type(environment)):
+        raise ValueError(f"run.task {config.run.task} trains on one turn, but data.train {config.data.environment} answers; use another")
     if config.run.critic:
         return CriticTask(settings, process=config.run.task == "critic", prompt=trained_prompt(config))
     return ReasoningTask(
-        verify=environment.check,
+        # What the machine has lost is no fault of the policy's.
+        verify=lambda prompt, rollout: Outcome.UNKNOWN if rollout.finish_reason == LOST else environment.check(prompt, rollout),
         judge=built.judge,
         settings=settings,
         max_unknown=config.genrm.unknown[1],
         truth=environment.truth,
         split=environment.split,
         deadline=config.genrm.deadline[1],
+        answered=answers(type(environment)),
         judge_sleeps=built.phase is not None,
     )
 

@@ -122,14 +122,14 @@ class Trainer:
 
     def count(self, samples: Sequence[Sample]) -> float:
         """The loss's denominator of these samples (table in `kernels/loss_rule.py`); those without advantage count as well."""
-        sequences = float(sum(len(s.tokens) > 0 for s in samples))
+        sequences = float(sum(s.own > 0 for s in samples))
         if self.rule.sequence_mean:
             return sequences
         if self.rule.variant == "dr_grpo":
             if self.longest < 1:
                 raise ValueError("loss.variant dr_grpo divides by the longest response; give Trainer `longest` (rollout.max_new_tokens)")
             return sequences * self.longest
-        return float(sum(len(s.tokens) for s in samples))
+        return float(sum(s.own for s in samples))
 
     @torch.no_grad()
     def take_old_logprobs(self, batch: StepBatch, indices: Sequence[int]) -> None:
@@ -141,7 +141,7 @@ class Trainer:
             own.append(self.policy.response_logprobs(packed, self.temperature)[0].float().cpu().numpy())
         for rank, values in enumerate(self.ranks.gather_array(np.concatenate(own))):
             order = [indices[i] for each in rounds for i in each[rank]]
-            bounds = np.cumsum([len(batch.samples[i].tokens) for i in order])
+            bounds = np.cumsum([batch.samples[i].own for i in order])
             batch.old_logprobs.update(zip(order, np.split(values, bounds[:-1]), strict=True))
 
     @TIMELINE("train")
@@ -191,5 +191,5 @@ class Trainer:
 
     def supervised_step(self, samples: Sequence[Sample], lr: float) -> dict[str, float]:
         """One supervised optimizer step (warm start) on samples that every rank knows."""
-        count = float(sum(len(s.tokens) for s in samples))
+        count = float(sum(s.own for s in samples))
         return self.backward(self.packed(samples), max(count, 1.0), self.supervised_loss) | self.update(lr)

@@ -22,9 +22,11 @@ from torch import Tensor
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
-from soundrl.engine.samplers.sampler import Draw, Sampler
+from soundrl.engine.samplers.sampler import Draw, Sampler, seed_of_turn
+from soundrl.engine.samplers.turns import joined
 from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.trainer import Trainer
+from soundrl.fapo.records import Reply
 from soundrl.kernels.policy_loss import is_logprob
 
 PROBE_TOKENS = 32
@@ -70,6 +72,8 @@ class WeightSync:
         self.policy, self.trainer, self.sampler = policy, trainer, sampler
         self.prompts, self.temperature, self.limit = prompts[:PROBES], temperature, limit
         self.room = policy.settings.max_length - max(len(p) for p in self.prompts)
+        self.reply = np.empty(0, np.int32)
+        """Token ids of a reply, where the environment answers: probes are of two turns then, the second on a cached beginning"""
         self.sent: list[str] = []
         self.largest_tensor_bytes = 0
 
@@ -105,17 +109,31 @@ class WeightSync:
                 self.largest_tensor_bytes = max(self.largest_tensor_bytes, tensor.numel() * tensor.element_size())
                 yield name, tensor
 
-    @torch.no_grad()
-    def gate(self, least: int = PROBES * PROBE_TOKENS) -> GateResult:
-        """Sample at least `least` tokens on each engine and score them with the trainer's own packed forward pass."""
-        length = min(PROBE_TOKENS, self.room)
-        count = max(len(self.prompts), math.ceil(least / length))
+    def probes(self, least: int) -> list[Sample]:
+        """With at least so many tokens of the sampler's."""
+        reply = self.reply if len(self.reply) + 2 <= self.room else self.reply[:0]
+        turns = 2 if len(reply) else 1
+        length = min(PROBE_TOKENS, self.room - len(reply)) // turns
+        count = max(len(self.prompts), math.ceil(least / (turns * length)))
         draw = Draw(
             run_seed=self.sampler.engine, phase="probe", step=self.sampler.version, temperature=self.temperature, max_new_tokens=length
         )
         asked = [replace(draw.request(str(i), self.prompts[i % len(self.prompts)], 0), ignore_end=True) for i in range(count)]
-        rollouts = sorted(self.sampler.generate(asked), key=lambda r: int(r.prompt_id))
-        samples = [Sample(prompt_tokens=r.prompt_tokens, tokens=r.tokens, logprobs=r.logprobs) for r in rollouts]
+        first = sorted(self.sampler.generate(asked), key=lambda r: int(r.prompt_id))
+        if turns == 1:
+            return [Sample.of(rollout) for rollout in first]
+        asked = [
+            replace(r, prompt_tokens=np.concatenate((r.prompt_tokens, turn.tokens, reply)), seed=seed_of_turn(r.seed, 1))
+            for r, turn in zip(asked, first, strict=True)
+        ]
+        second = sorted(self.sampler.generate(asked), key=lambda r: int(r.prompt_id))
+        return [Sample.of(joined(before, Reply(text=""), reply, turn)) for before, turn in zip(first, second, strict=True)]
+
+    @torch.no_grad()
+    def gate(self, least: int = PROBES * PROBE_TOKENS) -> GateResult:
+        """Sample at least `least` tokens on each engine, over two turns where it may answer, and score them with the
+        trainer's own packed forward pass."""
+        samples = self.probes(least)
         gaps, tokens, left_out = {self.temperature: 0.0, 1.0: 0.0}, 0, 0
         # As many micro-batches on every rank: the lengths are the same.
         for batch in pack_all(samples, self.trainer.settings.microbatch_tokens, self.policy.ranks.device):

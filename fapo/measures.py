@@ -24,8 +24,33 @@ def common(groups: Sequence[Group]) -> dict[str, float]:
         "rollouts": len(rollouts),
         "kept": len(rewards),
         "reward": sum(rewards),
-        "tokens": sum(len(rollout.tokens) for rollout in rollouts),
+        "tokens": sum(int(rollout.mask.sum()) for rollout in rollouts),
         "cut": sum(rollout.finish_reason == "length" for rollout in rollouts),
+    }
+
+
+def turn_sums(groups: Sequence[Group]) -> dict[str, float]:
+    """Of rollouts of several turns; they add up over ranks."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    replies = [turn for rollout in rollouts for turn in rollout.turns if not turn.own]
+    return {
+        "replies": len(replies),
+        "replies_failed": sum(turn.failed for turn in replies),
+        "reply_tokens": sum(len(rollout.tokens) - int(rollout.mask.sum()) for rollout in rollouts),
+        "out_of_turns": sum(rollout.finish_reason == "turns" for rollout in rollouts),
+        "lost": sum(rollout.finish_reason == "lost" for rollout in rollouts),
+    }
+
+
+def turn_rates(sums: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a step in which the environment answers: the policy's turns, and the tokens of replies, a rollout; the share of replies
+    that are errors; shares of rollouts that came to the limit of turns, or whose reply was lost."""
+    return {
+        "turns/mean": 1 + share(sums, "replies", "rollouts"),
+        "turns/tool_failed": share(sums, "replies_failed", "replies"),
+        "turns/cut": share(sums, "out_of_turns", "rollouts"),
+        "turns/lost": share(sums, "lost", "rollouts"),
+        "tokens/tool": share(sums, "reply_tokens", "rollouts"),
     }
 
 
@@ -55,22 +80,26 @@ def count(groups: Sequence[Group], lam: float, truth: Truth | None = None, split
     ]
     told = [(truth.oracle(prompt, rollout), is_flawed(verdict)) for prompt, rollout, verdict in right] if truth else []
     kinds = Counter(true.reason for true, _ in told)
-    return common(groups) | {
-        "correct": outcomes[Outcome.CORRECT],
-        "verify_unknown": outcomes[Outcome.UNKNOWN],
-        "unparseable": outcomes[Outcome.UNPARSEABLE],
-        "no_answer": outcomes[Outcome.NO_ANSWER],
-        "judged": len(verdicts),
-        "flawed": sum(map(is_flawed, verdicts)),
-        "unknown": sum(map(is_unknown, verdicts)),
-        "flawed_advantage": sum(of_flawed),
-        "past_shift": sum(past_shift(group, lam) for group in groups),
-        "steps": sum(len(split(rollout.text)) for _, rollout, _ in right),
-        "true_flawed": sum(is_flawed(true) for true, _ in told),
-        "found_flawed": sum(is_flawed(true) and said for true, said in told),
-        "false_alarms": sum(said and not is_flawed(true) for true, said in told),
-        **{f"kind_{kind}": kinds[kind] for kind in (truth.kinds if truth else ())},
-    }
+    return (
+        common(groups)
+        | turn_sums(groups)
+        | {
+            "correct": outcomes[Outcome.CORRECT],
+            "verify_unknown": outcomes[Outcome.UNKNOWN],
+            "unparseable": outcomes[Outcome.UNPARSEABLE],
+            "no_answer": outcomes[Outcome.NO_ANSWER],
+            "judged": len(verdicts),
+            "flawed": sum(map(is_flawed, verdicts)),
+            "unknown": sum(map(is_unknown, verdicts)),
+            "flawed_advantage": sum(of_flawed),
+            "past_shift": sum(past_shift(group, lam) for group in groups),
+            "steps": sum(len(split(rollout.text)) for _, rollout, _ in right),
+            "true_flawed": sum(is_flawed(true) for true, _ in told),
+            "found_flawed": sum(is_flawed(true) and said for true, said in told),
+            "false_alarms": sum(said and not is_flawed(true) for true, said in told),
+            **{f"kind_{kind}": kinds[kind] for kind in (truth.kinds if truth else ())},
+        }
+    )
 
 
 def past_shift(group: Group, lam: float) -> bool:

@@ -85,6 +85,12 @@ class Rollout:
         """Where the final answer is looked for: the policy's last turn."""
         return next((turn.text for turn in reversed(self.turns) if turn.own), self.text)
 
+    @property
+    def answer_start(self) -> int:
+        """Where that turn begins in `tokens`. Mask 1 1 0 0 1 → 4."""
+        others = np.flatnonzero(self.mask == 0)
+        return int(others[-1]) + 1 if len(others) else 0
+
     def __post_init__(self) -> None:
         self.mask = np.asarray(self.mask, np.uint8) if len(self.mask) else np.ones(len(self.tokens), np.uint8)
         self.prompt_tokens, self.tokens = np.asarray(self.prompt_tokens, np.int32), np.asarray(self.tokens, np.int32)

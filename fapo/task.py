@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
-from soundrl.fapo.measures import Split, Truth, UnknownWatch, count, flawed_shares, rates, verified
+from soundrl.fapo.measures import Split, Truth, UnknownWatch, count, flawed_shares, rates, turn_rates, verified
 from soundrl.fapo.pending import Call, PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Said, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
@@ -80,6 +80,8 @@ class ReasoningTask(Task):
     deadline: float | None = None
     """Seconds from the end of sampling after which a batch waits for no verdict any more, whatever the judge does; None = as long as the
     judge takes."""
+    answered: bool = False
+    """The environment answers, so that turns are counted."""
     judge_sleeps: bool = False
     """Nothing is asked before `PendingGroups.ask`."""
 
@@ -102,7 +104,7 @@ class ReasoningTask(Task):
         return count(groups, self.settings.lam, self.truth, self.split)
 
     def rates(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
-        return rates(sums, self.truth is not None, errors)
+        return rates(sums, self.truth is not None, errors) | (turn_rates(sums) if self.answered else {})
 
     def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
         """`accuracy` (avg@k), `tokens`, with a judge the shares of `soundrl.fapo.measures.flawed_shares` and `sound` (right and judged so,

@@ -6,6 +6,7 @@ This is all that a task of one's own has to say. Problem files are the usual env
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.prompt_stream import PromptSource
 from soundrl.fapo.named import is_named, named
-from soundrl.fapo.records import Prompt, Reply, Rollout, Said
+from soundrl.fapo.records import Prompt, Reply, Rollout, Said, Turn
 from soundrl.genrm.prompts import PROMPTS, prompt_in, split_paragraphs
 
 if TYPE_CHECKING:  # the settings ask it what it has before torch is imported
@@ -29,8 +30,15 @@ NAMED = {
 FILES = "soundrl.engine.environments.files:ProblemFiles"
 
 Source = list[Prompt] | PromptSource
-Worked = Callable[[int, int], list[tuple[Prompt, str]]]
-"""(step, steps in all) → the warm start's prompts and responses of that step, over all ranks."""
+Worked = Callable[[int, int], list[tuple[Prompt, str | Sequence[Turn]]]]
+"""(step, steps in all) → the warm start's prompts and responses of that step, over all ranks. Of a response of several turns the policy
+learns its own."""
+_LABEL = re.compile(r"^\[(?=(?:tool|reply)\b)", re.MULTILINE | re.IGNORECASE)
+_BLANK = re.compile(r"\n\s*\n")
+
+
+class LostReply(RuntimeError):
+    """What a tool has said is lost by no fault of the call: the machine killed it. The rollout ends as `lost`, and leaves its group."""
 
 
 class Environment(ABC):
@@ -71,9 +79,22 @@ class Environment(ABC):
         one thread; never of a critic's, whose answer is a step."""
 
     def respond(self, prompt: Prompt, rollout: Rollout) -> Reply | None | Future[Reply | None]:
-        """What the policy is told after a turn of its own, at once or later; None: the rollout is whole. `rollout` holds all turns so far.
-        Asked from one thread."""
+        """What the policy is told after a turn of its own that it has ended (`rollout.answer_text`), at once or later; None: the rollout is
+        whole. `rollout` holds all turns so far. Asked from one thread; `LostReply` in the future ends the rollout as `lost`."""
         return None
+
+    def transcript(self, turns: Sequence[Turn]) -> str:
+        """Several turns as a judge and a reader see them: what the environment has said is one paragraph with its label, so that a verdict
+        may name a tool call; and nobody else writes such a label.
+
+        Worked example: own "6*7?", reply of `calculator` "42", own "So 42." → "6*7?", "[tool calculator] 42", "So 42." in paragraphs.
+        """
+        said = []
+        for turn in turns:
+            label = f"tool {turn.tool}" if turn.tool else "reply"
+            text = _LABEL.sub("(", turn.text) if turn.own else f"[{label}] {_BLANK.sub(chr(10), turn.text.strip())}"
+            said.append(text.strip("\n"))
+        return "\n\n".join(filter(None, said))
 
     def split(self, text: str) -> Sequence[str]:
         """The steps of a response, as a judge is to number them; never empty."""
@@ -106,6 +127,21 @@ def is_environment(name: str) -> bool:
     return name in NAMED or is_named(name)
 
 
+def answers(environment: object) -> bool:
+    """Whether it has replies of its own; of a class, or of a function that makes one, whether it may have."""
+    return getattr(environment, "respond", None) is not Environment.respond
+
+
 def environment_of(name: str) -> type[Environment]:
-    """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files."""
+    """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files. One's own may be a
+    function, (configuration, tokenizer) → `Environment`, of which nothing else is known."""
     return named(NAMED.get(name) or (name if is_named(name) else FILES))
+
+
+def build_environment(name: str, config: Config, tokenizer: Any) -> Environment:
+    """That which `name` stands for. ValueError where it is none."""
+    made = environment_of(name)
+    built = made(config, tokenizer) if callable(made) else made
+    if not isinstance(built, Environment):
+        raise ValueError(f"{name} makes no Environment, but a {type(built).__name__}; name a class of it, or a function that makes one")
+    return built

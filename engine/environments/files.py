@@ -57,8 +57,10 @@ class ProblemFiles(Environment):
         return lambda step, steps: [(row, worked(row)) for row in stream.take(self.config.warm_start.batch)]
 
     def check(self, prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
-        text = self.thoughts.text(rollout.text, rollout.tokens)
-        return self.verifier.submit(text, prompt.answer, prompt.form, self.thoughts.opened_by(rollout.prompt_tokens))
+        begin, read = rollout.answer_start, rollout.tokens  # of several turns the last one's: what a tool has said is no answer
+        text = self.thoughts.text(rollout.answer_text, read[begin:])
+        thinks = self.thoughts.opened_by(read[:begin] if begin else rollout.prompt_tokens)
+        return self.verifier.submit(text, prompt.answer, prompt.form, thinks)
 
     def close(self) -> None:
         if "verifier" in vars(self):  # else nothing has been checked

@@ -22,6 +22,7 @@ import pyarrow as pa
 from soundrl.fapo.records import Group
 
 VERDICT = pa.struct({"kind": pa.string(), "step": pa.int32(), "reason": pa.string()})
+TURN = pa.struct({"own": pa.bool_(), "tool": pa.string(), "failed": pa.bool_(), "text": pa.string()})
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.string(),
@@ -47,6 +48,8 @@ SCHEMA = pa.schema(
         "kept": pa.bool_(),
         "finish_reason": pa.string(),
         "policy_version": pa.int32(),
+        "mask": pa.list_(pa.uint8()),  # 1 = the policy's own token; null = all are
+        "turns": pa.list_(TURN),  # null = one
     }
 )
 OF_JUDGE = ("critique", "judge_tokens", "judge_seconds", "judge_worker", "judge_votes")
@@ -99,6 +102,8 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
         # What was not said is null.
         **{name: [v and (getattr(v, name.removeprefix("judge_")) or None) for v in verdicts] for name in OF_JUDGE},
         **{"reward": each("rewards"), "advantage": each("advantages"), "kept": each("kept")},
+        "mask": [None if r.mask.all() else r.mask for r in rollouts],
+        "turns": [[vars(turn) for turn in r.turns] or None for r in rollouts],
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 

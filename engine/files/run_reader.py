@@ -136,7 +136,7 @@ def main(run: Annotated[Path, tyro.conf.Positional], step: Annotated[int, tyro.c
         table = RunReader(run).table(step, kind)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    for row in table.drop_columns(["tokens", "logprobs"]).to_pylist():
+    for row in table.drop_columns(["tokens", "logprobs", "mask"]).to_pylist():
         print(json.dumps(row, ensure_ascii=False))
 
 

@@ -28,7 +28,7 @@ from soundrl.engine.launch.last_words import remove
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.pending import done
-from soundrl.fapo.records import Group, Prompt, Rollout, Verdict
+from soundrl.fapo.records import Group, Prompt, Rollout, Turn, Verdict
 from soundrl.genrm.verdict import UNASKED
 
 BATCH = 16  # rollouts written at once: what a kill may lose of a rank; a batch costs 1 ms
@@ -191,7 +191,8 @@ def take_over(rollouts: Path, folder: Path, after: int, start: int) -> None:
 def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> Iterable[tuple[Rollout, Verdict | None]]:
     """Those of training, of `prompts`, up to the file's last whole batch."""
     table, _, _ = read_file(file)
-    rows = table.select(["prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "verdict", *OF_JUDGE]).to_pylist()
+    said = ("prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "mask", "turns", "verdict")
+    rows = table.select([*said, *OF_JUDGE]).to_pylist()
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
         if row["kind"] == "train" and row["prompt_id"] in prompts:
@@ -205,6 +206,8 @@ def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) 
                     text=row["text"],
                     finish_reason=row["finish_reason"],
                     policy_version=row["policy_version"],
+                    mask=np.array(row["mask"] or [], np.uint8),
+                    turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
                 ),
                 None if row["verdict"] is None else verdict_of(row),
             )

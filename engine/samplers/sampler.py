@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -44,6 +44,11 @@ def derived_seed(run_seed: int, phase: str, step: int, prompt_id: str, sample: i
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11
 
 
+def seed_of_turn(seed: int, turn: int) -> int:
+    """Seed of a rollout's turn, from the rollout's own: the first one's is that itself. 53 bits."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{turn}".encode(), digest_size=8).digest(), "big") >> 11 if turn else seed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Draw:
     """How completions are sampled, and what their seeds follow from beside prompt and number."""
@@ -72,17 +77,32 @@ class Draw:
         return [self.request(id_, tokens, i) for id_, tokens in prompts for i in range(samples)]
 
 
+More = Callable[[bool], Sequence[Request] | None]
+"""Requests that have come since the sampler has asked last. True: it has nothing else to do, so that it may be kept waiting for a moment
+(`turns.LOOK`). None: none will come but what it yields brings more."""
+
+
+def no_more(idle: bool) -> None:
+    """Where everything is asked at once."""
+
+
 class Sampler(Protocol):
     """A sampling engine in this process. `version` counts weight loads and is written into every rollout; `engine` is its number among
-    the engines of the run, and `slots` how many requests are sampled at once, the others waiting in the order they came."""
+    the engines of the run, `leads` whether this rank is the first that shares it, and `slots` how many requests are sampled at once, the
+    others waiting in the order they came."""
 
     version: int
+    leads: bool
     engine: int
     slots: int
 
-    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False) -> Iterator[Rollout]:
-        """Yield each rollout as it finishes, in any order; log-probabilities are the processed ones (after temperature). What is not
-        finished when it is `leaving` is dropped."""
+    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False, more: More = no_more) -> Iterator[Rollout]:
+        """Yield each completion as it finishes, in any order, of `requests` and of what `more` brings meanwhile; log-probabilities are the
+        processed ones (after temperature). What is not finished when it is `leaving` is dropped."""
+        ...
+
+    def of_engine(self, value: Any) -> Any:
+        """The picklable `value` of the first rank of this engine, on all of its ranks, which call it in step."""
         ...
 
     def sleep(self) -> None:

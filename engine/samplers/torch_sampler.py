@@ -16,7 +16,7 @@ from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import end_tokens
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.samplers.sampler import Request
+from soundrl.engine.samplers.sampler import More, Request, no_more
 from soundrl.fapo.records import Rollout
 
 MAX_SEQUENCES = 256
@@ -33,11 +33,20 @@ class TorchSampler:
         head.forward = lambda hidden: linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
         self.tokenizer, self.device = tokenizer, ranks.device
         self.stop_tokens = set(end_tokens(folder, tokenizer))
-        self.version, self.engine, self.slots = 0, ranks.rank, MAX_SEQUENCES
+        self.version, self.engine, self.leads, self.slots = 0, ranks.rank, True, MAX_SEQUENCES
 
-    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False) -> Iterator[Rollout]:
-        for start in range(0, len(requests), MAX_SEQUENCES):
-            yield from self._batch(requests[start : start + MAX_SEQUENCES], leaving)
+    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False, more: More = no_more) -> Iterator[Rollout]:
+        while requests and not leaving():
+            for start in range(0, len(requests), MAX_SEQUENCES):
+                yield from self._batch(requests[start : start + MAX_SEQUENCES], leaving)
+            # All that comes makes the next batches, in an order of its own: a batch's last bits depend on what is in it.
+            new = list[Request]()
+            while not leaving() and (come := more(True)) is not None:
+                new += come
+            requests = sorted(new, key=lambda request: (request.prompt_id, request.sample))
+
+    def of_engine(self, value: Any) -> Any:
+        return value
 
     @torch.no_grad()
     def _batch(self, requests: Sequence[Request], leaving: Callable[[], bool]) -> Iterator[Rollout]:

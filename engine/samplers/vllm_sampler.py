@@ -17,7 +17,7 @@ from soundrl.engine.config import Rollout as RolloutSettings
 from soundrl.engine.files.model_folder import end_tokens
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.samplers.sampler import Request
+from soundrl.engine.samplers.sampler import More, Request, no_more
 from soundrl.fapo.records import Rollout
 from soundrl.genrm.serve.api_server import inspect_here
 
@@ -105,46 +105,60 @@ class VllmSampler:
         self.version, self.engine, self.slots = 0, ranks.rank // settings.tensor_parallel, MAX_SEQUENCES
         self.requested, self.poisoned = 0, False
         self.together: Any = None
+        self.first = self.engine * settings.tensor_parallel
+        self.leads = ranks.rank == self.first
         for first in range(0, ranks.size, settings.tensor_parallel) if settings.tensor_parallel > 1 else ():
             group = dist.new_group(list(range(first, first + settings.tensor_parallel)), backend="gloo")  # a collective of all ranks
             if first <= ranks.rank < first + settings.tensor_parallel:
                 self.together = group
 
-    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False) -> Iterator[Rollout]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        engine = self.llm.llm_engine
-        pending: dict[str, Request] = {}
-        for request in requests:
-            params = SamplingParams(
-                temperature=request.temperature,
-                top_p=request.top_p,
-                max_tokens=request.max_new_tokens,
-                ignore_eos=request.ignore_end,
-                stop_token_ids=None if request.ignore_end else self.stop_tokens,
-                seed=request.seed,
-                logprobs=0,  # of the sampled token alone
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            engine.add_request(str(self.requested), {"prompt_token_ids": request.prompt_tokens.tolist()}, params)
-            pending[str(self.requested)] = request
-            self.requested += 1
-        rounds = 0
-        while engine.has_unfinished_requests():
+    def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False, more: More = no_more) -> Iterator[Rollout]:
+        engine, pending, rounds = self.llm.llm_engine, dict[str, Request](), 0
+        new: Sequence[Request] | None = requests
+        while new is not None or pending:
+            pending |= {self._add(request): request for request in new or ()}
             RANK.beat()
             rounds += 1
             if self._agreed(leaving, rounds):
                 engine.abort_request(list(pending))
                 return
-            for output in engine.step():
+            for output in engine.step() if pending else ():
                 if output.finished:
                     yield self._rollout(pending.pop(output.request_id), output.outputs[0])  # type: ignore[index]
-        if pending:
-            lost = next(iter(pending.values()))
-            raise RuntimeError(f"vLLM finished with {len(pending)} requests unanswered; the first is {lost.prompt_id} sample {lost.sample}")
+            if pending and not engine.has_unfinished_requests():
+                lost = next(iter(pending.values()))
+                raise RuntimeError(
+                    f"vLLM finished with {len(pending)} requests unanswered; the first is {lost.prompt_id} sample {lost.sample}"
+                )
+            new = more(not pending)
+
+    def _add(self, request: Request) -> str:
+        """The number by which vLLM knows it."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_new_tokens,
+            ignore_eos=request.ignore_end,
+            stop_token_ids=None if request.ignore_end else self.stop_tokens,
+            seed=request.seed,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self.requested += 1
+        self.llm.llm_engine.add_request(str(self.requested), {"prompt_token_ids": request.prompt_tokens.tolist()}, params)
+        return str(self.requested)
+
+    def of_engine(self, value: Any) -> Any:
+        if self.together is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=self.first, group=self.together)
+        return box[0]
 
     def _agreed(self, leaving: Callable[[], bool], rounds: int) -> bool:
         """Whether all ranks of this engine leave: they decode in step, so that one alone would stand still."""
