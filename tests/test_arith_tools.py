@@ -4,14 +4,19 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic import calculator
 from soundrl.engine.environments.arithmetic.called_chains import KINDS, CalledSource, Student, by_hand, draw, first_flaw, left_of
 from soundrl.engine.environments.arithmetic.chains import ALPHABET, OPERATIONS, Problem, held_out, parse, verify
+from soundrl.engine.environments.arithmetic.models import arith_tokenizer
 from soundrl.engine.environments.arithmetic.with_calculator import WithCalculator
 from soundrl.engine.environments.environment import environment_of
+from soundrl.engine.packing import pack
+from soundrl.engine.problems import worked_sample
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.measures import Truth, count, rates
 from soundrl.fapo.records import Group, Outcome, Prompt, Reply, Rollout, Turn, Verdict
@@ -282,3 +287,16 @@ def test_misuse_of_the_tool_is_measured():
     assert found["fapo/tool_misuse"] == 0.5 and found["fapo/kind_tool_ignored"] == found["fapo/kind_tool_asked"] == 0.25
     assert found["fapo/kind_false"] == 0.25 and found["fapo/flawed_ratio"] == 0.75
     assert "fapo/tool_misuse" not in rates(count([group], 1.0, replace(about.truth, kinds=("false",)), about.split), truth=True)
+
+
+def test_a_demonstration_trains_the_policys_own_tokens_alone():
+    tokenizer = arith_tokenizer()
+    encode = Encoder(tokenizer, 16)
+    turns = Student(PROBLEM, random.Random(0), planted=False).work()
+    prompt = Prompt(id="x", text=PROBLEM.text, answer="0")
+    sample = worked_sample(prompt, turns, encode)
+    assert tokenizer.decode(sample.tokens) == "64-6=58\n58+26?<end>84\n84-4=80\n#0\n<end>"
+    assert sample.mask is not None and sample.mask.tolist() == [1] * 15 + [0] * 3 + [1] * 12
+    packed = pack([sample], torch.device("cpu"))
+    learned = tokenizer.decode(packed.input_ids[packed.loss_mask])
+    assert learned == "64-6=58\n58+26?<end>84-4=80\n#0\n<end>" and len(packed.response_index) == 27
