@@ -83,6 +83,7 @@ class Bench:
             prompt = demonstrations[0][0]
             self.prompts.append(prompt)
             for sample, (_, solution) in enumerate(demonstrations):
+                assert isinstance(solution, str)
                 tokens = encode.response(solution)
                 self.rollouts.append(
                     Rollout(

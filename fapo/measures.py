@@ -61,7 +61,7 @@ class Truth:
 
     oracle: Oracle
     kinds: tuple[str, ...] = ()
-    """Of flaws, as the oracle's verdicts name them (`reason`)."""
+    """Of flaws, as the oracle's verdicts name them (`reason`); `tool_…` are misuse of a tool."""
 
 
 def count(groups: Sequence[Group], lam: float, truth: Truth | None = None, split: Split = lambda text: (text,)) -> dict[str, float]:
@@ -161,7 +161,8 @@ def rates(sums: Mapping[str, float], truth: bool = False, errors: Errors | None 
 
 def flawed_shares(sums: Mapping[str, float], truth: bool, errors: Errors | None) -> dict[str, float]:
     """`flawed_ratio` as the judge says it, of `told` rollouts with a verdict; `flawed_corrected` for its `errors`, where they are known,
-    with `_low` and `_high` of the 95 % interval; and the `true_flawed_ratio`. Each is absent where there is nothing to take it of."""
+    with `_low` and `_high` of the 95 % interval; the `true_flawed_ratio`; and `tool_misuse`, of right answers those whose first flaw is
+    of a kind `tool_…`. Each is absent where there is nothing to take it of."""
     told, out = sums["judged"] - sums["unknown"], {}
     if told:
         out |= {"flawed_ratio": sums["flawed"] / told, "told": told}
@@ -169,6 +170,8 @@ def flawed_shares(sums: Mapping[str, float], truth: bool, errors: Errors | None)
         out |= {"flawed_corrected": found.value, "flawed_corrected_low": found.low, "flawed_corrected_high": found.high}
     if truth and sums["correct"]:
         out["true_flawed_ratio"] = sums["true_flawed"] / sums["correct"]
+    if (misuse := [value for name, value in sums.items() if name.startswith("kind_tool_")]) and sums["correct"]:
+        out["tool_misuse"] = sum(misuse) / sums["correct"]
     return out
 
 

@@ -22,7 +22,7 @@ from soundrl.engine.recipes import RECIPES
         (["arith", "--fapo.lamm", "1"], "unknown setting --fapo.lamm; did you mean --fapo.lam?"),
         (["arith", "--lam", "1"], "unknown setting --lam; did you mean --fapo.lam?"),
         (["--optim.learning-rate=1"], "unknown setting --optim.learning-rate"),
-        (["airth"], "unknown recipe 'airth'; choose one of arith, arith-genrm, smollm2-gsm8k"),
+        (["airth"], "unknown recipe 'airth'; choose one of arith, arith-genrm, arith-tools, smollm2-gsm8k"),
         (["arith", "--run.steps", "many"], "--run.steps: invalid literal for int() with base 10: 'many'"),
         (["arith", "--run.steps", "-1"], "run.steps is -1, but must be ≥ 0"),
         (["arith", "--loss.correction", "magic"], "loss.correction='magic' is unknown; use one of none, tis, icepop, sequence"),

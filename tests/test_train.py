@@ -10,8 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from soundrl.engine.environments.arithmetic import calculator
+from soundrl.engine.environments.arithmetic.called_chains import KINDS, first_flaw
+from soundrl.engine.environments.arithmetic.chains import parse
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.tools.trace import read_trace, steps_of
+from soundrl.fapo.records import Turn
 
 NAMES = {  # DESIGN §7
     *("reward/mean", "reward/correct", "fapo/flawed_ratio", "fapo/rho", "fapo/past_shift", "fapo/flawed_advantage", "genrm/unknown"),
@@ -92,8 +96,9 @@ def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
         tiny_arguments(tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2),
         tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2),
         tiny_arguments(tmp_path, "fapo", "--run.steps", 2),
+        with_tools(tmp_path),
     ]
-    assert torchrun("runs", 1, runs=runs) == [None] * 3
+    assert torchrun("runs", 1, runs=runs) == [None] * 4
     judged, plain = (steps_in(tmp_path / name) for name in ("judged", "plain"))
     names = ("loss/policy", "optim/grad_norm", "reward/mean", "loss/entropy")
     assert [[row[n] for n in names] for row in judged] == [[row[n] for n in names] for row in plain]
@@ -101,6 +106,34 @@ def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
     # Witness and inverse: flaws were found, and λ = 1 does train something else.
     assert all(row["fapo/flawed_ratio"] > 0 for row in judged)
     assert digest(tmp_path / "fapo", 2) != digest(tmp_path / "plain", 2)
+    check_tools(tmp_path / "tools")
+
+
+def with_tools(folder: Path) -> list[str]:
+    """A step of `arith-tools` after a warm start that is just long enough for calls; beside the others, as a process costs more."""
+    warm = ("--warm-start.steps", 50, "--warm-start.batch", 16, "--run.steps", 1)
+    small = ("--rollout.engine", "torch", "--rollout.prompts", 8, "--optim.minibatch-prompts", 8, "--data.test")
+    return [str(part) for part in ("arith-tools", *warm, *small, "--run.folder", folder, "--run.name", "tools")]
+
+
+def check_tools(folder: Path) -> None:
+    """Calls and replies, on disk and in figures: what the calculator says, tokens of its own without loss, verdicts over turns."""
+    rows, (row,) = RunReader(folder).rollouts(1), steps_in(folder)
+    of_turns = [r for r in rows if r["turns"]]
+    assert len(rows) == 64 and len(of_turns) > 16  # witness: it does call
+    for r in of_turns:
+        for call, said in zip(r["turns"][::2], r["turns"][1::2], strict=False):
+            reply = calculator.reply(call["text"])
+            assert reply is not None and call["own"] and not said["own"]
+            assert (said["text"], said["tool"], said["failed"]) == (reply.text, "calculator", reply.failed)
+        assert r["text"] == calculator.transcript(Turn(**turn) for turn in r["turns"])
+        replied = sum(len(turn["text"]) for turn in r["turns"] if not turn["own"])  # a token a character
+        assert r["mask"].count(0) == replied and all(logprob == 0 for logprob, own in zip(r["logprobs"], r["mask"], strict=True) if not own)
+    for r in rows:
+        flaw = first_flaw(parse(r["prompt"]), r["text"])
+        assert r["outcome"] != "correct" or (r["verdict"]["step"], r["verdict"]["reason"]) == (flaw or (None, ""))
+    assert row["turns/mean"] == 1 + sum(len(r["turns"] or ()) // 2 for r in rows) / 64 and row["tokens/tool"] > 0
+    assert row["fapo/tool_misuse"] == sum(row[f"fapo/kind_{kind}"] for kind in KINDS if kind.startswith("tool_"))
 
 
 class ScriptedJudge(BaseHTTPRequestHandler):

@@ -23,7 +23,10 @@ if TYPE_CHECKING:  # the settings ask it what it has before torch is imported
     from soundrl.engine.config import Config
     from soundrl.fapo.measures import Oracle, Truth
 
-NAMED = {"arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic"}
+NAMED = {
+    "arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic",
+    "arith-tools": "soundrl.engine.environments.arithmetic.with_calculator:WithCalculator",
+}
 FILES = "soundrl.engine.environments.files:ProblemFiles"
 
 Source = list[Prompt] | PromptSource

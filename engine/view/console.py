@@ -108,6 +108,7 @@ WORDS = {
     "flawed_ratio": "of the right answers, reached by flawed steps",
     "flawed_corrected": "the same, corrected for the judge's errors",
     "true_flawed_ratio": "the same, by the oracle",
+    "tool_misuse": "of the right answers, by misuse of a tool",
     "sound": "right answers with every step sound",
     "true_sound": "right answers with every step sound, by the oracle",
     "tokens": "tokens a response",

@@ -23,6 +23,7 @@ arithmetic never forms."""
 class Arithmetic(Environment):
     oracle = staticmethod(chains.oracle)
     kinds = chains.KINDS
+    source: type[chains.ArithSource] = chains.ArithSource
 
     @staticmethod
     def write_model(config: Config, folder: Path) -> None:
@@ -35,7 +36,7 @@ class Arithmetic(Environment):
 
     def problems(self, left_out: LeftOut) -> Chains:
         seed = self.config.run.seed
-        return ArithCriticSource(seed, prompt=trained_prompt(self.config)) if self.config.run.critic else chains.ArithSource(seed)
+        return ArithCriticSource(seed, prompt=trained_prompt(self.config)) if self.config.run.critic else self.source(seed)
 
     def tests(self) -> dict[str, list[Prompt]]:
         """One seed for all runs, so that theirs can be compared; the second set asks for the tens digit, where carries pay, or holds flaws
@@ -44,7 +45,7 @@ class Arithmetic(Environment):
             asked = trained_prompt(self.config)
             sets: tuple[Chains, ...] = tuple(ArithCriticSource(0, "test", unseen, asked) for unseen in (False, True))
         else:
-            sets = (chains.ArithSource(0, "test"), chains.ArithSource(0, "test", place=2))
+            sets = (self.source(0, "test"), self.source(0, "test", place=2))
         return {source.name: [source.prompt(i) for i in range(self.config.data.test_rows or ROWS)] for source in sets}
 
     def demonstrations(self, problems: Chains) -> Worked:
@@ -53,7 +54,7 @@ class Arithmetic(Environment):
         return lambda step, steps: [problems.demonstration(2**40 + step * batch + i, step >= PLANTED_FROM * steps) for i in range(batch)]
 
     def check(self, prompt: Prompt, rollout: Rollout) -> Outcome:
-        return chains.verify(prompt.answer, rollout.text, rollout.finish_reason == "stop")
+        return chains.verify(prompt.answer, rollout.answer_text, rollout.finish_reason == "stop")
 
     def split(self, text: str) -> tuple[str, ...]:
         return chains.steps(text)

@@ -22,7 +22,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.records import Outcome, Prompt, Rollout, Turn, Verdict
 
 ALPHABET = "0123456789+-*=?#\n"
 PAD, END = "<pad>", "<end>"
@@ -30,6 +30,8 @@ PAD, END = "<pad>", "<end>"
 NUMBER = r"(0|[1-9]\d{0,3})"  # plain decimal, no padding
 EQUATION = re.compile(rf"{NUMBER}([+\-*]){NUMBER}={NUMBER}", re.ASCII)
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+
+Response = str | tuple[Turn, ...]
 
 P_MULTIPLY_FIRST, P_TENS = 0.3, 0.1
 HELD_OUT_OF_256 = 16  # share of all problems that only evaluation sees, decided by a hash of the problem's text
@@ -92,11 +94,11 @@ def draw(rng: random.Random, place: int | None = None) -> Problem:
 def without_carry(left: int, sign: str, right: int) -> int:
     """The lost carry: the units digit is right, the tens are not touched by it.
 
-    >>> without_carry(58, "+", 7), without_carry(52, "-", 7), without_carry(14, "*", 6)
-    (55, 55, 64)
+    >>> without_carry(58, "+", 7), without_carry(52, "-", 7), without_carry(14, "*", 6), without_carry(58, "+", 37)
+    (55, 55, 64, 85)
     """
     units = OPERATIONS[sign](left % 10, right) % 10
-    tens = left // 10 * right if sign == "*" else left // 10
+    tens = left // 10 * right if sign == "*" else OPERATIONS[sign](left // 10, right // 10)
     return 10 * tens + units
 
 
@@ -211,18 +213,26 @@ class ArithSource:
     `split` is `train` or `test`; the two share no problem. `place` fixes the asked digit (2 = the tens-digit set).
     """
 
+    world = "arith"
+
     def __init__(self, seed: int, split: str = "train", place: int | None = None) -> None:
         self.seed, self.split, self.place = seed, split, place
-        self.name = f"arith-{split}" + (f"-p{place}" if place else "")
+        self.name = f"{self.world}-{split}" + (f"-p{place}" if place else "")
 
     def problem(self, index: int) -> Problem:
         return self.drawn(random.Random(f"{self.name}/{self.seed}/{index}"))  # a string seeds through SHA-512: the same on every platform
 
     def drawn(self, rng: random.Random) -> Problem:
         """One of the split."""
-        while held_out(problem := draw(rng, self.place)) != (self.split == "test"):
+        while held_out(problem := self.draw(rng)) != (self.split == "test"):
             pass
         return problem
+
+    def draw(self, rng: random.Random) -> Problem:
+        return draw(rng, self.place)
+
+    def work(self, problem: Problem, rng: random.Random, planted: bool) -> Response:
+        return demonstration(problem, rng, planted)
 
     def prompt(self, index: int) -> Prompt:
         return self._prompt(index, self.problem(index))
@@ -230,8 +240,8 @@ class ArithSource:
     def _prompt(self, index: int, problem: Problem) -> Prompt:
         return Prompt(id=f"{self.name}:{self.seed}:{index}", text=problem.text, answer=problem.answer, source=self.name)
 
-    def demonstration(self, index: int, planted: bool) -> tuple[Prompt, str]:
+    def demonstration(self, index: int, planted: bool) -> tuple[Prompt, Response]:
         """A prompt and its worked solution for the warm start."""
         rng = random.Random(f"{self.name}/{self.seed}/{index}/demonstration")
         problem = self.problem(index)
-        return self._prompt(index, problem), demonstration(problem, rng, planted)
+        return self._prompt(index, problem), self.work(problem, rng, planted)
