@@ -44,7 +44,7 @@ from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.measures import JudgeGoneError, TooManyUnknownError
-from soundrl.fapo.pending import PendingGroups
+from soundrl.fapo.pending import PendingGroup, PendingGroups
 from soundrl.fapo.records import Group, Prompt
 from soundrl.genrm.verdict import UNASKED
 
@@ -85,7 +85,7 @@ class Run:
             self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
             self.trainer = Trainer(self.policy, config.optim, config.loss, config.rollout.temperature, config.rollout.max_new_tokens)
             self.trainer.leave = self.leave
-            self.at: dict[str, Any] = {"step": 0, "version": 1, "marks": {}, "lengths": None}
+            self.at: dict[str, Any] = {"step": 0, "version": 1, "marks": {}, "lengths": None, "silent": []}
             """What was true when the last step ended, beside weights and moments (`snapshot`)"""
             if saved:
                 self._go_on(restore(saved, self.trainer, ranks))
@@ -226,10 +226,11 @@ class Run:
         self.sync()  # its sleep took the sampler's weights
         return well
 
-    def leave(self, batch: StepBatch | None = None, window: Sequence[int] = ()) -> None:
-        """Ends the run, saved as it is now, where somebody has asked for it on any rank, or no judge is left for verdicts of `window`.
-        Passed by all ranks at the same places: when sampling has ended, and before each window of a step trains."""
-        asked = 1.0 if RANK.asked else 2.0 if batch is not None and self._unjudged(batch, window) else 0.0
+    def leave(self, batch: StepBatch | None = None, window: Sequence[int] = (), waited: Sequence[PendingGroup] = ()) -> None:
+        """Ends the run, saved as it is now, where somebody has asked for it on any rank, or no judge is left for verdicts of `window` or of
+        the `waited` ones. Passed by all ranks at the same places: when sampling has ended, and before each window of a step trains."""
+        own = [*waited, *(batch.owned[g] for g in window if batch is not None and g in batch.owned)]
+        asked = 1.0 if RANK.asked else 2.0 if self._unjudged(own) else 0.0
         if not self.ranks.max(asked):
             return
         self.trainer.optimizer.zero_grad()  # of a mini-batch that is trained again
@@ -246,9 +247,8 @@ class Run:
             raise PlannedStop(text + kept(self.folder.path))
         raise ComeAgain(text)
 
-    def _unjudged(self, batch: StepBatch, window: Sequence[int]) -> bool:
-        own = [batch.owned[g].made() for g in window if g in batch.owned]
-        lost = any(v is not None and v.reason in UNASKED for group in own for v in group.verdicts)
+    def _unjudged(self, own: Sequence[PendingGroup]) -> bool:
+        lost = any(v is not None and v.reason in UNASKED for group in own for v in group.made().verdicts)
         return lost and self.judge.gone
 
     def ended(self, step: int) -> None:
@@ -270,10 +270,11 @@ class Run:
             "judge": self.judge.state(),
             "lengths": None if version else self.rollouts.expected.state(),
             "marks": self.folder.mark(step),
+            "silent": self.at["silent"] if step == self.step else [],  # of the step under way, `refill.silent`
         }
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        self.at, self.folder.marks, TIMELINE.steps = state, state["marks"], state["step"]
+        self.at, self.folder.marks, TIMELINE.steps = {"silent": []} | state, state["marks"], state["step"]
         self.trainer.within = state["within"]
         self.underway.needed = str(self.checkpoints.folder / self.place.name) if self.place.within else ""
         self.stream.load_state_dict(state["stream"])

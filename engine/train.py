@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 from soundrl.engine.config import Config
 from soundrl.engine.exchange import exchange
+from soundrl.engine.refill import refilled
 from soundrl.engine.run import Run
 from soundrl.engine.schedule import minibatches
 from soundrl.engine.timeline import TIMELINE
@@ -35,6 +36,7 @@ def train_step(run: Run, step: int) -> None:
         prompts = distinct(run.stream.take(config.rollout.prompts))  # of the global order, whatever the number of ranks
         pending = run.rollouts(prompts, step)  # each rollout is verified and judged as it finishes
         run.leave()  # saves and stops where somebody has asked for it; so do the windows of training
+        prompts, refill = refilled(run, prompts, pending, step)  # what trains nothing gives way to the next prompts
         run.sampler.sleep()
         batch = exchange(prompts, pending, ranks)  # every rank: tokens, log-probabilities and outcomes of all rollouts
         judge = run.before_training(step, pending)
@@ -42,7 +44,7 @@ def train_step(run: Run, step: int) -> None:
         trained = run.trainer.train(parts, TIMELINE("judge_wait")(pending.groups))
         run.rollouts.learn(prompts, batch)
         gate = run.sync()
-    metrics = run.recorder.step(step, pending, judge, trained, gate)
+    metrics = run.recorder.step(step, pending, judge, refill, trained, gate)
     run.watch(step, metrics)
     run.evaluate(step)
     run.ended(step)

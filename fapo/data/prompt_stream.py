@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import count
 from typing import Protocol
 
 from soundrl.fapo.records import Prompt
@@ -77,16 +78,17 @@ class PromptStream:
         return self.prompts[self._order[place]]
 
 
-def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Ids made unique where a batch reaches into the next epoch and holds a problem twice: `a, b, a` → `a, b, a#2`.
+def distinct(prompts: Sequence[Prompt], others: Sequence[Prompt] = ()) -> list[Prompt]:
+    """Ids made unique where a batch, of which `others` are a part, reaches into the next epoch and holds a problem twice: `a, b, a` →
+    `a, b, a#2`.
 
     Seeds are derived from ids, so the second group is sampled anew.
     """
-    seen: dict[str, int] = {}
-    out = []
+    seen, out = {prompt.id for prompt in others}, list[Prompt]()
     for prompt in prompts:
-        seen[prompt.id] = seen.get(prompt.id, 0) + 1
-        out.append(prompt if seen[prompt.id] == 1 else replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}"))
+        names = (prompt.id if number == 1 else f"{prompt.id}#{number}" for number in count(1))
+        seen.add(name := next(name for name in names if name not in seen))
+        out.append(prompt if name == prompt.id else replace(prompt, id=name))
     return out
 
 
