@@ -87,7 +87,7 @@ class Rollout:
     turns: tuple[int, float] = (8, 10.0)
     """Most turns of a rollout where the environment answers, and CPU seconds that a tool call may take."""
     refill: int = 0
-    """Tokens a step that may be sampled to replace groups without signal, verdicts included, by the next prompts; 0 = none is replaced."""
+    """Response tokens a step that may be sampled to replace groups that train nothing, verdicts included, by the next prompts; 0 = none."""
     tensor_parallel: int = 1
     """Ranks that share one vLLM engine."""
     eager: bool = False
@@ -102,8 +102,8 @@ class Loss:
     """Clips of the ratio: down to 1 − the first, up to 1 + the second (clip-higher, arXiv 2503.14476), and a bound on the loss of negative
     advantages, in multiples of the advantage (dual clip)."""
     kl: tuple[float, Literal["k1", "k2", "k3"], Literal["sharded", "asleep", "cpu"]] = (0.0, "k3", "sharded")
-    """KL to the policy that the run starts from: its weight in the loss (0 = none), the estimate, and where the reference's weights are:
-    sharded over the devices, asleep on the host but for its pass, or computing on the CPU."""
+    """KL to the policy that the run starts from, after its warm start: its weight in the loss (0 = none; with it every sample trains), the
+    estimate, and where the reference's weights are: sharded over the devices, asleep on the host but for its pass, or computing on the CPU."""
     correction: str = "tis"
     """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
     correction_band: tuple[float, float] = (0.5, 2.0)

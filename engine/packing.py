@@ -24,6 +24,8 @@ class Sample:
     advantage: float = 1.0
     old_logprobs: Numbers | None = None
     """Under the weights that sampled; None = they have not changed since. All samples of a micro-batch have them, or none."""
+    reference_logprobs: Numbers | None = None
+    """Under the reference policy; None = there is none. As above."""
 
     @property
     def length(self) -> int:
@@ -60,6 +62,8 @@ class PackedBatch:
     """[T] float32, the rollout's advantage on its response tokens, 0 elsewhere"""
     old_logprobs: Tensor | None = None
     """[T] float32 log-probabilities under the weights that sampled; None = the weights have not changed since"""
+    reference_logprobs: Tensor | None = None
+    """[T] float32 the same under the reference policy; None = there is none"""
 
     @property
     def tokens(self) -> int:
@@ -68,7 +72,7 @@ class PackedBatch:
 
 def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
     """One row of the given samples, in order. With no sample: one sequence that trains nothing, so that every rank can take part."""
-    rows = samples or [Sample(prompt_tokens=(0, 0), tokens=())]
+    rows = samples or [Sample(prompt_tokens=(0, 0), tokens=(), reference_logprobs=())]
     prompt_B, response_B = (np.array(sizes) for sizes in zip(*((len(row.prompt_tokens), len(row.tokens)) for row in rows), strict=True))
     length_B = prompt_B + response_B
     start_B = length_B.cumsum() - length_B
@@ -96,6 +100,7 @@ def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
         sampler_logprobs=scattered(joined(row.logprobs if len(row.logprobs) else np.zeros(len(row.tokens)) for row in rows)),
         advantages=scattered(np.array([row.advantage for row in rows]).repeat(response_B)),
         old_logprobs=None if rows[0].old_logprobs is None else scattered(joined(row.old_logprobs for row in rows)),
+        reference_logprobs=None if rows[0].reference_logprobs is None else scattered(joined(row.reference_logprobs for row in rows)),
     )
 
 

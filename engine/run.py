@@ -33,6 +33,7 @@ from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recorder import Recorder
+from soundrl.engine.reference import reference_folder, reference_of
 from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.task import build_task
@@ -67,8 +68,8 @@ class Run:
             self.checkpoints = Checkpoints(self.folder.path / "checkpoints", ranks, config.run.save, progress.say)
             self.keeps = keeps_checkpoints(config.run, self.folder.path, ranks)
             saved = self.checkpoints.find() if self.folder.goes_on else None
-            start = policy_folder(config, ranks)
-            self.encode = encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
+            self.start = policy_folder(config, ranks)
+            self.encode = encode = Encoder(load_tokenizer(self.start), config.max_prompt_tokens)
             environment = environment_of(config.data.environment)(config, encode.tokenizer)
             self.problems = Problems(config, environment)
             self.problems.check(encode, ranks, progress.say)
@@ -79,7 +80,7 @@ class Run:
             self.underway = Underway(self.folder.path / "underway", ranks)
             asked = RememberingJudge(self.judge.judge, self.underway) if config.judged_elsewhere and self.judge.judge else self.judge.judge
             self.task = build_task(config, environment, dataclasses.replace(self.judge, judge=asked))
-            self.policy = Policy(start, encode.tokenizer, config.model, ranks)
+            self.policy = Policy(self.start, encode.tokenizer, config.model, ranks)
             for line in cards(config):
                 progress.say(line)
             self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
@@ -119,9 +120,12 @@ class Run:
         return bool(self.problems.tests) and (last < 0 or (last < step and due(step, run.eval_every, run.steps)))
 
     def start_sampling(self) -> None:
-        """The sampler, with the policy's weights, and the judge."""
+        """The sampler, with the policy's weights, the reference and the judge."""
         config = self.config
         with users_mistakes(), TIMELINE("start_sampler"):
+            if config.loss.kl[0]:
+                folder = reference_folder(config, self.start, self.folder.path, self.keeps)
+                self.trainer.reference = reference_of(self.policy, folder, config.loss.kl[2])
             self.sampler = build_sampler(config, self.policy, self.ranks)
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
