@@ -103,7 +103,7 @@ class Loss:
     advantages, in multiples of the advantage (dual clip)."""
     kl: tuple[float, Literal["k1", "k2", "k3"], Literal["sharded", "asleep", "cpu"]] = (0.0, "k3", "sharded")
     """KL to the policy that the run starts from, after its warm start: its weight in the loss (0 = none; with it every sample trains), the
-    estimate, and where the reference's weights are: sharded over the devices, asleep on the host but for its pass, or computing on the CPU."""
+    estimate, and where the reference's weights are: sharded over the devices, asleep on the host but for its pass, or on the CPU."""
     correction: str = "tis"
     """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
     correction_band: tuple[float, float] = (0.5, 2.0)
