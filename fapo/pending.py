@@ -102,6 +102,7 @@ class PendingGroup:
             outcomes=[each.outcome for each in said],
             scores=[each.reward for each in said],
             extracted=[each.extracted for each in said],
+            reasons=[each.reason for each in said],
             verdicts=verdicts,
         )
 

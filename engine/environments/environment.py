@@ -54,9 +54,14 @@ class Environment(ABC):
         """Its own test sets, by name."""
         return {}
 
-    def unusable(self, answers: Sequence[str]) -> list[str | None]:
-        """Why a reference answer cannot be compared with, each; None = it can."""
-        return [None] * len(answers)
+    def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
+        """Why a row's reference answer cannot be compared with, each; None = it can."""
+        return [None] * len(rows)
+
+    def ready(self, row: Prompt) -> list[str]:
+        """What there is to say of how responses are checked, tried on a training row before the first step. ValueError where they cannot
+        be checked."""
+        return []
 
     @abstractmethod
     def demonstrations(self, problems: Source) -> Worked:
