@@ -48,7 +48,7 @@ class Data:
     the reward from which a rollout counts as correct, so that it is judged."""
     difficulty: tuple[str, int] = ("", 0)
     """Curriculum: the column by which the first epoch goes from easy to hard (`-name`: it says how easy a row is; empty = none); and the
-    visits in a row, solved by all or by none, after which a prompt comes less often (0 = never)."""
+    visits in a row after which a prompt that trains nothing (all right and sound, or none right) comes in one epoch of four (0 = never)."""
     instruction: str = INSTRUCTION
     """Follows a blank line after the problem in rows of the form {problem, answer}."""
     skip_unusable: bool = False

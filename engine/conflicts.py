@@ -38,6 +38,8 @@ def conflicts(config: Config) -> Iterator[str]:
         yield "data.train is empty; name a file, a data set or an environment"
     if len(data.train) > 1 and (odd := next(filter(is_environment, data.train), None)):
         yield f"data.train names the environment {odd} beside others; an environment stands alone"
+    if data.difficulty[1] < 0:
+        yield f"data.difficulty {data.difficulty[1]} is a number of visits; use at least 1, or 0 for a prompt that comes in every epoch"
     most, seconds = rollout.turns
     if not (most >= 1 and seconds > 0):
         yield f"rollout.turns is {most} {seconds}; use at least 1 turn, and seconds above 0"

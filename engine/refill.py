@@ -18,11 +18,22 @@ from typing import TYPE_CHECKING
 
 from soundrl.engine.timeline import TIMELINE
 from soundrl.fapo.data.prompt_stream import distinct
-from soundrl.fapo.pending import PendingGroups
+from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Prompt
 
 if TYPE_CHECKING:
     from soundrl.engine.run import Run
+
+
+def learned(run: Run, pending: PendingGroups) -> dict[str, float]:
+    """What the step's groups, those that were replaced among them, have shown of their prompts (`data.difficulty`); all verdicts are there.
+    One that a rollout has left for want of an outcome or a verdict, and that has no signal, says nothing. A collective; returns what is to
+    be said of it."""
+    if not run.stream.visits:
+        return {}
+    groups = scored([*pending, *pending.replaced], whole=True)
+    own = {group.prompt.id: group.signal for group in groups if group.signal or all(group.kept)}
+    return run.stream.learn({id_: signal for part in run.ranks.gather(own) for id_, signal in part.items()})
 
 
 def refilled(run: Run, prompts: list[Prompt], pending: PendingGroups, step: int) -> tuple[list[Prompt], dict[str, float]]:

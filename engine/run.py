@@ -73,7 +73,7 @@ class Run:
             environment = environment_of(config.data.environment)(config, encode.tokenizer)
             self.problems = Problems(config, environment)
             self.problems.check(encode, ranks, progress.say)
-            self.stream = PromptStream(self.problems.train, config.run.seed)
+            self.stream = PromptStream(self.problems.train, config.run.seed, config.data.difficulty)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps and not saved else None
             begins = saved is None or place_of(saved) == Place(0)
             self.judge = build_judge(config, environment, ranks, progress.say, begins)
