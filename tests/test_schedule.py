@@ -2,7 +2,6 @@
 
 from concurrent.futures import Future
 from dataclasses import replace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from soundrl.engine.exchange import exchange
 from soundrl.engine.packing import deal, micro_batches
 from soundrl.engine.schedule import MOST_BATCHES, Minibatch, cut, minibatches
 from soundrl.engine.timeline import TIMELINE
-from soundrl.fapo import pending as module
 from soundrl.fapo.pending import PendingGroups, done, scored
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
@@ -173,44 +171,6 @@ def test_a_late_verdict_changes_nothing_and_a_fault_of_the_judge_is_seen():
     next(iter(judge.asked.values())).set_exception(TimeoutError("of the judge's own"))
     with pytest.raises(TimeoutError, match="of the judge's own"):
         pending.groups()
-
-
-def signals(outcomes: str, said: str, lam: float = 1.0) -> tuple[bool, int]:
-    """Whether a group has a signal, and how many of its verdicts it has waited for: they come one by one whenever it waits, `.` never."""
-    judge, pending = collected({"a": outcomes}, lam=lam)
-    (group,), came = pending, list[Future[Verdict]]()
-    told = {"f": Verdict.flawed(0), "u": Verdict.unknown("no_box"), "s": Verdict.sound()}
-    coming = [(future, told[letter]) for future, letter in zip(judge.asked.values(), said, strict=True) if letter != "."]
-
-    def wait(*_: object) -> None:
-        if len(came) == len(coming):
-            group.until = 0.0  # the deadline
-            return
-        future, verdict = coming[len(came)]
-        came.append(future)
-        future.set_result(verdict)
-
-    with patch.object(module, "wait", wait):
-        signal = group.signal()
-        waited = len(came)
-        while len(came) < len(coming):
-            wait()
-        group.until = 0.0
-        assert scored([group], whole=True)[0].signal is signal  # what comes later changes nothing
-    return signal, waited
-
-
-def test_a_signal_is_known_with_the_first_verdicts_that_decide_it():
-    assert signals("www", "") == (False, 0)
-    assert signals("ccw", "fs") == signals("ccw", "sf") == (True, 1)  # either way it is not the wrong one's reward
-    assert signals("ccw", "us") == (True, 2) and signals("ccw", "uu") == (False, 2)  # unknown ones leave
-    assert signals("cccc", "ssss") == (False, 4) and signals("ccc", "fff") == (False, 3)
-    assert signals("cccc", "ssfs") == (True, 3) and signals("cccc", "usfs") == (True, 3)
-    assert signals("ccw", "..") == (False, 0) and signals("ccw", ".s") == (True, 1)  # given up: as for training
-    # λ = 2: who is right and flawed earns what is wrong does.
-    assert signals("ccw", "ff", lam=2.0) == (False, 2) and signals("ccw", "fs", lam=2.0) == (True, 2)
-    # λ = 0: outcomes alone, and nobody waits.
-    assert signals("ccw", "..", lam=0.0) == (True, 0) and signals("ccc", "...", lam=0.0) == (False, 0)
 
 
 @pytest.fixture(scope="module")
