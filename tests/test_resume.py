@@ -14,7 +14,10 @@ from soundrl.engine.files.run_folder import FREE, differences, goes_on
 from soundrl.engine.launch.launch import parse_arguments
 from soundrl.engine.recipes import arith
 
-REFILL = ("--rollout.samples", 3, "--rollout.refill", 400, "--loss.kl", 0.01, "k3", "asleep")
+REFILL = (
+    *("--rollout.samples", 3, "--rollout.refill", 400, "--loss.kl", 0.01, "k3", "asleep"),
+    *("--data.train", "tests/workers/few.py:Few", "--data.difficulty", "length", 1),
+)
 """Steps whose prompts, and whose loss, hang on more than themselves."""
 
 
@@ -40,10 +43,16 @@ def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, tmp_
         stopped
     )
     assert "Traceback" not in stopped.stderr
+    decided = json.loads((tmp_path / "arith" / "checkpoints" / "step-000002+1" / "state.json").read_bytes())["silent"]
+    assert len(decided) == 1 + steps[2]["refill/rounds"] and decided[0]
     done = job(tmp_path, *REFILL)
     assert done.returncode == 0 and "step-000002+1: 2 of 5 steps are done" in done.stdout, said(done)
+    (state,) = (tmp_path / "arith" / "checkpoints").glob("step-000004/state.json")
+    assert json.loads(state.read_bytes())["stream"]["silent"]  # witness: some were to come less often
+    assert sum(row["data/passed_over"] for row in steps) > 0
     assert_equal(everything(tmp_path / "arith"), uninterrupted)
-    assert all(steps[number]["refill/groups"] > 0 for number in (1, 2, 3))  # witness: where it was killed and stopped, and behind
+    assert steps[1]["refill/rounds"] > 0 < steps[2]["refill/rounds"]  # witness: where it was killed and stopped
+    assert sum(row["refill/groups"] for row in steps) > 0
     assert {kind for _, kind, _, _ in uninterrupted["rollouts"]} == {"train", "replaced", "eval"}
     assert 0 < steps[0]["loss/kl_reference"] < 0.1 * steps[4]["loss/kl_reference"]  # it moves away from where it began
 
