@@ -51,7 +51,7 @@ class Data:
     the reward from which a rollout counts as correct, so that it is judged."""
     difficulty: tuple[str, int] = ("", 0)
     """Curriculum: the column by which the first epoch goes from easy to hard (`-name`: it says how easy a row is; empty = none); and the
-    visits in a row, solved by all or by none, after which a prompt comes less often (0 = never)."""
+    visits in a row after which a prompt that trains nothing (all right and sound, or none right) comes in one epoch of four (0 = never)."""
     instruction: str = INSTRUCTION
     """Follows a blank line after the problem where it is a text; chat messages and questions with options have their own words."""
     skip_unusable: bool = False
@@ -90,7 +90,7 @@ class Rollout:
     turns: tuple[int, float] = (8, 10.0)
     """Most turns of a rollout where the environment answers, and CPU seconds that a tool call may take."""
     refill: int = 0
-    """Tokens a step that may be sampled to replace groups without signal, verdicts included, by the next prompts; 0 = none is replaced."""
+    """Response tokens a step that may be sampled to replace groups that train nothing, verdicts included, by the next prompts; 0 = none."""
     tensor_parallel: int = 1
     """Ranks that share one vLLM engine."""
     eager: bool = False
@@ -105,8 +105,8 @@ class Loss:
     """Clips of the ratio: down to 1 − the first, up to 1 + the second (clip-higher, arXiv 2503.14476), and a bound on the loss of negative
     advantages, in multiples of the advantage (dual clip)."""
     kl: tuple[float, Literal["k1", "k2", "k3"], Literal["sharded", "asleep", "cpu"]] = (0.0, "k3", "sharded")
-    """KL to the policy that the run starts from: its weight in the loss (0 = none), the estimate, and where the reference's weights are:
-    sharded over the devices, asleep on the host but for its pass, or computing on the CPU."""
+    """KL to the policy that the run starts from, after its warm start: its weight in the loss (0 = none; with it every sample trains), the
+    estimate, and where the reference's weights are: sharded over the devices, asleep on the host but for its pass, or on the CPU."""
     correction: str = "tis"
     """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
     correction_band: tuple[float, float] = (0.5, 2.0)

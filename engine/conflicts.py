@@ -96,6 +96,8 @@ def conflicts(config: Config) -> Iterator[str]:
             f"data.reward {where} {threshold} is a threshold for rewards that are numbers, which only a verifier of one's own and rg: sets "
             f"give; use {where} 1.0"
         )
+    if data.difficulty[1] < 0:
+        yield f"data.difficulty {data.difficulty[1]} is a number of visits; use at least 1, or 0 for a prompt that comes in every epoch"
     most, seconds = rollout.turns
     if not (most >= 1 and seconds > 0):
         yield f"rollout.turns is {most} {seconds}; use at least 1 turn, and seconds above 0"

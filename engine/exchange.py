@@ -38,6 +38,11 @@ class StepBatch:
     ranks: Ranks
     old_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
     """[own tokens] float32 of samples that train after a first update, under the weights that sampled"""
+    reference_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
+    """[own tokens] float32 of all samples that train, under the reference policy; empty where there is none"""
+    everything: bool = False
+    """Whether all samples train, those without an advantage and those that have left their group too: the KL to the reference is of what
+    the policy samples, and a judge that fails must not let it go"""
 
     def settle(self, window: Sequence[int]) -> None:
         """Wait for the verdicts of these groups, on every rank: `advantages` holds theirs then. A collective where any is `undecided`."""
@@ -57,16 +62,23 @@ class StepBatch:
 
     def live(self, window: Sequence[int]) -> list[int]:
         """The window's samples with a gradient."""
-        return [i for g in window for i in self.groups[g] if self.advantages[i] != 0.0 and self.samples[i].own]
+        alive = (i for g in window for i in self.groups[g] if self.everything or self.advantages[i] != 0.0)
+        return [i for i in alive if self.samples[i].own]
 
     def trained(self, index: int) -> Sample:
         """A sample as it is trained."""
-        return replace(self.samples[index], advantage=float(self.advantages[index]), old_logprobs=self.old_logprobs.get(index))
+        return replace(
+            self.samples[index],
+            advantage=float(self.advantages[index]),
+            old_logprobs=self.old_logprobs.get(index),
+            reference_logprobs=self.reference_logprobs.get(index),
+        )
 
 
 @TIMELINE("rank_wait")
-def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) -> StepBatch:
-    """All rollouts of `prompts`, the step's in their global order, of which each rank has `pending` ones. A collective.
+def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks, everything: bool = False) -> StepBatch:
+    """All rollouts of `prompts`, the step's in their global order, of which each rank has `pending` ones. A collective. `everything`: all
+    of them train (`StepBatch`).
 
     Every rollout must be verified. Worked example, two ranks: the first has prompt b with responses of 3 and 2 tokens, the second a with
     one of 4 → samples [4, 3, 2], groups [0..1), [1..3). Masks are sent of those alone that have tokens of an environment.
@@ -104,7 +116,7 @@ def exchange(prompts: Sequence[Prompt], pending: PendingGroups, ranks: Ranks) ->
         samples += own
         undecided.append(late)
         values += told
-    return StepBatch(samples, groups, undecided, np.array(values), owned, ranks)
+    return StepBatch(samples, groups, undecided, np.array(values), owned, ranks, everything=everything)
 
 
 def unpacked(

@@ -29,6 +29,8 @@ class Sample:
     old_logprobs: Numbers | None = None
     """Of each own token under the weights that sampled; None = they have not changed since. All samples of a micro-batch have them, or
     none."""
+    reference_logprobs: Numbers | None = None
+    """The same under the reference policy; None = there is none."""
 
     @classmethod
     def of(cls, rollout: Rollout) -> Sample:
@@ -84,6 +86,8 @@ class PackedBatch:
     """[T] float32, the rollout's advantage on its own tokens, 0 elsewhere"""
     old_logprobs: Tensor | None = None
     """[T] float32 log-probabilities under the weights that sampled; None = the weights have not changed since"""
+    reference_logprobs: Tensor | None = None
+    """[T] float32 the same under the reference policy; None = there is none"""
 
     @property
     def tokens(self) -> int:
@@ -92,7 +96,7 @@ class PackedBatch:
 
 def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
     """One row of the given samples, in order. With no sample: one sequence that trains nothing, so that every rank can take part."""
-    rows = samples or [Sample(prompt_tokens=(0, 0), tokens=())]
+    rows = samples or [Sample(prompt_tokens=(0, 0), tokens=(), reference_logprobs=())]
     length_B, own_B = (np.array(sizes) for sizes in zip(*((row.length, row.own) for row in rows), strict=True))
     start_B = length_B.cumsum() - length_B
     position_T = np.arange(length_B.sum()) - start_B.repeat(length_B)
@@ -121,6 +125,7 @@ def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
         sampler_logprobs=scattered(joined(row.logprobs if len(row.logprobs) else np.zeros(row.own) for row in rows)),
         advantages=scattered(np.array([row.advantage for row in rows]).repeat(own_B)),
         old_logprobs=None if rows[0].old_logprobs is None else scattered(joined(row.old_logprobs for row in rows)),
+        reference_logprobs=None if rows[0].reference_logprobs is None else scattered(joined(row.reference_logprobs for row in rows)),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -30,9 +30,10 @@ KEEP_GATHERED = 500_000_000  # parameters
 
 
 class Policy:
-    """Model and tokenizer. `model` holds float32 master weights, sharded over all ranks; it computes in `settings.dtype`."""
+    """Model and tokenizer. `model` holds float32 master weights, sharded over all ranks; it computes in `settings.dtype`. A `frozen` one
+    never trains, and holds what it computes with; `asleep`: on the host, but for the layer that computes."""
 
-    def __init__(self, folder: Path, tokenizer: Any, settings: Model, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, settings: Model, ranks: Ranks, *, frozen: bool = False, asleep: bool = False) -> None:
         self.folder, self.tokenizer, self.settings, self.ranks = folder, tokenizer, settings, ranks
         config = load_config(folder)
         # In memory: a run may end after its folder has moved, and its exports need them then.
@@ -53,8 +54,8 @@ class Policy:
         with in_one_line(f"{folder / 'config.json'} describes no model", "download it again"), init_empty_weights(include_buffers=False):
             # A copy: the head takes over what the model's config says of logits, and an export must still say it.
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=torch.float32, attn_implementation=HOOK
-            )
+                copy.deepcopy(config), dtype=getattr(torch, settings.dtype) if frozen else torch.float32, attn_implementation=HOOK
+            ).requires_grad_(not frozen)
         self.architecture = type(self.model).__name__
         check_attention(settings.attention, self.model, getattr(torch, settings.dtype), ranks.device)
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
@@ -62,23 +63,24 @@ class Policy:
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.head = Head(self.model)
-        self._shard()
+        self._shard(asleep)
         self._load()
 
-    def _shard(self) -> None:
+    def _shard(self, asleep: bool) -> None:
         dtype = getattr(torch, self.settings.dtype)
         inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         # The root alone returns float32: a layer that did would hand the next module another type than its weights have.
         outer = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
+        offload = CPUOffloadPolicy() if asleep else OffloadPolicy()
         layers = next(module for module in self.model.modules() if isinstance(module, nn.ModuleList))
         # A small model stays gathered between forward and backward (ZeRO-2): its second gather costs more than its memory.
         large = sum(parameter.numel() for parameter in self.model.parameters()) > KEEP_GATHERED
         for layer in layers:
-            fully_shard(layer, mesh=self.ranks.mesh, mp_policy=inner, reshard_after_forward=large)
-        fully_shard(self.model, mesh=self.ranks.mesh, mp_policy=outer)
+            fully_shard(layer, mesh=self.ranks.mesh, mp_policy=inner, reshard_after_forward=large, offload_policy=offload)
+        fully_shard(self.model, mesh=self.ranks.mesh, mp_policy=outer, offload_policy=offload)
         assert isinstance(self.model, FSDPModule)
         buffers = {name: buffer.to(self.ranks.device) for name, buffer in self.model.named_buffers()}
-        self.model.to_empty(device=self.ranks.device)
+        self.model.to_empty(device="cpu" if asleep else self.ranks.device)
         for name, buffer in buffers.items():  # to_empty() forgets what buffers hold, and RoPE frequencies are in no checkpoint
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
@@ -176,6 +178,7 @@ class Policy:
                 count,
                 rule=rule,
                 cu_seqlens=batch.response_cu_seqlens,
+                reference_logprob=None if batch.reference_logprobs is None else batch.reference_logprobs[index_R],
                 temperature=temperature,
                 fp32_logits=True,
             )

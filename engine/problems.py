@@ -115,6 +115,9 @@ class Problems:
         unusable = self.environment.unusable([row for _, row in compared])
         mine |= {("answer", gold): why for (gold, _), why in zip(compared, unusable, strict=True) if why}
         mine |= {("solution", row.id): why for row in warm[share] if (why := self._solution_fault(row, encode))}
+        if column := self.config.data.difficulty[0]:
+            bare = [row for row in self.train[share] if row.difficulty is None] if isinstance(self.train, list) else []
+            mine |= {("difficulty", row.id): f"no number in {column.removeprefix('-')}, by which data.difficulty orders" for row in bare}
         faults: Faults = {key: why for part in ranks.gather(mine) for key, why in part.items()}
         for file, repeated in self.left_out.repeated.items():
             if repeated:
@@ -166,7 +169,7 @@ class Problems:
         read = Counter(id.rpartition(":")[0] for id in {row.id for row in rows})
         found: dict[str, list[RowError]] = {file: [] for file in read}
         for row in rows:
-            shared = (("prompt", content(row)), ("answer", reference(row)), ("solution", row.id))
+            shared = (("prompt", content(row)), ("answer", reference(row)), ("difficulty", row.id), ("solution", row.id))
             if (field := next((pair for pair in shared if pair in faults), None)) is not None:
                 found[row.id.rpartition(":")[0]].append(RowError(faults[field], field[0], row.id))
         for file, errors in found.items():

@@ -11,7 +11,7 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
 from soundrl.fapo.corrected import Errors
-from soundrl.fapo.pending import PendingGroups
+from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Group, Prompt
 from soundrl.fapo.task import Task
 from soundrl.genrm.watch.probe import PROBED
@@ -45,7 +45,8 @@ class Recorder:
     def step(self, step: int, pending: PendingGroups, judge: Metrics | None, *measured: Metrics) -> Metrics:
         """All metrics of a step that has ended, those `measured` in it among them; `judge` is what the judge says of itself, None: it is
         asked now, and probed where that is due."""
-        groups = pending.groups()
+        trained, replaced = pending.groups(), scored(pending.replaced, whole=True)
+        groups = trained + replaced  # all that the policy has said of its data: without the latter it would look worse than it is
         # Every rank stops by what all see.
         judged = over_ranks(self.ranks.gather(self.judge.metrics(step) if judge is None else judge))
         if PROBED[0] in judged:
@@ -61,7 +62,9 @@ class Recorder:
         self.before = figures | self.before
         self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}
         self.folder.log(step, metrics)
-        self.folder.save_rollouts(step, groups)
+        self.folder.save_rollouts(step, trained)
+        if self.folder.config.rollout.refill:
+            self.folder.save_rollouts(step, replaced, "replaced")
         self.folder.save_trace(TIMELINE.drain())
         self.progress.step(step, metrics)
         return metrics

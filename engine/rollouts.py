@@ -42,21 +42,24 @@ class Rollouts:
         self.beside: Callable[[int], Beside] | None = None
         """By the step, who is told of each question to the judge"""
 
-    def __call__(self, prompts: Sequence[Prompt], step: int) -> PendingGroups:
-        """Sample and verify this rank's groups of `prompts`, the step's in their global order; each correct rollout goes to the judge as
-        it finishes, while others are still sampled. What an earlier start has sampled is not sampled again. Leaves early where the run is
-        asked to stop (`RANK.asked`)."""
+    def __call__(self, prompts: Sequence[Prompt], step: int, into: PendingGroups | None = None) -> PendingGroups:
+        """Sample and verify this rank's groups of `prompts`, the step's in their global order, or further ones of it, `into` those that are
+        there; each correct rollout goes to the judge as it finishes, while others are still sampled. What an earlier start has sampled is
+        not sampled again. Leaves early where the run is asked to stop (`RANK.asked`)."""
         rollout, run = self.config.rollout, self.config.run
         draw = Draw(run_seed=run.seed, phase="train", step=step, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
         asked = [(prompt.id, self.encode(prompt)) for prompt in prompts]
-        hand, own = self._dealt([self.expected(id_, len(tokens)) for id_, tokens in asked])
-        known = self.underway.begin(step, self.sampler.version, {prompts[i].id: (prompts[i], asked[i][1]) for i in hand})
+        hands, hand, own = self._dealt([self.expected(id_, len(tokens)) for id_, tokens in asked])
+        mine, version = {prompts[i].id: (prompts[i], asked[i][1]) for i in hand}, self.sampler.version
+        if into is None:
+            self.hands = hands
+        known = self.underway.begin(step, version, mine) if into is None else self.underway.more(version, mine)
         requests = [r for r in draw.requests([asked[i] for i in hand], rollout.samples) if (r.prompt_id, r.sample) not in known]
         self.underway.lacks(len(requests))
         with TIMELINE("generate"):
             # In the global order: what trains first is judged first.
             mine = [prompts[i] for i in sorted(own)]
-            pending = self._collect(mine, self._sampled(requests, prompts) if requests else (), self._told(step), known=known)
+            pending = self._collect(mine, self._sampled(requests, prompts) if requests else (), self._told(step), known=known, into=into)
             self.underway.flush()
         with TIMELINE("verify"):
             pending.outcomes()
@@ -70,7 +73,7 @@ class Rollouts:
         draw = Draw(**seeds, temperature=temperature, max_new_tokens=self.config.rollout.max_new_tokens, top_p=top_p)
         asked = [(prompt.id, self.encode(prompt)) for prompt in prompts]
         lengths = [self.expected(id_, len(tokens)) for id_, tokens in asked]
-        hand, own = self._dealt([length for length in lengths for _ in range(samples)])  # number = problem × samples + sample
+        _, hand, own = self._dealt([length for length in lengths for _ in range(samples)])  # number = problem × samples + sample
         requests = [draw.request(*asked[number // samples], number % samples) for number in hand]
         mine = {(asked[number // samples][0], number % samples) for number in own}
         problems = [prompts[i] for i in sorted({number // samples for number in own})]
@@ -99,11 +102,11 @@ class Rollouts:
         )
         TIMELINE.count(WON, TIMELINE.step.get("generate", 0.0) * (before / max(after, 1) - 1))
 
-    def _dealt(self, lengths: Sequence[float]) -> tuple[list[int], list[int]]:
-        """Indices of `lengths` that this rank's engine samples, longest first, and those of them that are this rank's."""
+    def _dealt(self, lengths: Sequence[float]) -> tuple[list[list[int]], list[int], list[int]]:
+        """Indices of `lengths` that each engine samples, longest first, those of this rank's engine, and of these this rank's own."""
         engine, place = divmod(self.ranks.rank, self.shared)
-        self.hands = deal(lengths, self.ranks.size // self.shared)
-        return self.hands[engine], self.hands[engine][place :: self.shared]
+        hands = deal(lengths, self.ranks.size // self.shared)
+        return hands, hands[engine], hands[engine][place :: self.shared]
 
     def _told(self, step: int) -> Beside | None:
         return None if self.beside is None else self.beside(step)
@@ -121,6 +124,7 @@ class Rollouts:
         beside: Beside | None,
         mine: set[tuple[str, int]] | None = None,
         known: Mapping[tuple[str, int], Rollout] = MappingProxyType({}),
+        into: PendingGroups | None = None,
     ) -> PendingGroups:
         """Of what is `sampled` the rollouts of `prompts`, and of these those that are `mine` (of an evaluation); None: all. Those that are
         `known` come first."""
@@ -135,7 +139,7 @@ class Rollouts:
                         self.underway.add(rollout)
                     yield rollout
 
-        pending = self.task.collect(prompts, finished(), beside)
+        pending = self.task.collect(prompts, finished(), beside, into)
         for group in pending:
             group.leaving = leaving
         return pending

@@ -33,6 +33,7 @@ from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recorder import Recorder
+from soundrl.engine.reference import reference_folder, reference_of
 from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.task import build_task
@@ -44,7 +45,7 @@ from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream
 from soundrl.fapo.measures import JudgeGoneError, TooManyUnknownError
-from soundrl.fapo.pending import PendingGroups
+from soundrl.fapo.pending import PendingGroup, PendingGroups
 from soundrl.fapo.records import Group, Prompt
 from soundrl.genrm.verdict import UNASKED
 
@@ -67,25 +68,25 @@ class Run:
             self.checkpoints = Checkpoints(self.folder.path / "checkpoints", ranks, config.run.save, progress.say)
             self.keeps = keeps_checkpoints(config.run, self.folder.path, ranks)
             saved = self.checkpoints.find() if self.folder.goes_on else None
-            start = policy_folder(config, ranks)
-            environment = build_environment(config.data.environment, config, tokenizer := load_tokenizer(start))
+            self.start = policy_folder(config, ranks)
+            environment = build_environment(config.data.environment, config, tokenizer := load_tokenizer(self.start))
             self.encode = encode = Encoder(tokenizer, config.max_prompt_tokens, environment.schemas)
             self.problems = Problems(config, environment)
             self.problems.check(encode, ranks, progress.say)
-            self.stream = PromptStream(self.problems.train, config.run.seed)
+            self.stream = PromptStream(self.problems.train, config.run.seed, config.data.difficulty)
             demonstrations = self.problems.demonstrations(encode) if config.warm_start.steps and not saved else None
             begins = saved is None or place_of(saved) == Place(0)
             self.judge = build_judge(config, environment, ranks, progress.say, begins)
             self.underway = Underway(self.folder.path / "underway", ranks)
             asked = RememberingJudge(self.judge.judge, self.underway) if config.judged_elsewhere and self.judge.judge else self.judge.judge
             self.task = build_task(config, environment, dataclasses.replace(self.judge, judge=asked))
-            self.policy = Policy(start, encode.tokenizer, config.model, ranks)
+            self.policy = Policy(self.start, encode.tokenizer, config.model, ranks)
             for line in cards(config):
                 progress.say(line)
             self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
             self.trainer = Trainer(self.policy, config.optim, config.loss, config.rollout.temperature, config.rollout.max_new_tokens)
             self.trainer.leave = self.leave
-            self.at: dict[str, Any] = {"step": 0, "version": 1, "marks": {}, "lengths": None}
+            self.at: dict[str, Any] = {"step": 0, "version": 1, "marks": {}, "lengths": None, "silent": []}
             """What was true when the last step ended, beside weights and moments (`snapshot`)"""
             if saved:
                 self._go_on(restore(saved, self.trainer, ranks))
@@ -119,9 +120,12 @@ class Run:
         return bool(self.problems.tests) and (last < 0 or (last < step and due(step, run.eval_every, run.steps)))
 
     def start_sampling(self) -> None:
-        """The sampler, with the policy's weights, and the judge."""
+        """The sampler, with the policy's weights, the reference and the judge."""
         config = self.config
         with users_mistakes(), TIMELINE("start_sampler"):
+            if config.loss.kl[0]:
+                folder = reference_folder(config, self.start, self.folder.path, self.keeps)
+                self.trainer.reference = reference_of(self.policy, folder, config.loss.kl[2])
             self.sampler = build_sampler(config, self.policy, self.ranks)
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
@@ -227,10 +231,11 @@ class Run:
         self.sync()  # its sleep took the sampler's weights
         return well
 
-    def leave(self, batch: StepBatch | None = None, window: Sequence[int] = ()) -> None:
-        """Ends the run, saved as it is now, where somebody has asked for it on any rank, or no judge is left for verdicts of `window`.
-        Passed by all ranks at the same places: when sampling has ended, and before each window of a step trains."""
-        asked = 1.0 if RANK.asked else 2.0 if batch is not None and self._unjudged(batch, window) else 0.0
+    def leave(self, batch: StepBatch | None = None, window: Sequence[int] = (), waited: Sequence[PendingGroup] = ()) -> None:
+        """Ends the run, saved as it is now, where somebody has asked for it on any rank, or no judge is left for verdicts of `window` or of
+        the `waited` ones. Passed by all ranks at the same places: when sampling has ended, and before each window of a step trains."""
+        own = [*waited, *(batch.owned[g] for g in window if batch is not None and g in batch.owned)]
+        asked = 1.0 if RANK.asked else 2.0 if self._unjudged(own) else 0.0
         if not self.ranks.max(asked):
             return
         self.trainer.optimizer.zero_grad()  # of a mini-batch that is trained again
@@ -247,9 +252,8 @@ class Run:
             raise PlannedStop(text + kept(self.folder.path))
         raise ComeAgain(text)
 
-    def _unjudged(self, batch: StepBatch, window: Sequence[int]) -> bool:
-        own = [batch.owned[g].made() for g in window if g in batch.owned]
-        lost = any(v is not None and v.reason in UNASKED for group in own for v in group.verdicts)
+    def _unjudged(self, own: Sequence[PendingGroup]) -> bool:
+        lost = any(v is not None and v.reason in UNASKED for group in own for v in group.made().verdicts)
         return lost and self.judge.gone
 
     def ended(self, step: int) -> None:
@@ -271,10 +275,11 @@ class Run:
             "judge": self.judge.state(),
             "lengths": None if version else self.rollouts.expected.state(),
             "marks": self.folder.mark(step),
+            "silent": self.at["silent"] if step == self.step else [],  # of the step under way, `refill.silent`
         }
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        self.at, self.folder.marks, TIMELINE.steps = state, state["marks"], state["step"]
+        self.at, self.folder.marks, TIMELINE.steps = {"silent": []} | state, state["marks"], state["step"]
         self.trainer.within = state["within"]
         self.underway.needed = str(self.checkpoints.folder / self.place.name) if self.place.within else ""
         self.stream.load_state_dict(state["stream"])

@@ -14,7 +14,12 @@ from soundrl.genrm.task import CriticTask
 
 def build_task(config: Config, environment: Environment, built: BuiltJudge) -> Task:
     """With the judge that has been `built`, which belongs to the run."""
-    settings = reward_settings(config)
+    settings, refill = reward_settings(config), config.rollout.refill
+    if refill and settings.lam and built.phase is not None:
+        raise ValueError(
+            f"rollout.refill {refill} waits for verdicts while the policy is awake, but the judge sleeps then (the plan's reason: --plan); "
+            "set --rollout.refill 0, give the judge memory of its own (genrm.urls on another machine), or --fapo.lam 0"
+        )
     if config.run.critic and answers(type(environment)):
         raise ValueError(f"run.task {config.run.task} trains on one turn, but data.train {config.data.environment} answers; use another")
     if config.run.critic:

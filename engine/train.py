@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 from soundrl.engine.config import Config
 from soundrl.engine.exchange import exchange
+from soundrl.engine.refill import learned, refilled
 from soundrl.engine.run import Run
 from soundrl.engine.schedule import minibatches
 from soundrl.engine.timeline import TIMELINE
@@ -35,14 +36,17 @@ def train_step(run: Run, step: int) -> None:
         prompts = distinct(run.stream.take(config.rollout.prompts))  # of the global order, whatever the number of ranks
         pending = run.rollouts(prompts, step)  # each rollout is verified and judged as it finishes
         run.leave()  # saves and stops where somebody has asked for it; so do the windows of training
+        prompts, filled = refilled(run, prompts, pending, step)  # what trains nothing gives way to the next prompts
         run.sampler.sleep()
-        batch = exchange(prompts, pending, ranks)  # every rank: tokens, log-probabilities and outcomes of all rollouts
+        # Every rank: tokens, log-probabilities and outcomes of all rollouts. With a KL term all of them train.
+        batch = exchange(prompts, pending, ranks, everything=config.loss.kl[0] > 0)
         judge = run.before_training(step, pending)
         parts = minibatches(batch, config.optim.minibatch_prompts, config.optim.microbatch_tokens)
         trained = run.trainer.train(parts, TIMELINE("judge_wait")(pending.groups))
         run.rollouts.learn(prompts, batch)
+        filled |= learned(run, pending)
         gate = run.sync()
-    metrics = run.recorder.step(step, pending, judge, trained, gate)
+    metrics = run.recorder.step(step, pending, judge, filled, trained, gate)
     run.watch(step, metrics)
     run.evaluate(step)
     run.ended(step)

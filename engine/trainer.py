@@ -53,6 +53,8 @@ class Trainer:
         self.within, self.totals, self.late = 0, dict[str, float](), dict[int, np.ndarray]()
         """Of the step under way: mini-batches trained, what they add up to, and what `StepBatch.old_logprobs` was when it began."""
         self.leave: Leave = lambda batch, window: None
+        self.reference: Policy | None = None
+        """Of the KL term, where there is one"""
 
     def state(self) -> dict[str, Any]:
         """Plain JSON; with weights and moments all that the next step depends on."""
@@ -132,17 +134,19 @@ class Trainer:
         return float(sum(s.own for s in samples))
 
     @torch.no_grad()
-    def take_old_logprobs(self, batch: StepBatch, indices: Sequence[int]) -> None:
-        """Log-probabilities of these samples under the present weights, computed where they are dealt to, then on every rank."""
+    def logprobs(self, policy: Policy, batch: StepBatch, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        """Log-probabilities of these samples under a policy's present weights, computed where they are dealt to, then on every rank."""
         rounds = micro_batches([batch.samples[i].length for i in indices], self.ranks.size, self.settings.microbatch_tokens)
         own = [np.empty(0, dtype=np.float32)]
         for each in rounds:
-            packed = pack([batch.samples[indices[i]] for i in each[self.ranks.rank]], self.ranks.device)
-            own.append(self.policy.response_logprobs(packed, self.temperature)[0].float().cpu().numpy())
+            packed = pack([batch.samples[indices[i]] for i in each[self.ranks.rank]], policy.ranks.device)
+            own.append(policy.response_logprobs(packed, self.temperature)[0].float().cpu().numpy())
+        found = dict[int, np.ndarray]()
         for rank, values in enumerate(self.ranks.gather_array(np.concatenate(own))):
             order = [indices[i] for each in rounds for i in each[rank]]
             bounds = np.cumsum([batch.samples[i].own for i in order])
-            batch.old_logprobs.update(zip(order, np.split(values, bounds[:-1]), strict=True))
+            found.update(zip(order, np.split(values, bounds[:-1]), strict=True))
+        return found
 
     @TIMELINE("train")
     def train(self, minibatches: Sequence[Minibatch], rest: Callable[[], object] = lambda: None) -> dict[str, float]:
@@ -153,25 +157,30 @@ class Trainer:
         exactly zero gradient: they count in the denominator and are not trained. Goes on where an interrupted step has stopped (`within`);
         `rest` waits for what trains nothing and belongs to the step (verdicts where λ = 0). Returns metrics over the whole batch.
         """
+        batch, candidates = minibatches[0].batch, [minibatch.candidates() for minibatch in minibatches]
+        if self.reference is not None:
+            with TIMELINE.detail("reference's log-probs"):  # of all, after a restart too: dealt alike, they are the same bits
+                batch.reference_logprobs.update(self.logprobs(self.reference, batch, list(chain(*candidates))))
         if self.within:
-            minibatches[0].batch.old_logprobs.update(self.late)  # the weights that sampled are gone
-        elif late := [i for minibatch in minibatches[1:] for i in minibatch.candidates()]:
+            batch.old_logprobs.update(self.late)  # the weights that sampled are gone
+        elif late := list(chain(*candidates[1:])):
             with TIMELINE.detail("old log-probs"):
-                self.take_old_logprobs(minibatches[0].batch, late)
+                batch.old_logprobs.update(self.logprobs(self.policy, batch, late))
         totals = self.totals or dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
         for minibatch in minibatches[self.within :]:
-            batches = (packed for window in minibatch.trained(self.leave) for packed in self.packed(window))
-            stats = self.backward(batches, max(self.count(minibatch.samples), 1.0), self.policy_loss)
+            micro = (packed for window in minibatch.trained(self.leave) for packed in self.packed(window))
+            stats = self.backward(micro, max(self.count(minibatch.samples), 1.0), self.policy_loss)
             with TIMELINE.detail("optimizer"):
                 stats |= self.update(self.learning_rate())
             self.totals = totals = {name: totals[name] + stats[name] for name in totals}
             self.within += 1
         rest()
-        self.leave(minibatches[0].batch, ())
+        self.leave(batch, ())
         self.within, self.totals, self.late = 0, {}, {}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)
         known = max(totals["tokens"] - totals["not_finite"], 1.0)
-        return {
+        to_reference = {"loss/kl_reference": totals["reference_kl"] / tokens} if self.reference is not None else {}
+        return to_reference | {
             "loss/policy": totals["loss"] / steps,
             "loss/entropy": totals["entropy"] / tokens,
             "loss/clip_low": totals["clip_low"] / tokens,

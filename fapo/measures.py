@@ -21,7 +21,7 @@ def common(groups: Sequence[Group]) -> dict[str, float]:
     rewards = [reward for group in groups for reward, kept in zip(group.rewards, group.kept, strict=True) if kept]
     return {
         "groups": len(groups),
-        "signal": sum(any(advantage != 0.0 for advantage in group.advantages) for group in groups),
+        "signal": sum(group.signal for group in groups),
         "rollouts": len(rollouts),
         "kept": len(rewards),
         "reward": sum(rewards),

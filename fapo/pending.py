@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,20 +85,41 @@ class PendingGroup:
         if self._group is not None:
             return self._group
         waits = whole or self.undecided
-        said = [outcome.result() for _, outcome, _ in self.entries]
-        group = Group(
+        # Where nothing hangs on it, who is late is None, and would change nothing.
+        group = self._of([(r, said, self._verdict(verdict) if waits or verdict.done() else None) for r, said, verdict in self.entries])
+        if waits:
+            self._group = group
+        return group
+
+    def signal(self) -> bool:
+        """Whether rewards differ, verdicts included, so that it trains something. Waits for no more verdicts than decide it, and as long as
+        `made` would: once two known rewards differ, no verdict can take that away.
+
+        Example, λ = 1: of right, right, wrong the first verdict decides, be it sound or flawed; of right, right, right the first two that
+        differ, or all of them.
+        """
+        while not (self.ready or self.leaving()):
+            known = self._of([(r, said, verdict.result()) for r, said, verdict in self.entries if verdict.done()])
+            self.assign([known])
+            if known.signal:
+                return True
+            left, late = self._left(), [verdict for _, _, verdict in self.entries if not verdict.done()]
+            wait(late, LOOK if left is None else min(LOOK, left), FIRST_COMPLETED)
+        (group,) = scored([self])
+        return group.signal
+
+    def _of(self, entries: Iterable[tuple[Rollout, Future[Said], Verdict | None]]) -> Group:
+        rollouts, outcomes, verdicts = (list(part) for part in zip(*entries, strict=True)) if (entries := list(entries)) else ([], [], [])
+        said = [outcome.result() for outcome in outcomes]
+        return Group(
             prompt=self.prompt,
-            rollouts=self.rollouts,
+            rollouts=rollouts,
             outcomes=[each.outcome for each in said],
             scores=[each.reward for each in said],
             extracted=[each.extracted for each in said],
             reasons=[each.reason for each in said],
-            # Where nothing hangs on it, who is late is None, and would change nothing.
-            verdicts=[self._verdict(verdict) if waits or verdict.done() else None for _, _, verdict in self.entries],
+            verdicts=verdicts,
         )
-        if waits:
-            self._group = group
-        return group
 
     def _left(self) -> float | None:
         return None if self.until is None else max(0.0, self.until - time.monotonic())
@@ -121,19 +142,34 @@ def scored(pending: Sequence[PendingGroup], whole: bool = False) -> list[Group]:
 
 
 class PendingGroups:
-    """The groups of a batch, in prompt order. `deadline`: seconds until verdicts are given up, from the end of sampling."""
+    """The groups of a batch, in prompt order. `deadline`: seconds until verdicts are given up, from the end of sampling. `replaced` ones
+    train no more, and are kept for the record."""
 
     def __init__(
         self, prompts: Sequence[Prompt], assign: Callable[[Sequence[Group]], None], decisive: bool, deadline: float | None = None
     ) -> None:
-        self.by_prompt = {prompt.id: PendingGroup(prompt, assign, decisive) for prompt in prompts}
-        self.deadline = deadline
+        self.assign, self.decisive, self.deadline = assign, decisive, deadline
+        self.by_prompt: dict[str, PendingGroup] = {}
+        self.replaced: list[PendingGroup] = []
         self.asked: dict[str, Call] = {}
         self.held: list[tuple[Future[Said], Callable[[Future[Said]], None]]] = []
         """Questions for a judge that sleeps; `ask` puts them."""
-        if len(self.by_prompt) != len(prompts):
-            raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
+        self.more(prompts)
         announce(self)
+
+    def more(self, prompts: Sequence[Prompt]) -> list[PendingGroup]:
+        """New groups, of these prompts. ValueError where two of the batch share an id."""
+        new = {prompt.id: PendingGroup(prompt, self.assign, self.decisive) for prompt in prompts}
+        if len(new) < len(prompts) or new.keys() & self.by_prompt.keys():
+            raise ValueError("two prompts of one batch share an id; ids must be unique within a data set")
+        self.by_prompt = self.by_prompt | new  # another dictionary: who watches for a hang may be looking through this one
+        return list(new.values())
+
+    def replace(self, ids: Iterable[str]) -> None:
+        """The groups of these prompts, those of them that are here, train no more."""
+        gone = set(ids)
+        self.replaced += [group for id_, group in self.by_prompt.items() if id_ in gone]
+        self.by_prompt = {id_: group for id_, group in self.by_prompt.items() if id_ not in gone}
 
     def __iter__(self) -> Iterator[PendingGroup]:
         return iter(self.by_prompt.values())
@@ -163,10 +199,10 @@ class PendingGroups:
                     out.append(f"the verdict {name}, {asked}{left}")
         return out
 
-    def sampled(self) -> PendingGroups:
-        """Every rollout has been added: the deadline runs from now."""
+    def sampled(self, groups: Iterable[PendingGroup]) -> PendingGroups:
+        """Every rollout of `groups` has been added: their deadline runs from now."""
         if self.deadline is not None:
-            for pending in self:
+            for pending in groups:
                 pending.until = time.monotonic() + self.deadline
         return self
 
@@ -180,7 +216,7 @@ class PendingGroups:
         held, self.held = self.held, []
         for outcome, ask in held:
             outcome.add_done_callback(ask)
-        return self.sampled()
+        return self.sampled([*self, *self.replaced])
 
     def outcomes(self) -> None:
         """Wait until every rollout is verified (the verifier ends each within its own limit)."""

@@ -210,3 +210,8 @@ class Group:
     advantages: list[float] = field(default_factory=list)
     kept: list[bool] = field(default_factory=list)
     """False = left the group (unknown outcome or verdict): no gradient, and no part in the group's mean and spread."""
+
+    @property
+    def signal(self) -> bool:
+        """Whether it trains anything: some of its rewards differ."""
+        return any(advantage != 0.0 for advantage in self.advantages)

@@ -24,8 +24,11 @@ class Task(Protocol):
     """What the engine trains on: turns finished rollouts into groups with rewards, and says what to count. `ReasoningTask` here,
     `soundrl.genrm.task.CriticTask` for the GenRM."""
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None) -> PendingGroups:
-        """Consume `rollouts` in whatever order they finish. Nothing waits for `beside`."""
+    def collect(
+        self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None, into: PendingGroups | None = None
+    ) -> PendingGroups:
+        """Consume `rollouts` in whatever order they finish, `into` the groups of the same step where there are some. Nothing waits for
+        `beside`."""
         ...
 
     def assign(self, groups: Sequence[Group]) -> None:
@@ -118,26 +121,29 @@ class ReasoningTask(Task):
                 out["true_sound"] = (sums["correct"] - sums["true_flawed"]) / verified(sums)
         return out
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None) -> PendingGroups:
+    def collect(
+        self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None, into: PendingGroups | None = None
+    ) -> PendingGroups:
         """Each rollout is verified and judged while the next are sampled."""
         judge = self.judge
         decisive = self.judge is not None and self.settings.lam > 0
-        pending = PendingGroups(prompts, self.assign, decisive, self.deadline)
+        pending = PendingGroups((), self.assign, decisive, self.deadline) if into is None else into
+        new = pending.more(prompts)
         # Mini-batches train in this order: verdicts that are needed first are asked for first.
         places = {prompt.id: place for place, prompt in enumerate(prompts)}
 
-        def ask(rollout: Rollout, verdict: Future[Verdict | None], outcome: Future[Said]) -> None:
+        def ask(prompt: Prompt, rollout: Rollout, verdict: Future[Verdict | None], outcome: Future[Said]) -> None:
             """Runs when the outcome is there, on whichever thread brought it; a failure must reach the waiting thread."""
             try:
                 if judge is None or outcome.result().outcome is not Outcome.CORRECT:
                     verdict.set_result(None)
                     return
                 call = Call(time.perf_counter())
-                answer = judge.submit(pending.by_prompt[rollout.prompt_id].prompt, rollout, places[rollout.prompt_id])
+                answer = judge.submit(prompt, rollout, places[prompt.id])
                 if beside is not None:
-                    beside(pending.by_prompt[rollout.prompt_id].prompt, rollout, answer, places[rollout.prompt_id])
+                    beside(prompt, rollout, answer, places[prompt.id])
                 if not answer.done():
-                    pending.asked[f"{rollout.prompt_id} {rollout.sample}"] = call
+                    pending.asked[f"{prompt.id} {rollout.sample}"] = call
 
                 def deliver(v: Future[Verdict]) -> None:
                     call.end = time.perf_counter()
@@ -153,7 +159,7 @@ class ReasoningTask(Task):
             outcome = said if isinstance(said, Future) else done(said)
             group.add(rollout, outcome, verdict)
             if self.judge_sleeps:
-                pending.held.append((outcome, partial(ask, rollout, verdict)))
+                pending.held.append((outcome, partial(ask, group.prompt, rollout, verdict)))
             else:
-                outcome.add_done_callback(partial(ask, rollout, verdict))
-        return pending.sampled()
+                outcome.add_done_callback(partial(ask, group.prompt, rollout, verdict))
+        return pending.sampled(new)

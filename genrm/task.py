@@ -57,8 +57,11 @@ class CriticTask(Task):
         # Nothing is taken from a verdict a second time, and no rollout leaves its group: an unknown verdict is a reward of −1 here.
         self.settings, self.process, self.prompt = replace(settings, lam=0.0), process, PROMPTS[prompt]
 
-    def collect(self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None) -> PendingGroups:
-        pending = PendingGroups(prompts, self.assign, decisive=False)
+    def collect(
+        self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None, into: PendingGroups | None = None
+    ) -> PendingGroups:
+        pending = PendingGroups((), self.assign, decisive=False) if into is None else into
+        pending.more(prompts)
         for rollout in rollouts:
             prompt = pending.by_prompt[rollout.prompt_id].prompt
             verdict = self.prompt.read(Reply(rollout.text, rollout.finish_reason), prompt.steps or 1)

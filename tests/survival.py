@@ -47,7 +47,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def rollouts(folder: Path) -> dict[tuple, str]:
     """A digest of each rollout by step, kind, prompt and sample."""
     run, out = RunReader(folder), {}
-    for kind in ("train", "eval"):
+    for kind in ("train", "replaced", "eval"):
         for step in run.steps(kind):
             for row in run.rollouts(step, kind):
                 row = {name: value for name, value in row.items() if not name.startswith("judge_")}

@@ -21,6 +21,8 @@ VARIANTS: dict[str, dict] = {
     "recomputed": {"budget": 128, "checkpointing": True},
     "bf16": {"budget": 128, "dtype": "bfloat16"},
 }
+ESTIMATES = {"k1": "sharded", "k2": "asleep", "k3": "cpu"}
+KL = 0.3
 KINDS = ("opt", "qwen3", "llama", "qwen2")
 
 
@@ -32,6 +34,10 @@ def computed(torchrun_once, tmp_path_factory) -> dict:
     one = {(kind, name): case | {"folder": folders[kind]} for kind in KINDS[:2] for name, case in VARIANTS.items()}
     one |= {(kind, "split"): VARIANTS["split"] | {"folder": folders[kind]} for kind in KINDS[2:]}
     two = {(kind, "two ranks"): VARIANTS["split"] | {"folder": folders[kind]} for kind in KINDS[:2]}
+    folders["reference"] = str(write_tiny(root / "reference", "qwen3", seed=1))
+    for kl, place in ESTIMATES.items():
+        one["qwen3", kl] = VARIANTS["split"] | {"folder": folders["qwen3"], "reference": folders["reference"], "kl": (KL, kl, place)}
+    two["qwen3", "k3 on two"] = one["qwen3", "k3"]
     results = {}
     for ranks, cases in ((1, one), (2, two)):
         results |= dict(zip(cases, torchrun_once("gradients", ranks, cases=list(cases.values())), strict=True))
@@ -57,31 +63,54 @@ def test_two_ranks_and_any_split_give_the_gradient_of_one(computed, kind):
     assert relative(case["uncorrected"]["gradient"], whole["gradient"]) > 1e-2
 
 
-def padded_gradients(model) -> tuple[float, dict[str, torch.Tensor]]:
-    """The same loss, written independently: one padded batch, eager attention, a loop over tokens."""
+def padded_gradients(model, reference=None, kl: str = "") -> tuple[float, dict[str, torch.Tensor], float]:
+    """The same loss, written independently: one padded batch, eager attention, a loop over tokens; and the sum of the KL estimates
+    (http://joschu.net/blog/kl-approx.html)."""
     rows = fixed_samples()
     width = max(s.length for s in rows)
     ids = torch.tensor([[*s.prompt_tokens, *s.tokens] + [0] * (width - s.length) for s in rows])
     mask = torch.tensor([[1] * s.length + [0] * (width - s.length) for s in rows])
-    log_p = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.float() / 0.9, -1)
-    loss = torch.zeros(())
+    log_p, log_r = (
+        torch.log_softmax(m(input_ids=ids, attention_mask=mask).logits.float() / 0.9, -1) if m else None for m in (model, reference)
+    )
+    loss, drift = torch.zeros(()), torch.zeros(())
     for i, s in enumerate(rows):
         for j, token in enumerate(s.tokens):
             value = log_p[i, len(s.prompt_tokens) + j - 1, token]
             weight = min(math.exp(value.item() - s.logprobs[j]), 2.0)  # TIS, cap 2
             loss = loss - s.advantage * weight * torch.exp(value - value.detach())
-    loss = loss / sum(len(s.tokens) for s in rows)
+            if log_r is not None:
+                gap = log_r[i, len(s.prompt_tokens) + j - 1, token].detach() - value
+                drift = drift + {"k1": -gap, "k2": gap**2 / 2, "k3": torch.exp(gap) - 1 - gap}[kl]
+    loss = (loss + KL * drift) / sum(len(s.tokens) for s in rows)
     loss.backward()
-    return loss.item(), {name: p.grad.double() for name, p in model.named_parameters()}
+    return loss.item(), {name: p.grad.double() for name, p in model.named_parameters()}, drift.item()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_equals_padded_transformers(computed, kind):
     """Loss and gradients of our packed forward against plain transformers."""
     model = AutoModelForCausalLM.from_pretrained(computed["folders"][kind], dtype=torch.float32, attn_implementation="eager")
-    loss, gradients = padded_gradients(model)
+    loss, gradients, _ = padded_gradients(model)
     assert computed[kind, "split"]["loss"] == pytest.approx(loss, rel=1e-5)
     assert relative(computed[kind, "split"]["gradient"], gradients) <= 1e-5
+
+
+@pytest.mark.parametrize("kl", ESTIMATES)
+def test_the_kl_to_a_reference_is_that_of_plain_transformers(computed, kl):
+    """Loss, gradient and estimate, samples without advantage included."""
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(computed["folders"][name], dtype=torch.float32, attn_implementation="eager")
+        for name in ("qwen3", "reference")
+    )
+    loss, gradients, drift = padded_gradients(policy, reference, kl)
+    for case in ("k3", "k3 on two") if kl == "k3" else (kl,):
+        said = computed["qwen3", case]
+        assert (said["loss"], said["kl"]) == (pytest.approx(loss, rel=1e-5), pytest.approx(drift, rel=1e-5))
+        assert relative(said["gradient"], gradients) <= 1e-5
+        assert said["tokens"] == sum(len(s.tokens) for s in fixed_samples()) > computed["qwen3", "split"]["tokens"]
+    # Inverse: the term is no small part of the gradient.
+    assert relative(computed["qwen3", "split"]["gradient"], gradients) > 0.1
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(torchrun, tmp_path):

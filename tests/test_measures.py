@@ -97,6 +97,7 @@ def test_the_run_stops_when_the_verifier_fails_without_a_judge_too():
 def test_a_prompt_twice_in_a_batch_gets_an_id_of_its_own():
     a, b = Prompt(id="a", text="?", answer="1"), Prompt(id="b", text="?", answer="1")
     assert [p.id for p in distinct([a, b, a, a])] == ["a", "b", "a#2", "a#3"]
+    assert [p.id for p in distinct([a, b, a], distinct([a, a]))] == ["a#3", "b", "a#4"]
 
 
 def test_schedules():

@@ -9,7 +9,7 @@ from conftest import start
 from tiny import write_tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from soundrl.engine.config import Config
+from soundrl.engine.config import Config, Loss
 from soundrl.engine.launch.launch import UserError, plan_arguments
 from soundrl.engine.recipes import RECIPES, fapo_7b
 from soundrl.engine.tools.plan import CONTEXT, GIB, judge_needs, memory_plan, planned, shapes, trainer_state, trainer_work
@@ -61,6 +61,11 @@ def test_a_7b_plan_from_its_config_alone(of):
     assert plan.peaks["sampling"] == max(plan.peaks.values()) and plan.sequences > 20
     with pytest.raises(ValueError, match="needs .* GiB while sampling, but there are 80.0; use more GPUs"):
         memory_plan(fapo_7b(), of, 2, 80 * GIB, "cuda").check()
+    kept, away = (replace(fapo_7b(), loss=Loss(kl=(0.01, "k3", place))) for place in ("sharded", "cpu"))
+    for config, name, more in ((kept, "reference", of.parameters * 2 / 32), (away, "reference, on the host", 0.0)):
+        other = memory_plan(config, of, 32, 80 * GIB, "cuda")
+        assert other.parts[name] == of.parameters * 2 / 32  # in the type that it computes in
+        assert {phase: peak - plan.peaks[phase] for phase, peak in other.peaks.items()} == pytest.approx(dict.fromkeys(plan.peaks, more))
     with pytest.raises(ValueError, match="rollout.memory leaves vLLM 0.0 GiB of KV cache"):
         memory_plan(fapo_7b(), of, 32, 24 * GIB, "cuda").check()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundrl.fapo.data.prompt_stream import PromptStream, shuffled
+from soundrl.fapo.data.prompt_stream import PromptStream, distinct, shuffled
 from soundrl.fapo.records import Prompt
 
 
@@ -93,9 +93,79 @@ def test_state_of_other_data_is_refused() -> None:
     for cursor in (-1, 1.5, True, "4"):
         with pytest.raises(ValueError, match="expected a count of prompts"):
             PromptStream(listed(6), seed=1).load_state_dict({**state, "cursor": cursor})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="expected cursor, seed and digest, found"):
+    with pytest.raises(ValueError, match="expected cursor, seed, digest, found"):
         stream.load_state_dict({"cursor": 1})
     assert stream.cursor == 4, "a refused state changes nothing"
+
+
+def test_the_first_epoch_goes_from_easy_to_hard() -> None:
+    prompts = [replace(prompt, difficulty=float(number // 3)) for number, prompt in enumerate(listed(9))]
+    stream, plain = PromptStream(prompts, 4, ("level", 0)), PromptStream(prompts, 4)
+    first, usual = stream.take(9), plain.take(9)
+    assert [prompt.difficulty for prompt in first] == [0.0] * 3 + [1.0] * 3 + [2.0] * 3
+    for level in (0.0, 1.0, 2.0):  # who is alike comes in the usual order
+        assert [p.id for p in first if p.difficulty == level] == [p.id for p in usual if p.difficulty == level]
+    assert ids(stream.take(9)) == ids(plain.take(9))  # the second epoch is shuffled as ever
+    assert ids(first) == ids(PromptStream(prompts[::-1], 4, ("level", 0)).take(9)) != ids(usual)
+    harder = [replace(prompt, difficulty=9.0) for prompt in prompts]
+    with pytest.raises(ValueError, match="the data differ"):  # another order
+        PromptStream(harder, 4, ("level", 0)).load_state_dict(stream.state_dict())
+    with pytest.raises(ValueError, match=r"data.difficulty level: 1 of 9 problems have no number there \(first: set:3\)"):
+        PromptStream([replace(p, difficulty=None) if p.id == "set:3" else p for p in prompts], 4, ("level", 0))
+
+
+def visited(stream: PromptStream, epochs: int, trains: str = "01234") -> Counter[str]:
+    """Visits in so many epochs of ten problems, in steps of 4, in which those whose number is one of `trains` train something."""
+    found: Counter[str] = Counter()
+    while stream.cursor < 10 * epochs:
+        batch = distinct(stream.take(4))
+        found.update(prompt.id.partition("#")[0] for prompt in batch)
+        stream.learn({prompt.id: prompt.answer in trains for prompt in batch})
+    return found
+
+
+def test_who_trains_nothing_is_visited_less_often_until_it_does() -> None:
+    stream = PromptStream(listed(10), 0, ("", 2))
+    found = visited(stream, 200)
+    assert all(198 <= found[f"set:{number}"] <= 202 for number in range(5))
+    assert all(30 <= found[f"set:{number}"] <= 70 for number in range(5, 10))  # two, and a quarter of the rest
+    assert stream.silent.keys() == {f"set:{number}" for number in range(5, 10)}
+    assert all(found[f"set:{number}"] == stream.silent[f"set:{number}"] for number in range(5, 10))
+    visited(stream, 230, "0123456789")
+    assert not stream.silent  # each has been met again
+    assert all(29 <= n <= 31 for n in visited(stream, 260, "0123456789").values())
+    # Inverse: without the setting nobody is passed over, whatever is learnt.
+    assert set(visited(PromptStream(listed(10), 0), 20).values()) <= {19, 20, 21}
+
+
+def test_a_visit_that_trains_something_begins_the_count_anew_and_names_of_one_step_are_told_apart() -> None:
+    stream = PromptStream(listed(3), 0, ("", 2))
+    assert stream.learn({"set:0": False, "set:1": False, "set:1#2": False}) == {"data/passed_over": 0.0, "data/seldom": 1.0}
+    stream.learn({"set:0": True, "set:1#2": True, "set:1": False})
+    assert stream.silent == {}
+    stream.learn({"set:1": False, "set:1#2": False})
+    while not stream.passed:
+        stream.take(3)
+    assert stream.learn({})["data/passed_over"] > 0 and stream.passed == 0
+
+
+def test_what_has_trained_nothing_goes_with_the_state() -> None:
+    straight = PromptStream(listed(10), 5, ("", 1))
+    visited(straight, 3)
+    straight.take(3)  # in the middle of a step
+    state = json.loads(json.dumps(straight.state_dict()))
+    resumed = PromptStream(listed(10), 5, ("", 1))
+    resumed.load_state_dict(state)
+    assert [ids(straight.take(4)) for _ in range(9)] == [ids(resumed.take(4)) for _ in range(9)]
+    forgets = PromptStream(listed(10), 5, ("", 1))
+    forgets.load_state_dict(state | {"silent": {}})
+    assert [ids(forgets.take(4)) for _ in range(9)] != [ids(resumed.take(4)) for _ in range(9)]  # inverse
+
+
+def test_what_has_no_end_has_no_epochs() -> None:
+    for difficulty in (("level", 0), ("", 3)):
+        with pytest.raises(ValueError, match=r"data.train has no end: no problem comes twice, .*; set --data.difficulty \"\" 0"):
+            PromptStream(Endless(0), 0, difficulty)
 
 
 def test_arguments_that_are_refused() -> None:

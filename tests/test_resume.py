@@ -14,26 +14,47 @@ from soundrl.engine.files.run_folder import FREE, differences, goes_on
 from soundrl.engine.launch.launch import parse_arguments
 from soundrl.engine.recipes import arith
 
+REFILL = (
+    *("--rollout.samples", 3, "--rollout.refill", 400, "--loss.kl", 0.01, "k3", "asleep"),
+    *("--data.train", "tests/workers/few.py:Few", "--data.difficulty", "length", 1),
+)
+"""Steps whose prompts, and whose loss, hang on more than themselves."""
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> dict:
+    """Without overlap."""
     folder = tmp_path_factory.mktemp("whole")
-    done = job(folder)
+    done = job(folder, *REFILL, "--run.no-overlap")
     assert done.returncode == 0, said(done)
     return everything(folder / "arith")
 
 
-def test_a_run_that_is_stopped_between_two_optimizer_steps_goes_on_from_there(uninterrupted, tmp_path):
-    stopped = job(tmp_path, KILL="after an optimizer step,SIGTERM,5", WITNESS=tmp_path / "witness")
-    assert (tmp_path / "witness").exists() and stopped.returncode == 0, said(stopped)
+def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, tmp_path):
+    """Killed while groups of step 2 are refilled, then, behind steps that are trained once more, stopped between two optimizer steps."""
+    steps = [row for row in uninterrupted["metrics"] if "refill/groups" in row]
+    sampled = 1 + steps[0]["refill/rounds"]  # how often step 1 has sampled
+    killed = job(tmp_path, *REFILL, KILL=f"sampled,all,{sampled + 2:.0f}", WITNESS=tmp_path / "witness")
+    assert (tmp_path / "witness").exists() and killed.returncode != 0, said(killed)
+    stopped = job(tmp_path, *REFILL, KILL="after an optimizer step,SIGTERM,5", WITNESS=tmp_path / "another")
+    assert (tmp_path / "another").exists() and stopped.returncode == 0, said(stopped)
     (*_, line) = stopped.stderr.splitlines()
     assert line.startswith("stopped by SIGTERM in step 3; kept: ") and "step-000002+1; the same command goes on: python " in line, said(
         stopped
     )
     assert "Traceback" not in stopped.stderr
-    done = job(tmp_path)
+    decided = json.loads((tmp_path / "arith" / "checkpoints" / "step-000002+1" / "state.json").read_bytes())["silent"]
+    assert len(decided) == 1 + steps[2]["refill/rounds"] and decided[0]
+    done = job(tmp_path, *REFILL)
     assert done.returncode == 0 and "step-000002+1: 2 of 5 steps are done" in done.stdout, said(done)
+    (state,) = (tmp_path / "arith" / "checkpoints").glob("step-000004/state.json")
+    assert json.loads(state.read_bytes())["stream"]["silent"]  # witness: some were to come less often
+    assert sum(row["data/passed_over"] for row in steps) > 0
     assert_equal(everything(tmp_path / "arith"), uninterrupted)
+    assert steps[1]["refill/rounds"] > 0 < steps[2]["refill/rounds"]  # witness: where it was killed and stopped
+    assert sum(row["refill/groups"] for row in steps) > 0
+    assert {kind for _, kind, _, _ in uninterrupted["rollouts"]} == {"train", "replaced", "eval"}
+    assert 0 < steps[0]["loss/kl_reference"] < 0.1 * steps[4]["loss/kl_reference"]  # it moves away from where it began
 
 
 def begun(folder: Path, config) -> Path:

@@ -1,6 +1,7 @@
 """A rank's rollouts of one step on disk: an Arrow stream of zstd record batches, appended as groups come.
 
     rollouts/step-000012/rank-0.arrows                         training
+    rollouts/step-000012/rank-0.replaced-.arrows               sampled for training, and replaced (`rollout.refill`)
     rollouts/step-000012/rank-0.eval-aime24%2Ftest.arrows      an evaluation of the set aime24/test
 
 A stream needs no footer: what a killed run leaves (`….arrows.part`) reads up to its last whole batch. Rank 0 ends its file after all the
@@ -27,7 +28,7 @@ SCHEMA = pa.schema(
     {
         "prompt_id": pa.string(),
         "sample": pa.int32(),
-        "kind": pa.string(),  # train, eval or probe
+        "kind": pa.string(),  # train, replaced (by `rollout.refill`), eval or probe
         "set": pa.string(),
         "prompt": pa.string(),
         "answer": pa.string(),

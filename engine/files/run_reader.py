@@ -62,7 +62,7 @@ class RunReader:
 
     def table(self, step: int, kind: str = "train", set: str | None = None) -> pa.Table:
         """A row a rollout, in the order of ranks; columns of `rollout_file.SCHEMA`, null where an earlier format has none. `kind`: `train`,
-        `eval` or `probe`; `set`: one data set of them alone."""
+        `replaced`, `eval` or `probe`; `set`: one data set of them alone."""
         folder = self.path / "rollouts" / f"step-{step:06d}"
         if kind == "train" and folder.with_suffix(".jsonl").is_file():
             table = old_rollouts(folder.with_suffix(".jsonl"))
@@ -130,7 +130,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def main(run: Annotated[Path, tyro.conf.Positional], step: Annotated[int, tyro.conf.Positional], /, kind: str = "train") -> None:
-    """Print the rollouts of a step, without their tokens; `kind`: train, eval or probe."""
+    """Print the rollouts of a step, without their tokens; `kind`: train, replaced, eval or probe."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     try:
         table = RunReader(run).table(step, kind)

@@ -57,16 +57,25 @@ class Underway:
         """The step begins: what is known of its rollouts, of `prompts` (by id: prompt and its tokens) alone, sampled by this `version` of
         the weights."""
         self.close()
-        self.open = True
+        self.open, self.prompts = True, {}
         self.path = self.folder / f"step-{step:06d}"
-        self.prompts = {id_: prompt for id_, (prompt, _) in prompts.items()}
-        found: dict[Key, Rollout] = {}
-        dropped = 0
         for old in self.folder.glob("step-*") if self.rank == 0 else ():
             if old.name < self.path.name:  # a verdict that came when its step had ended
                 remove(old)
         with self.lock:
             self.told = {}
+        found = self.more(version, prompts)
+        for file in sorted(self.path.glob("*-rank-*.verdicts.jsonl")):
+            if started(file) < self.start:
+                for row in read_verdicts(file):
+                    self._hear(row.pop("prompt_id"), row.pop("sample"), Verdict(**row))
+        return found
+
+    def more(self, version: int, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> dict[Key, Rollout]:
+        """The same of further prompts of the step that has begun (`rollout.refill`)."""
+        self.prompts |= {id_: prompt for id_, (prompt, _) in prompts.items()}
+        found: dict[Key, Rollout] = {}
+        dropped = 0
         for file in sorted(self.path.glob("*-rank-*.arrows*")):
             if started(file) < self.start:
                 for rollout, verdict in read_rollouts(file, prompts):
@@ -75,12 +84,8 @@ class Underway:
                         continue
                     found[rollout.prompt_id, rollout.sample] = rollout
                     self._hear(rollout.prompt_id, rollout.sample, verdict)
-        for file in sorted(self.path.glob("*-rank-*.verdicts.jsonl")):
-            if started(file) < self.start:
-                for row in read_verdicts(file):
-                    self._hear(row.pop("prompt_id"), row.pop("sample"), Verdict(**row))
         if dropped:
-            log.warning("step %d: %d rollouts in %s are of other weights, and sampled again", step, dropped, self.path)
+            log.warning("%d rollouts in %s are of other weights, and sampled again", dropped, self.path)
         return found
 
     def _hear(self, prompt_id: str, sample: int, verdict: Verdict | None) -> None:
@@ -108,11 +113,10 @@ class Underway:
             raise self.fault
 
     def lacks(self, missing: int) -> None:
-        """ValueError where so many rollouts of the step that begins are missing, and must not be."""
-        needed, self.needed = self.needed, ""
-        if needed and missing:
+        """ValueError where so many rollouts of the step under way are missing, and must not be."""
+        if self.needed and missing:
             raise ValueError(
-                f"{needed} goes on in the middle of a step, but {missing} rollouts of it are missing in {self.path}; restore them, or "
+                f"{self.needed} goes on in the middle of a step, but {missing} rollouts of it are missing in {self.path}; restore them, or "
                 "remove that checkpoint, and the run goes on from the one before"
             )
 
@@ -135,6 +139,7 @@ class Underway:
         """The step's rollouts stand under `rollouts/`: rank 0 removes what was kept here."""
         self.flush()
         self.close()
+        self.needed = ""
         if self.rank == 0:
             remove(self.path)
 
@@ -189,13 +194,13 @@ def take_over(rollouts: Path, folder: Path, after: int, start: int) -> None:
 
 
 def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> Iterable[tuple[Rollout, Verdict | None]]:
-    """Those of training, of `prompts`, up to the file's last whole batch."""
+    """Those of training and those that were replaced, of `prompts`, up to the file's last whole batch."""
     table, _, _ = read_file(file)
     said = ("prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "mask", "turns", "verdict")
     rows = table.select([*said, *OF_JUDGE]).to_pylist()
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
-        if row["kind"] == "train" and row["prompt_id"] in prompts:
+        if row["kind"] in ("train", "replaced") and row["prompt_id"] in prompts:
             yield (
                 Rollout(
                     prompt_id=row["prompt_id"],

@@ -260,9 +260,10 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     cache = share - weights - (vllm_work if on_gpu else 0.0)
     beside = CONTEXT[device] if serial else judge
     largest = 2 * of.largest * size  # the cast shard, gathered, and vLLM's copy on its way
-    resident = CONTEXT[device] + state["master weights, float32"] + state["AdamW moments, float32"]
+    reference = reference_state(config, of, size, ranks, on_gpu)
+    resident = CONTEXT[device] + state["master weights, float32"] + state["AdamW moments, float32"] + reference.get("reference", 0.0)
     training = resident + state["gradients, float32"] + sum(work.values())
-    parts = {"context": CONTEXT[device], **state, **work, "vLLM's share (rollout.memory)": share}
+    parts = {"context": CONTEXT[device], **state, **reference, **work, "vLLM's share (rollout.memory)": share}
     parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: largest tensor": largest}
     if on_gpu:
         # The policy engine sleeps while the judge has its phase, and while training.
@@ -291,6 +292,13 @@ def trainer_state(of: Shapes, size: int, ranks: int) -> dict[str, float]:
         "gradients, float32": 4 * shard,
         "gathered weights and one layer's gradient": gathered * size + max(of.layer, outside) * (size + 4),
     }
+
+
+def reference_state(config: Config, of: Shapes, size: int, ranks: int, on_gpu: bool) -> dict[str, float]:
+    """What one rank keeps of the KL term's reference, in bytes; nothing where there is no such term. Its pass needs less than training."""
+    weight, _, place = config.loss.kl
+    away = on_gpu and place != "sharded"
+    return {f"reference{', on the host' if away else ''}": of.parameters * size / ranks} if weight else {}
 
 
 def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: bool) -> dict[str, float]:

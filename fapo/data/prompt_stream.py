@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Protocol
+from itertools import count
+from typing import Any, Protocol
 
 from soundrl.fapo.data.mixture import Mixture
 from soundrl.fapo.records import Prompt
@@ -28,11 +29,26 @@ class PromptStream:
 
     Example: of four prompts a, b, c, d in the order c, a, d, b, `take(3)` gives `[c, a, d]`.
 
-    `cursor` is the number of prompts taken so far. ValueError where there are no prompts, or two have the same id.
+    `difficulty` as the setting `data.difficulty`: where it names a column, the first epoch goes from easy to hard by `Prompt.difficulty`. A
+    prompt that has trained nothing in so many visits in a row (0 = whatever it does) is passed over in three of four epochs, by a hash of
+    seed, epoch and id, until it trains something again.
+
+    `cursor` is the number of prompts taken or passed over so far. ValueError where there are no prompts, or two have the same id, and where
+    `difficulty` asks for what they do not have: epochs, or numbers.
     """
 
-    def __init__(self, prompts: Sequence[Prompt] | PromptSource, seed: int) -> None:
+    def __init__(self, prompts: Sequence[Prompt] | PromptSource, seed: int, difficulty: tuple[str, int] = ("", 0)) -> None:
         self.prompts, self.seed, self.cursor = prompts, seed, 0
+        self.column, self.visits = difficulty
+        self.silent: dict[str, int] = {}
+        """By id the visits in a row without a signal, of those whose last one was such"""
+        self.passed = 0
+        """Passed over since `learn` was called last"""
+        if any(difficulty) and not isinstance(prompts, Sequence):
+            raise ValueError(
+                f"data.difficulty is {self.column or 'empty'} {self.visits}, but data.train has no end: no problem comes twice, none is "
+                'the easiest; set --data.difficulty "" 0'
+            )
         # An endless source is known by its beginning.
         first = prompts if isinstance(prompts, Sequence) else [prompts.prompt(index) for index in range(16)]
         if not first:
@@ -41,6 +57,10 @@ class PromptStream:
         if len(set(self._ids)) < len(self._ids):
             twice = next(id for index, id in enumerate(self._ids) if id in self._ids[:index])
             raise ValueError(f"two prompts have the id {twice!r}: seeds are derived from ids, so give files different names")
+        if self.column and (bare := [prompt.id for prompt in first if prompt.difficulty is None]):
+            raise ValueError(f"data.difficulty {self.column}: {len(bare)} of {len(first)} problems have no number there (first: {bare[0]})")
+        self._hard = [prompt.difficulty or 0.0 for prompt in first] if self.column else [0.0] * len(first)
+        self._known = frozenset(self._ids)
         self._digest = _digest(first)
         self._parts = list[PromptStream]()
         if isinstance(prompts, Mixture) and prompts.weights is not None:
@@ -52,17 +72,43 @@ class PromptStream:
         """The next `number` prompts; ValueError below one."""
         if number < 1:
             raise ValueError(f"{number} prompts: take at least one")
-        begin, self.cursor = self.cursor, self.cursor + number
-        return [self._at(position) for position in range(begin, self.cursor)]
+        out = list[Prompt]()
+        while len(out) < number:
+            position, self.cursor = self.cursor, self.cursor + 1
+            if self._seldom(prompt := self._at(position), position):
+                self.passed += 1
+            else:
+                out.append(prompt)
+        return out
 
-    def state_dict(self) -> dict[str, int | str]:
-        """Plain JSON: the cursor, and the seed and data it belongs to. The same on every rank, and for every number of them."""
-        return {"cursor": self.cursor, "seed": self.seed, "digest": self._digest}
+    def _seldom(self, prompt: Prompt, position: int) -> bool:
+        """Whether it is passed over here: another hash than the order's, or who comes late in an epoch would be taken and nobody else."""
+        if not self.visits or self.silent.get(prompt.id, 0) < self.visits:
+            return False
+        return hashed(f"{self.seed}\0{position // len(self._ids)}\0{prompt.id}\0seldom")[0] % 4 > 0
 
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
+    def learn(self, signals: Mapping[str, bool]) -> dict[str, float]:
+        """What a step has shown: whether each of its prompts, by the id that `distinct` gave it, has trained something. Returns what is to
+        be said of it."""
+        for id_ in sorted(signals):
+            own = id_ if id_ in self._known else id_.rpartition("#")[0]
+            if signals[id_]:
+                self.silent.pop(own, None)
+            else:
+                self.silent[own] = self.silent.get(own, 0) + 1
+        passed, self.passed = self.passed, 0
+        return {"data/passed_over": float(passed), "data/seldom": float(sum(n >= self.visits for n in self.silent.values()))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON: the cursor, the seed and data it belongs to, and what has trained nothing. The same on every rank, and for every
+        number of them."""
+        state = {"cursor": self.cursor, "seed": self.seed, "digest": self._digest}
+        return state | {"silent": dict(sorted(self.silent.items()))} if self.visits else state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on at the cursor of `state`. Raises `ValueError` where it was made with other data or another seed."""
-        if set(state) != {"cursor", "seed", "digest"}:
-            raise ValueError(f"state of a prompt stream: expected cursor, seed and digest, found {sorted(map(str, state))}")
+        if set(state) != set(self.state_dict()):
+            raise ValueError(f"state of a prompt stream: expected {', '.join(self.state_dict())}, found {sorted(map(str, state))}")
         if state["digest"] != self._digest:
             raise ValueError(
                 f"the data differ from those of the checkpoint (digest {self._digest}, was {state['digest']!r}): name the same data"
@@ -72,7 +118,7 @@ class PromptStream:
         cursor = state["cursor"]
         if not isinstance(cursor, int) or isinstance(cursor, bool) or cursor < 0:
             raise ValueError(f"cursor {cursor!r}: expected a count of prompts")
-        self.cursor = cursor
+        self.cursor, self.silent = cursor, dict(state.get("silent", {}))
 
     def _at(self, position: int) -> Prompt:
         if not isinstance(self.prompts, Sequence):
@@ -83,19 +129,22 @@ class PromptStream:
         epoch, place = divmod(position, len(self._ids))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, shuffled(self._ids, self.seed, epoch)
+            if epoch == 0:
+                self._order.sort(key=lambda index: self._hard[index])  # stable: those that are alike stay as they were
         return self.prompts[self._order[place]]
 
 
-def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Ids made unique where a batch reaches into the next epoch and holds a problem twice: `a, b, a` → `a, b, a#2`.
+def distinct(prompts: Sequence[Prompt], others: Sequence[Prompt] = ()) -> list[Prompt]:
+    """Ids made unique where a batch, of which `others` are a part, reaches into the next epoch and holds a problem twice: `a, b, a` →
+    `a, b, a#2`.
 
     Seeds are derived from ids, so the second group is sampled anew.
     """
-    seen: dict[str, int] = {}
-    out = []
+    seen, out = {prompt.id for prompt in others}, list[Prompt]()
     for prompt in prompts:
-        seen[prompt.id] = seen.get(prompt.id, 0) + 1
-        out.append(prompt if seen[prompt.id] == 1 else replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}"))
+        names = (prompt.id if number == 1 else f"{prompt.id}#{number}" for number in count(1))
+        seen.add(name := next(name for name in names if name not in seen))
+        out.append(prompt if name == prompt.id else replace(prompt, id=name))
     return out
 
 
@@ -109,18 +158,20 @@ def shuffled(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
     ([3, 2, 1, 0], [0, 3, 1, 2])
     """
 
-    def key(index: int) -> bytes:
-        # surrogatepass: a file name that is no UTF-8 reaches the id as surrogates.
-        return blake2b(f"{seed}\0{epoch}\0{ids[index]}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return sorted(range(len(ids)), key=lambda index: hashed(f"{seed}\0{epoch}\0{ids[index]}"))
 
-    return sorted(range(len(ids)), key=key)
+
+def hashed(text: str) -> bytes:
+    """16 bytes of BLAKE2b; a file name that is no UTF-8 reaches an id as surrogates."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
-    """16 hex digits of ids, texts and answers, in any order; ids alone would not show that a file was edited in place."""
+    """16 hex digits of ids, texts, answers and difficulties, in any order; ids alone would not show that a file was edited in place."""
     total = blake2b(digest_size=8)
     for prompt in sorted(prompts, key=lambda prompt: prompt.id):
-        for part in (prompt.id, prompt.text, prompt.answer):
+        hard = () if prompt.difficulty is None else (repr(prompt.difficulty),)
+        for part in (prompt.id, prompt.text, prompt.answer, *hard):
             data = part.encode("utf-8", "surrogatepass")
             total.update(len(data).to_bytes(8, "little") + data)
     return total.hexdigest()

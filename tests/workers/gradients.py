@@ -2,15 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tiny import fixed_samples
+from tiny import fixed_samples, known
 
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
+from soundrl.engine.reference import reference_of
 from soundrl.engine.trainer import Trainer
 
 
@@ -23,15 +25,23 @@ def main(arguments: dict, out: Path) -> None:
             path=str(folder), dtype=case.get("dtype", "float32"), max_length=128, activation_checkpointing=case.get("checkpointing", False)
         )
         policy = Policy(folder, load_tokenizer(folder), model, ranks)
-        trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), Loss(correction=case.get("correction", "tis")), 0.9)
+        kl = case.get("kl", (0.0, "k3", "sharded"))
+        loss = Loss(correction=case.get("correction", "tis"), kl=tuple(kl))
+        trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), loss, 0.9)
         everything = fixed_samples()
         token_count = float(sum(len(s.tokens) for s in everything))
-        batches = list(trainer.packed([s for s in everything if s.advantage != 0.0]))
+        batch = replace(known(ranks, everything)[0].batch, everything=kl[0] > 0)
+        if kl[0]:
+            reference = reference_of(policy, Path(case["reference"]), kl[2])
+            batch.reference_logprobs.update(trainer.logprobs(reference, batch, batch.live([0])))
+        batches = list(trainer.packed([batch.trained(i) for i in batch.live([0])]))
         stats = trainer.backward(batches, token_count, trainer.policy_loss)
         gradients = {name: p.grad.full_tensor().double() for name, p in policy.model.named_parameters()}
         trainer.optimizer.zero_grad()
         file = out.with_name(f"{out.stem}-{number}.pt")
-        results.append({"loss": stats["loss"], "tokens": stats["tokens"], "batches": len(batches), "file": str(file)})
+        results.append(
+            {"loss": stats["loss"], "tokens": stats["tokens"], "kl": stats["reference_kl"], "batches": len(batches), "file": str(file)}
+        )
         if ranks.main:
             torch.save(gradients, file)
     if ranks.main:

@@ -5,8 +5,11 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import torch
 from scripted_judge import ScriptedJudge
@@ -17,9 +20,10 @@ from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
+from soundrl.engine.refill import refilled
 from soundrl.engine.schedule import minibatches
 from soundrl.engine.trainer import Trainer
-from soundrl.fapo.pending import done
+from soundrl.fapo.pending import PendingGroups, done, scored
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings
 from soundrl.fapo.task import ReasoningTask
@@ -27,6 +31,7 @@ from soundrl.fapo.task import ReasoningTask
 be_quiet()
 REWARDS = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=40, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
 STEPS, PROMPTS, SAMPLES, BUDGET = 3, 8, 4, 128
+BUDGET_OF_REFILL = 200
 SETTINGS = Optim(lr=3e-4, microbatch_tokens=BUDGET, warmup_steps=1)
 
 
@@ -81,6 +86,38 @@ class Runs:
     def whole(self) -> list[torch.Tensor]:
         """All parameters, on every rank."""
         return [parameter.detach().full_tensor().clone() for parameter in self.policy.model.parameters()]
+
+    def refilled(self, judge: ScriptedJudge, seed: int, overlap: bool) -> tuple[str, dict[str, float]]:
+        """As `run`, with a budget of tokens for groups without signal: the parameters, and what was said, summed over steps. A step's
+        replacements are its prompts from number `PROMPTS` on."""
+        task, trainer, sums = ReasoningTask(verify, judge, REWARDS), self.trainer(), Counter[str]()
+        for step in range(STEPS):
+            stream = iter([Prompt(id=f"{step}/{i}", text="", answer="") for i in range(4 * PROMPTS)])
+
+            def sample(prompts: list[Prompt], step: int, into: PendingGroups | None = None) -> PendingGroups:
+                own = prompts[self.ranks.rank :: self.ranks.size]
+                arriving = [rollout for prompt in own for rollout in rollouts(prompt)]
+                Random(seed).shuffle(arriving)
+                return task.collect(own, arriving, into=into)
+
+            run = SimpleNamespace(
+                config=SimpleNamespace(rollout=SimpleNamespace(refill=BUDGET_OF_REFILL)),
+                stream=SimpleNamespace(take=lambda number, stream=stream: list(islice(stream, number))),
+                **{"rollouts": sample, "leave": lambda **_: None, "ranks": self.ranks, "at": {"silent": []}},
+            )
+            prompts = run.stream.take(PROMPTS)
+            pending = sample(prompts, step)
+            prompts, said = refilled(run, prompts, pending, step)
+            if not overlap:
+                pending.groups()
+            batch = exchange(prompts, pending, self.ranks)
+            trainer.train(minibatches(batch, PROMPTS // 2, BUDGET))
+            signal = sum(any(batch.advantages[i] for i in group) for group in batch.groups) / PROMPTS
+            assert signal == said["reward/groups_with_signal"] and len(prompts) == len(batch.groups) == PROMPTS
+            assert all(not group.signal for group in scored(pending.replaced, whole=True))
+            sums.update(said)
+        judge.close()
+        return self.digest(), dict(sums)
 
     def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False, sleeps: bool = False) -> tuple[str, int]:
         """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began. `sleeps`: nothing
@@ -154,6 +191,7 @@ def main(arguments: dict, out: Path) -> None:
             digest, late = runs.run(judge(workers, seed), seed, overlap=True)
             said["on"].append(digest)
             said["late"].append(late)
+    said["refilled"] = [runs.refilled(judge(workers, seed), seed, overlap=bool(seed)) for seed, workers in ((0, 4), (1, 1))]
     said["serial"] = runs.run(judge(4, 0), 1, overlap=False, sleeps=True)
     said["backwards"] = runs.run(judge(4, 0), 0, overlap=True, backwards=True)[0]
     if arguments["deadline"]:
