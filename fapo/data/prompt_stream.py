@@ -64,7 +64,7 @@ class PromptStream:
         self._digest = _digest(first)
         self._parts = list[PromptStream]()
         if isinstance(prompts, Mixture) and prompts.weights is not None:
-            self._parts = [PromptStream(part, seed) for part in prompts.parts]
+            self._parts = [PromptStream(part, seed, (self.column, 0)) for part in prompts.parts]
             self._digest += "".join(sorted(f" {part._digest}:{share}" for part, share in zip(self._parts, prompts.shares, strict=True)))
         self._epoch, self._order = -1, list[int]()
 
