@@ -1,14 +1,14 @@
 """Chains with one operation too hard for the head, for which there is a calculator: problems, demonstrations, and the oracle over turns.
 
-A problem has two or three operations on a start value; one of them, anywhere, has an operand of two digits. Asked for that sum, the
-calculator says it or refuses (`calculator.answer`); then it is done by hand, tens first:
+A problem has three operations on a start value. One of them, anywhere, has an operand of two digits, and may carry; the others do not.
+Asked for that sum, the calculator says it or refuses (`calculator.answer`); then it is done by hand, tens first:
 
-    64-6+26-4?1        prompt                         64-6+37-4?1
-    64-6=58                                           64-6=58
-    58+26?             a call ends the turn           58+37?
-    > 84               the calculator                 > ?
-    84-4=80                                           58+30=88
-    #0                                                88+7=95
+    64-4+26-2?1        prompt                         54+4+37-4?1
+    64-4=60                                           54+4=58
+    60+26?             a call ends the turn           58+37?
+    > 86               the calculator                 > ?
+    86-2=84                                           58+30=88
+    #4                                                88+7=95
                                                       95-4=91
                                                       #1
 
@@ -24,13 +24,13 @@ from soundrl.engine.environments.arithmetic import calculator, chains
 from soundrl.engine.environments.arithmetic.chains import EQUATION, OPERATIONS, Problem, digit
 from soundrl.fapo.records import Prompt, Rollout, Turn, Verdict
 
-HARDEST = 49
-"""Largest operand; smaller results would leave nothing to carry."""
+LENGTH, HARDEST = 3, 49
+"""Operations of a problem, and the largest operand."""
 
 # Shares of planted errors in demonstrations (calibrated as those of `chains`). The first four are of the hard operation.
-HEAD, OTHER, IGNORE, GUESS_REFUSED = 0.15, 0.06, 0.12, 0.40
-SLOPPY, SKIP, GUESS, GUESS_RIGHT = 0.06, 0.04, 0.05, 0.6
-STEP_TENS, STEP_UNITS, FINAL_DIGIT = 0.02, 0.04, 0.03
+HEAD, OTHER, IGNORE, GUESS_REFUSED = 0.20, 0.08, 0.16, 0.60
+SKIP, GUESS, GUESS_RIGHT = 0.04, 0.06, 0.6
+STEP_TENS, STEP_UNITS, FINAL_DIGIT = 0.03, 0.05, 0.04
 
 KINDS = (*chains.KINDS, "tool_asked", "tool_ignored", "tool_guessed")
 """Of flaws; the last three are misuse of the tool."""
@@ -40,14 +40,24 @@ Operation = tuple[str, int]
 
 def draw(rng: random.Random, place: int | None = None) -> Problem:
     """A random problem whose intermediate values all lie in 0…99; `place` None draws it, as `chains.draw` does."""
-    count = rng.choice((2, 3))
-    signs, hard = [rng.choice("+-") for _ in range(count)], rng.randrange(count)
+    signs, hard = [rng.choice("+-") for _ in range(LENGTH)], rng.randrange(LENGTH)
     place = place or (2 if rng.random() < chains.P_TENS else 1)
     while True:
-        operands = [rng.randint(11, HARDEST) if i == hard else rng.randint(2, 9) for i in range(count)]
+        operands = [rng.randint(11, HARDEST) if i == hard else rng.randint(1, 9) for i in range(LENGTH)]
         problem = Problem(rng.randint(11, 99), tuple(zip(signs, operands, strict=True)), place)
-        if all(0 <= value <= 99 for value in problem.values):
+        steps = list(zip(problem.values, problem.operations, strict=False))
+        if all(0 <= value <= 99 for value in problem.values) and not any(carries(*step) for i, step in enumerate(steps) if i != hard):
             return problem
+
+
+def carries(value: int, operation: Operation) -> bool:
+    """Whether the tens digit is touched by the units.
+
+    >>> carries(58, ("+", 7)), carries(52, ("+", 7)), carries(52, ("-", 17)), carries(58, ("-", 17))
+    (True, False, True, False)
+    """
+    sign, operand = operation
+    return not 0 <= OPERATIONS[sign](value % 10, operand % 10) <= 9
 
 
 def by_hand(operation: Operation) -> list[Operation]:
@@ -78,7 +88,6 @@ class Student:
     def __init__(self, problem: Problem, rng: random.Random, planted: bool) -> None:
         self.problem, self.rng, self.planted = problem, rng, planted
         self.turns, self.text, self.value = list[Turn](), "", problem.start
-        self.sloppy = self.slips(SLOPPY)
 
     def slips(self, rate: float) -> bool:
         return self.planted and self.rng.random() < rate
@@ -92,10 +101,10 @@ class Student:
         self.text = ""
         return None if said.failed else int(said.text)
 
-    def head(self, operation: Operation, sloppy: bool) -> int:
+    def head(self, operation: Operation, carry: bool = True) -> int:
         """The result that comes to mind."""
         sign, operand = operation
-        return chains.without_carry(self.value, sign, operand) if sloppy else OPERATIONS[sign](self.value, operand)
+        return OPERATIONS[sign](self.value, operand) if carry else chains.without_carry(self.value, sign, operand)
 
     def state(self, operation: Operation, result: int, written: bool = True) -> None:
         """A line; what goes wrong in any."""
@@ -112,16 +121,16 @@ class Student:
         """The operation that the calculator is for, with what goes wrong there."""
         sign, operand = asked = operation
         if self.slips(HEAD):
-            return self.state(operation, self.head(operation, sloppy=True))
+            return self.state(operation, self.head(operation, carry=False))
         if self.slips(OTHER):
             asked = sign, self.rng.choice([tens + operand % 10 for tens in range(10, HARDEST, 10) if tens != operand // 10 * 10])
         if (said := self.ask(asked)) is not None:
             self.value = min(max(said + self.rng.choice((-10, 10)), 0), 99) if self.slips(IGNORE) else said
             return None
         if self.slips(GUESS_REFUSED):
-            return self.state(operation, self.head(operation, sloppy=True))
+            return self.state(operation, self.head(operation, carry=False))
         for part in by_hand(operation):
-            self.state(part, self.head(part, self.sloppy))
+            self.state(part, self.head(part))
         return None
 
     def work(self) -> tuple[Turn, ...]:
@@ -135,7 +144,7 @@ class Student:
             if operation[1] > 9 and i != skip:
                 self.call(operation)
             else:
-                self.state(operation, self.head(operation, self.sloppy), written=i != skip)
+                self.state(operation, self.head(operation), written=i != skip)
         return self._end(str(rng.randrange(10)) if self.slips(FINAL_DIGIT) else digit(self.value, self.problem.place))
 
     def _end(self, final: str) -> tuple[Turn, ...]:
