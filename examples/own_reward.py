@@ -1,6 +1,6 @@
 """A reward of one's own: a right last number earns 1, and half of it where the response is long.
 
-    torchrun engine/train.py grpo-7b --data.verifier examples/own_reward.py:score --data.reward pool 0.5
+torchrun engine/train.py grpo-7b --data.verifier examples/own_reward.py:score --data.reward pool 0.5
 """
 
 import re

@@ -123,7 +123,9 @@ def test_answers_in_json(response, text):
     assert answer is not None and (answer.text, answer.hedged) == (text, False)
 
 
-@pytest.mark.parametrize("response", ['{"answer": "34"', '{"answer": null}', '{"answer": {}}', "{34}", '{"ans": "34"}', "34", '{"answer": ""}'])
+@pytest.mark.parametrize(
+    "response", ['{"answer": "34"', '{"answer": null}', '{"answer": {}}', "{34}", '{"ans": "34"}', "34", '{"answer": ""}']
+)
 def test_no_answers_in_json(response):
     assert final_answer(response, form="json") is None
 
