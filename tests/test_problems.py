@@ -43,7 +43,9 @@ class Threads:
             def gather(self, value):
                 threads.parts[rank] = value
                 threads.barrier.wait()
-                return list(threads.parts)
+                found = list(threads.parts)
+                threads.barrier.wait()  # nobody writes the next before all have read
+                return found
 
         Ranks.rank = rank
         return Ranks()
@@ -178,7 +180,7 @@ def test_files_of_one_name_are_sets_of_their_own(tmp_path):
 def test_critic_sets_of_one_name_are_sets_of_their_own(tmp_path):
     row = {"id": "gsm8k-0", "problem": "1+1?", "steps": ["a"], "final_answer_correct": True, "label": 0}
     paths = [write(tmp_path / f"{name}/pb.json{'l' * (name == 'a')}", row | {"problem": name}) for name in "abc"]
-    problems = loaded(config(tmp_path, paths[0], *paths[1:], task="critic"))
+    problems = loaded(config(tmp_path, paths[0], *paths[1:], task="critic", form=""))
     source, sets = problems.train, problems.tests
     assert list(sets) == ["b/pb", "c/pb"] and isinstance(source, list)
     assert len({prompt.id for rows in (source, *sets.values()) for prompt in rows}) == 3
