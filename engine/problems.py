@@ -103,7 +103,7 @@ class Problems:
         share = slice(ranks.rank, None, ranks.size)
         golds = {reference(row): row for row in rows}
         warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
-        mine: Faults = {}
+        lines, mine = self._try_checks()
         for key, row in list(asked.items())[share]:
             try:
                 encode(row)
@@ -114,6 +114,10 @@ class Problems:
         mine |= {("answer", gold): why for (gold, _), why in zip(compared, unusable, strict=True) if why}
         mine |= {("solution", row.id): why for row in warm[share] if (why := self._solution_fault(row, encode))}
         faults: Faults = {key: why for part in ranks.gather(mine) for key, why in part.items()}
+        if ("check", "") in faults:
+            raise ValueError(faults["check", ""])
+        for line in lines:
+            say(line)
         for file, repeated in self.left_out.repeated.items():
             if repeated:
                 read = self.left_out.read[file]
@@ -131,7 +135,6 @@ class Problems:
         left = self._sets()
         if gone := Counter(name for name, _ in sets) - Counter(name for name, part in left if part):
             raise ValueError(f"{next(iter(gone))}: no row is left that can be used: {self.left_out}")
-        self._try_checks(ranks, say)
         for name, part in left:
             for line in examples(name, part, verifier) if of_files and isinstance(part, Mixture) else ():
                 say(line)
@@ -147,18 +150,13 @@ class Problems:
             return [*zip(train.names, train.parts, strict=True), *self.tests.items()]
         return [*([(" ".join(self.config.data.train), train)] if isinstance(train, list) else []), *self.tests.items()]
 
-    def _try_checks(self, ranks: Ranks, say: Callable[[str], None]) -> None:
-        """How responses are checked, tried on the first training row that has a reference; every rank raises what one of them meets."""
+    def _try_checks(self) -> tuple[list[str], Faults]:
+        """How responses are checked, tried on the first training row that has a reference: what there is to say, and what is at fault."""
         rows = self.train if isinstance(self.train, list) else [self.train.prompt(0)]
-        lines, fault = [], ""
         try:
-            lines = self.environment.ready(next((row for row in rows if row.answer), rows[0])) if rows else []
+            return self.environment.ready(next((row for row in rows if row.answer), rows[0])) if rows else [], {}
         except ValueError as error:
-            fault = str(error)
-        if fault := next(filter(None, ranks.gather(fault)), ""):
-            raise ValueError(fault)
-        for line in lines:
-            say(line)
+            return [], {("check", ""): str(error)}
 
     def _leave_out(self, rows: Sequence[Prompt], faults: Faults, ranks: Ranks, say: Callable[[str], None]) -> None:
         read = Counter(id.rpartition(":")[0] for id in {row.id for row in rows})

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from soundrl.fapo.data.rows import RowError, shown
+from soundrl.fapo.data.rows import DataError, RowError, shown
 from soundrl.fapo.named import is_named
 from soundrl.fapo.pending import done, then
 from soundrl.fapo.records import Check, Outcome, Prompt, Rollout, Said
@@ -127,6 +127,8 @@ class Verifiers:
                 return done(self.here.answer(asked))
             except MemoryError:
                 return done("memory")
+            except DataError as error:
+                return done(["fault", "broken", str(error), True])
         result: Future[Any] = Future()
         result.set_running_or_notify_cancel()
 
@@ -148,12 +150,15 @@ class Verifiers:
                 self.counts[said.reason] += 1
                 first = self.counts[said.reason] == 1
             if first:
-                what = told or _ENDED[said.reason].format(**self.own_limits)
+                what = told or self._ended(said.reason)
                 logger.warning(
                     "data.verifier %s, asked of %s: %s; the rollout leaves its group, and more of this kind are counted in verify/%s alone",
                     *(self.asked, prompt.id, what, said.reason),
                 )
         return said
+
+    def _ended(self, reason: str) -> str:
+        return _ENDED[reason].format(**self.own_limits)
 
     def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
         """Why a row's reference cannot be compared with, each; None = it can."""
@@ -177,9 +182,9 @@ class Verifiers:
         if fault and result[3]:
             raise ValueError(f"{name}: {result[2]}" if result[1] != "broken" else f"data.verifier {result[2]}")
         says = self.here.says if self.where == "here" else self.own.says
-        said = self._meaning(row, result)
+        said, told = meaning(result, self.threshold)
         earned = said.outcome.value if said.reward is None else f"{said.reward:g}"
-        found = f"gave nothing ({said.reason})" if said.outcome is Outcome.UNKNOWN else f"earns {earned}"
+        found = f"gave nothing: {told or self._ended(said.reason)}" if said.outcome is Outcome.UNKNOWN else f"earns {earned}"
         return [f"{name} is read as {says}; the reference of {row.id}, written as {shown(response)}, {found}"]
 
     def close(self) -> None:
