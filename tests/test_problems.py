@@ -43,7 +43,9 @@ class Threads:
             def gather(self, value):
                 threads.parts[rank] = value
                 threads.barrier.wait()
-                return list(threads.parts)
+                found = list(threads.parts)
+                threads.barrier.wait()  # nobody writes the next before all have read
+                return found
 
         Ranks.rank = rank
         return Ranks()
@@ -178,7 +180,7 @@ def test_files_of_one_name_are_sets_of_their_own(tmp_path):
 def test_critic_sets_of_one_name_are_sets_of_their_own(tmp_path):
     row = {"id": "gsm8k-0", "problem": "1+1?", "steps": ["a"], "final_answer_correct": True, "label": 0}
     paths = [write(tmp_path / f"{name}/pb.json{'l' * (name == 'a')}", row | {"problem": name}) for name in "abc"]
-    problems = loaded(config(tmp_path, paths[0], *paths[1:], task="critic"))
+    problems = loaded(config(tmp_path, paths[0], *paths[1:], task="critic", form=""))
     source, sets = problems.train, problems.tests
     assert list(sets) == ["b/pb", "c/pb"] and isinstance(source, list)
     assert len({prompt.id for rows in (source, *sets.values()) for prompt in rows}) == 3
@@ -307,14 +309,17 @@ def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tm
     files = [write(tmp_path / f"{name}/test.jsonl", GOOD, {"problem": "?"}) for name in ("gsm8k", "aime24", "math500")]
     settings = f"--model.path {tiny} --model.dtype float32 --model.max-length 64 --rollout.max-new-tokens 8 --rollout.engine torch"
     settings += " --rollout.prompts 1 --optim.minibatch-prompts 1 --optim.microbatch-tokens 128 --warm-start.steps 0 --run.steps 0"
-    settings += f" --run.name x --run.folder {tmp_path}/runs --data.train {files[0]} --data.test {files[1]} {files[2]}"
+    (sheet := tmp_path / "sheet.csv").write_text("Problem,Answer\n2+2?1,4\n")
+    settings += f" --run.name x --run.folder {tmp_path}/runs --data.train {files[0]}:2 {sheet} --data.test {files[1]} {files[2]}"
     arguments = ["smollm2-gsm8k", *settings.split(), "--data.instruction", "", "--data.form", "box"]
     stopped = train(*arguments, NPROC="1")
-    assert stopped.returncode == 2 and "3 of 6 rows cannot be used: " in stopped.stderr and "Traceback" not in stopped.stderr
+    assert stopped.returncode == 2 and "3 of 7 rows cannot be used: " in stopped.stderr and "Traceback" not in stopped.stderr
     assert len((tmp_path / "runs/x.left_out.jsonl").read_text().splitlines()) == 3
     done = train(*arguments, "--data.skip-unusable", NPROC="1")
     assert done.returncode == 0, done.stderr
     assert f"{files[1]}: left out 1 of 2 rows (answer 1)" in done.stdout
+    assert f'{sheet}: "2+2?1" (box): "\\boxed{{4}}" is read as "4", and the reference is "4"' in done.stdout
+    assert f"data.train: of each step's prompts {files[0]} 66.7%, {sheet} 33.3%" in done.stdout
     logged = RunReader(tmp_path / "runs/x").metrics()[0]
     assert {"eval/aime24/test/accuracy", "eval/math500/test/accuracy"} <= set(logged)
     listed = [json.loads(line)["file"] for line in (tmp_path / "runs/x/left_out.jsonl").read_text().splitlines()]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soundrl.fapo.data.mixture import Mixture
 from soundrl.fapo.data.prompt_stream import PromptStream, distinct, shuffled
 from soundrl.fapo.records import Prompt
 
@@ -176,3 +178,55 @@ def test_arguments_that_are_refused() -> None:
     for n in (0, -2):
         with pytest.raises(ValueError, match="take at least one"):
             PromptStream(listed(2), 0).take(n)
+
+
+# Several sources
+
+
+def mixture(*weights: str, sizes: tuple[int, ...] = (5, 3, 2)) -> Mixture:
+    names = "abc"[: len(sizes)]
+    parts = [listed(size, name) for name, size in zip(names, sizes, strict=True)]
+    return Mixture(names, parts, [Fraction(weight) for weight in weights] if weights else None)
+
+
+def test_sources_without_weights_are_one_list() -> None:
+    assert ids(PromptStream(mixture(), seed=3).take(25)) == ids(PromptStream(list(mixture()), seed=3).take(25))
+    assert PromptStream(mixture(), 3).state_dict() == PromptStream(list(mixture()), 3).state_dict()
+
+
+def test_each_source_comes_by_its_weight_in_its_own_order() -> None:
+    """Shares are near at any place, not at the end alone; within a source every prompt comes once an epoch, in the order it has alone."""
+    taken = ids(PromptStream(mixture("0.5", "0.3", "0.2"), seed=1).take(1000))
+    sources = [id[0] for id in taken]
+    for place in range(1, 1001):
+        seen = Counter(sources[:place])
+        assert all(abs(seen[name] - share * place) < 2 for name, share in zip("abc", (0.5, 0.3, 0.2), strict=True))
+    for name, size in zip("abc", (5, 3, 2), strict=True):
+        assert [id for id in taken if id[0] == name] == ids(PromptStream(listed(size, name), seed=1).take(sources.count(name)))
+    assert taken != ids(PromptStream(mixture("5", "3", "2"), seed=2).take(1000))
+    assert taken == ids(PromptStream(mixture("5", "3", "2"), seed=1).take(1000)), "only the ratio of weights counts"
+
+
+@settings(max_examples=50, deadline=None)
+@given(weights=st.lists(st.integers(1, 50), min_size=3, max_size=3), before=st.integers(1, 60), after=st.integers(1, 60))
+def test_a_mixture_resumes_from_its_cursor_and_does_not_depend_on_the_order_of_sources(weights: list[int], before: int, after: int) -> None:
+    whole = mixture(*map(str, weights))
+    turned = Mixture(whole.names[::-1], whole.parts[::-1], (whole.weights or ())[::-1])
+    straight, resumed = PromptStream(whole, seed=4), PromptStream(turned, seed=4)
+    straight.take(before)
+    resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())))
+    assert ids(straight.take(after)) == ids(resumed.take(after))
+
+
+def test_other_weights_are_other_data() -> None:
+    state = PromptStream(mixture("1", "1", "2"), seed=0).state_dict()
+    for other in (mixture("1", "2", "1"), mixture()):
+        with pytest.raises(ValueError, match="the data differ"):
+            PromptStream(other, seed=0).load_state_dict(state)
+
+
+def test_a_source_of_which_nothing_is_kept_is_left_out() -> None:
+    nested = Mixture("ab", [Mixture(["a"], [listed(5, "a")]), Mixture(["b"], [listed(3, "b")])], [Fraction(1), Fraction(3)])
+    kept = nested.kept(lambda prompt: replace(prompt, solution="x") if prompt.id in ("b:0", "b:2") else None)
+    assert (kept.names, kept.weights, ids(kept)) == (("b",), (Fraction(3),), ["b:0", "b:2"]) and isinstance(kept.parts[0], Mixture)
+    assert not nested.kept(lambda prompt: None) and ids(PromptStream(kept, seed=0).take(2)) == ["b:0", "b:2"]

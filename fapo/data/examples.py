@@ -22,7 +22,7 @@ def looks_for_forms(prompt: Prompt, verifier: str) -> bool:
 
 
 def examples(name: str, prompts: Sequence[Prompt], verifier: str = "") -> list[str]:
-    """Three lines, of a prompt each, of as many forms as there are; before them the files, where `prompts` is a source of several names.
+    """Three lines, of a prompt each, of as many forms as there are.
 
     >>> asks = Prompt(id="a", text="1+1? End in a line Answer: $Answer", answer="2", form="answer_line")
     >>> examples("sums", [asks])

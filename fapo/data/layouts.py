@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from soundrl.fapo.data.columns import TEXTS
+from soundrl.fapo.data.columns import TEXTS, found
 from soundrl.fapo.data.options import asked, letter_of, lists, shuffled_options, with_options
 from soundrl.fapo.data.reference import plain_reference
 from soundrl.fapo.data.rows import Fields, RowError, shown
@@ -26,7 +26,9 @@ from soundrl.fapo.verify.verifiers import COLUMNS, row_verifier
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PARTS = ("role", "content", "name", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
 """Keys of a message that chat templates read; others are not looked at."""
-NESTED = (("reward_model", "ground_truth"), ("reward_model", "style"), ("extra_info", "question"))
+SAYING = ("reward_model.ground_truth", "reward_model.style", "extra_info.question", "data_source", "answer", "final_answer", "solution")
+SAYING += ("verifier", *COLUMNS)
+"""What is kept of a row of chat messages beside these."""
 NO_ANSWER = ("proof", "notfound", "not found")
 """What NuminaMath writes where there is no answer to compare with."""
 MAX_KEPT = 1 << 16  # characters of a row, as JSON, that are kept for a verifier of one's own
@@ -91,8 +93,7 @@ def is_chat(fields: Fields) -> bool:
 
 def said_by(fields: Fields, row: Fields) -> bytes:
     """All that is kept of a row of chat messages, beside its id: rows of which this is the same are one problem."""
-    inner = [fields[key].get(name) for key, name in NESTED if isinstance(fields.get(key), dict)]
-    said = [fields["prompt"], *inner, *(fields.get(key) for key in ("data_source", "answer", "solution", "verifier")), row]
+    said = [fields["prompt"], *(found(fields, name)[1] for name in SAYING), row]
     return json.dumps(said, default=str, skipkeys=True).encode()
 
 
