@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # the settings ask it what it has before torch is imported
     from soundrl.fapo.measures import Oracle, Truth
 
 NAMED = {"arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic"}
+HUB = "hub:"
+"""Before the name of a taskset of the package `verifiers` (`hub`)."""
 FILES = "soundrl.engine.environments.files:ProblemFiles"
 
 Source = list[Prompt] | PromptSource
@@ -127,8 +129,8 @@ def trained_prompt(config: Config) -> str:
 
 
 def is_environment(name: str) -> bool:
-    """Whether it names an environment: one of ours, or one's own by path (`my_env.py:make`)."""
-    return name in NAMED or is_named(name)
+    """Whether it names an environment: one of ours, a taskset (`hub:gsm8k`), or one's own by path (`my_env.py:make`)."""
+    return name in NAMED or name.startswith(HUB) or is_named(name)
 
 
 def answers(environment: object) -> bool:
@@ -139,6 +141,8 @@ def answers(environment: object) -> bool:
 def environment_of(name: str) -> type[Environment]:
     """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files. One's own may be a
     function, (configuration, tokenizer) → `Environment`, of which nothing else is known."""
+    if name.startswith(HUB):
+        return named("soundrl.engine.environments.hub:hub_environment")(name)
     return named(NAMED.get(name) or (name if is_named(name) else FILES))
 
 
