@@ -81,7 +81,7 @@ def measure(right: list[tuple[str, str]], busy: int, hostile_limit: float) -> di
         wall, cpu = [], []
         with Verifier() as verifier:
             for worker in verifier.pool.workers:
-                worker.ask("1", "1", 60.0, 60.0)  # starts its process
+                worker.ask(("1", "1"), 60.0, 60.0)  # starts its process
 
                 def timed(*pair: Any, worker: Any = worker, ask: Any = worker.ask) -> str:
                     start, fork, used = time.monotonic(), worker._fork, cpu_seconds(worker._fork)

@@ -39,10 +39,11 @@ class Data:
     columns: tuple[str, ...] = ()
     """Names that a file's columns have: ours=theirs, e.g. `question=problem answer=target`."""
     form: str = ""
-    """Where answers stand in responses (fapo/verify/answer.py); empty = as each prompt asks for."""
+    """Where answers stand in responses: box, answer_line, hashes, tag, phrase, json or choice (fapo/verify/answer.py); empty = as each
+    prompt asks for."""
     verifier: str = ""
-    """Who rewards a response: a verifier by name (fapo/verify/verifiers.py), or one's own by path, `my_checks.py:score`; empty = as each
-    row says, else `math`."""
+    """Who rewards a response: math, choice, number, exact (fapo/verify/verifiers.py), or a function of one's own by its path,
+    `my_checks.py:score`; empty = as each row says, else by its form: choice or math."""
     reward: tuple[Literal["pool", "here"], float] = ("pool", 1.0)
     """Where a verifier of one's own runs (pool: processes that are killed at their limits; here: trusted, in the trainer's process), and
     the reward from which a rollout counts as correct, so that it is judged."""

@@ -7,6 +7,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from soundrl.engine.environments.environment import NAMED, answers, environment_of, is_environment
+from soundrl.fapo.data.puzzles import PREFIX
+from soundrl.fapo.named import is_named
+from soundrl.fapo.verify.answer import FORMS
+from soundrl.fapo.verify.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from soundrl.engine.config import Config
@@ -38,6 +42,26 @@ def conflicts(config: Config) -> Iterator[str]:
         yield "data.train is empty; name a file, a data set or an environment"
     if len(data.train) > 1 and (odd := next(filter(is_environment, data.train), None)):
         yield f"data.train names the environment {odd} beside others; an environment stands alone"
+    if data.form and data.form not in FORMS:
+        yield f"data.form is {data.form}; use one of {', '.join(filter(None, FORMS))}, or leave it empty: as each prompt asks"
+    if data.verifier and not (data.verifier in VERIFIERS or is_named(data.verifier)):
+        yield f"data.verifier is {data.verifier}; use one of {', '.join(VERIFIERS)}, or a path like my_checks.py:score"
+    if data.verifier == "reasoning-gym" and not all(path.startswith(PREFIX) for path in (*data.train, *data.test)):
+        yield "data.verifier reasoning-gym scores its own problems alone (rg:<name>), which have it by themselves; leave it empty"
+    own = next((f"data.{name} {value}" for name, value in (("verifier", data.verifier), ("form", data.form)) if value), "")
+    if own and (run.critic or data.environment):
+        why = f"run.task {run.task} reads verdicts" if run.critic else f"{data.environment} checks by itself"
+        yield f"{own} is for problem files and data sets, but {why}; leave it empty"
+    where, threshold = data.reward
+    if where == "here" and not is_named(data.verifier):
+        yield f"data.reward here is for a verifier of one's own, but data.verifier is {data.verifier or 'empty'}; use pool"
+    if threshold != threshold or abs(threshold) == float("inf"):
+        yield f"data.reward {where} {threshold} is no reward that a rollout could earn; use a number"
+    if threshold != 1.0 and not (is_named(data.verifier) or any(path.startswith(PREFIX) for path in (*data.train, *data.test))):
+        yield (
+            f"data.reward {where} {threshold} is a threshold for rewards that are numbers, which only a verifier of one's own and rg: sets "
+            f"give; use {where} 1.0"
+        )
     most, seconds = rollout.turns
     if not (most >= 1 and seconds > 0):
         yield f"rollout.turns is {most} {seconds}; use at least 1 turn, and seconds above 0"

@@ -118,9 +118,23 @@ class Problems:
                 say(f"{name}: {formless:,} of {len(part):,} prompts ask for no known form of answer; a \\boxed{{…}} is looked for there")
         if self.left_out.rows or faults:
             self._leave_out(rows, faults, ranks, say)
+        self._try_checks(ranks, say)
         for name, part in {" ".join(self.config.data.train): self.train, **self.tests}.items():
             if isinstance(part, list) and not part:
                 raise ValueError(f"{name}: no row is left that can be used: {self.left_out}")
+
+    def _try_checks(self, ranks: Ranks, say: Callable[[str], None]) -> None:
+        """How responses are checked, tried on the first training row that has a reference; every rank raises what one of them meets."""
+        rows = self.train if isinstance(self.train, list) else [self.train.prompt(0)]
+        lines, fault = [], ""
+        try:
+            lines = self.environment.ready(next((row for row in rows if row.answer), rows[0])) if rows else []
+        except ValueError as error:
+            fault = str(error)
+        if fault := next(filter(None, ranks.gather(fault)), ""):
+            raise ValueError(fault)
+        for line in lines:
+            say(line)
 
     def _leave_out(self, rows: Sequence[Prompt], faults: Faults, ranks: Ranks, say: Callable[[str], None]) -> None:
         read = Counter(id.rpartition(":")[0] for id in {row.id for row in rows})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from soundrl.fapo.corrected import Errors, corrected
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import is_flawed, is_unknown
+from soundrl.fapo.verify.own import REASONS
 
 Oracle = Callable[[Prompt, Rollout], Verdict]
 Split = Callable[[str], Sequence[str]]
@@ -80,33 +81,33 @@ def count(groups: Sequence[Group], lam: float, truth: Truth | None = None, split
     ]
     told = [(truth.oracle(prompt, rollout), is_flawed(verdict)) for prompt, rollout, verdict in right] if truth else []
     kinds = Counter(true.reason for true, _ in told)
-    return (
-        common(groups)
-        | turn_sums(groups)
-        | {
-            "correct": outcomes[Outcome.CORRECT],
-            "verify_unknown": outcomes[Outcome.UNKNOWN],
-            "unparseable": outcomes[Outcome.UNPARSEABLE],
-            "no_answer": outcomes[Outcome.NO_ANSWER],
-            "judged": len(verdicts),
-            "flawed": sum(map(is_flawed, verdicts)),
-            "unknown": sum(map(is_unknown, verdicts)),
-            "flawed_advantage": sum(of_flawed),
-            "past_shift": sum(past_shift(group, lam) for group in groups),
-            "steps": sum(len(split(rollout.text)) for _, rollout, _ in right),
-            "true_flawed": sum(is_flawed(true) for true, _ in told),
-            "found_flawed": sum(is_flawed(true) and said for true, said in told),
-            "false_alarms": sum(said and not is_flawed(true) for true, said in told),
-            **{f"kind_{kind}": kinds[kind] for kind in (truth.kinds if truth else ())},
-        }
-    )
+    reasons = Counter(reason for group in groups for reason in group.reasons)
+    return common(groups) | {
+        **turn_sums(groups),
+        "correct": outcomes[Outcome.CORRECT],
+        "verify_unknown": outcomes[Outcome.UNKNOWN],
+        "verify_unscored": outcomes[Outcome.UNSCORED],
+        **{f"verify_{reason}": reasons[reason] for reason in REASONS},
+        "unparseable": outcomes[Outcome.UNPARSEABLE],
+        "no_answer": outcomes[Outcome.NO_ANSWER],
+        "judged": len(verdicts),
+        "flawed": sum(map(is_flawed, verdicts)),
+        "unknown": sum(map(is_unknown, verdicts)),
+        "flawed_advantage": sum(of_flawed),
+        "past_shift": sum(past_shift(group, lam) for group in groups),
+        "steps": sum(len(split(rollout.text)) for _, rollout, _ in right),
+        "true_flawed": sum(is_flawed(true) for true, _ in told),
+        "found_flawed": sum(is_flawed(true) and said for true, said in told),
+        "false_alarms": sum(said and not is_flawed(true) for true, said in told),
+        **{f"kind_{kind}": kinds[kind] for kind in (truth.kinds if truth else ())},
+    }
 
 
 def past_shift(group: Group, lam: float) -> bool:
     """ρ = α/β > 2/λ − 1 (α, β: sound and wrong rollouts): the group pushes its flawed ones down (App. A). Without the division by β = 0."""
     correct = group.outcomes.count(Outcome.CORRECT)
     sound = correct - sum(is_flawed(verdict) or is_unknown(verdict) for verdict in group.verdicts)
-    wrong = len(group.outcomes) - correct - group.outcomes.count(Outcome.UNKNOWN)
+    wrong = len(group.outcomes) - correct - sum(outcome.leaves for outcome in group.outcomes)
     return lam > 0 and correct > 0 and sound > (2 / lam - 1) * wrong
 
 
@@ -128,13 +129,17 @@ def common_rates(sums: Mapping[str, float]) -> dict[str, float]:
 def rates(sums: Mapping[str, float], truth: bool = False, errors: Errors | None = None) -> dict[str, float]:
     """Metrics of a step from the sums over all ranks. With `truth` the judge's precision and recall against it, and the share of each kind
     of flaw among right answers. The flawed share, corrected where the judge's `errors` are known, and ρ are of rollouts with a verdict,
-    sound or flawed, and are left out where none has one; so is ρ where no answer is wrong."""
-    told, wrong = sums["judged"] - sums["unknown"], sums["rollouts"] - sums["verify_unknown"] - sums["correct"]
+    sound or flawed, and are left out where none has one; so is ρ where no answer is wrong. `verify/<reason>` counts rollouts; it is absent
+    where there are none."""
+    told = sums["judged"] - sums["unknown"]
+    wrong = sums["rollouts"] - sums["verify_unknown"] - sums["verify_unscored"] - sums["correct"]
     out = common_rates(sums) | {
         "reward/correct": sums["correct"] / verified(sums),
         "reward/no_answer": share(sums, "no_answer", "rollouts"),
         "reward/unparseable": share(sums, "unparseable", "rollouts"),
         "verify/unknown": share(sums, "verify_unknown", "rollouts"),
+        "verify/unscored": share(sums, "verify_unscored", "rollouts"),
+        **{f"verify/{reason}": count for reason in REASONS if (count := sums[f"verify_{reason}"])},
         "fapo/past_shift": share(sums, "past_shift", "groups"),
         "fapo/flawed_advantage": share(sums, "flawed_advantage", "flawed"),
         "genrm/unknown": share(sums, "unknown", "judged"),
@@ -168,8 +173,8 @@ def flawed_shares(sums: Mapping[str, float], truth: bool, errors: Errors | None)
 
 
 def verified(sums: Mapping[str, float]) -> float:
-    """Rollouts whose outcome is known: what shares of right answers are taken of; at least 1."""
-    return max(sums["rollouts"] - sums["verify_unknown"], 1.0)
+    """Rollouts that were scored: what shares of right answers are taken of; at least 1."""
+    return max(sums["rollouts"] - sums["verify_unknown"] - sums["verify_unscored"], 1.0)
 
 
 class TooManyUnknownError(RuntimeError):
@@ -188,8 +193,8 @@ class UnknownWatch:
     SHARES = {
         "genrm/unknown": ("the judge gave no verdict for {:.0%} of its rollouts", "look at the reasons in rollouts/step-{:06d}"),
         "verify/unknown": (
-            "the verifier's processes were killed or stood still for {:.0%} of the rollouts",
-            "look for the system's out-of-memory killer in its log (this is the machine's fault, not that of the answers of step {})",
+            "the verifier failed for {:.0%} of the rollouts",
+            "read its first faults in the log; where its processes were killed, look for the system's out-of-memory killer (step {})",
         ),
     }
 
@@ -208,7 +213,9 @@ class UnknownWatch:
             counts = self.verdicts or name != "genrm/unknown"
             self.bad_steps[name] = self.bad_steps[name] + 1 if counts and metrics.get(name, 0.0) > self.limit else 0
             if self.bad_steps[name] >= self.PATIENCE:
+                why = ", ".join(f"{reason} {metrics[key]:.0f}" for reason in REASONS if (key := f"verify/{reason}") in metrics)
+                why = f" ({why})" if why and name == "verify/unknown" else ""
                 raise TooManyUnknownError(
-                    f"step {step}: {what.format(metrics[name])}, more than genrm.unknown {self.limit:.0%} for "
+                    f"step {step}: {what.format(metrics[name])}{why}, more than genrm.unknown {self.limit:.0%} for "
                     f"{self.bad_steps[name]} steps in a row; {cure.format(step)}"
                 )

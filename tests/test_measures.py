@@ -90,7 +90,7 @@ def test_the_run_stops_when_the_verifier_fails_without_a_judge_too():
     watch(2, rates(count([group("ttsw")], lam=0.0)))
     for step in (3, 4):
         watch(step, rates(count([group("tttt")], lam=0.0)))
-    with pytest.raises(TooManyUnknownError, match="step 5: the verifier's processes were killed or stood still for 100% of the rollouts"):
+    with pytest.raises(TooManyUnknownError, match="step 5: the verifier failed for 100% of the rollouts, more"):
         watch(5, rates(count([group("tttt")], lam=0.0)))
 
 

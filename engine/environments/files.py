@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ def load_file(config: Config, path: str, max_rows: int | None, left_out: LeftOut
     """The problems of a file or of a `rg:` set, or the critic's solutions."""
     if config.run.critic:
         return load_critic(path, max_rows=max_rows, left_out=left_out, prompt=trained_prompt(config))
-    return load_prompts(path, instruction=config.data.instruction, max_rows=max_rows, left_out=left_out)
+    prompts = load_prompts(path, instruction=config.data.instruction, max_rows=max_rows, left_out=left_out)
+    return [replace(prompt, form=config.data.form) for prompt in prompts] if config.data.form else prompts
 
 
 def worked(row: Prompt) -> str:
@@ -46,6 +48,9 @@ class ProblemFiles(Environment):
 
     def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
         return super().unusable(rows) if self.config.run.critic else self.verifiers.unusable(rows)
+
+    def ready(self, row: Prompt) -> list[str]:
+        return super().ready(row) if self.config.run.critic else self.verifiers.ready(row)
 
     def demonstrations(self, problems: Source) -> Worked:
         rows = [row for row in problems if row.solution is not None] if isinstance(problems, list) else []

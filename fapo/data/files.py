@@ -57,12 +57,15 @@ def load_prompts(
     if isinstance(source, str) and source.startswith(PREFIX):
         kind = source.partition("?")[0]
         found = load_puzzles(source, max_rows)
-        # What has several lines, or could be anything, is easier told in tags than in a box.
-        asks = {True: instruction, False: TAGGED if instruction == INSTRUCTION else instruction}
-        return [
-            _prompt(id, _ask(text, asks[len(answer.strip().splitlines()) == 1]), text=text, answer=answer, source=kind, verifier=SCORER)
-            for id, text, answer in found
-        ]
+        prompts: list[Prompt] = []
+        for id, text, answer in found:
+            # What has several lines, or could be anything, is easier told in tags than in a box.
+            lines = len(answer.strip().splitlines())
+            asks = TAGGED if instruction == INSTRUCTION and lines != 1 else instruction
+            # The problem may speak of boxes and letters too.
+            form = asked_form([asks]) or asked_form([text])
+            prompts.append(Prompt(id=id, messages=_ask(text, asks), form=form, text=text, answer=answer, source=kind, verifier=SCORER))
+        return prompts
     stem = Path(source).stem
     rows_by_id: dict[str, str] = {}
     total = 0

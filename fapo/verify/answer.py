@@ -166,7 +166,8 @@ def _objects(text: str) -> list[tuple[int, str]]:
     for match in [*_OBJECT.finditer(text)][-_OBJECTS:]:
         if match.start() < end:  # within the one before
             continue
-        part = _ESCAPE.sub(lambda escape: escape.group() if escape[1] else r"\\", text[match.start() : match.start() + _LONGEST_OBJECT])
+        part = text[match.start() : match.start() + _LONGEST_OBJECT]
+        part = _ESCAPE.sub(lambda escape: escape.group() if escape[1] else r"\\", part)
         try:
             value, length = _DECODER.raw_decode(part)
         except (ValueError, RecursionError):
@@ -192,7 +193,8 @@ FORMS: dict[str | None, Callable[[str], list[tuple[int, str]]]] = {
 }
 """Where an answer may stand → (place, text) of each that a response gives in that form, in order. Boxes are read in any case."""
 _WRITTEN = {
-    "answer_line": "Answer: {}", "choice": "Answer: {}", "hashes": "#### {}", "tag": "<answer>{}</answer>", "phrase": "The final answer is {}.",
+    "answer_line": "Answer: {}", "choice": "Answer: {}", "hashes": "#### {}", "tag": "<answer>{}</answer>",
+    "phrase": "The final answer is {}.",
 }  # fmt: skip
 
 

@@ -86,8 +86,8 @@ def final_choice(text: str, options: Sequence[str] = ()) -> Box | None:
     """The letter that a response without its thinking part chooses; `hedged` where its paragraph says another; None where there is none.
     `options`: the texts of the options, where they are known.
 
-    >>> final_choice("So it is 5.\\n\\nThe correct answer is **(C)** 5 m/s."), final_choice("Answer: C or D").hedged, final_choice("C is 5.")
-    (Box(text='C', others=(), start=13), True, None)
+    >>> final_choice("So 5.\\n\\nThe correct answer is **(C)** 5 m/s."), final_choice("Answer: C or D").hedged, final_choice("C is 5.")
+    (Box(text='C', others=(), start=7), True, None)
     """
     is_open = re.search(r"\\(?:boxed|fbox)\s*\{", text) is not None and not _top_level_boxes(text)
     said = [] if is_open else sorted(_statements(text, options))
@@ -166,6 +166,7 @@ def _read(value: str, options: Sequence[str]) -> tuple[str, bool]:
     if whole := _of_text(value, options):
         return whole, True
     match = _LETTER.match(value)
+    close = match["close"].strip() if match else ""
     letter, rest = ("", value) if match is None else (match["letter"].upper(), value[match.end() :])
     if match is not None and not _stands_alone(match, rest):
         letter = ""
@@ -175,11 +176,11 @@ def _read(value: str, options: Sequence[str]) -> tuple[str, bool]:
     if _of_text(rest, options) == letter:
         return letter, True
     clause = _CLAUSE.split(rest, maxsplit=1)[0]
-    if _other_text(rest, letter, options) or _several(clause if match["close"][:1] in (")", "") else rest.partition("\n")[0], letter):
+    if _other_text(rest, letter, options) or _several(clause if close in (")", "") else rest.partition("\n")[0], letter):
         return UNCLEAR, False
     if rest.lstrip(" *)").startswith("?"):
         return UNCLEAR, False
-    return letter, not rest.strip(" .)") or (bool(match["close"].strip()) and not options)
+    return letter, not rest.strip(" .)") or (close != "" and not options)
 
 
 def _stands_alone(match: re.Match[str], rest: str) -> bool:

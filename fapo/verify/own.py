@@ -81,7 +81,7 @@ class Own:
             sys.path.insert(0, folder)
             os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (folder, os.environ.get("PYTHONPATH")) if part)
         self.function = named(path)
-        self.says, self.names, self.takes_all = _signature(path, self.function)
+        self.says, self.names, self.takes_all, self.must = _signature(path, self.function)
 
     def read(self, asked: Mapping[str, Any]) -> bool:
         return True
@@ -95,7 +95,12 @@ class Own:
         except SystemExit as error:
             return ["fault", "exit", f"it ended by itself ({shown(str(error.code))})", False]
         except BaseException as error:  # noqa: BLE001 — whatever a user's function raises, it is told, and ends no run
-            return ["fault", "value" if isinstance(error, _NoReward) else "raised", self._told(error), isinstance(error, _LOST)]
+            return [
+                "fault",
+                "value" if isinstance(error, _NoReward) else "raised",
+                self._told(error),
+                isinstance(error, (_Missing, *_LOST)),
+            ]
 
     def _call(self, asked: Mapping[str, Any]) -> Any:
         prompt = asked["prompt"]
@@ -113,6 +118,9 @@ class Own:
             truth = rewarded.get("ground_truth") if isinstance(rewarded, dict) else None
             given = {"data_source": prompt["source"], "solution_str": asked["response"], "extra_info": row.get("extra_info")}
             given["ground_truth"] = asked["answer"] if truth is None else truth
+        if missing := [name for name in self.must if name not in given]:
+            found = ", ".join(sorted(set(row) | {"answer"}))
+            raise _Missing(f"it needs a column {missing[0]}, which the row does not have (it has {found})")
         if not self.takes_all:
             given = {name: value for name, value in given.items() if name in self.names}
         result = self.function(**given)
@@ -124,7 +132,7 @@ class Own:
             text = shown(str(error), 200)
         except Exception:  # noqa: BLE001 — its own text fails
             text = "an exception without text"
-        if isinstance(error, _NoReward):
+        if isinstance(error, (_NoReward, _Missing)):
             return str(error)
         places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
         own = [place for place in places if place[0] == self.file] or [place for place in places if place[0] != __file__]
@@ -136,12 +144,16 @@ class _NoReward(ValueError):
     """What came back is no reward."""
 
 
+class _Missing(TypeError):
+    """The row lacks a column that the function needs."""
+
+
 async def _awaited(result: Any) -> Any:
     return await result
 
 
-def _signature(path: str, function: Any) -> tuple[str, tuple[str, ...], bool]:
-    """Which of the three it is, the parameters that it has, and whether it takes any other by name."""
+def _signature(path: str, function: Any) -> tuple[str, tuple[str, ...], bool, list[str]]:
+    """Which of the three it is, the parameters that it has, whether it takes any other by name, and those that it must be given."""
     three = f"write {OURS}, {TRL} or {VERL}(data_source, solution_str, ground_truth, extra_info=None)"
     if isinstance(function, type) or not callable(function):
         raise DataError(f"{path}: {'a class' if isinstance(function, type) else shown(function)} where a function is expected; {three}")
@@ -161,7 +173,7 @@ def _signature(path: str, function: Any) -> tuple[str, tuple[str, ...], bool]:
     strange += [name for name in must if says == TRL and name in ("completion_ids", "trainer_state", "completions_ids")]
     if strange:
         raise DataError(f"{path}: it needs {strange[0]}, which {says} does not have; give it a default, or {three}")
-    return says, names, takes_all
+    return says, names, takes_all, must
 
 
 def _result(value: Any) -> list[Any]:

@@ -221,7 +221,7 @@ class WorkerPool:
     ) -> None:
         if min(workers, cpu_limit, gold_cpu_limit, stall_limit) <= 0:
             raise ValueError(f"the verifier's {workers=}, {cpu_limit=}, {gold_cpu_limit=} and {stall_limit=} must be positive")
-        self.cpu_limit, self.gold_cpu_limit, self.memory_limit, self.stall_limit = cpu_limit, gold_cpu_limit, memory_limit, stall_limit
+        self.cpu_limit, self.gold_cpu_limit = cpu_limit, gold_cpu_limit
         self.counts: Counter[str] = Counter()
         """Requests that ended a process, by result: `cpu`, `gold/cpu`, `memory`, `crash`, `killed`, `stuck`, `exit`, `forks` (see
         `submit`)."""

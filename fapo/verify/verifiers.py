@@ -24,13 +24,15 @@ from concurrent.futures import Future
 from functools import cached_property
 from typing import Any
 
-from soundrl.fapo.data.rows import RowError, shown
+import numpy as np
+
+from soundrl.fapo.data.rows import DataError, RowError, shown
 from soundrl.fapo.named import is_named
 from soundrl.fapo.pending import done, then
 from soundrl.fapo.records import Check, Outcome, Prompt, Rollout, Said
 from soundrl.fapo.verify.answer import final_answer, written
 from soundrl.fapo.verify.box import Box
-from soundrl.fapo.verify.choice import final_choice, letter_of, options_of
+from soundrl.fapo.verify.choice import UNCLEAR, final_choice, letter_of, options_of
 from soundrl.fapo.verify.number import compare_numbers, number_of, tolerance_of
 from soundrl.fapo.verify.own import Own, absolute, meaning, question
 from soundrl.fapo.verify.pool import Broken, WorkerPool
@@ -86,6 +88,7 @@ class Verifiers:
         if asked and asked not in VERIFIERS and not is_named(asked):
             raise ValueError(f"data.verifier is {shown(asked)}; use one of {', '.join(VERIFIERS)}, or a path like my_checks.py:score")
         self.asked, (self.where, self.threshold), self.limits = asked, reward, limits
+        self.own_limits: dict[str, Any] = {"cpu_limit": 10.0, "stall_limit": 120.0, "memory_limit": OWN_MEMORY, **limits}
         self.counts: Counter[str] = Counter()
         """Responses of which nothing is known, by reason (`own.REASONS`)."""
         self._lock = threading.Lock()
@@ -98,7 +101,7 @@ class Verifiers:
     def own(self) -> WorkerPool:
         """Of the user's function: as many processes as this rank's share of the processors."""
         share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return WorkerPool(**{"work": absolute(self.asked), "workers": min(max(share, 2), 8), "memory_limit": OWN_MEMORY, **self.limits})
+        return WorkerPool(**{"work": absolute(self.asked), "workers": min(max(share, 2), 8), **self.own_limits})
 
     @cached_property
     def here(self) -> Own:
@@ -107,7 +110,7 @@ class Verifiers:
 
     @cached_property
     def puzzles(self) -> WorkerPool:
-        return WorkerPool(**{"work": "reasoning-gym", "memory_limit": OWN_MEMORY, **self.limits})
+        return WorkerPool(work="reasoning-gym", **self.own_limits)
 
     def submit(self, prompt: Prompt, rollout: Rollout, response: str, thinks: bool = False) -> Future[Said]:
         """What is to be said of a response: `response` is the policy's last turn with all marks of thinking; `thinks`: the prompt has
@@ -124,6 +127,8 @@ class Verifiers:
                 return done(self.here.answer(asked))
             except MemoryError:
                 return done("memory")
+            except DataError as error:
+                return done(["fault", "broken", str(error), True])
         result: Future[Any] = Future()
         result.set_running_or_notify_cancel()
 
@@ -145,14 +150,15 @@ class Verifiers:
                 self.counts[said.reason] += 1
                 first = self.counts[said.reason] == 1
             if first:
-                what = told or _ENDED[said.reason].format(
-                    cpu=self.own.cpu_limit, stall=self.own.stall_limit, gib=self.own.memory_limit >> 30
-                )
+                what = told or self._ended(said.reason)
                 logger.warning(
                     "data.verifier %s, asked of %s: %s; the rollout leaves its group, and more of this kind are counted in verify/%s alone",
                     *(self.asked, prompt.id, what, said.reason),
                 )
         return said
+
+    def _ended(self, reason: str) -> str:
+        return _ENDED[reason].format(**self.own_limits)
 
     def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
         """Why a row's reference cannot be compared with, each; None = it can."""
@@ -167,18 +173,18 @@ class Verifiers:
         if not is_named(self.asked):
             return []
         response = written(row.answer, row.form)
-        asked = Rollout(
-            prompt_id=row.id, sample=0, prompt_tokens=(), tokens=(), logprobs=(), text=response, finish_reason="stop", policy_version=0
-        )  # type: ignore[arg-type]
+        nothing = np.empty(0, np.int32)
+        same: dict[str, Any] = dict.fromkeys(("prompt_tokens", "tokens", "logprobs"), nothing)
+        asked = Rollout(prompt_id=row.id, sample=0, text=response, finish_reason="stop", policy_version=0, **same)
         name = f"data.verifier {self.asked}"
         result = self._asked_own(question(row, asked, response)).result()
         fault = result[0] == "fault" if isinstance(result, list) else False
         if fault and result[3]:
             raise ValueError(f"{name}: {result[2]}" if result[1] != "broken" else f"data.verifier {result[2]}")
         says = self.here.says if self.where == "here" else self.own.says
-        said = self._meaning(row, result)
+        said, told = meaning(result, self.threshold)
         earned = said.outcome.value if said.reward is None else f"{said.reward:g}"
-        found = f"gave nothing ({said.reason})" if said.outcome is Outcome.UNKNOWN else f"earns {earned}"
+        found = f"gave nothing: {told or self._ended(said.reason)}" if said.outcome is Outcome.UNKNOWN else f"earns {earned}"
         return [f"{name} is read as {says}; the reference of {row.id}, written as {shown(response)}, {found}"]
 
     def close(self) -> None:
@@ -195,13 +201,13 @@ class Verifiers:
 
 
 _ENDED = {
-    "cpu": "it took more than {cpu:g} CPU seconds",
-    "memory": "it took more than {gib} GiB of memory",
+    "cpu": "it took more than {cpu_limit:g} CPU seconds",
+    "memory": "it took more than {memory_limit:,} bytes of memory beyond its imports",
     "exit": "it ended its process",
     "forks": "it made too many processes",
     "crash": "it brought its process down",
     "killed": "its process was killed, twice",
-    "stuck": "it stood still for {stall:g} seconds or more",
+    "stuck": "it stood still for {stall_limit:g} seconds or more",
     "broken": "it cannot be loaded",
 }
 
@@ -226,7 +232,8 @@ def _said(answer: Box | None, outcome: Callable[[str], Outcome]) -> Future[Said]
     """Of an answer that was found, what `outcome` says of it."""
     if answer is None:
         return done(Outcome.NO_ANSWER)
-    return done(Check(outcome=Outcome.WRONG if answer.hedged else outcome(answer.text), extracted=answer.text))
+    extracted = None if answer.text == UNCLEAR else answer.text
+    return done(Check(outcome=Outcome.WRONG if answer.hedged else outcome(answer.text), extracted=extracted))
 
 
 def _math(of: Verifiers, prompt: Prompt, response: str, thinks: bool) -> Future[Any]:

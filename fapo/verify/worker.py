@@ -47,15 +47,20 @@ MATH = "math"
 class Work(Protocol):
     """What a process does with a request (`job`)."""
 
-    says: str
-    """Of itself, when it is ready."""
+    @property
+    def says(self) -> str:
+        """Of itself, when it is ready."""
+        ...
 
-    def read(self, *job: Any) -> bool:
+    @property
+    def read(self) -> Callable[..., bool]:
         """Reads the reference, which is not charged to the answer. False = it cannot."""
         ...
 
-    def answer(self, *job: Any) -> Any:
+    @property
+    def answer(self) -> Callable[..., Any]:
         """The result, plain JSON."""
+        ...
 
 
 def work_of(name: str) -> Work:
