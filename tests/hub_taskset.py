@@ -1,6 +1,6 @@
-"""The adapter of `engine/environments/hub.py` against the package itself, in an environment that has it:
+"""The adapter of `engine/environments/hub.py` against the package itself, which is installed beside:
 
-    python -m venv build/hub && build/hub/bin/pip install verifiers==0.4.0 -e . && build/hub/bin/python tests/hub_taskset.py
+    python -m pip install --target build/hub verifiers==0.4.0 && PYTHONPATH=build/hub python tests/hub_taskset.py
 
 This file is a taskset too, by its name: `hub:hub_taskset`.
 """
