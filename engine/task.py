@@ -15,7 +15,7 @@ from soundrl.genrm.task import CriticTask
 def build_task(config: Config, environment: Environment, built: BuiltJudge) -> Task:
     """With the judge that has been `built`, which belongs to the run."""
     settings = reward_settings(config)
-    if config.run.critic and answers(type(environment)):
+    if config.run.critic and answers(environment):
         raise ValueError(f"run.task {config.run.task} trains on one turn, but data.train {config.data.environment} answers; use another")
     if config.run.critic:
         return CriticTask(settings, process=config.run.task == "critic", prompt=trained_prompt(config))
@@ -28,7 +28,7 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
         truth=environment.truth,
         split=environment.split,
         deadline=config.genrm.deadline[1],
-        answered=answers(type(environment)),
+        answered=answers(environment),
         judge_sleeps=built.phase is not None,
     )
 

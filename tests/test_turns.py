@@ -46,6 +46,10 @@ class Talks(Environment):
     problems = demonstrations = check = None  # type: ignore[assignment]
 
 
+class Silent(Environment):
+    problems = demonstrations = check = None  # type: ignore[assignment]
+
+
 class Scripted:
     """A sampler of one request at a time: of a request with n tokens in its prompt the turn is n mod 7 and the seed's last digit, then the
     end token; it stops at the limit. Which of the waiting requests is next is drawn by `order`."""
@@ -248,6 +252,7 @@ def test_ranks_that_share_an_engine_hear_the_same_and_one_asks():
 
 def test_only_an_environment_that_answers_is_asked():
     assert not answers(Environment) and answers(Talks(twice)) and answers(lambda config, tokenizer: None)
+    assert not answers(Silent(None, None)) and not answers(Silent)  # type: ignore[arg-type]
 
     class Own(Environment):
         def respond(self, prompt, rollout):
@@ -415,14 +420,6 @@ def test_joined_keeps_the_tokens_of_both_turns():
     assert whole.prompt_tokens.tolist() == [8] and [turn.own for turn in whole.turns] == [True, False, True]
 
 
-class TalksTwice(Talks):
-    def __init__(self):
-        pass
-
-    def respond(self, prompt, rollout):
-        return twice(prompt, rollout)
-
-
 class Asked(Letters):
     def __call__(self, prompt):
         return np.arange(3 + int(prompt.text))
@@ -445,7 +442,7 @@ def test_a_start_after_a_kill_samples_what_was_not_whole_and_all_is_as_without_i
     def sampled(folder: Path, start: int) -> tuple[dict, Scripted]:
         sampler, underway = Scripted(start), Underway(folder, ranks, start)  # type: ignore[arg-type]
         task = SimpleNamespace(collect=collected)
-        rollouts = Rollouts(task, sampler, Asked(), config, underway, TalksTwice())  # type: ignore[arg-type]
+        rollouts = Rollouts(task, sampler, Asked(), config, underway, Talks(twice))  # type: ignore[arg-type]
         pending = rollouts(list(PROMPTS.values()), 1)
         underway.flush()
         return {(r.prompt_id, r.sample): r for group in pending for r in group.rollouts}, sampler

@@ -135,7 +135,8 @@ def is_environment(name: str) -> bool:
 
 def answers(environment: object) -> bool:
     """Whether it has replies of its own; of a class, or of a function that makes one, whether it may have."""
-    return getattr(environment, "respond", None) is not Environment.respond
+    respond = getattr(environment, "respond", None)
+    return getattr(respond, "__func__", respond) is not Environment.respond
 
 
 def environment_of(name: str) -> type[Environment]:
