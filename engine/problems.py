@@ -211,7 +211,7 @@ class Problems:
     def reply(self, encode: Encoder) -> np.ndarray:
         """Token ids of a reply for the gate's probes, where the environment answers: the first problem's words, with what the template has
         around them; else none."""
-        if not answers(type(self.environment)):
+        if not answers(self.environment):
             return np.empty(0, np.int32)
         first = self.train[0] if isinstance(self.train, list) else self.train.prompt(0)
         return encode.reply(Reply(text=first.text[:PROBE_CHARACTERS]))

@@ -34,7 +34,7 @@ class Rollouts:
     ) -> None:
         self.task, self.sampler, self.encode, self.config, self.underway = task, sampler, encode, config, underway
         self.turns: Turns | None = None
-        if environment is not None and answers(type(environment)):
+        if environment is not None and answers(environment):
             self.turns = Turns(sampler, encode, environment, config.rollout.turns[0])
         self.ranks = underway.ranks
         self.shared = config.rollout.tensor_parallel

@@ -20,7 +20,7 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
             f"rollout.refill {refill} waits for verdicts while the policy is awake, but the judge sleeps then (the plan's reason: --plan); "
             "set --rollout.refill 0, give the judge memory of its own (genrm.urls on another machine), or --fapo.lam 0"
         )
-    if config.run.critic and answers(type(environment)):
+    if config.run.critic and answers(environment):
         raise ValueError(f"run.task {config.run.task} trains on one turn, but data.train {config.data.environment} answers; use another")
     if config.run.critic:
         return CriticTask(settings, process=config.run.task == "critic", prompt=trained_prompt(config))
@@ -33,7 +33,7 @@ def build_task(config: Config, environment: Environment, built: BuiltJudge) -> T
         truth=environment.truth,
         split=environment.split,
         deadline=config.genrm.deadline[1],
-        answered=answers(type(environment)),
+        answered=answers(environment),
         judge_sleeps=built.phase is not None,
     )
 

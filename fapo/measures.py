@@ -82,7 +82,8 @@ def count(groups: Sequence[Group], lam: float, truth: Truth | None = None, split
     told = [(truth.oracle(prompt, rollout), is_flawed(verdict)) for prompt, rollout, verdict in right] if truth else []
     kinds = Counter(true.reason for true, _ in told)
     reasons = Counter(reason for group in groups for reason in group.reasons)
-    found = {
+    return common(groups) | {
+        **turn_sums(groups),
         "correct": outcomes[Outcome.CORRECT],
         "verify_unknown": outcomes[Outcome.UNKNOWN],
         "verify_unscored": outcomes[Outcome.UNSCORED],
@@ -100,7 +101,6 @@ def count(groups: Sequence[Group], lam: float, truth: Truth | None = None, split
         "false_alarms": sum(said and not is_flawed(true) for true, said in told),
         **{f"kind_{kind}": kinds[kind] for kind in (truth.kinds if truth else ())},
     }
-    return common(groups) | turn_sums(groups) | found
 
 
 def past_shift(group: Group, lam: float) -> bool:

@@ -15,14 +15,17 @@ import torch
 from tiny import write_tiny
 from transformers import AutoModelForCausalLM
 
+from soundrl.engine import rollouts as module
 from soundrl.engine.config import Model
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import Environment, LostReply, answers
 from soundrl.engine.exchange import exchange, unpacked
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.rollout_file import SCHEMA, RolloutWriter, read_file
-from soundrl.engine.files.underway import read_rollouts
+from soundrl.engine.files.underway import Underway, read_rollouts
 from soundrl.engine.packing import Sample, pack
+from soundrl.engine.recipes import RECIPES
+from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import Draw, seed_of_turn
 from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.engine.samplers.turns import Turns, joined
@@ -40,6 +43,10 @@ class Talks(Environment):
     def __init__(self, say):
         self.respond = say  # type: ignore[method-assign]
 
+    problems = demonstrations = check = None  # type: ignore[assignment]
+
+
+class Silent(Environment):
     problems = demonstrations = check = None  # type: ignore[assignment]
 
 
@@ -245,6 +252,7 @@ def test_ranks_that_share_an_engine_hear_the_same_and_one_asks():
 
 def test_only_an_environment_that_answers_is_asked():
     assert not answers(Environment) and answers(Talks(twice)) and answers(lambda config, tokenizer: None)
+    assert not answers(Silent(None, None)) and not answers(Silent)  # type: ignore[arg-type]
 
     class Own(Environment):
         def respond(self, prompt, rollout):
@@ -410,3 +418,45 @@ def test_joined_keeps_the_tokens_of_both_turns():
     whole = joined(first, Reply(text="88", tool="t", failed=True), np.array([8, 8]), second)
     assert whole.tokens.tolist() == [5, 6, 8, 8, 7] and whole.mask.tolist() == [1, 1, 0, 0, 1] and whole.finish_reason == "length"
     assert whole.prompt_tokens.tolist() == [8] and [turn.own for turn in whole.turns] == [True, False, True]
+
+
+class Asked(Letters):
+    def __call__(self, prompt):
+        return np.arange(3 + int(prompt.text))
+
+
+def collected(prompts, rollouts, beside) -> PendingGroups:
+    pending = PendingGroups(prompts, lambda groups: None, decisive=False)
+    for found in rollouts:
+        pending.by_prompt[found.prompt_id].add(found, done(Outcome.WRONG), done(None))
+    return pending
+
+
+@pytest.mark.parametrize("whole", [2, 4])
+def test_a_start_after_a_kill_samples_what_was_not_whole_and_all_is_as_without_it(tmp_path, monkeypatch, whole):
+    """Half-done rollouts are sampled anew, from their first turn; whole ones come back with their turns."""
+    config = RECIPES["arith"]()
+    config = replace(config, rollout=replace(config.rollout, samples=2, max_new_tokens=20), run=replace(config.run, seed=1))
+    ranks = SimpleNamespace(rank=0, size=1)
+
+    def sampled(folder: Path, start: int) -> tuple[dict, Scripted]:
+        sampler, underway = Scripted(start), Underway(folder, ranks, start)  # type: ignore[arg-type]
+        task = SimpleNamespace(collect=collected)
+        rollouts = Rollouts(task, sampler, Asked(), config, underway, Talks(twice))  # type: ignore[arg-type]
+        pending = rollouts(list(PROMPTS.values()), 1)
+        underway.flush()
+        return {(r.prompt_id, r.sample): r for group in pending for r in group.rollouts}, sampler
+
+    uninterrupted, _ = sampled(tmp_path / "whole", 0)
+    assert len(uninterrupted) == 6 and content(uninterrupted) == content(said(Scripted(), twice))
+    done_ = list[Rollout]()
+    monkeypatch.setattr(module, "leaving", lambda: len(done_) >= whole)
+    add = Underway.add
+    monkeypatch.setattr(Underway, "add", lambda self, rollout: (done_.append(rollout), add(self, rollout))[1])
+    first, before = sampled(tmp_path / "killed", 1)
+    assert len(first) == whole and len(before.seen) > sum(len(r.turns) // 2 + 1 for r in first.values())  # witness: some were half done
+    monkeypatch.setattr(module, "leaving", lambda: False)
+    second, after = sampled(tmp_path / "killed", 2)
+    assert content(second) == content(uninterrupted)
+    again = {seed for seed, *_ in after.seen}
+    assert not again & {DRAW.request(id_, np.arange(3), sample).seed for id_, sample in first}  # not sampled again

@@ -27,6 +27,8 @@ NAMED = {
     "arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic",
     "arith-tools": "soundrl.engine.environments.arithmetic.with_calculator:WithCalculator",
 }
+HUB = "hub:"
+"""Before the name of a taskset of the package `verifiers` (`hub`)."""
 FILES = "soundrl.engine.environments.files:ProblemFiles"
 
 Source = list[Prompt] | PromptSource
@@ -130,18 +132,21 @@ def trained_prompt(config: Config) -> str:
 
 
 def is_environment(name: str) -> bool:
-    """Whether it names an environment: one of ours, or one's own by path (`my_env.py:make`)."""
-    return name in NAMED or is_named(name)
+    """Whether it names an environment: one of ours, a taskset (`hub:gsm8k`), or one's own by path (`my_env.py:make`)."""
+    return name in NAMED or name.startswith(HUB) or is_named(name)
 
 
 def answers(environment: object) -> bool:
     """Whether it has replies of its own; of a class, or of a function that makes one, whether it may have."""
-    return getattr(environment, "respond", None) is not Environment.respond
+    respond = getattr(environment, "respond", None)
+    return getattr(respond, "__func__", respond) is not Environment.respond
 
 
 def environment_of(name: str) -> type[Environment]:
     """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files. One's own may be a
     function, (configuration, tokenizer) → `Environment`, of which nothing else is known."""
+    if name.startswith(HUB):
+        return named("soundrl.engine.environments.hub:hub_environment")(name)
     return named(NAMED.get(name) or (name if is_named(name) else FILES))
 
 

@@ -272,7 +272,7 @@ def fits(value: Any, kind: Schema) -> bool:
         return False
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    return all(fits(each, kind["items"]) for each in value) if "items" in kind else True
+    return all(fits(each, kind["items"]) for each in value) if isinstance(value, list) and "items" in kind else True
 
 
 def wanted(kind: Schema) -> str:
