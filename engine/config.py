@@ -81,11 +81,12 @@ class Rollout:
     temperature: float = 1.0
     """Sampling temperature of training rollouts; top-p and top-k stay off, as they would bias the log-probabilities."""
     max_new_tokens: int = 1024
-    """Longest response, in tokens."""
+    """Longest response, in tokens; of several turns all of them."""
     memory: float = 0.4
     """vLLM's share of a GPU's memory; on CPU its KV cache in GiB."""
     turns: tuple[int, float] = (8, 10.0)
-    """Most turns of a rollout where the environment answers, and CPU seconds that a tool call may take."""
+    """Where the environment answers: most turns of the policy in a rollout, which have `max_new_tokens` together, replies included; and CPU
+    seconds that a tool call may take."""
     refill: int = 0
     """Tokens a step that may be sampled to replace groups without signal, verdicts included, by the next prompts; 0 = none is replaced."""
     tensor_parallel: int = 1

@@ -3,10 +3,12 @@ environment replies → the tokens that stand between two turns of the policy.""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,17 +23,23 @@ _REPLY = "soundrl-replies-here"
 """Stands for what a tool says while the template writes what comes before and after it."""
 log = logging.getLogger(__name__)
 _THINKING = re.compile(r"(\s*)[<\[]([\w:]*think\w*)[>\]]\s*(?:[<\[]/\2[>\]]\s*)?\Z", re.IGNORECASE)
+TOOLS = """You may call these functions, a JSON object a line:
+{}
+To call one, end your turn with a line
+<tool_call>{{"name": "its name", "arguments": {{"a parameter": "its value"}}}}</tool_call>
+and its result is what you are told next."""
+_LOOKS = re.compile(r"[<\[◁].+[>\]▷]", re.DOTALL)
 _ASKED = Prompt(id="a reply", text="1+1?", answer="2")
 
 
 class Encoder:
     """Prompts to token ids. Nothing is remembered: the text of a prompt is its own key, and a data set has too many of them.
 
-    `max_prompt_tokens` bounds a prompt, in tokens.
+    `max_prompt_tokens` bounds a prompt, in tokens. `tools`: JSON schemas of what the policy may call, which prompts with messages tell it.
     """
 
-    def __init__(self, tokenizer: Any, max_prompt_tokens: int) -> None:
-        self.tokenizer, self.max_prompt_tokens = tokenizer, max_prompt_tokens
+    def __init__(self, tokenizer: Any, max_prompt_tokens: int, tools: Sequence[dict[str, Any]] = ()) -> None:
+        self.tokenizer, self.max_prompt_tokens, self.tools = tokenizer, max_prompt_tokens, list(tools)
         # What the tokenizer puts before a text (BOS); what some put behind it (EOS) would end the prompt.
         plain, full = (list(tokenizer("1", add_special_tokens=special)["input_ids"]) for special in (False, True))
         begin = next((n for n in range(len(full)) if full[n : n + len(plain)] == plain), 0)
@@ -66,7 +74,7 @@ class Encoder:
         """
         if prompt.messages is None:
             return prompt.text
-        *asked, last = prompt.messages
+        *asked, last = prompt.messages if self._told else described(prompt.messages, self.tools)
         begun = last["content"] if last["role"] == "assistant" else ""
         if last["role"] != "assistant":
             asked.append(last)
@@ -102,12 +110,34 @@ class Encoder:
         The reply is data: what looks like a control token in it is text. ValueError where the template knows no turn after one of the
         assistant.
         """
-        said = self.tokenizer(reply.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # No control token may come of it, nor one that is not special and means something all the same: </tool_response>.
+        cuts = [0, *(found.start() + 1 for found in self._control.finditer(reply.text)), len(reply.text)]
+        parts = [reply.text[begin:end] for begin, end in pairwise(cuts)]
+        try:
+            said = [id_ for part in parts for id_ in self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+        except (TypeError, UnicodeEncodeError):
+            raise ValueError(f"a reply holds half of a surrogate pair ({ascii(reply.text)[:80]}); write whole characters") from None
         before, after = self._glue
         end = next((n for n, id_ in enumerate(before) if id_ == ended), -1)
         # Some templates write a space or a line before the end token, which the policy did not.
         before = before[end + 1 :] if not self.tokenizer.decode(before[: max(end, 0)]).strip() else before
         return np.array([*before, *said, *after], np.int32)
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """The tokenizer's own tokens that look like marks."""
+        marks = {token.content for token in self.tokenizer.added_tokens_decoder.values() if _LOOKS.fullmatch(token.content)}
+        return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
+
+    @cached_property
+    def _told(self) -> bool:
+        """Whether the template tells the policy of its tools, or there are none."""
+        if not self.tools:
+            return True
+        asked = [{"role": "user", "content": "1+1?"}]
+        return self.tokenizer.chat_template is not None and all(
+            tool["function"]["name"] in self._apply(_ASKED, asked, True, tools=[tool]) for tool in self.tools
+        )
 
     @cached_property
     def _glue(self) -> tuple[list[int], list[int]]:
@@ -122,7 +152,7 @@ class Encoder:
             try:
                 text = self._apply(_ASKED, messages, True)
             except RowError as error:
-                why = error.reason
+                why = error.reason.partition("(")[2].rpartition(")")[0] or error.reason
                 continue
             between, replied, after = text.rpartition(_MARK)[2].partition(_REPLY)
             if _MARK in text and replied:
@@ -132,9 +162,12 @@ class Encoder:
             why = "it leaves out the assistant's turn, or the reply"
         raise ValueError(f"the chat template takes no reply after a turn of the assistant ({why}); use another, or a task of one turn")
 
-    def _apply(self, prompt: Prompt, messages: list[dict[str, str]], generation: bool) -> str:
+    def _apply(
+        self, prompt: Prompt, messages: list[dict[str, str]], generation: bool, tools: Sequence[dict[str, Any]] | None = None
+    ) -> str:
+        given = tools or (self.tools if self.tools and self._told else None)
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, tools=given)
         except (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             why = " ".join(str(error).split())[:200] or type(error).__name__
             raise RowError(f"the chat template refuses these messages ({why}); change or remove the row", "prompt", prompt.id) from None
@@ -143,3 +176,11 @@ class Encoder:
                 said = f"the message of the {message['role']} ({shown(message['content'])})"
                 raise RowError(f"the chat template leaves out {said}; write it as the user's", "prompt", prompt.id)
         return text
+
+
+def described(messages: Sequence[dict[str, str]], tools: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The messages with the tools in words, where a chat template has no place for them: in front of the first one, of the system or the
+    user."""
+    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    first, *rest = messages
+    return [first | {"content": f"{TOOLS.format(listed)}\n\n{first['content']}"}, *rest]

@@ -96,16 +96,18 @@ class Problems:
         keys = {name: [content(row) for row in part] for name, part in sets.items()}
         rows = [row for part in sets.values() for row in part]
         asked = dict(zip([key for part in keys.values() for key in part], rows, strict=True))
-        golds = list(dict.fromkeys(row.answer for row in rows))
-        warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
         share = slice(ranks.rank, None, ranks.size)
+        golds = {reference(row): row for row in rows}
+        warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
         mine: Faults = {}
         for key, row in list(asked.items())[share]:
             try:
                 encode(row)
             except RowError as error:
                 mine["prompt", key] = error.reason
-        mine |= {("answer", gold): why for gold, why in zip(golds[share], self.environment.unusable(golds[share]), strict=True) if why}
+        compared = list(golds.items())[share]
+        unusable = self.environment.unusable([row for _, row in compared])
+        mine |= {("answer", gold): why for (gold, _), why in zip(compared, unusable, strict=True) if why}
         mine |= {("solution", row.id): why for row in warm[share] if (why := self._solution_fault(row, encode))}
         faults: Faults = {key: why for part in ranks.gather(mine) for key, why in part.items()}
         for name, part in keys.items():
@@ -124,7 +126,7 @@ class Problems:
         read = Counter(id.rpartition(":")[0] for id in {row.id for row in rows})
         found: dict[str, list[RowError]] = {file: [] for file in read}
         for row in rows:
-            shared = (("prompt", content(row)), ("answer", row.answer), ("solution", row.id))
+            shared = (("prompt", content(row)), ("answer", reference(row)), ("solution", row.id))
             if (field := next((pair for pair in shared if pair in faults), None)) is not None:
                 found[row.id.rpartition(":")[0]].append(RowError(faults[field], field[0], row.id))
         for file, errors in found.items():
@@ -179,6 +181,12 @@ def worked_sample(row: Prompt, said: str | Sequence[Turn], encode: Encoder) -> S
     """What a warm start trains."""
     tokens, mask = encode.worked(said)
     return Sample(prompt_tokens=encode(row), tokens=tokens, mask=None if mask.all() else mask)
+
+
+def reference(row: Prompt) -> bytes:
+    """16 bytes that stand for what its answer is compared with, and how."""
+    parts = "\0".join((row.answer, row.verifier, str(row.form), row.text, str(row.row.get("options"))))
+    return blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def content(prompt: Prompt) -> bytes:

@@ -68,8 +68,8 @@ class Run:
             self.keeps = keeps_checkpoints(config.run, self.folder.path, ranks)
             saved = self.checkpoints.find() if self.folder.goes_on else None
             start = policy_folder(config, ranks)
-            self.encode = encode = Encoder(load_tokenizer(start), config.max_prompt_tokens)
-            environment = build_environment(config.data.environment, config, encode.tokenizer)
+            environment = build_environment(config.data.environment, config, tokenizer := load_tokenizer(start))
+            self.encode = encode = Encoder(tokenizer, config.max_prompt_tokens, environment.schemas)
             self.problems = Problems(config, environment)
             self.problems.check(encode, ranks, progress.say)
             self.stream = PromptStream(self.problems.train, config.run.seed)

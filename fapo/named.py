@@ -15,6 +15,8 @@ from soundrl.fapo.data.puzzles import PREFIX
 from soundrl.fapo.data.rows import DataError, shown, shown_path
 
 _PATH = re.compile(rf"(?!{PREFIX})\w+(\.\w+)*:[A-Za-z_]\w*", re.ASCII)
+OF_FILE = "soundrl_named_"
+"""How the modules of files are called."""
 _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 
 
@@ -39,7 +41,7 @@ def _of_file(file: str) -> Any:
     real = os.path.realpath(file)
     if not os.path.isfile(real):
         raise DataError(f"{shown_path(file)}: no such file; check the path")
-    known = f"soundrl_named_{hashlib.blake2b(real.encode('utf-8', 'surrogatepass'), digest_size=6).hexdigest()}_{Path(real).stem}"
+    known = f"{OF_FILE}{hashlib.blake2b(real.encode('utf-8', 'surrogatepass'), digest_size=6).hexdigest()}_{Path(real).stem}"
     if known not in sys.modules:
         spec = importlib.util.spec_from_file_location(known, real)
         assert spec is not None and spec.loader is not None

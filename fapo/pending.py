@@ -22,6 +22,21 @@ def done(value: Any) -> Future[Any]:
     return future
 
 
+def then(future: Future[Any], make: Callable[[Any], Any]) -> Future[Any]:
+    """What is made of a result, as soon as it is there: at once where it is there already."""
+    made: Future[Any] = Future()
+    made.set_running_or_notify_cancel()  # from here on nobody can cancel it
+
+    def pass_on(done: Future[Any]) -> None:
+        try:
+            made.set_result(make(done.result()))
+        except Exception as error:  # noqa: BLE001 — whoever waits for it must see it
+            made.set_exception(error)
+
+    future.add_done_callback(pass_on)
+    return made
+
+
 @dataclass
 class Call:
     """A question to the judge; seconds of `time.perf_counter`."""
@@ -77,6 +92,7 @@ class PendingGroup:
             outcomes=[each.outcome for each in said],
             scores=[each.reward for each in said],
             extracted=[each.extracted for each in said],
+            reasons=[each.reason for each in said],
             # Where nothing hangs on it, who is late is None, and would change nothing.
             verdicts=[self._verdict(verdict) if waits or verdict.done() else None for _, _, verdict in self.entries],
         )

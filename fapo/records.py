@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,12 @@ class Prompt:
     """Name of the data set."""
     form: str | None = "box"
     """Where its answer will stand (`verify.answer.FORMS`); None = it asks for no form that is known, and a box is looked for."""
+    verifier: str = ""
+    """Who checks it, where its row says so (`verify.verifiers.VERIFIERS`); empty = follows from the form."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other columns, plain JSON, where a verifier asks for them; else empty."""
+    difficulty: float | None = None
+    """Of the column that `data.difficulty` names: the curriculum goes from low to high; None = it names none."""
     solution: str | None = None
     """Worked solution, the target of a warm start; None where the data has none."""
     steps: int | None = None
@@ -122,6 +130,11 @@ class Outcome(str, Enum):
         """Not said."""
 
     @property
+    def reason(self) -> str:
+        """Not said."""
+        return ""
+
+    @property
     def leaves(self) -> bool:
         """Whether the rollout leaves its group."""
         return self in (Outcome.UNKNOWN, Outcome.UNSCORED)
@@ -136,6 +149,8 @@ class Check:
     """Before λ and shaping; None = the rule's ±1."""
     extracted: str | None = None
     """The answer that was found."""
+    reason: str = ""
+    """Of `UNKNOWN`: what went wrong, one of `verify.own.REASONS`, where it is known."""
 
 
 Said = Outcome | Check
@@ -187,6 +202,8 @@ class Group:
     """A verifier's own rewards (`Check.reward`); empty or None = the rule's."""
     extracted: list[str | None] = field(default_factory=list)
     """The answers that were found; empty = not said."""
+    reasons: list[str] = field(default_factory=list)
+    """Why an outcome is unknown, where that is known (`Check.reason`); empty = not said."""
     verdicts: list[Verdict | None] = field(default_factory=list)
     """None = not judged, since the answer was not correct."""
     rewards: list[float] = field(default_factory=list)

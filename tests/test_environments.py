@@ -15,7 +15,7 @@ from soundrl.engine.files.model_folder import load_tokenizer, policy_folder
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.data.rows import DataError
 from soundrl.fapo.named import is_named, named
-from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
+from soundrl.fapo.records import Outcome, Prompt, Rollout, Turn, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,18 +37,20 @@ def test_arithmetic_checks_knows_and_splits():
     flawed = rollout("58+7=55\n55-2=53\n53+3=56\n#6\n")
     assert about.check(prompt, flawed) is Outcome.CORRECT and about.check(prompt, rollout(flawed.text, "length")) is Outcome.NO_ANSWER
     assert type(about).oracle is not None and type(about).oracle(prompt, flawed) == Verdict.flawed(0, "false")
-    assert about.split(flawed.text) == ("58+7=55", "55-2=53", "53+3=56", "#6") and about.unusable(["6", "8"]) == [None, None]
+    assert about.split(flawed.text) == ("58+7=55", "55-2=53", "53+3=56", "#6") and about.unusable([prompt, prompt]) == [None, None]
     assert ProblemFiles.oracle is None and ProblemFiles(RECIPES["smollm2-gsm8k"](), None).split("a\n\nb") == ["a", "b"]
 
 
 def test_files_are_checked_by_the_verifier_without_what_was_thought(tmp_path):
-    """The verifier gets the text after the thinking, the reference, and the form that the prompt asks for."""
+    """The verifiers get the text with its thinking, and whether the prompt has begun it; of several turns the last."""
     about = ProblemFiles(RECIPES["smollm2-gsm8k"](), load_tokenizer(write_tiny(tmp_path / "tiny")))
     asked: list[tuple] = []
-    about.__dict__["verifier"] = SimpleNamespace(submit=lambda *given: asked.append(given) or "later", close=lambda: asked.append(()))
-    assert about.check(Prompt(id="a", text="1+1?", answer="2", form="answer_line"), rollout("Answer: 2")) == "later"
+    about.__dict__["verifiers"] = SimpleNamespace(submit=lambda *given: asked.append(given) or "later", close=lambda: asked.append(()))
+    prompt, one, more = Prompt(id="a", text="1+1?", answer="2", form="answer_line"), rollout("Answer: 2"), rollout("Ask.\n2\nAnswer: 2")
+    more.turns = tuple(Turn(text=text, own=text != "2") for text in ("Ask.", "2", "Answer: 2"))
+    assert about.check(prompt, one) == about.check(prompt, more) == "later"  # type: ignore[comparison-overlap]
     about.close()
-    assert asked == [("Answer: 2", "2", "answer_line", False), ()]
+    assert asked == [(prompt, one, "Answer: 2", False), (prompt, more, "Answer: 2", False), ()]
 
 
 @pytest.mark.parametrize(("recipe", "folder", "tokens"), [("arith", "arith-seed5", 19), ("genrm-arith", "arith-critic-seed5", 100)])

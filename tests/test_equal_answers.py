@@ -8,8 +8,8 @@ import pytest
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.answer import final_answer
 from soundrl.fapo.verify.box import final_box
+from soundrl.fapo.verify.compare import compare
 from soundrl.fapo.verify.rule import rule
-from soundrl.fapo.verify.worker import compare
 
 EQUAL = [
     ("13", "13"), ("13", r"\text{13}"), ("13", r"\mathrm{13}"), ("13", r"\textbf{13}"), ("13", r"\mathbf{13}"),

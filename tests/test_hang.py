@@ -95,7 +95,7 @@ def test_a_verdict_that_never_comes_and_a_comparison_that_stands_still(tmp_path)
     assert len(times) == 3 * 8 and times[15] - times[7] > 5.0 and len(judge.bodies) == 24 + 4  # witness: nobody ended it
     id_ = r"p\\x1b\[31m-7"
     verdict = rf"rank 0 waits for the verdict of {id_} sample 0, asked \d+ s ago, and 3 more, judge {judge.url}, requests under way: 4"
-    process = r"verifier process \d+ of \d+\.\d\d CPU seconds, with one comparison for \d+ s, queued comparisons: 3"
+    process = r"verifier process \d+ of \d+\.\d\d CPU seconds, with one answer for \d+ s, queued answers: 3"
     outcome = rf"rank 1 waits for the outcome of {id_} sample 0, and 3 more, {process} \(step 3, generate, wait\)"
     assert re.search(verdict, line) and re.search(outcome, line), line
     assert re.search(rf"^  waits for the verdict of {id_} sample 1, asked", page, re.MULTILINE)

@@ -14,7 +14,7 @@ from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.problems import Problems, set_names
 from soundrl.engine.recipes import RECIPES
-from soundrl.fapo.verify.verifier import Verifier
+from soundrl.fapo.verify.verifiers import Verifiers
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def verifier():
-    with Verifier() as made:
+    with Verifiers() as made:
         yield made
 
 
@@ -69,7 +69,7 @@ def config(folder, train: str, *tests: str, steps: int = 0, skip: bool = False, 
 
 def loaded(settings: Config, tokenizer=None, verifier=None) -> Problems:
     problems = Problems(settings, environment_of(settings.data.environment)(settings, tokenizer))
-    problems.environment.verifier = verifier  # type: ignore[attr-defined]
+    problems.environment.verifiers = verifier  # type: ignore[attr-defined]
     return problems
 
 
@@ -255,14 +255,14 @@ def test_duplicates_are_counted_and_checked_once(tokenizer, verifier, tmp_path, 
     asked, golds = [], []
     call = Encoder.__call__
     monkeypatch.setattr(Encoder, "__call__", lambda self, prompt: asked.append(prompt.text) or call(self, prompt))
-    monkeypatch.setattr(verifier, "check_golds", lambda part: golds.extend(part) or [None] * len(part))
+    monkeypatch.setattr(verifier, "unusable", lambda part: golds.extend(row.answer for row in part) or [None] * len(part))
     _, said, errors = checked(config(tmp_path, path), tokenizer, verifier, 2)
     assert (said, errors) == ([f"{path}: 1,700 rows, 17 distinct problems"], [])
     assert len(asked) == 17 == len(set(asked)) and sorted(golds, key=int) == [str(i + 1) for i in range(17)]
 
 
 def test_references_are_compared_with_themselves(verifier):
-    said = verifier.check_golds(["72", r"\frac{1}{2}", r"\frac{1}{", "x^2+1", r"\mathbb{Z}/2\mathbb{Z}"])
+    said = verifier.math.check_golds(["72", r"\frac{1}{2}", r"\frac{1}{", "x^2+1", r"\mathbb{Z}/2\mathbb{Z}"])
     assert [why is None for why in said] == [True, True, False, True, False]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.box import final_box
+from soundrl.fapo.verify.compare import compare
 from soundrl.fapo.verify.rule import list_length, rule
-from soundrl.fapo.verify.worker import compare
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "real_outputs.jsonl").read_text(encoding="utf-8").splitlines()]
 

@@ -18,7 +18,7 @@ import mathverify_cases
 import pytest
 
 from soundrl.fapo.records import Outcome
-from soundrl.fapo.verify.pool import cpu_seconds
+from soundrl.fapo.verify.processes import cpu_seconds
 from soundrl.fapo.verify.verifier import Verifier
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -469,7 +469,8 @@ verifier.submit_answer({BOMB[1]!r}, {BOMB[0]!r})
 
 
 def test_workers_import_no_torch():
-    code = "import sys, soundrl.fapo.verify.worker as w; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm') if m in sys.modules])"
+    modules = "soundrl.fapo.verify.worker, soundrl.fapo.verify.own, soundrl.fapo.verify.compare as w"
+    code = f"import sys, {modules}; w.compare('x', 'x+1'); print([m for m in ('torch', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

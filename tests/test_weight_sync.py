@@ -129,6 +129,13 @@ def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):
         assert (finish_reason == "stop") == (tokens[-1] in rollouts["end"])
         assert finish_reason == "stop" or len(tokens) == 24
 
+    # Over turns it computes what the trainer computes of the whole sequence, whoever replies when; where something else is sent back than
+    # was sampled, both see it, and the gate of a run of single turns cannot.
+    turns = said["turns"]
+    assert turns["late"] == turns["tokens"] and sum(count > 1 for count in turns["turns"]) >= 6 and max(turns["turns"]) >= 3
+    assert turns["gap"] < 1e-3 and turns["gate"] < 1.001 and turns["one_turn"] < 1.001
+    assert turns["other_gap"] > 0.1 and turns["other_gate"] > 1.05 and turns["unseen"] < 1.001
+
 
 @pytest.mark.parametrize(
     ("names", "expected"),

@@ -27,6 +27,8 @@ NAMED = {
     "arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic",
     "arith-tools": "soundrl.engine.environments.arithmetic.with_calculator:WithCalculator",
 }
+HUB = "hub:"
+"""Before the name of a taskset of the package `verifiers` (`hub`)."""
 FILES = "soundrl.engine.environments.files:ProblemFiles"
 
 Source = list[Prompt] | PromptSource
@@ -48,6 +50,8 @@ class Environment(ABC):
     """Whether a right response is sound, exactly; where there is one it judges (`genrm.judge oracle`) and measures."""
     kinds: ClassVar[tuple[str, ...]] = ()
     """Of flaws, as the oracle names them."""
+    schemas: Sequence[dict[str, Any]] = ()
+    """JSON schemas of functions that the policy may call, of which prompts with messages tell it (`engine.environments.tools`)."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -65,9 +69,14 @@ class Environment(ABC):
         """Its own test sets, by name."""
         return {}
 
-    def unusable(self, answers: Sequence[str]) -> list[str | None]:
-        """Why a reference answer cannot be compared with, each; None = it can."""
-        return [None] * len(answers)
+    def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
+        """Why a row's reference answer cannot be compared with, each; None = it can."""
+        return [None] * len(rows)
+
+    def ready(self, row: Prompt) -> list[str]:
+        """What there is to say of how responses are checked, tried on a training row before the first step. ValueError where they cannot
+        be checked."""
+        return []
 
     @abstractmethod
     def demonstrations(self, problems: Source) -> Worked:
@@ -123,8 +132,8 @@ def trained_prompt(config: Config) -> str:
 
 
 def is_environment(name: str) -> bool:
-    """Whether it names an environment: one of ours, or one's own by path (`my_env.py:make`)."""
-    return name in NAMED or is_named(name)
+    """Whether it names an environment: one of ours, a taskset (`hub:gsm8k`), or one's own by path (`my_env.py:make`)."""
+    return name in NAMED or name.startswith(HUB) or is_named(name)
 
 
 def answers(environment: object) -> bool:
@@ -135,6 +144,8 @@ def answers(environment: object) -> bool:
 def environment_of(name: str) -> type[Environment]:
     """By `Data.environment`, one of `data.test` or `model.path`: what the name or path stands for, else problem files. One's own may be a
     function, (configuration, tokenizer) → `Environment`, of which nothing else is known."""
+    if name.startswith(HUB):
+        return named("soundrl.engine.environments.hub:hub_environment")(name)
     return named(NAMED.get(name) or (name if is_named(name) else FILES))
 
 

@@ -11,9 +11,9 @@ from soundrl.engine.environments.environment import Environment, Source, Worked,
 from soundrl.fapo.data.files import boxed_solution, load_prompts
 from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.prompt_stream import PromptStream
-from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.fapo.records import Prompt, Rollout, Said
 from soundrl.fapo.verify.thinking import Thoughts
-from soundrl.fapo.verify.verifier import Verifier
+from soundrl.fapo.verify.verifiers import Verifiers
 from soundrl.genrm.critic_data.labelled import load_critic
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def worked(row: Prompt) -> str:
 
 class ProblemFiles(Environment):
     @cached_property
-    def verifier(self) -> Verifier:
-        return Verifier()
+    def verifiers(self) -> Verifiers:
+        return Verifiers(self.config.data.verifier, self.config.data.reward)
 
     @cached_property
     def thoughts(self) -> Thoughts:
@@ -44,8 +44,8 @@ class ProblemFiles(Environment):
     def problems(self, left_out: LeftOut) -> list[Prompt]:
         return [row for path in self.config.data.train for row in load_file(self.config, path, None, left_out)]
 
-    def unusable(self, answers: Sequence[str]) -> list[str | None]:
-        return super().unusable(answers) if self.config.run.critic else self.verifier.check_golds(answers)
+    def unusable(self, rows: Sequence[Prompt]) -> list[str | None]:
+        return super().unusable(rows) if self.config.run.critic else self.verifiers.unusable(rows)
 
     def demonstrations(self, problems: Source) -> Worked:
         rows = [row for row in problems if row.solution is not None] if isinstance(problems, list) else []
@@ -56,12 +56,12 @@ class ProblemFiles(Environment):
         # The same on every rank, and dealt like any other samples.
         return lambda step, steps: [(row, worked(row)) for row in stream.take(self.config.warm_start.batch)]
 
-    def check(self, prompt: Prompt, rollout: Rollout) -> Future[Outcome]:
+    def check(self, prompt: Prompt, rollout: Rollout) -> Future[Said]:
         begin, read = rollout.answer_start, rollout.tokens  # of several turns the last one's: what a tool has said is no answer
         text = self.thoughts.text(rollout.answer_text, read[begin:])
         thinks = self.thoughts.opened_by(read[:begin] if begin else rollout.prompt_tokens)
-        return self.verifier.submit(text, prompt.answer, prompt.form, thinks)
+        return self.verifiers.submit(prompt, rollout, text, thinks)
 
     def close(self) -> None:
-        if "verifier" in vars(self):  # else nothing has been checked
-            self.verifier.close()
+        if "verifiers" in vars(self):  # else nothing has been checked
+            self.verifiers.close()

@@ -17,6 +17,10 @@ from soundrl.fapo.verify.answer import asked_form
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The sentence that most open math models were tuned on."""
 
+TAGGED = "Please reason step by step, and put your final answer within <answer> </answer> tags."
+SCORER = "reasoning-gym"
+"""Verifier of generated problems."""
+
 MAX_TOTAL_CHARS = 1 << 31  # all texts of a data set together; run-length coding lets a small Parquet file ask for any amount of memory
 
 COLUMNS = ("id", "problem", "question", "answer", "solution", "data_source", "prompt", "reward_model.ground_truth", "extra_info.question")
@@ -53,7 +57,12 @@ def load_prompts(
     if isinstance(source, str) and source.startswith(PREFIX):
         kind = source.partition("?")[0]
         found = load_puzzles(source, max_rows)
-        return [_prompt(id, _ask(text, instruction), text=text, answer=answer, source=kind) for id, text, answer in found]
+        # What has several lines, or could be anything, is easier told in tags than in a box.
+        asks = {True: instruction, False: TAGGED if instruction == INSTRUCTION else instruction}
+        return [
+            _prompt(id, _ask(text, asks[len(answer.strip().splitlines()) == 1]), text=text, answer=answer, source=kind, verifier=SCORER)
+            for id, text, answer in found
+        ]
     stem = Path(source).stem
     rows_by_id: dict[str, str] = {}
     total = 0

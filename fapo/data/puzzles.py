@@ -1,4 +1,4 @@
-"""Generated problems of reasoning-gym, named `rg:<data set>?size=1000&seed=0&<setting>=<value>`; seeded, with one-line answers only."""
+"""Generated problems of reasoning-gym, named `rg:<data set>?size=1000&seed=0&<setting>=<value>`; seeded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import importlib.util
 import os
 import sys
 import types
-from urllib.parse import parse_qsl
+from typing import Any
+from urllib.parse import parse_qsl, quote_plus
 
 from soundrl.fapo.data.rows import DataError, shown
 
@@ -21,12 +22,6 @@ evaluation under seed 1 would consist of training problems of seed 0. Here seed 
 HASH_DEPENDENT = frozenset("codeio isomorphic_strings list_functions polynomial_multiplication ransom_note".split())
 """Data sets that iterate over sets of strings: the seed fixes their problems only together with PYTHONHASHSEED (0.1.25: 60 problems of
 each data set, made under two hash seeds, were compared)."""
-MANY_ANSWERS = frozenset(
-    "countdown cryptarithm intermediate_integration jugs knight_swap n_queens palindrome_generation puzzle24 quantum_lock shortest_path "
-    "simple_integration sokoban tower_of_hanoi word_ladder".split()
-)
-"""Data sets whose problems have many right answers: a comparison with the one reference would punish right ones. Kept by hand, since 73 of
-the 106 bring a `score_answer` of their own, most of them for another spelling only."""
 
 
 def load_puzzles(name: str, max_rows: int | None = None) -> list[tuple[str, str, str]]:
@@ -35,42 +30,52 @@ def load_puzzles(name: str, max_rows: int | None = None) -> list[tuple[str, str,
 
     `size` (1000) and `seed` (0) may follow a question mark, and so may every number, flag or text in the data set's own configuration:
     `rg:chain_sum?size=200&seed=7&max_terms=3`. Problem i depends on the seed and the settings, not on the size. Raises `DataError` where
-    name or setting is unknown, and where an answer cannot be compared with a boxed one (several lines, many right answers, …).
+    name or setting is unknown. Their own scorers judge the answers (`verify.puzzle`), of which there may be many that are right.
     """
     kind, _, query = name.removeprefix(PREFIX).partition("?")
-    if importlib.util.find_spec("pycosat") is None:  # compiled when installed, so missing where there was no C compiler
-        if kind == "zebra_puzzles":
-            raise DataError(f"{PREFIX}{kind} needs pycosat, which is not installed; install a C compiler, then: pip install pycosat==0.6.6")
-        sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))  # imported by name with all data sets, used by this one
-    # Here and not above: the import takes seconds, and files need none of it.
-    import reasoning_gym
+    _import(kind)
     from reasoning_gym.factory import DATASETS
 
     if kind not in DATASETS:
         raise DataError(f"{shown(name)}: no data set of reasoning-gym has this name{_close(kind, DATASETS)}")
-    if kind in MANY_ANSWERS:
-        raise DataError(f"{PREFIX}{kind}: its problems have many right answers, so none is a reference; use another data set")
     if kind in HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED", "random") in ("", "random"):
         raise DataError(f"{PREFIX}{kind}: its problems depend on Python's hash seed; start Python with PYTHONHASHSEED=0")
     settings = _settings(PREFIX + kind, query, DATASETS[kind][1])
     size, seed = settings.pop("size", DEFAULT_SIZE), settings.pop("seed", 0)
     if seed < 0 or not 1 <= size <= MAX_SIZE:
         raise DataError(f"{PREFIX}{kind}: " + (f"seed={seed}; use 0 or more" if seed < 0 else f"size={size}; use 1 … {MAX_SIZE}"))
-    stem = f"{PREFIX}{kind}?" + "".join(f"{key}={value}&" for key, value in sorted(settings.items())) + f"seed={seed}"
+    stem = f"{PREFIX}{kind}?" + "".join(f"{key}={quote_plus(str(value))}&" for key, value in sorted(settings.items())) + f"seed={seed}"
     size = size if max_rows is None else min(size, max_rows)
+    problems = data_set(stem, size)
+    items = [problems[index] for index in range(size)]
+    if (bare := next((index for index, item in enumerate(items) if not _text(item["question"])), None)) is not None:
+        raise DataError(f"{stem}:{bare}: a problem without a question; change the settings")
+    return [(f"{stem}:{index}", item["question"], item["answer"] if _text(item["answer"]) else "") for index, item in enumerate(items)]
+
+
+def data_set(stem: str, size: int) -> Any:
+    """reasoning-gym's own object, by the beginning of its problems' ids: `rg:<data set>?<settings>&seed=<seed>`. DataError where it refuses
+    the settings."""
+    kind, _, query = stem.removeprefix(PREFIX).partition("?")
+    _import(kind)
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    settings = _settings(PREFIX + kind, query, DATASETS[kind][1])
+    seed = settings.pop("seed", 0)
     try:
-        problems = reasoning_gym.create_dataset(kind, size=size, seed=seed * MAX_SIZE, **settings)
+        return reasoning_gym.create_dataset(kind, size=size, seed=seed * MAX_SIZE, **settings)
     except (AssertionError, ValueError, TypeError) as error:
         raise DataError(f"{stem}: reasoning-gym refuses these settings ({shown(str(error), 120)}); change them") from None
-    items = [problems[index] for index in range(size)]
-    unusable = [index for index, item in enumerate(items) if not (_lines(item["answer"]) == 1 and _lines(item["question"]))]
-    if unusable:
-        found = shown(items[unusable[0]]["answer"])
-        raise DataError(
-            f"{stem}: {len(unusable)} of {size} answers cannot be compared with a boxed one (first at index {unusable[0]}: {found}); "
-            "use a data set whose answers are one line of text"
-        )
-    return [(f"{stem}:{index}", item["question"], item["answer"]) for index, item in enumerate(items)]
+
+
+def _import(kind: str) -> None:
+    """Import what `kind` needs, here and not above: it takes seconds, and files need none of it."""
+    if importlib.util.find_spec("pycosat") is None:  # compiled when installed, so missing where there was no C compiler
+        if kind == "zebra_puzzles":
+            raise DataError(f"{PREFIX}{kind} needs pycosat, which is not installed; install a C compiler, then: pip install pycosat==0.6.6")
+        sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))  # imported by name with all data sets, used by this one
+    import reasoning_gym  # noqa: F401
 
 
 def _settings(name: str, query: str, config: type) -> dict:
@@ -95,8 +100,8 @@ def _settings(name: str, query: str, config: type) -> dict:
     return settings
 
 
-def _lines(value: object) -> int:
-    return len(value.strip().splitlines()) if isinstance(value, str) else 0
+def _text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _close(name: str, names) -> str:

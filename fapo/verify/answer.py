@@ -7,6 +7,8 @@ r"""Finds the final answer of a response, in the form that its prompt asked for.
 | `hashes` | `#### 34` | verl's GSM8K |
 | `tag` | `<answer>34</answer>` | TinyZero, open-r1 |
 | `phrase` | `The final answer is 34.` | Minerva's and few-shot prompts |
+| `json` | `{"answer": "34"}`, also in a fence and with other keys | chat sets |
+| `choice` | an option's letter, see `choice` | GPQA, MMLU |
 
 What holds for boxes holds for all forms: the last answer counts; another one in its paragraph must be another spelling of it, or the
 answer is hedged, and wrong; answers in earlier paragraphs are intermediate results. A box within the form is unwrapped. A box beside it,
@@ -15,17 +17,28 @@ in the same paragraph or later, must say the same; where the form is missing alt
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 
+from soundrl.fapo.data.reference import KEYS
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.verify.box import Box, final_box, paragraph_of, plain
+from soundrl.fapo.verify.choice import final_choice
 from soundrl.fapo.verify.rule import rule
 from soundrl.fapo.verify.thinking import answer_part
 
 _ASKED = {
+    "choice": re.compile(
+        r"\$?\bLETTER\b|(?i:\bwith (?:only |just )?(?:the|a|its) (?:single |option |corresponding |capital )?letter\b|"
+        r"\b(?:option|choice|answer)(?:'s)? letter\b|"
+        r"\bletters? (?:of|for|corresponding|that corresponds|\(A|from) ?(?:to )?(?:the |your |each )?"
+        r"(?:correct|right|best|chosen|option|answer|choice|[A,\s]*B)|"
+        r"\bonly the letter\b|\bmultiple[- ]choice\b)|\bone of ABCD|\b(?:answer|option|choice)s? \(?A, B, C,? or D\b|\(A, B, C,? or D\)"
+    ),
     "box": re.compile(r"\\?\b[bf]?boxed\b|\\fbox", re.IGNORECASE),
     "tag": re.compile(r"<\s*answer\s*>", re.IGNORECASE),
+    "json": re.compile(r"""\bjson\b.{0,200}\banswer\b|\banswer\b.{0,200}\bjson\b|\{\s*"answer"\s*:""", re.IGNORECASE | re.DOTALL),
     "hashes": re.compile(r"(?<!#)####(?!#)"),
     # Not at the end: there it is the response that follows.
     "answer_line": re.compile(r"\banswer[\s*_\"'”]*[:：](?!\s*\Z)", re.IGNORECASE),
@@ -53,6 +66,11 @@ _NO_VALUE = re.compile(r"[ \t*_]*(?:(?:final[ \t]+)?answer[ \t*_:]*)?", re.IGNOR
 _LEAD = re.compile(
     r"\A(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:：]?[\s*_]*(?=\S)", re.IGNORECASE
 )
+# The first key tells an object from a set; JSON's own escapes stay, TeX's become texts.
+_OBJECT = re.compile(r"""\{\s{0,99}"(?=[^"\n]{1,99}"\s{0,9}:)""")
+_OBJECTS, _LONGEST_OBJECT = 20, 20_000
+_ESCAPE = re.compile(r"""\\(["\\/]|n(?![a-z])|u[0-9a-fA-F]{4})?""")
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 _FENCE = re.compile(r"\A(?:\$\$|\\\[|```\w*)\s*\n")
 
 
@@ -68,12 +86,14 @@ def final_answer(response: str, *, form: str | None = "box", parts: int = 1, thi
     text = answer_part(response, thinks)
     if text is None:
         return None
+    if form == "choice":
+        return final_choice(text)
     box = final_box(text, parts=parts)
     said = FORMS[form](text) if form in FORMS else []
     if not said:
         return box and _settled(box)
     start, last = said[-1]
-    if box is None and re.search(r"\\[bf]box(?:ed)?\s*\{", text[start:]):
+    if box is None and re.search(r"\\(?:boxed|fbox)\s*\{", text[start:]):
         return None
     paragraph = paragraph_of(text, start)
     if (answer := _content(last, parts)) is None:
@@ -139,11 +159,49 @@ def _tags(text: str) -> list[tuple[int, str]]:
     return [*found, (opened.start(), "")] if opened else found
 
 
+def _objects(text: str) -> list[tuple[int, str]]:
+    """What the last JSON objects hold under a name of answers; numbers as they are written. What cannot be read holds nothing."""
+    found: list[tuple[int, str]] = []
+    end = 0
+    for match in [*_OBJECT.finditer(text)][-_OBJECTS:]:
+        if match.start() < end:  # within the one before
+            continue
+        part = _ESCAPE.sub(lambda escape: escape.group() if escape[1] else r"\\", text[match.start() : match.start() + _LONGEST_OBJECT])
+        try:
+            value, length = _DECODER.raw_decode(part)
+        except (ValueError, RecursionError):
+            continue
+        end = match.start() + min(length, len(part))
+        names = {str(name).lower(): held for name, held in value.items()}
+        held = next((names[key] for key in KEYS if key in names), None)
+        if isinstance(held, (str, bool)):
+            found.append((match.start(), str(held)))
+        elif isinstance(held, list) and all(isinstance(part, str) for part in held):
+            found.append((match.start(), ", ".join(held)))
+    return found
+
+
 FORMS: dict[str | None, Callable[[str], list[tuple[int, str]]]] = {
     "box": lambda text: [],
     "answer_line": lambda text: _after(_ANSWER_LINE, text),
     "hashes": _hashes,
     "tag": _tags,
+    "json": _objects,
+    "choice": lambda text: [(choice.start, choice.text)] if (choice := final_choice(text)) else [],
     "phrase": lambda text: _after(_PHRASE, text, lambda value: _SENTENCE.split(value)[0]),
 }
 """Where an answer may stand → (place, text) of each that a response gives in that form, in order. Boxes are read in any case."""
+_WRITTEN = {
+    "answer_line": "Answer: {}", "choice": "Answer: {}", "hashes": "#### {}", "tag": "<answer>{}</answer>", "phrase": "The final answer is {}.",
+}  # fmt: skip
+
+
+def written(answer: str, form: str | None) -> str:
+    r"""A response of nothing but an answer, in a form.
+
+    >>> written("34", "hashes"), written("34", None), written("34", "json"), written("34", "phrase")
+    ('#### 34', '\\boxed{34}', '{"answer": "34"}', 'The final answer is 34.')
+    """
+    if form == "json":
+        return json.dumps({"answer": answer}, ensure_ascii=False)
+    return _WRITTEN.get(form or "", r"\boxed{{{}}}").format(answer)

@@ -22,7 +22,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from soundrl.fapo.records import Outcome
+from soundrl.fapo.pending import then
+from soundrl.fapo.records import Check, Outcome
 from soundrl.fapo.verify.answer import final_answer
 from soundrl.fapo.verify.pool import WorkerPool
 from soundrl.fapo.verify.rule import list_length, parsed_part, rule
@@ -55,22 +56,30 @@ class Verifier:
         return self.submit(response, gold, form, thinks).result()
 
     def submit(self, response: str, gold: str, form: str | None = "box", thinks: bool = False) -> Future[Outcome]:
-        """Checks a whole response against a reference in LaTeX or plain text; in asyncio, await `asyncio.wrap_future(verifier.submit(…))`.
+        """The outcome alone of `check`."""
+        return then(self.check(response, gold, form, thinks), lambda check: check.outcome)
+
+    def check(self, response: str, gold: str, form: str | None = "box", thinks: bool = False) -> Future[Check]:
+        """Checks a whole response against a reference in LaTeX or plain text; in asyncio, await `asyncio.wrap_future(verifier.check(…))`.
         The future is finished already where the strict rule decides. Raises `RuntimeError` where the verifier is closed.
 
         `form`: where the answer stands, see `answer.FORMS`; None = the prompt did not say, and a box is looked for. `thinks`: the prompt
         has opened a thinking part already, see `thinking.opens`.
         """
+        answer = None
         try:
             parts = list_length(gold)
         except ValueError:
-            return self._decide(Outcome.UNPARSEABLE, "gold")
-        answer = final_answer(response, form=form, parts=parts, thinks=thinks)
-        if answer is None:
-            return self._decide(Outcome.NO_ANSWER, "none")
-        if answer.hedged:
-            return self._decide(Outcome.WRONG, "hedged")
-        return self.submit_answer(answer.text, gold)
+            outcome = self._decide(Outcome.UNPARSEABLE, "gold")
+        else:
+            answer = final_answer(response, form=form, parts=parts, thinks=thinks)
+            if answer is None:
+                outcome = self._decide(Outcome.NO_ANSWER, "none")
+            elif answer.hedged:
+                outcome = self._decide(Outcome.WRONG, "hedged")
+            else:
+                outcome = self.submit_answer(answer.text, gold)
+        return then(outcome, lambda outcome: Check(outcome=outcome, extracted=answer and answer.text))
 
     def submit_answer(self, answer: str, gold: str) -> Future[Outcome]:
         """Compares an answer that is taken out of its response already; otherwise as `submit`."""

@@ -1,28 +1,27 @@
-r"""The process side of the verifier: imports math-verify once, and compares what it is sent in a fork of itself.
+r"""The process side of the pool: gets ready once, and works in a fork of itself.
 
-    python -P -s -m soundrl.fapo.verify.worker SOCKET_FD MEMORY_LIMIT_BYTES
+    python -P -s -m soundrl.fapo.verify.worker SOCKET_FD MEMORY_LIMIT_BYTES WORK
 
-This process has one thread and never imports torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of
-vLLM, torch and gloo, is never forked. The fork answers; this process waits for its end, tells of it where it was not planned, and forks
-the next. Both write packets of JSON to the one socket: `["fork", 0, pid]`, `["read", number, ""]` where the reference of that request is
-parsed, `["result", number, text]`, `["ended", 0, signal]` (0 = it ended by itself). When the trainer goes away, by whatever signal, both
-end.
+WORK is `math` (comparing by math-verify), `reasoning-gym` (its scorers), `tools:…` (functions that a policy calls), or the path of a
+user's function that rewards. For the first two this process
+has one thread and imports no torch, so that forking it is safe and takes milliseconds; the trainer, which holds threads of vLLM, torch and
+gloo, is never forked. The fork answers; this process waits for its end, kills what the fork has left behind, tells of it where it was not
+planned, and forks the next. Both write packets of JSON to the one socket: `["ready", 0, text]`, or `["broken", 0, text]` where it cannot
+get ready; `["fork", 0, pid]`, `["read", number, ""]` where the reference of that request is read, `["result", number, value]`,
+`["ended", 0, signal]` (0 = it ended by itself). When the trainer goes away, by whatever signal, both end.
 
 The limit of CPU time is the kernel's: a timer on the process's own CPU clock ends the fork by SIGPROF, which C loops and the parser's
-recursion cannot escape.
-
-Only math-verify's LaTeX route is used. Its other route hands text to sympy's `parse_expr`, which evaluates Python.
+recursion cannot escape. (A user's function can: the pool looks at the whole family's CPU time too.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import logging
+import mmap
 import os
-import re
 import resource
 import signal
 import socket
@@ -30,185 +29,187 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
-from soundrl.fapo.verify.value import prints
+from soundrl.fapo.data.rows import DataError
+from soundrl.fapo.verify.processes import adopt, end_children, end_with_parent
 
 ANSWERS_PER_WORKER = 500  # a fork is replaced after so many answers: sympy's caches only grow
 REPLACE = 3  # exit status of such a fork
-WARM_UP = (
-    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), (r"\{1, \pi\}", r"\{\pi, 1\}"), (r"1, \sqrt{3}", r"\sqrt{3}, 1"),
-    (r"x^{2} - 1", r"(x-1)(x+1)"), (r"\frac{x+2}{7} - 3y", r"\frac{x}{7} + \frac{2}{7}"), (r"(3, \frac{\pi}{2})", r"(3, \pi/2)"),
-    (r"[0, 1) \cup (2, \infty)", r"(2, \infty) \cup [0, 1)"), (r"x \in (-\infty, 1]", r"(-\infty, 1]"), (r"x \leq 5", r"5 \geq x"),
-    (r"1 < x < 2", r"(1, 2)"), (r"y = 2x + 1", r"2x - y + 1 = 0"), (r"\sin^2 x + \cos(2x) - \tan x", r"1 - \cos^2 x"),
-    (r"e^{2x} \ln x", r"\log_2 8 \cdot |x|"), (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}, 1 - \sqrt{19}"),
-    (r"\begin{pmatrix} 1 & \frac{1}{2} \\ 3 & -4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
-    (r"\frac{1}{2} e^{i \theta} + 3i", r"\sqrt[3]{2} \times 10^{-3} n!"),
-    (r"f(x) = x^{2} - \alpha_{1} \beta", r"\left(\frac{3}{4}\right)^{n+1} - a_n"), (r"\mathbb{R} \setminus \{0\}", r"\overline{AB}"),
-    (r"\sum_{k=1}^{n} k^{2}", r"\binom{n}{2} + \lfloor x \rfloor"), (r"\int_0^1 x \, dx", r"\lim_{x \to 0} \frac{\sin x}{x}"),
-)  # fmt: skip
-"""Compared once before any fork: the parser builds its tables as it goes, and a fork inherits them."""
 MAX_MESSAGE = 1 << 20
-_DECIMAL = re.compile(r"[-+]?\d*\.\d+")
-_PR_SET_PDEATHSIG = 1
+PACKET = 1 << 16
+"""Bytes of a request that goes through the socket, whose buffer is small; longer ones go as a file in memory."""
+READY_LIMIT = 120.0
+"""CPU seconds for a user's file to be run."""
+MATH = "math"
 
 
-@lru_cache(maxsize=256)
-def parse_answer(text: str) -> tuple[Any, ...]:
-    """Parses the content of a box; empty where math-verify cannot."""
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse
+class Work(Protocol):
+    """What a process does with a request (`job`)."""
 
-    # units off: it strips the last letter of `f(x) = c` and `m^n - m`. Units are cut before, by `units`.
-    normalisation = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last", equations=False)
-    try:
-        # first_match: otherwise a part of an unreadable answer is read in its place.
-        return tuple(
-            parse(
-                "\\boxed{" + text + "}",
-                [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalisation)],
-                fallback_mode="no_fallback",
-                extraction_mode="first_match",
-                parsing_timeout=None,  # type: ignore[arg-type]  # 0.9.0 documents None, but annotates int
-                raise_on_error=True,
-            )
-        )
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - antlr and sympy raise anything, RecursionError included, and all of it means the same
-        return ()
+    says: str
+    """Of itself, when it is ready."""
+
+    def read(self, *job: Any) -> bool:
+        """Reads the reference, which is not charged to the answer. False = it cannot."""
+        ...
+
+    def answer(self, *job: Any) -> Any:
+        """The result, plain JSON."""
 
 
-def compare(gold: str, answer: str) -> str:
-    """Says `equal`, `different`, `gold` or `answer` (what could not be parsed), or `incomparable`."""
-    from math_verify import verify
+def work_of(name: str) -> Work:
+    """Imported where it is needed: the kinds have little in common."""
+    if name == MATH:
+        from soundrl.fapo.verify.compare import Comparison
 
-    answer, approximated, decimal = answer.partition(r"\approx") if r"\approx" not in gold else (answer, "", "")
-    golds = parse_answer(gold)
-    answers = parse_answer(answer) if golds else ()
-    if not answers:
-        return "answer" if golds else "gold"
-    try:
-        if approximated:
-            exact = _exact_number(golds[0])
-            return "equal" if exact is not None and prints(decimal, exact, digits=1) and compare(gold, answer) == "equal" else "different"
-        for printed, other in ((answer, golds[0]), (gold, answers[0])):
-            exact = _exact_number(other) if _DECIMAL.fullmatch(printed) else None
-            if exact is not None:
-                return "equal" if prints(printed, exact) else "different"
-        if _differ_as_numbers(golds[0], answers[0]):
-            return "different"
-        return "equal" if verify(list(golds), list(answers), timeout_seconds=None, raise_on_error=True) else "different"
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - as above
-        return "incomparable"
+        return Comparison()
+    if name == "reasoning-gym":
+        from soundrl.fapo.verify.puzzle import Puzzles
+
+        return Puzzles()
+    if name.startswith("tools:"):
+        from soundrl.fapo.verify.called import Called
+
+        return Called(name)
+    from soundrl.fapo.verify.own import Own
+
+    return Own(name)
 
 
-def _exact_number(parsed: Any) -> Fraction | None:
-    """The number that was parsed, to 60 digits; None where it is none."""
-    from sympy import Expr, Float, Rational
-
-    if not isinstance(parsed, Expr) or parsed.free_symbols or not parsed.is_real:
-        return None
-    number = parsed.evalf(60)
-    # The exact fraction of e^{10^9} fills the memory.
-    if not isinstance(number, (Float, Rational)) or not number.is_finite or not Float("1e-99") < abs(number) < Float("1e99"):
-        return None
-    exact: Any = Rational(number)
-    return Fraction(int(exact.p), int(exact.q))
+def send_job(connection: socket.socket, message: list[Any]) -> None:
+    """One packet, so that a fork that ends in the middle leaves no half of it to the next."""
+    data = json.dumps(message).encode()
+    if len(data) <= PACKET:
+        connection.send(data)
+        return
+    with open(os.memfd_create("job"), "r+b") as file:
+        file.write(data)
+        file.flush()
+        socket.send_fds(connection, [b"[]"], [file.fileno()])
 
 
-def _differ_as_numbers(gold: Any, answer: Any) -> bool:
-    """math-verify compares numbers to 15 places after the point, so that 2^{-99} equals 2^{-98}; this compares leading digits."""
-    from sympy import Expr, Float, Rational, oo, zoo
-
-    if not isinstance(gold, Expr) or not isinstance(answer, Expr) or gold.free_symbols or answer.free_symbols:
-        return False
-    if oo in (gold, answer, -gold, -answer) or zoo in (gold, answer):
-        return gold != answer
-    # n=20: enough to see 1e-14, and evalf raises its working precision by itself where digits cancel.
-    first, second = gold.evalf(20), answer.evalf(20)
-    gap = abs(first - second)
-    if not (first.is_number and second.is_number and gap.is_comparable):
-        return False
-    return bool(gap > Float(Rational(1, 10**14)) * abs(first))
+def receive_job(connection: socket.socket) -> list[Any]:
+    """Empty where the other side has gone."""
+    data, files, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 1)
+    for descriptor in files:
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            data = file.read()
+    return json.loads(data) if data else []
 
 
-def serve(connection: socket.socket, memory_limit: int) -> int:
-    """Answers `[number, gold, answer, gold_cpu_limit, cpu_limit]`; returns the process's exit status: 0 = the other side has gone."""
+def serve(connection: socket.socket, memory_limit: int, work: Work, busy: mmap.mmap) -> int:
+    """Answers `[number, gold_cpu_limit, cpu_limit, job]`; returns the process's exit status: 0 = the other side has gone. `busy` is 1 while
+    it works: an end then was not planned, whatever its status."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     send(connection, "fork", 0, os.getpid())
     for _ in range(ANSWERS_PER_WORKER):
-        if not (message := connection.recv(MAX_MESSAGE)):
+        if not (message := receive_job(connection)):
             return 0
-        number, gold, answer, gold_limit, limit = json.loads(message)
-        result = "gold"
+        number, gold_limit, limit, job = message
+        busy[0] = 1
+        result: Any = "gold"
         try:
-            # The reference is parsed once a fork, and not charged to the answer.
-            if limited(gold_limit, parse_answer, gold):
+            # The reference is read once a fork, and not charged to the answer.
+            if limited(gold_limit, work.read, *job):
                 send(connection, "read", number)
-                result = limited(limit, compare, gold, answer)
+                result = limited(limit, work.answer, *job)
         except MemoryError:
             result = "memory"
+        end_children()
         # sympy swallows a MemoryError now and then and goes on; the peak tells. An equality that was found is an equality.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if result != "equal" and peak > 0.9 * memory_limit:
+        if isinstance(result, str) and result != "equal" and peak > 0.9 * memory_limit:
             result = "memory"
         send(connection, "result", number, result)
+        busy[0] = 0
         if result == "memory" or peak > 0.7 * memory_limit:
             break
     return REPLACE
 
 
-def limited(seconds: float, function: Callable[..., Any], *arguments: str) -> Any:
+def limited(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
     """The function's result; SIGPROF ends this process where it takes more CPU time. The kernel looks at its ticks, so that what ends
-    between two of them is measured here."""
-    start = time.process_time()
+    between two of them is measured here, and so are children that have ended."""
+    start = _used()
+    _default(signal.SIGPROF)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         return function(*arguments)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        if time.process_time() - start > seconds:
+        if _used() - start > seconds:
+            _default(signal.SIGPROF)
             os.kill(os.getpid(), signal.SIGPROF)
 
 
-def send(connection: socket.socket, kind: str, number: int, value: int | str = "") -> None:
+def _used() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
+def _default(signum: int) -> None:
+    """What the trainer's thread, or a user's function, blocks or ignores would lift the limit."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signum, signal.SIG_DFL)
+
+
+def send(connection: socket.socket, kind: str, number: int, value: Any = "") -> None:
     connection.send(json.dumps([kind, number, value]).encode())
 
 
-def end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _ready(connection: socket.socket, name: str) -> Work | None:
+    """The work, or what keeps it from being done is told."""
+    try:
+        work = limited(READY_LIMIT, work_of, name)
+    except BaseException as error:  # noqa: BLE001 — whatever a user's file does when it is run
+        send(connection, "broken", 0, (str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}")[:2000])
+        return None
+    send(connection, "ready", 0, work.says)
+    return work
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def main() -> None:
     """Entry of the process."""
     end_with_parent()
-    # What the trainer's thread blocks or ignores is inherited, and would lift the limit.
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    adopt()
+    connection, memory_limit, name = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    for gold, answer in WARM_UP:
-        compare(gold, answer)
+    if name != MATH:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a user's function may print any amount
+    if (work := _ready(connection, name)) is None:
+        return
+    if name != MATH:
+        memory_limit += _address_space()  # beyond what its imports take
     # What is imported lives as long as the process: no fork's garbage collector needs to walk, and so copy, it.
     gc.freeze()
     # SIGTERM to the group ends the fork at once; this process reaps it, finds nobody to tell, and goes.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent, code = os.getpid(), REPLACE
+    parent, code, busy = os.getpid(), REPLACE, mmap.mmap(-1, 1)
     while code:
+        busy[0] = 0
         if (pid := os.fork()) == 0:
-            end_with_parent()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os._exit(serve(connection, int(sys.argv[2])) if os.getppid() == parent else 0)
+            status = 1
+            try:
+                end_with_parent()
+                adopt()
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                status = serve(connection, memory_limit, work, busy) if os.getppid() == parent else 0
+            finally:  # nothing of this process's own end is done twice
+                os._exit(status)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code not in (0, REPLACE):
+        end_children()
+        if busy[0] or code not in (0, REPLACE):
             send(connection, "ended", 0, max(-code, 0))
+            code = code or REPLACE
 
 
 if __name__ == "__main__":

@@ -2,20 +2,28 @@
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from tiny import write_tiny
 
 from soundrl.engine.config import Loss, Model, Optim, Rollout
+from soundrl.engine.encode import Encoder
+from soundrl.engine.environments.environment import Environment
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
+from soundrl.engine.packing import Sample, pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers import vllm_sampler
 from soundrl.engine.samplers.sampler import Draw
+from soundrl.engine.samplers.turns import Turns
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.weight_sync import SyncError, WeightSync
+from soundrl.fapo.records import Prompt, Reply
 
 TEMPERATURE = 0.7
 RANDOM = torch.Generator().manual_seed(0)  # the sampler draws from torch's own
@@ -109,6 +117,7 @@ def main(arguments: dict, out: Path) -> None:
 
     said["recovered"] = outcome(sync)
     said["rollouts"] = rollouts(generator, prompts)
+    said["turns"] = turns(sync, prompts)
     perturb(policy)
     reset, resets = generator.reset_cache, []
 
@@ -139,6 +148,63 @@ def rollouts(generator, prompts) -> dict:
         "end": generator.stop_tokens,
         "version": generator.version,
     }
+
+
+class Asks(Environment):
+    """Replies twice, from another thread where it is `late`, each in its own time."""
+
+    problems = demonstrations = check = None
+
+    def __init__(self, late: bool) -> None:
+        self.thread = ThreadPoolExecutor(3) if late else None
+
+    def respond(self, prompt, rollout):
+        reply = Reply(text="6*7=42\n"[rollout.sample :], tool="t") if len(rollout.turns) < 5 else None
+        if self.thread is None:
+            return reply
+        return self.thread.submit(lambda: time.sleep(0.01 * (hash((rollout.sample, len(rollout.turns))) % 5)) or reply)
+
+
+def turns(sync: WeightSync, prompts) -> dict:
+    """Gate and rollouts over turns: how far the sampler's log-probabilities of the policy's tokens are from the trainer's, and which tokens
+    were sampled; and the same where what is sent back is not what was sampled."""
+    generator, policy = sync.sampler, sync.policy
+    encode, generate = Encoder(generator.tokenizer, 224), generator.generate
+    requests = Draw(run_seed=1, phase="train", step=5, temperature=TEMPERATURE, max_new_tokens=60).requests(
+        [(f"p{i}", np.array(prompt, np.int32)) for i, prompt in enumerate(prompts[:3])], 4
+    )
+    known = {f"p{i}": Prompt(id=f"p{i}", text="", answer="") for i in range(3)}
+
+    def changed(new):  # as by a template that is rendered anew: the end of the turn before reads otherwise
+        for r in new or ():
+            if len(r.prompt_tokens) > 150:
+                r.prompt_tokens[-5:] = (r.prompt_tokens[-5:] + 1) % 18
+        return new
+
+    def another(asked, leaving=lambda: False, more=lambda idle: None):
+        return generate(changed(asked), leaving, lambda idle: changed(more(idle)))
+
+    def sampled(late: bool = False) -> list:
+        found = list(Turns(generator, encode, Asks(late), 8).generate(requests, known, lambda: False))
+        return sorted(found, key=lambda r: (r.prompt_id, r.sample))
+
+    def gap(rollouts) -> float:
+        batch = pack([Sample.of(r) for r in rollouts], policy.ranks.device)
+        with torch.no_grad():
+            logprob_R, _ = policy.response_logprobs(batch, TEMPERATURE)
+        return (logprob_R - batch.sampler_logprobs[batch.response_index]).abs().max().item()
+
+    found = sampled()
+    said: dict = {"tokens": [r.tokens.tolist() for r in found], "late": [r.tokens.tolist() for r in sampled(late=True)]}
+    said |= {"turns": [len(r.turns) for r in found], "gap": gap(found), "one_turn": sync.gate().exp_abs_dlogp}
+    sync.reply = encode.reply(Reply(text="6*7=42\n"))
+    said["gate"] = sync.gate().exp_abs_dlogp
+    generator.generate = another
+    said |= {"other_gate": sync.gate().exp_abs_dlogp, "other_gap": gap(sampled())}
+    sync.reply = sync.reply[:0]
+    said["unseen"] = sync.gate().exp_abs_dlogp
+    generator.generate = generate
+    return said
 
 
 def outcome_with(sync: WeightSync, policy: Policy, full) -> str:
