@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -298,7 +299,7 @@ def test_a_demonstration_trains_the_policys_own_tokens_alone():
     turns = Student(PROBLEM, random.Random(0), planted=False).work()
     prompt = Prompt(id="x", text=PROBLEM.text, answer="0")
     sample = worked_sample(prompt, turns, encode)
-    assert tokenizer.decode(sample.tokens) == "64-6=58\n58+26?<end>84\n84-4=80\n#0\n<end>"
+    assert tokenizer.decode(np.asarray(sample.tokens)) == "64-6=58\n58+26?<end>84\n84-4=80\n#0\n<end>"
     assert sample.mask is not None and sample.mask.tolist() == [1] * 15 + [0] * 3 + [1] * 12
     packed = pack([sample], torch.device("cpu"))
     learned = tokenizer.decode(packed.input_ids[packed.loss_mask])
