@@ -50,7 +50,7 @@ def arith_tools() -> Config:
         # From the committed warm start, which can add one digit.
         model=replace(base.model, path="starts/policy"),
         data=replace(base.data, train=("arith-tools",), test=("arith-tools",)),
-        warm_start=replace(base.warm_start, steps=500, lr=1.5e-3),
+        warm_start=replace(base.warm_start, steps=900, lr=1.5e-3),
         rollout=replace(base.rollout, turns=(4, 10.0)),
         run=replace(base.run, name="arith-tools", steps=60),
     )

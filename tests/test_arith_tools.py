@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic import calculator
-from soundrl.engine.environments.arithmetic.called_chains import KINDS, CalledSource, Student, by_hand, draw, first_flaw, left_of
+from soundrl.engine.environments.arithmetic.called_chains import KINDS, CalledSource, Student, by_hand, carries, draw, first_flaw, left_of
 from soundrl.engine.environments.arithmetic.chains import ALPHABET, OPERATIONS, Problem, held_out, parse, verify
 from soundrl.engine.environments.arithmetic.models import arith_tokenizer
 from soundrl.engine.environments.arithmetic.with_calculator import WithCalculator
@@ -212,11 +213,14 @@ def test_every_kind_has_been_planted():
     assert made == set(KINDS)
 
 
-def test_problems_have_one_hard_operation_and_splits_are_disjoint():
+def test_problems_have_one_hard_operation_which_alone_may_carry_and_splits_are_disjoint():
     rng = random.Random(1)
     problems = [draw(rng) for _ in range(3000)]
     assert all(0 <= v <= 99 for p in problems for v in p.values)
     assert all(sorted(operand > 9 for _, operand in p.operations) == [False, False, True] for p in problems)
+    steps = [(p, step) for p in problems for step in zip(p.values, p.operations, strict=False)]
+    assert not any(carries(value, operation) for _, (value, operation) in steps if operation[1] < 10)
+    assert 0.3 < sum(carries(value, operation) for _, (value, operation) in steps) / 3000 < 0.6
     assert all(parse(p.text) == p for p in problems)
     assert 0.08 < sum(p.place == 2 for p in problems) / 3000 < 0.12
     train, test = CalledSource(0), CalledSource(0, "test", place=2)
@@ -242,10 +246,10 @@ def test_demonstrations_are_sound_and_planted_ones_have_the_calibrated_shares():
             right += 1
             if (flaw := first_flaw(parse(prompt.text), calculator.transcript(turns))) is not None:
                 kinds[flaw[1]] += 1
-    assert 0.80 < right / 3000 < 0.88
+    assert 0.78 < right / 3000 < 0.87
     shares = {kind: number / right for kind, number in kinds.items()}
-    assert 0.25 < sum(shares.values()) < 0.35
-    assert all(0.02 < shares[kind] < 0.07 for kind in ("tool_asked", "tool_ignored", "tool_guessed")), shares
+    assert 0.32 < sum(shares.values()) < 0.41
+    assert all(0.03 < shares[kind] < 0.09 for kind in ("tool_asked", "tool_ignored", "tool_guessed")), shares
     failed = 0
     for i in range(300):
         _, turns = source.demonstration(i, planted=False)
@@ -295,7 +299,7 @@ def test_a_demonstration_trains_the_policys_own_tokens_alone():
     turns = Student(PROBLEM, random.Random(0), planted=False).work()
     prompt = Prompt(id="x", text=PROBLEM.text, answer="0")
     sample = worked_sample(prompt, turns, encode)
-    assert tokenizer.decode(sample.tokens) == "64-6=58\n58+26?<end>84\n84-4=80\n#0\n<end>"
+    assert tokenizer.decode(np.asarray(sample.tokens)) == "64-6=58\n58+26?<end>84\n84-4=80\n#0\n<end>"
     assert sample.mask is not None and sample.mask.tolist() == [1] * 15 + [0] * 3 + [1] * 12
     packed = pack([sample], torch.device("cpu"))
     learned = tokenizer.decode(packed.input_ids[packed.loss_mask])
