@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import tyro
 from record import ROOT, machine
@@ -50,7 +51,7 @@ def train(arguments: Arguments, budget: int) -> Path:
     return folder
 
 
-def figures(folder: Path, steps: int) -> dict[str, object]:
+def figures(folder: Path, steps: int) -> dict[str, Any]:
     """Means over each quarter of the steps, in their order, and the last evaluation."""
     run = RunReader(folder)
     rows = [row for row in run.metrics() if "loss/policy" in row]
@@ -82,7 +83,7 @@ def main(arguments: Arguments) -> None:
         found = figures(train(arguments, budget), arguments.steps)
         print(f"rollout.refill {budget}, {time.perf_counter() - start:.0f} s")
         for name, value in found.items():
-            said = [f"{value:.3g}" for value in value] if isinstance(value, list) else [f"{k} {v:.3f}" for k, v in value.items()]  # type: ignore[attr-defined]
+            said = [f"{v:.3g}" for v in value] if isinstance(value, list) else [f"{of} {v:.3f}" for of, v in value.items()]
             print(f"    {name:<16} {'  '.join(said)}")
         row = {
             "bench": "refill",
