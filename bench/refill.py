@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import tyro
 from record import ROOT, machine
@@ -31,8 +33,8 @@ class Arguments:
     seed: int = 0
     folder: Path = Path("runs/refill")
     """Where the runs live; a finished run is not repeated."""
-    settings: tuple[str, ...] = ()
-    """Of both runs, as on the command line of engine/train.py."""
+    settings: str = ""
+    """Of both runs, as on the command line of engine/train.py: --settings="--optim.lr 4e-4"."""
 
 
 def train(arguments: Arguments, budget: int) -> Path:
@@ -41,7 +43,7 @@ def train(arguments: Arguments, budget: int) -> Path:
     if not (folder / "policy" / f"step-{arguments.steps:06d}").exists():
         command = [sys.executable, "engine/train.py", "arith", "--run.folder", arguments.folder, "--run.name", folder.name]
         command += ["--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", arguments.steps, "--run.seed", arguments.seed]
-        command += ["--rollout.refill", budget, *arguments.settings]
+        command += ["--rollout.refill", budget, *shlex.split(arguments.settings)]
         environment = os.environ | {"NPROC": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -49,7 +51,7 @@ def train(arguments: Arguments, budget: int) -> Path:
     return folder
 
 
-def figures(folder: Path, steps: int) -> dict[str, object]:
+def figures(folder: Path, steps: int) -> dict[str, Any]:
     """Means over each quarter of the steps, in their order, and the last evaluation."""
     run = RunReader(folder)
     rows = [row for row in run.metrics() if "loss/policy" in row]
@@ -81,9 +83,17 @@ def main(arguments: Arguments) -> None:
         found = figures(train(arguments, budget), arguments.steps)
         print(f"rollout.refill {budget}, {time.perf_counter() - start:.0f} s")
         for name, value in found.items():
-            said = [f"{value:.3g}" for value in value] if isinstance(value, list) else [f"{k} {v:.3f}" for k, v in value.items()]  # type: ignore[attr-defined]
+            said = [f"{v:.3g}" for v in value] if isinstance(value, list) else [f"{of} {v:.3f}" for of, v in value.items()]
             print(f"    {name:<16} {'  '.join(said)}")
-        row = {"bench": "refill", "budget": budget, "steps": arguments.steps, "seed": arguments.seed, **found, "stamp": machine("cpu")}
+        row = {
+            "bench": "refill",
+            "budget": budget,
+            "steps": arguments.steps,
+            "seed": arguments.seed,
+            "settings": arguments.settings,
+            **found,
+            "stamp": machine("cpu"),
+        }
         with (ROOT / "bench" / "results" / "refill.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -117,8 +117,8 @@ def conflicts(config: Config) -> Iterator[str]:
         )
     if not (0 <= optim.adamw[0] < 1 and 0 <= optim.adamw[1] < 1 and optim.adamw[2] >= 0):
         yield "optim.adamw is {} {} {}; use moment decays in [0, 1) and a weight decay ≥ 0".format(*optim.adamw)
-    if not loss.kl[0] >= 0:
-        yield f"loss.kl {loss.kl[0]} would reward leaving the reference; use a weight ≥ 0"
+    if not 0 <= loss.kl[0] < float("inf"):
+        yield f"loss.kl {loss.kl[0]} would reward leaving the reference, or is no number; use a weight ≥ 0"
     try:
         loss.rule()
     except ValueError as error:

@@ -71,6 +71,7 @@ class Step:
     flawed, `u` right and unknown. A response has 10 tokens."""
 
     def __init__(self, what: dict[str, str], budget: int, lam: float = 1.0, check: Callable = letters) -> None:
+        self.left = list[list[str]]()
         self.what, self.order, self.sampled = what, iter(what), list[list[str]]()
         judge = OracleJudge(lambda prompt, rollout: TOLD.get(prompt.answer[rollout.sample], Verdict.sound()))
         self.task = ReasoningTask(check, judge, replace(REWARDS, lam=lam))
@@ -78,7 +79,9 @@ class Step:
             config=SimpleNamespace(rollout=SimpleNamespace(refill=budget)),
             stream=SimpleNamespace(take=self.take, visits=1, learn=lambda signals: signals),
             ranks=SimpleNamespace(sum=lambda values: values, gather=lambda value: [value]),
-            **{"rollouts": self.rollouts, "leave": lambda **_: None, "at": {"silent": []}},
+            rollouts=self.rollouts,
+            leave=lambda waited=(): self.left.append([group.prompt.id for group in waited]),
+            at={"silent": []},
         )
 
     def take(self, number: int) -> list[Prompt]:
@@ -120,6 +123,8 @@ def test_replacements_take_the_first_places_that_are_missing():
         "refill/rounds": 3.0,
         "refill/tokens": 80.0,
     }
+    # A stop, or a judge that is gone, is seen after each sampling and each wait, the latter by the groups that verdicts have left silent.
+    assert step.left == [["d"], [], [], [], ["g"], [], []]
     # Whose visit says what: g has lost a rollout for want of a verdict, and says nothing.
     assert learned(step.run, step.pending) == {"a": True, "c": True, "f": True, "h": True, "b": False, "d": False, "e": False}
 

@@ -121,7 +121,7 @@ class Engine:
             )
 
 
-TASK = SimpleNamespace(collect=lambda prompts, rollouts, beside: collected(prompts, rollouts))
+TASK = SimpleNamespace(collect=lambda prompts, rollouts, beside, into: collected(prompts, rollouts))
 
 
 def collected(prompts, rollouts) -> PendingGroups:

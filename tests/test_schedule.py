@@ -194,14 +194,15 @@ def test_parameters_are_the_same_to_the_bit_whenever_verdicts_come(computed, ran
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_groups_without_signal_are_replaced_alike_whenever_verdicts_come(computed, ranks):
-    """Three steps of eight prompts; what is replaced, by whom and for how many tokens is the same on any number of ranks."""
+    """Steps of eight prompts; what is replaced, by whom and for how many tokens is the same on any number of ranks."""
     (digest, sums), overlapping = computed[ranks]["refilled"]
     assert overlapping == [digest, sums]
     assert sums == computed[1]["refilled"][0][1]
-    assert sums["refill/prompts"] >= sums["refill/groups"] > 3 and sums["refill/rounds"] > 3  # witness
+    steps = computed[ranks]["steps"]
+    assert sums["refill/prompts"] >= sums["refill/groups"] > steps and sums["refill/rounds"] > steps  # witness
     gained = sums["reward/groups_with_signal"] - sums["reward/groups_with_signal_before"]
     assert gained * 8 == pytest.approx(sums["refill/groups"])
-    assert 3 * 100 < sums["refill/tokens"] < 3 * (200 + 4 * 24)  # a budget of 200 a step; a group has at most 4 × 24
+    assert 50 * steps < sums["refill/tokens"] < steps * (200 + 4 * 24)  # a budget of 200 a step; a group has at most 4 × 24
     assert digest != computed[ranks]["off"][0]  # inverse: it does train something else
 
 

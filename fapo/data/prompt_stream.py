@@ -74,18 +74,19 @@ class PromptStream:
             raise ValueError(f"{number} prompts: take at least one")
         out = list[Prompt]()
         while len(out) < number:
-            position, self.cursor = self.cursor, self.cursor + 1
-            if self._seldom(prompt := self._at(position), position):
+            prompt, epoch = self._at(self.cursor)
+            self.cursor += 1
+            if self._seldom(prompt, epoch):
                 self.passed += 1
             else:
                 out.append(prompt)
         return out
 
-    def _seldom(self, prompt: Prompt, position: int) -> bool:
-        """Whether it is passed over here: another hash than the order's, or who comes late in an epoch would be taken and nobody else."""
+    def _seldom(self, prompt: Prompt, epoch: int) -> bool:
+        """Whether it is passed over in this epoch: by another hash than the order's, which would leave none but the last of an epoch."""
         if not self.visits or self.silent.get(prompt.id, 0) < self.visits:
             return False
-        return hashed(f"{self.seed}\0{position // len(self._ids)}\0{prompt.id}\0seldom")[0] % 4 > 0
+        return hashed(f"{self.seed}\0{epoch}\0{prompt.id}\0seldom")[0] % 4 > 0
 
     def learn(self, signals: Mapping[str, bool]) -> dict[str, float]:
         """What a step has shown: whether each of its prompts, by the id that `distinct` gave it, has trained something. Returns what is to
@@ -120,9 +121,10 @@ class PromptStream:
             raise ValueError(f"cursor {cursor!r}: expected a count of prompts")
         self.cursor, self.silent = cursor, dict(state.get("silent", {}))
 
-    def _at(self, position: int) -> Prompt:
+    def _at(self, position: int) -> tuple[Prompt, int]:
+        """The prompt of a place, and in which epoch that is."""
         if not isinstance(self.prompts, Sequence):
-            return self.prompts.prompt(position)
+            return self.prompts.prompt(position), 0
         if self._parts and isinstance(self.prompts, Mixture):
             part, position = self.prompts.turn(position)
             return self._parts[part]._at(position)
@@ -131,7 +133,7 @@ class PromptStream:
             self._epoch, self._order = epoch, shuffled(self._ids, self.seed, epoch)
             if epoch == 0:
                 self._order.sort(key=lambda index: self._hard[index])  # stable: those that are alike stay as they were
-        return self.prompts[self._order[place]]
+        return self.prompts[self._order[place]], epoch
 
 
 def distinct(prompts: Sequence[Prompt], others: Sequence[Prompt] = ()) -> list[Prompt]:

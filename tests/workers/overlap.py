@@ -175,7 +175,7 @@ def main(arguments: dict, out: Path) -> None:
     ranks = Ranks.start()
     folder = Path(arguments["folder"])
     runs = Runs(ranks, folder)
-    said: dict = {"on": [], "late": []}
+    said: dict = {"on": [], "late": [], "steps": STEPS}
 
     def judge(workers: int, seed: int) -> ScriptedJudge:
         return ScriptedJudge(workers, lambda r: 0.004 * Random(f"{seed}/{r.prompt_id}/{r.sample}").random())
