@@ -99,7 +99,7 @@ class Problems:
         share = slice(ranks.rank, None, ranks.size)
         golds = {reference(row): row for row in rows}
         warm = self.train if isinstance(self.train, list) and self.config.warm_start.steps else []
-        mine: Faults = {}
+        lines, mine = self._try_checks()
         for key, row in list(asked.items())[share]:
             try:
                 encode(row)
@@ -110,6 +110,10 @@ class Problems:
         mine |= {("answer", gold): why for (gold, _), why in zip(compared, unusable, strict=True) if why}
         mine |= {("solution", row.id): why for row in warm[share] if (why := self._solution_fault(row, encode))}
         faults: Faults = {key: why for part in ranks.gather(mine) for key, why in part.items()}
+        if ("check", "") in faults:
+            raise ValueError(faults["check", ""])
+        for line in lines:
+            say(line)
         for name, part in keys.items():
             if (distinct := len(set(part))) < len(part):
                 say(f"{name}: {len(part):,} rows, {distinct:,} distinct problems")
@@ -118,23 +122,17 @@ class Problems:
                 say(f"{name}: {formless:,} of {len(part):,} prompts ask for no known form of answer; a \\boxed{{…}} is looked for there")
         if self.left_out.rows or faults:
             self._leave_out(rows, faults, ranks, say)
-        self._try_checks(ranks, say)
         for name, part in {" ".join(self.config.data.train): self.train, **self.tests}.items():
             if isinstance(part, list) and not part:
                 raise ValueError(f"{name}: no row is left that can be used: {self.left_out}")
 
-    def _try_checks(self, ranks: Ranks, say: Callable[[str], None]) -> None:
-        """How responses are checked, tried on the first training row that has a reference; every rank raises what one of them meets."""
+    def _try_checks(self) -> tuple[list[str], Faults]:
+        """How responses are checked, tried on the first training row that has a reference: what there is to say, and what is at fault."""
         rows = self.train if isinstance(self.train, list) else [self.train.prompt(0)]
-        lines, fault = [], ""
         try:
-            lines = self.environment.ready(next((row for row in rows if row.answer), rows[0])) if rows else []
+            return self.environment.ready(next((row for row in rows if row.answer), rows[0])) if rows else [], {}
         except ValueError as error:
-            fault = str(error)
-        if fault := next(filter(None, ranks.gather(fault)), ""):
-            raise ValueError(fault)
-        for line in lines:
-            say(line)
+            return [], {("check", ""): str(error)}
 
     def _leave_out(self, rows: Sequence[Prompt], faults: Faults, ranks: Ranks, say: Callable[[str], None]) -> None:
         read = Counter(id.rpartition(":")[0] for id in {row.id for row in rows})

@@ -102,6 +102,12 @@ ANSWERS: dict[str, list[tuple[str, str]]] = {
         ("-", "Answer: all of them"), ("-", "Answer: (C), (D)"), ("-", "The answer is C & D."), ("-", '{"answer": ["C", "D"]}'),
         ("-", "Answer: C\n\nAnswer: unclear"), ("-", "Answer: C | D"),
     ],
+    "hedged in other words": [
+        ("-", "The answer is C, but D is also plausible."), ("-", "Answer: C D"), ("-", "Answer: C; D"), ("-", "Answer: C.D"),
+        ("-", "Answer: C then D"), ("-", "Answer: C vs D"), ("-", "Answer: (C)(D)"),
+        ("-", "The answer is between C and D"), ("C", "Hence C."),
+        ("C", "Ans: C"), ("C", "Therefore, (C)."), ("C", "The answer is C; A, B, and D are wrong."),
+    ],
     "another option's text": [
         ("-", "Answer: A) 5 m/s"), ("-", "The correct answer is B) 5 m/s."), ("-", "\\boxed{A) 5 m/s}"), ("-", "Answer: D. 5 m/s"),
         ("-", "A. 5 m/s"), ("-", "The answer is A (5 m/s)."), ("-", "Answer: C) 3 m/s"), ("-", "<answer>B: 5 m/s</answer>"),

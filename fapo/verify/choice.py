@@ -31,7 +31,7 @@ _SIGNS = re.compile(r"[*_`{}$~\"“”]|\\[()\[\],;:! ]|\\(?![A-Za-z])|</?[biu]>
 _S0, _S1 = r"\s{0,5}", r"\s{1,5}"  # bounded: a line of a million spaces is read in linear time
 _OF = (
     rf"(?:(?:the|my|our|an?){_S1})?(?:(?:final|correct|right|best|most|appropriate|likely|only|chosen|single){_S1}){{0,4}}"
-    r"(?:answer|option|choice|letter|alternative|selection)\b"
+    r"(?:answer|ans|option|choice|letter|alternative|selection)\b"
 )
 _IS = (
     rf"(?:{_S1}(?:choice|option|letter))?(?:{_S0}\([^()\n]{{0,30}}\))?"
@@ -63,7 +63,7 @@ _CLAUSE = re.compile(r"(?<=[^A-Z(])[.!](?=\s|\Z)|[,;]?\s+(?:because|since|as|so|
 _AFTER_WORD = re.compile(r"\s*(?:\Z|[,.;:)\]—–-]|(?:because|since|as|so|which|where|due|given|is|and|or|not)\b|\()", re.IGNORECASE)
 _BACK = re.compile(
     r"\b(?:wait|actually|hmm|oops|sorry|mistake|instead|rather|perhaps|maybe|might|alternatively|could|unsure|not sure|"
-    r"either|or|no,|recheck|correction|reconsider|scratch)\b|\?",
+    r"plausible|equally|also (?:be|correct|right|valid|possible|true)|either|or|no,|recheck|correction|reconsider|scratch)\b|\?",
     re.IGNORECASE,
 )
 _NOT = re.compile(
@@ -176,7 +176,9 @@ def _read(value: str, options: Sequence[str]) -> tuple[str, bool]:
     if _of_text(rest, options) == letter:
         return letter, True
     clause = _CLAUSE.split(rest, maxsplit=1)[0]
-    if _other_text(rest, letter, options) or _several(clause if close in (")", "") else rest.partition("\n")[0], letter):
+    beside = re.match(r"\W*(?:then|vs|versus|plus|with|to)?\W*([A-J])\W*\Z", rest.partition("\n")[0])
+    of_letter = clause if close in (")", "") else rest.partition("\n")[0]
+    if (beside and beside[1] != letter) or _other_text(rest, letter, options) or _several(of_letter, letter):
         return UNCLEAR, False
     if rest.lstrip(" *)").startswith("?"):
         return UNCLEAR, False
@@ -296,7 +298,7 @@ def _last_line(text: str, options: Sequence[str]) -> Iterator[tuple[int, str, in
     place, line = lines[-1]
     letter, alone = _read(line, options)
     before = _OPTION_LINE.match(_bare(lines[0][1])) if len(lines) > 1 else None
-    starts = re.match(r"\W*(?:option|choice|answer)?\W*[A-J](?![A-Za-z])", _bare(line), re.IGNORECASE)
+    starts = re.match(r"\W*(?:option|choice|answer|so|thus|hence|therefore)?\W*[A-J](?![A-Za-z])", _bare(line), re.IGNORECASE)
     if alone and (starts or _of_text(line, options)) and (before is None or before[1].upper() == letter):
         place += max(len(text) - 4000, 0)
         yield place, letter, place + _length(line)
