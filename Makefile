@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: certificate adapters kernels-wheel smollm2 smollm2-judged clean
+.PHONY: compare-tools hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -73,6 +73,15 @@ test: $(TESTED)/.installed
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)
 	$(BIN)/python bench/arith_lambda.py
+
+# The same in the world with a calculator.
+compare-tools: $(STAMP)
+	$(BIN)/python bench/arith_lambda.py --recipe arith-tools
+
+# A taskset of the package verifiers, installed apart.
+hub: $(STAMP)
+	$(BIN)/python -m pip install -q --target build/hub verifiers==0.4.0
+	PYTHONPATH=build/hub $(BIN)/python tests/hub_taskset.py
 
 # Half an hour of random faults on four judge processes: nothing lost, nothing doubled.
 soak: $(STAMP)
