@@ -27,6 +27,7 @@ ANSWERS: dict[str, list[tuple[str, str]]] = {
         ("D", "The correct choice is D, an infinite speed."), ("B", "the answer must be b)"), ("C", "The answer is option C."),
         ("A", "The correct answer is Option A."), ("B", "The right answer would be (B)."),
         ("C", "The answer is C because 3 and 4 make 5."), ("A", "The answer is A, since the legs differ."),
+        ("A", "Therefore, A is the correct answer."), ("B", "Thus, option B."), ("D", "the correct answer is 'D'"),
         ("C", "The answer is $\\mathbf{C}$."), ("D", "My answer is D."), ("B", "So our final answer is: **B**"),
         ("C", "The answer is: C"), ("A", "The answer is (a)."), ("C", "The most appropriate answer is **(C) 5 m/s**."),
         ("B", "The correct letter is B."), ("D", 'The correct answer is thus "D".'), ("A", "The answer is A as the speed is 4 m/s."),

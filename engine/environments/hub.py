@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -69,9 +70,9 @@ class HubEnvironment(Environment):
             asyncio.run(task.score(trace))
         except Exception as error:  # noqa: BLE001 — whatever a task raises: its rollout leaves its group, and is counted
             return Check(outcome=Outcome.UNKNOWN, reason="raised", extracted=shown(str(error), 200))
-        if not trace.rewards or any(reward is None for reward in trace.rewards.values()):
+        reward = float("nan") if not trace.rewards or None in trace.rewards.values() else float(trace.reward)
+        if not math.isfinite(reward):
             return Check(outcome=Outcome.UNKNOWN, reason="value")
-        reward = float(trace.reward)
         right = reward >= self.config.data.reward[1]
         return Check(outcome=Outcome.CORRECT if right else Outcome.WRONG, reward=reward)
 

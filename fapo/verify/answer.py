@@ -44,7 +44,11 @@ _ASKED = {
     "answer_line": re.compile(r"\banswer[\s*_\"'”]*[:：](?!\s*\Z)", re.IGNORECASE),
     "phrase": re.compile(r"\banswer is\b", re.IGNORECASE),
 }
-_LETTER = re.compile(r"\bLETTER\b|\bone of ABCD")
+_LETTER = re.compile(
+    r"\bLETTER\b|\bone of ABCD|\(A, B, C,? or D\)|"
+    r"(?i:\bonly the letter\b|\bletter (?:of|for|corresponding to) (?:the |your )(?:correct |right |best |chosen )?(?:option|answer|choice)\b)"
+)
+"""Words that ask for a letter, whatever is listed."""
 _COLON = r"[ \t]*[}*_]*[ \t]*[:：][ \t]*[}*_]*"
 _ANSWER_LINE = re.compile(
     rf"(?<![A-Za-z0-9])answer(?:[ \t]+is)?{_COLON}|^[ \t]*(?:#+|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_#]*$",
@@ -79,7 +83,7 @@ def asked_form(texts: Iterable[str]) -> str | None:
     """The form that a prompt asks for, from the texts of its messages; None where it asks for none that is known."""
     text = "\n".join(texts)
     asked = (form for form, pattern in _ASKED.items() if pattern.search(text))
-    # A sum about a multiple-choice test, or about words with the letter A, is no question with options.
+    # Otherwise a sum about a multiple-choice test, or about words with the letter A, is no question with options.
     return next((form for form in asked if form != "choice" or _LETTER.search(text) or options_of({}, text)), None)
 
 

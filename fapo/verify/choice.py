@@ -27,7 +27,9 @@ LETTERS = "ABCDEFGHIJ"
 _TEX = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf)?|math(?:bf|rm|it|sf|tt)|boldsymbol|bm|emph|underline|boxed|fbox|displaystyle|q?quad)(?![a-z])\s*"
 )
-_SIGNS = re.compile(r"[*_`{}$~\"“”]|\\[()\[\],;:! ]|\\(?![A-Za-z])|</?[biu]>|</?(?:em|strong)>")
+_SIGNS = re.compile(
+    r"[*_`{}$~\"“”]|\\[()\[\],;:! ]|\\(?![A-Za-z])|</?[biu]>|</?(?:em|strong)>|(?<![A-Za-z0-9])'(?=\(?[A-J]\)?')|(?<=[A-J)])'(?![A-Za-z])"
+)
 _S0, _S1 = r"\s{0,5}", r"\s{1,5}"  # bounded: a line of a million spaces is read in linear time
 _OF = (
     rf"(?:(?:the|my|our|an?){_S1})?(?:(?:final|correct|right|best|most|appropriate|likely|only|chosen|single){_S1}){{0,4}}"
@@ -257,7 +259,7 @@ def _statements(text: str, options: Sequence[str]) -> Iterator[tuple[int, str, i
         if not re.search(r"\b(?:not|isn't|n't|incorrect|wrong|if|whether|or|nor|neither|and|either|than)\b", match.group()) and not (
             match["letter"] in "AI"
             and not match["open"]
-            and not re.match(r"(?:option|choice|answer|letter|statement)\b", match.group(), re.I)
+            and not re.match(r"(?:option|choice|answer|letter|statement)\b|[AI]\s+is\b", match.group(), re.I)
         ):
             yield match.start(), match["letter"].upper(), match.end()
     yield from _last_line(text, options)
@@ -298,7 +300,7 @@ def _last_line(text: str, options: Sequence[str]) -> Iterator[tuple[int, str, in
     place, line = lines[-1]
     letter, alone = _read(line, options)
     before = _OPTION_LINE.match(_bare(lines[0][1])) if len(lines) > 1 else None
-    starts = re.match(r"\W*(?:option|choice|answer|so|thus|hence|therefore)?\W*[A-J](?![A-Za-z])", _bare(line), re.IGNORECASE)
+    starts = re.match(r"\W*(?:(?:so|thus|hence|therefore)\W+)?(?:option|choice|answer)?\W*[A-J](?![A-Za-z])", _bare(line), re.IGNORECASE)
     if alone and (starts or _of_text(line, options)) and (before is None or before[1].upper() == letter):
         place += max(len(text) - 4000, 0)
         yield place, letter, place + _length(line)
