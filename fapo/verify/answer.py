@@ -46,7 +46,8 @@ _ASKED = {
 }
 _LETTER = re.compile(
     r"\bLETTER\b|\bone of ABCD|\(A, B, C,? or D\)|"
-    r"(?i:\bonly the letter\b|\bletter (?:of|for|corresponding to) (?:the |your )(?:correct |right |best |chosen )?(?:option|answer|choice)\b)"
+    r"(?i:\bonly the letter\b|"
+    r"\bletter (?:of|for|corresponding to) (?:the |your )(?:correct |right |best |chosen )?(?:option|answer|choice)\b)"
 )
 """Words that ask for a letter, whatever is listed."""
 _COLON = r"[ \t]*[}*_]*[ \t]*[:：][ \t]*[}*_]*"
