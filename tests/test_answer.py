@@ -188,7 +188,7 @@ def test_other_values(form, response, gold):
 
 
 def test_linear_time_and_any_text():
-    """Quadratic code takes hours at this size, and ends the suite."""
+    """Quadratic code takes minutes at this size."""
     for unit in (
         "Answer: 7\n",
         "#### 7\n",
@@ -202,7 +202,7 @@ def test_linear_time_and_any_text():
         "Answer: \\boxed{7}\n\n",
     ):
         for form in FORMS:
-            final_answer(unit * (500_000 // len(unit)), form=form)
+            final_answer(unit * (100_000 // len(unit)), form=form)
     assert final_answer("\x00\ud800 Answer: 7\udcff", form="answer_line") == Box("7\udcff")
 
 

@@ -32,7 +32,7 @@ def tiny(kind: str, implementation: str, **more) -> torch.nn.Module:
 
 def logprobs_and_gradients(model, logits_of) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Log-probabilities of every next token of the samples, and the gradient of their weighted sum."""
-    samples = fixed_samples(6)
+    samples = fixed_samples(4)
     ids = [torch.tensor([*s.prompt_tokens, *s.tokens]) for s in samples]
     logprob = torch.cat([row[:-1].log_softmax(-1).gather(1, i[1:, None])[:, 0] for row, i in zip(logits_of(model, ids), ids, strict=True)])
     (logprob * torch.linspace(-1, 1, len(logprob))).sum().backward()
