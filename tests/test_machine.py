@@ -79,7 +79,7 @@ def watched(tmp_path_factory) -> dict:
         "--run.folder",
         str(folder / "runs"),
     ]
-    command += ["--genrm.judge", "serve", "--genrm.model", str(judge), "--genrm.workers", "2", "--genrm.max-tokens", "64"]
+    command += ["--genrm.judge", "serve", "--genrm.model", str(judge), "--genrm.workers", "2", "1", "--genrm.max-tokens", "64"]
     away = (
         "RANK",
         "WORLD_SIZE",

@@ -425,7 +425,8 @@ class Asked(Letters):
         return np.arange(3 + int(prompt.text))
 
 
-def collected(prompts, rollouts, beside) -> PendingGroups:
+def collected(prompts, rollouts, beside, into) -> PendingGroups:
+    assert into is None
     pending = PendingGroups(prompts, lambda groups: None, decisive=False)
     for found in rollouts:
         pending.by_prompt[found.prompt_id].add(found, done(Outcome.WRONG), done(None))

@@ -63,7 +63,7 @@ def main() -> dict:
     disk = Path(arguments["own"])
     config = replace(
         recipe,
-        genrm=replace(recipe.genrm, judge="serve", model=arguments["judge"], max_tokens=64, concurrency=3, workers=2),
+        genrm=replace(recipe.genrm, judge="serve", model=arguments["judge"], max_tokens=64, concurrency=3, workers=(2, 1)),
         run=replace(recipe.run, folder=str(folder)),
     )
     endpoint = replace(config, genrm=replace(config.genrm, judge="endpoint", urls=("http://127.0.0.1:9/v1",), model=MODEL))
