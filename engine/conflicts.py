@@ -91,10 +91,11 @@ def conflicts(config: Config) -> Iterator[str]:
         yield f"data.reward here is for a verifier of one's own, but data.verifier is {data.verifier or 'empty'}; use pool"
     if threshold != threshold or abs(threshold) == float("inf"):
         yield f"data.reward {where} {threshold} is no reward that a rollout could earn; use a number"
-    if threshold != 1.0 and not (is_named(data.verifier) or any(path.startswith(PREFIX) for path in (*data.train, *data.test))):
+    theirs = is_named(data.verifier) or (data.environment and data.environment not in NAMED)
+    if threshold != 1.0 and not (theirs or any(path.startswith(PREFIX) for path in (*data.train, *data.test))):
         yield (
-            f"data.reward {where} {threshold} is a threshold for rewards that are numbers, which only a verifier of one's own and rg: sets "
-            f"give; use {where} 1.0"
+            f"data.reward {where} {threshold} is a threshold for rewards that are numbers, which only a verifier or an environment of one's "
+            f"own and rg: sets give; use {where} 1.0"
         )
     if data.difficulty[1] < 0:
         yield f"data.difficulty {data.difficulty[1]} is a number of visits; use at least 1, or 0 for a prompt that comes in every epoch"
