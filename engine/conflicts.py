@@ -94,8 +94,8 @@ def conflicts(config: Config) -> Iterator[str]:
     theirs = is_named(data.verifier) or (data.environment and data.environment not in NAMED)
     if threshold != 1.0 and not (theirs or any(path.startswith(PREFIX) for path in (*data.train, *data.test))):
         yield (
-            f"data.reward {where} {threshold} is a threshold for rewards that are numbers, which only a verifier of one's own, an environment "
-            f"of one's own and rg: sets give; use {where} 1.0"
+            f"data.reward {where} {threshold} is a threshold for rewards that are numbers, which only verifiers and environments of one's "
+            f"own and rg: sets give; use {where} 1.0"
         )
     if data.difficulty[1] < 0:
         yield f"data.difficulty {data.difficulty[1]} is a number of visits; use at least 1, or 0 for a prompt that comes in every epoch"
