@@ -52,7 +52,7 @@ def arith_tools() -> Config:
         data=replace(base.data, train=("arith-tools",), test=("arith-tools",)),
         warm_start=replace(base.warm_start, steps=900, lr=1.5e-3),
         rollout=replace(base.rollout, turns=(4, 10.0)),
-        run=replace(base.run, name="arith-tools", steps=60),
+        run=replace(base.run, name="arith-tools", steps=50),
     )
 
 
