@@ -13,7 +13,7 @@ from soundrl.fapo.data.rows import file_id
 from soundrl.fapo.data.sources import weighed
 from soundrl.fapo.named import is_named
 from soundrl.fapo.verify.answer import FORMS
-from soundrl.fapo.verify.verifiers import VERIFIERS
+from soundrl.fapo.verify.verifiers import KNOWN, is_verifier
 
 if TYPE_CHECKING:
     from soundrl.engine.config import Config
@@ -78,8 +78,8 @@ def conflicts(config: Config) -> Iterator[str]:
     yield from of_sources(config)
     if data.form and data.form not in FORMS:
         yield f"data.form is {data.form}; use one of {', '.join(filter(None, FORMS))}, or leave it empty: as each prompt asks"
-    if data.verifier and not (data.verifier in VERIFIERS or is_named(data.verifier)):
-        yield f"data.verifier is {data.verifier}; use one of {', '.join(VERIFIERS)}, or a path like my_checks.py:score"
+    if not is_verifier(data.verifier):
+        yield f"data.verifier is {data.verifier}; {KNOWN}"
     if data.verifier == "reasoning-gym" and not all(path.startswith(PREFIX) for path in (*data.train, *data.test)):
         yield "data.verifier reasoning-gym scores its own problems alone (rg:<name>), which have it by themselves; leave it empty"
     own = next((f"data.{name} {value}" for name, value in (("verifier", data.verifier), ("form", data.form)) if value), "")

@@ -44,9 +44,9 @@ _CRASHES = (0, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, sign
 """What ends a process whose comparison is at fault; 0 = an exit by itself in the middle of one."""
 _AGAIN = ("memory", "crash", "killed", "stuck")
 _AGAIN_OWN = ("memory", "crash", "killed")
-_ENDED = ("cpu", "gold/cpu", "exit", "forks", *_AGAIN)
 """Results that are asked for once more, of a fresh fork: what killed it may have meant another process, and its memory may have been full
-of earlier answers."""
+of earlier answers. The second: of other work than comparing."""
+_ENDED = ("cpu", "gold/cpu", "exit", "forks", *_AGAIN)
 
 logger = logging.getLogger(__name__)
 

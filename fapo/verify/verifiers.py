@@ -69,6 +69,11 @@ def verifier_of(prompt: Prompt, asked: str = "") -> str:
     return asked or prompt.verifier or ("choice" if prompt.form == "choice" else "math")
 
 
+def is_verifier(asked: str) -> bool:
+    """Whether `data.verifier` can be `asked`: one by name, one's own, or empty; else `KNOWN` says what can."""
+    return not asked or asked in VERIFIERS or is_named(asked)
+
+
 def needs_row(asked: str) -> bool:
     """Whether prompts need all other columns of their rows (`Prompt.row`): `data.verifier` is a function of one's own."""
     return is_named(asked)
@@ -85,8 +90,8 @@ class Verifiers:
     """
 
     def __init__(self, asked: str = "", reward: tuple[str, float] = ("pool", 1.0), **limits: Any) -> None:
-        if asked and asked not in VERIFIERS and not is_named(asked):
-            raise ValueError(f"data.verifier is {shown(asked)}; use one of {', '.join(VERIFIERS)}, or a path like my_checks.py:score")
+        if not is_verifier(asked):
+            raise ValueError(f"data.verifier is {shown(asked)}; {KNOWN}")
         self.asked, (self.where, self.threshold), self.limits = asked, reward, limits
         self.own_limits: dict[str, Any] = {"cpu_limit": 10.0, "stall_limit": 120.0, "memory_limit": OWN_MEMORY, **limits}
         self.counts: Counter[str] = Counter()
@@ -283,3 +288,4 @@ def _reasoning_gym(of: Verifiers, prompt: Prompt, response: str, thinks: bool) -
 VERIFIERS: dict[str, Callable[[Verifiers, Prompt, str, bool], Future[Any]]] = {
     "math": _math, "choice": _choice, "number": _number, "exact": _exact, "reasoning-gym": _reasoning_gym,
 }  # fmt: skip
+KNOWN = f"use one of {', '.join(VERIFIERS)}, or a path like my_checks.py:score"
