@@ -121,7 +121,8 @@ class Runs:
 
     def run(self, judge: ScriptedJudge, seed: int, overlap: bool, backwards: bool = False, sleeps: bool = False) -> tuple[str, int]:
         """Parameters after `STEPS` steps of two mini-batches, and how many groups were still judged when training began. `sleeps`: nothing
-        may be asked while rollouts arrive."""
+        may be asked while rollouts arrive. With overlap the verdicts on a step's first prompt are held back until training begins, or a
+        busy machine would let all of them come first."""
         task, trainer, late = ReasoningTask(verify, judge, REWARDS, judge_sleeps=sleeps), self.trainer(), 0
         for step in range(STEPS):
             prompts = [Prompt(id=f"{step}/{i}", text="", answer="") for i in range(PROMPTS)][:: -1 if backwards else 1]
@@ -129,12 +130,15 @@ class Runs:
             arriving = [rollout for prompt in own for rollout in rollouts(prompt)]
             Random(seed).shuffle(arriving)
             asked = len(judge.asked)
+            if overlap:
+                judge.hold(own[0].id)
             pending = task.collect(own, arriving)
             new = self.ranks.sum([float(len(judge.asked) - asked)])[0]
             assert (new == 0) is sleeps, "who sleeps is not asked, who does not is"
             if not overlap:
                 pending.ask().groups()
             late += sum(not group.ready for group in pending)
+            judge.release()
             trainer.train(minibatches(exchange(prompts, pending, self.ranks), PROMPTS // 2, BUDGET))
         judge.close()
         return self.digest(), late

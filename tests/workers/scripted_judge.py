@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,12 @@ def verdict_of(rollout: Rollout) -> Verdict:
 
 
 class ScriptedJudge:
-    """`workers` threads that sleep for `seconds(rollout)`, questions in the order they came. Prompts in `silent` get no answer."""
+    """`workers` threads that sleep for `seconds(rollout)`, questions in the order they came. Prompts in `silent` get no answer, the one of
+    `hold` none before `release`."""
 
     def __init__(self, workers: int, seconds: Callable[[Rollout], float], silent: Collection[str] = ()) -> None:
         self.pool, self.seconds, self.silent = ThreadPoolExecutor(workers), seconds, silent
+        self.held, self.released = "", threading.Event()
         self.asked: list[str] = []
         """Prompt ids, in the order of the questions."""
         self.busy: list[tuple[float, float]] = []
@@ -30,8 +33,16 @@ class ScriptedJudge:
         self.asked.append(prompt.id)
         return Future() if prompt.id in self.silent else self.pool.submit(self._answer, rollout)
 
+    def hold(self, prompt: str) -> None:
+        self.held, self.released = prompt, threading.Event()
+
+    def release(self) -> None:
+        self.released.set()
+
     def _answer(self, rollout: Rollout) -> Verdict:
         start = time.perf_counter()
+        if rollout.prompt_id == self.held:
+            self.released.wait(60)
         time.sleep(self.seconds(rollout))
         self.busy.append((start, time.perf_counter()))
         return verdict_of(rollout)
