@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from soundrl.engine.environments.environment import NAMED, answers, environment_of, is_environment
+from soundrl.engine.environments.environment import answers, environment_of, is_environment, own_world
 from soundrl.fapo.data.columns import Columns
 from soundrl.fapo.data.puzzles import PREFIX
 from soundrl.fapo.data.rows import file_id
@@ -91,7 +91,7 @@ def conflicts(config: Config) -> Iterator[str]:
         yield f"data.reward here is for a verifier of one's own, but data.verifier is {data.verifier or 'empty'}; use pool"
     if threshold != threshold or abs(threshold) == float("inf"):
         yield f"data.reward {where} {threshold} is no reward that a rollout could earn; use a number"
-    theirs = is_named(data.verifier) or (data.environment and data.environment not in NAMED)
+    theirs = is_named(data.verifier) or (data.environment and not own_world(data.environment))
     if threshold != 1.0 and not (theirs or any(path.startswith(PREFIX) for path in (*data.train, *data.test))):
         yield (
             f"data.reward {where} {threshold} is a threshold for rewards that are numbers, which only verifiers and environments of one's "
@@ -177,7 +177,7 @@ def conflicts(config: Config) -> Iterator[str]:
     t, votes = genrm.sampling
     if not (t >= 0 and votes >= 1 and (votes == 1 or t > 0)):
         yield f"genrm.sampling is {t} {votes}; use a temperature of at least 0, above 0 for more than one vote"
-    if model.path in NAMED and model.path != data.environment:
+    if own_world(model.path) and model.path.partition("?")[0] != data.environment.partition("?")[0]:
         yield (
             f"model.path {model.path} knows only the characters of its own problems, but data.train is {trained}; "
             f"name a model folder, or set --data.train {model.path}"

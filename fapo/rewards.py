@@ -36,6 +36,18 @@ def base_rewards(group: Group) -> list[float]:
     return [rule_reward(o) if score is None else score for o, score in zip(group.outcomes, scores, strict=True)]
 
 
+def step_ratio_reward(outcome: Outcome, verdict: Verdict | None, steps: int) -> float:
+    """The share of right steps, which rewards what looks right (arXiv 2510.22543 Fig. 7, for comparison; it gives no formula): t* ÷ n of a
+    flawed positive whose first wrong step is t* of n, 1 of a sound one or one without verdict, −1 of a wrong answer.
+
+    >>> [step_ratio_reward(Outcome.CORRECT, verdict, 4) for verdict in (Verdict.sound(), Verdict.flawed(3), Verdict.flawed(0))]
+    [1.0, 0.75, 0.0]
+    """
+    if outcome is not Outcome.CORRECT or verdict is None or not is_flawed(verdict):
+        return rule_reward(outcome)
+    return min(verdict.step or 0, steps) / steps
+
+
 def overlong_penalty(length: int, max_length: int, buffer: int, factor: float) -> float:
     """Soft length penalty, 0 … −factor over the last `buffer` tokens before `max_length`.
 

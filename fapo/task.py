@@ -112,7 +112,7 @@ class ReasoningTask(Task):
     def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
         """`accuracy` (avg@k), `tokens`, with a judge the shares of `soundrl.fapo.measures.flawed_shares` and `sound` (right and judged so,
         of all), and what an oracle says where another one judges, `true_…`."""
-        truth = self.truth is not None and not isinstance(self.judge, OracleJudge)
+        truth = self.truth is not None and not (isinstance(self.judge, OracleJudge) and self.judge.oracle == self.truth.oracle)
         out = {"accuracy": sums["correct"] / verified(sums), "tokens": sums["tokens"] / sums["rollouts"]}
         if self.judge is not None:
             out |= flawed_shares(sums, truth, errors)

@@ -15,8 +15,8 @@ arm       `lam=1`, `leave`, `step-ratio`, `misses=0.5`, `blind=skip`, …
 seed      of warm start, prompts and sampling; rows of one start and seed are paired
 quick     whether it belongs to the short version, which has fewer seeds and steps
 settings  the arm's own, as on the command line
-before    measures of the start, and `after` the run, by the world's oracle on test problems: `right`, `sound`, `flawed` (÷ right), `tokens`,
-          `lines` a right solution, `skip` and `guess` (÷ right), the same of the tens-digit set as `p2/right`, …; of a critic
+before    measures of the start, and `after` the run, by the world's oracle on test problems: `right`, `sound`, `flawed` (÷ right),
+          `tokens`, `lines` a right solution, `skip` and `guess` (÷ right), the same of the tens-digit set as `p2/right`, …; of a critic
           `exact/<kind>`, `precision`, `recall`, `f1`, and `unseen/…`; of `timing` `seconds`, `x_known`, `hidden`
 series    by step, of the training rollouts: `right`, `sound` (α), `wrong` (β), `flawed` (γ) as shares of all, `past` (share of groups past
           the shift), `rho` (α ÷ β, null where β = 0), `lines`, `skip`, `guess`, `tokens`

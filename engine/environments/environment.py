@@ -27,6 +27,8 @@ NAMED = {
     "arith": "soundrl.engine.environments.arithmetic.arithmetic:Arithmetic",
     "arith-tools": "soundrl.engine.environments.arithmetic.with_calculator:WithCalculator",
 }
+ALTERED = "soundrl.engine.environments.arithmetic.knobs:with_knobs"
+"""Of `arith?…`, by the name."""
 HUB = "hub:"
 """Before the name of a taskset of the package `verifiers` (`hub`)."""
 FILES = "soundrl.engine.environments.files:ProblemFiles"
@@ -133,7 +135,12 @@ def trained_prompt(config: Config) -> str:
 
 def is_environment(name: str) -> bool:
     """Whether it names an environment: one of ours, a taskset (`hub:gsm8k`), or one's own by path (`my_env.py:make`)."""
-    return name in NAMED or name.startswith(HUB) or is_named(name)
+    return own_world(name) or name.startswith(HUB) or is_named(name)
+
+
+def own_world(name: str) -> bool:
+    """Whether it names one of ours, as it is or altered (`arith?flaws=4`)."""
+    return name in NAMED or name.startswith("arith?")
 
 
 def answers(environment: object) -> bool:
@@ -147,6 +154,8 @@ def environment_of(name: str) -> type[Environment]:
     function, (configuration, tokenizer) → `Environment`, of which nothing else is known."""
     if name.startswith(HUB):
         return named("soundrl.engine.environments.hub:hub_environment")(name)
+    if own_world(name) and name not in NAMED:
+        return named(ALTERED)(name)
     return named(NAMED.get(name) or (name if is_named(name) else FILES))
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from soundrl.engine.config import Config
-from soundrl.engine.environments.environment import NAMED, environment_of, trained_prompt
+from soundrl.engine.environments.environment import environment_of, own_world, trained_prompt
 from soundrl.engine.ranks import Ranks
 
 LFS = b"version https://git-lfs"
@@ -35,7 +35,7 @@ KEPT = re.compile(r"(?!((adapter_)?config|card)\.json$)(?!.*\.index\.json$).*\.(
 def policy_folder(config: Config, ranks: Ranks) -> Path:
     """The folder the policy starts from, checked; where an environment is named, one with fresh weights, which rank 0 writes."""
     name = config.model.path
-    if name not in NAMED:
+    if not own_world(name):
         return check_folder(name)
     what = "" if not config.run.critic else "critic-" if (asked := trained_prompt(config)) == "own" else f"critic-{asked}-"
     folder = Path(config.run.folder) / "fresh" / f"{name}-{what}seed{config.run.seed}"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from soundrl.engine.config import Config
-from soundrl.engine.environments.environment import NAMED, environment_of
+from soundrl.engine.environments.environment import environment_of, own_world
 from soundrl.engine.files.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
@@ -317,7 +317,7 @@ def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
     config.engines(ranks, device)
     with tempfile.TemporaryDirectory() as fresh:
         folder = Path(config.model.path)
-        if config.model.path in NAMED:
+        if own_world(config.model.path):
             environment_of(config.model.path).write_model(config, folder := Path(fresh))
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ arithmetic never forms."""
 class Arithmetic(Environment):
     oracle = staticmethod(chains.oracle)
     kinds = chains.KINDS
-    source: type[chains.ArithSource] = chains.ArithSource
+    source: Callable[..., chains.ArithSource] = chains.ArithSource
 
     @staticmethod
     def write_model(config: Config, folder: Path) -> None:

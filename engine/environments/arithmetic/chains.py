@@ -34,6 +34,7 @@ OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 Response = str | tuple[Turn, ...]
 
 P_MULTIPLY_FIRST, P_TENS = 0.3, 0.1
+LENGTHS = (3, 4)
 HELD_OUT_OF_256 = 16  # share of all problems that only evaluation sees, decided by a hash of the problem's text
 
 # Shares of planted errors in demonstrations (calibrated so that the warm-started policy is 25–45 % flawed among correct).
@@ -75,13 +76,13 @@ def held_out(problem: Problem) -> bool:
     return hashlib.blake2b(problem.text.encode(), digest_size=1).digest()[0] < HELD_OUT_OF_256
 
 
-def draw(rng: random.Random, place: int | None = None) -> Problem:
-    """A random problem whose intermediate values all lie in 0…99; `place` None draws it (p = 2 with 0.1).
+def draw(rng: random.Random, place: int | None = None, lengths: tuple[int, ...] = LENGTHS) -> Problem:
+    """A random problem whose intermediate values all lie in 0…99; `place` None draws it (p = 2 with 0.1); `lengths`: of operations.
 
     Signs are drawn once and the numbers until they fit: rejecting whole problems would leave products at 7 % instead of 30 %, too few
     to learn their tens digit, and groups in which every rollout is flawed have no signal.
     """
-    signs = [rng.choice("+-") for _ in range(rng.choice((3, 4)))]
+    signs = [rng.choice("+-") for _ in range(rng.choice(lengths))]
     if rng.random() < P_MULTIPLY_FIRST:
         signs[0] = "*"
     place = place or (2 if rng.random() < P_TENS else 1)
@@ -210,14 +211,18 @@ def oracle(prompt: Prompt, rollout: Rollout) -> Verdict:
 class ArithSource:
     """An endless source of problems: number `index` follows from (seed, index) alone.
 
-    `split` is `train` or `test`; the two share no problem. `place` fixes the asked digit (2 = the tens-digit set).
+    `split` is `train` or `test`; the two share no problem. `place` fixes the asked digit (2 = the tens-digit set), `lengths` the numbers
+    of operations; demonstrations have `flaws` times as many flaws.
     """
 
     world = "arith"
 
-    def __init__(self, seed: int, split: str = "train", place: int | None = None) -> None:
-        self.seed, self.split, self.place = seed, split, place
-        self.name = f"{self.world}-{split}" + (f"-p{place}" if place else "")
+    def __init__(
+        self, seed: int, split: str = "train", place: int | None = None, lengths: tuple[int, ...] = LENGTHS, flaws: float = 1.0
+    ) -> None:
+        self.seed, self.split, self.place, self.lengths, self.flaws = seed, split, place, lengths, flaws
+        long = "" if lengths == LENGTHS else f"-k{'-'.join(map(str, lengths))}"
+        self.name = f"{self.world}-{split}{long}" + (f"-p{place}" if place else "")
 
     def problem(self, index: int) -> Problem:
         return self.drawn(random.Random(f"{self.name}/{self.seed}/{index}"))  # a string seeds through SHA-512: the same on every platform
@@ -229,10 +234,10 @@ class ArithSource:
         return problem
 
     def draw(self, rng: random.Random) -> Problem:
-        return draw(rng, self.place)
+        return draw(rng, self.place, self.lengths)
 
     def work(self, problem: Problem, rng: random.Random, planted: bool) -> Response:
-        return demonstration(problem, rng, planted)
+        return demonstration(problem, rng, planted, self.flaws)
 
     def prompt(self, index: int) -> Prompt:
         return self._prompt(index, self.problem(index))

@@ -76,7 +76,7 @@ def _write(folder: Path, seed: int, kind: tuple[Any, Any], tokenizer: Any, **sha
     """Tokenizer, config and random weights of `kind` (its configuration, its model) as a Hugging Face folder (fp32 safetensors)."""
     configuration, decoder = kind
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    shape |= {"vocab_size": len(tokenizer), "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    shape = {"hidden_size": HIDDEN, **shape, "vocab_size": len(tokenizer), "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     shape |= {"max_position_embeddings": tokenizer.model_max_length, "dtype": "float32"}
     config = configuration(bos_token_id=end, eos_token_id=end, pad_token_id=pad, **shape)
     with torch.random.fork_rng(devices=[]):
@@ -88,9 +88,10 @@ def _write(folder: Path, seed: int, kind: tuple[Any, Any], tokenizer: Any, **sha
     tokenizer.save_pretrained(folder)
 
 
-def write_arith_model(folder: Path, seed: int) -> None:
-    """The policy's."""
-    shape = {"word_embed_proj_dim": HIDDEN, "ffn_dim": 512, "activation_function": "relu"}
+def write_arith_model(folder: Path, seed: int, scale: int = 1) -> None:
+    """The policy's; `scale` multiplies its width."""
+    width = HIDDEN * scale
+    shape = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": 4 * width, "activation_function": "relu"}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
     _write(folder, seed, (OPTConfig, OPTForCausalLM), arith_tokenizer(), **shape, **rates)
 
