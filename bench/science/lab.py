@@ -1,0 +1,188 @@
+"""Runs what `experiments` names, a few at a time, and keeps what each has come to: `<folder>/<start>/seed<n>/<arm>/row.json`.
+
+A run is the engine's own main job in a process of its own, forked from one that has imported everything. One that was interrupted goes on
+from its checkpoint, one that has its row is not repeated; another's row under the same name is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import PROMPTS, SAMPLES, STARTS, TEST_ROWS, Arm, Size
+from record import ROOT, machine
+
+from soundrl.engine.files.whole import whole
+
+PRELOADED = ("soundrl.engine.train", "soundrl.engine.samplers.vllm_sampler", "vllm", "critics", "measures")
+SHORT = {"outcome": "critic-outcome", "process": "critic"}
+"""What a critic's arm trains (`run.task`)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the main job: its folder, below the lab's, and its command line."""
+
+    folder: str
+    arguments: tuple[str, ...]
+    arm: Arm | None
+    """None: a warm start."""
+    seed: int
+    needs: tuple[str, ...] = ()
+    """Folders of jobs that must have ended."""
+
+
+def policy(folder: Path) -> Path:
+    """The last weights of a run."""
+    return sorted((folder / "policy").glob("step-??????"))[-1]
+
+
+class Lab:
+    def __init__(self, folder: Path, size: Size, quick: bool, parallel: int, say: Callable[[str], None] = print) -> None:
+        self.folder, self.size, self.quick, self.parallel, self.say = folder, size, quick, parallel, say
+        os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(list(PRELOADED))
+
+    def path(self, arm: Arm, seed: int) -> str:
+        return f"{arm.start}/seed{seed}/{arm.name.replace('/', '_')}"
+
+    def start(self, name: str, seed: int) -> Job:
+        start = STARTS[name]
+        world = () if name == "critic" else ("--data.train", start.world, "--model.path", start.model)
+        arguments = (start.recipe, "--run.seed", str(seed), "--run.steps", "0", "--data.test", *world, *start.settings)
+        return Job(f"{name}/seed{seed}/start", arguments, None, seed)
+
+    def job(self, arm: Arm, seed: int) -> Job:
+        start, size = STARTS[arm.start], self.size
+        needs = [f"{arm.start}/seed{seed}/start"]
+        steps = size.critic_steps if arm.start == "critic" else size.steps
+        sampled = ("--rollout.prompts", PROMPTS, "--optim.minibatch-prompts", PROMPTS, "--rollout.samples", SAMPLES)
+        common = ["--run.seed", seed, "--model.path", policy(self.folder / needs[0]) if (self.folder / needs[0] / "done").exists() else ""]
+        common += ["--warm-start.steps", 0, "--run.steps", steps, "--optim.lr", "4e-4", "--optim.microbatch-tokens", 4096]
+        if arm.start == "critic":
+            settings = [*common, "--run.task", SHORT.get(arm.name, ""), "--data.test"]
+        else:
+            tests = ("--data.test", start.tests, "--data.test-rows", TEST_ROWS, "--data.train", arm.world or start.world)
+            settings = [*common, *sampled, *tests, "--fapo.lam", float(arm.lam), *arm.settings]
+        if arm.judge:
+            judge = f"critic/seed{seed}/{'start' if arm.judge == 'warm' else arm.judge}"
+            needs.append(judge)
+            folder = policy(self.folder / judge) if (self.folder / judge / "done").exists() else ""
+            settings += ["--genrm.judge", "serve", "--genrm.model", folder, "--genrm.max-tokens", 64, "--genrm.deadline", 1800, 3600]
+        return Job(self.path(arm, seed), (start.recipe, *map(str, settings)), arm, seed, tuple(needs))
+
+    def rows(self, arms: Iterable[Arm], seeds: int) -> Iterable[dict[str, Any]]:
+        """Of all arms and seeds, seed after seed within an arm, as they end; those that are there at once. A run that fails is said, and what
+        needs it is left out."""
+        wanted = [(arm, seed) for arm in arms for seed in range(seeds)]
+        under_way: dict[Future[dict[str, Any] | None], str] = {}
+        ended, failed, queue = set[str](), set[str](), list(wanted)
+        with ThreadPoolExecutor(self.parallel) as pool:
+            while queue or under_way:
+                for arm, seed in list(queue):
+                    if len(under_way) >= self.parallel:
+                        break
+                    job = self.job(arm, seed)
+                    if failed & {*job.needs}:
+                        queue.remove((arm, seed))
+                        failed.add(job.folder)
+                        continue
+                    missing = [name for name in job.needs if not (self.folder / name / "done").exists()]
+                    if missing:
+                        name, _, what = missing[0].partition("/seed")
+                        job = self.start(name, seed) if what.endswith("/start") else None
+                        if job is None or job.folder in under_way.values():
+                            continue
+                    else:
+                        queue.remove((arm, seed))
+                    if job.folder not in under_way.values():
+                        under_way[pool.submit(self._done, job)] = job.folder
+                if not under_way:
+                    break  # what is left needs what is not wanted
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    name, row = under_way.pop(future), future.result()
+                    (failed if row is None else ended).add(name)
+                    if row:
+                        yield row
+        if failed:
+            raise SystemExit(f"error: {len(failed)} runs failed or lack what they need: {', '.join(sorted(failed))}; their log.txt says why")
+
+    def _done(self, job: Job) -> dict[str, Any] | None:
+        """The row of a job, run where it is not there yet; {} of a warm start, None where it failed."""
+        folder = self.folder / job.folder
+        settings = list(job.arguments)
+        file = folder / "row.json"
+        if file.is_file():
+            row = json.loads(file.read_bytes())
+            if row["settings"] != settings:
+                raise SystemExit(f"error: {file} is of other settings; move {folder} away, or choose another --folder")
+            return row if job.arm else {}
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        start, cpu = time.perf_counter(), os.times()
+        process = self.context.Process(target=work, args=(str(folder), settings, job.arm))
+        process.start()
+        process.join()
+        if process.exitcode:
+            self.say(f"{job.folder}: failed (status {process.exitcode}), see {folder}.log")
+            return None
+        found = json.loads((folder / "found.json").read_bytes())
+        row = {"run": job.folder, "start": job.folder.partition("/")[0], "arm": job.arm.name if job.arm else "start", "seed": job.seed}
+        row |= {"quick": self.quick, "settings": settings} | found
+        row["stamp"] = machine("cpu") | {"seconds": round(time.perf_counter() - start, 1)}
+        with whole(file) as beside:
+            beside.write_text(json.dumps(row))
+        (folder / "done").touch()
+        self.say(f"{job.folder}: {row['stamp']['seconds']:.0f} s" + said(row))
+        return row if job.arm else {}
+
+
+def said(row: dict[str, Any]) -> str:
+    after = row.get("after") or {}
+    return "".join(f"  {name} {after[name]:.3f}" for name in ("right", "sound", "flawed", "exact/unseen") if name in after)
+
+
+def work(folder: str, settings: list[str], arm: Arm | None) -> None:
+    """In the forked process: the main job, as its command line would run it on one rank, and what it has come to."""
+    path = Path(folder)
+    with Path(f"{folder}.log").open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.chdir(ROOT)
+    trains = arm is None or arm.name != "warm" or bool(arm.judge)
+    if trains:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = port
+        # A machine that is busy with two of these is no hang.
+        own = ["--run.folder", str(path.parent), "--run.name", path.name, "--run.patience", "600"]
+        sys.argv = ["engine/train.py", *settings, *own]
+
+        from soundrl.engine import train
+        from soundrl.engine.launch import launch
+        from soundrl.engine.launch.last_words import RANK
+
+        RANK.parent = os.getppid()  # who has imported it is not who waits for this run
+        launch.leave_to_ranks()
+        launch.run(train.main)
+    from critics import of_critic
+    from measures import of_policy
+
+    found: dict[str, Any] = {}
+    if arm is not None and arm.start == "critic":
+        found = {"after": of_critic(policy(path if trains else path.parent / "start"))}
+    elif arm is not None:
+        found = of_policy(path, arm.lam)
+    path.mkdir(exist_ok=True)
+    (path / "found.json").write_text(json.dumps(found))
