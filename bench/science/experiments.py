@@ -46,7 +46,13 @@ STARTS = {
     for start in (
         Start(name="default"),
         Start(name="scarce", world="arith?flaws=4"),
-        Start(name="large", model="arith?scale=2", world="arith?lengths=4,5", tests="arith?lengths=4,5", settings=("--warm-start.steps", "1000")),
+        Start(
+            name="large",
+            model="arith?scale=2",
+            world="arith?lengths=4,5",
+            tests="arith?lengths=4,5",
+            settings=("--warm-start.steps", "1000"),
+        ),
         Start(name="critic", recipe="genrm-arith"),
     )
 }

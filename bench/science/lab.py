@@ -115,7 +115,9 @@ class Lab:
                     if row:
                         yield row
         if failed:
-            raise SystemExit(f"error: {len(failed)} runs failed or lack what they need: {', '.join(sorted(failed))}; their log.txt says why")
+            raise SystemExit(
+                f"error: {len(failed)} runs failed or lack what they need: {', '.join(sorted(failed))}; their log.txt says why"
+            )
 
     def _done(self, job: Job) -> dict[str, Any] | None:
         """The row of a job, run where it is not there yet; {} of a warm start, None where it failed."""

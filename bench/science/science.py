@@ -1,0 +1,65 @@
+"""Each claim of FAPO (arXiv 2510.22543), put to the test in the embedded world: runs over seeds, paired, and what they say.
+
+    make science                     # everything: a night on two cores
+    make science ARGS=--quick        # fewer seeds and steps, 3 hours
+    python bench/science/science.py --only E1 E2 --seeds 2        # a part; what is there is not repeated
+
+What is asked, and what decides, was fixed before the runs: `protocol.md`. Rows go to bench/results/science.jsonl, the report to
+<folder>/report/index.html and report.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+import tyro
+from experiments import ARMS, FULL, QUICK, arms
+from lab import Lab
+from record import ROOT
+
+RESULTS = ROOT / "bench" / "results" / "science.jsonl"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    quick: bool = False
+    """Fewer seeds and steps, in a folder of its own; nothing is written to bench/results."""
+    only: tuple[str, ...] = ()
+    """Experiments, of E1, E1b, E2, E4, E5, E6, E7, E8; empty = all. E3 is read off E1 and E2."""
+    seeds: int = 0
+    """Seeds 0 … seeds − 1; 0 = as many as the version has."""
+    folder: Path = Path("runs/science")
+    """Where the runs live; a finished one is not repeated, an interrupted one goes on."""
+    parallel: int = 2
+    """Runs at a time, one process and one thread each."""
+    report: bool = False
+    """Only write the report of the rows that are there."""
+
+
+def main(arguments: Arguments) -> None:
+    if unknown := {*arguments.only} - {*ARMS, "E8"}:
+        raise SystemExit(f"error: --only {' '.join(unknown)}; there are {', '.join((*ARMS, 'E8'))}")
+    size, folder = QUICK if arguments.quick else FULL, arguments.folder / ("quick" if arguments.quick else "full")
+    results = folder / "science.jsonl" if arguments.quick else RESULTS
+    if not arguments.report:
+        lab = Lab(folder.resolve(), size, arguments.quick, arguments.parallel)
+        found = list(lab.rows(arms(arguments.only), arguments.seeds or size.seeds))
+        keep(results, found)
+
+
+def keep(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` into `file`, in place of those of the same run, in the order of their names."""
+    there = {row["run"]: row for row in map(json.loads, file.read_text().splitlines())} if file.is_file() else {}
+    there |= {row["run"]: row for row in rows}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(there[name]) + "\n" for name in sorted(there)))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
