@@ -107,8 +107,8 @@ ARMS: dict[str, list[Arm]] = {
 """By experiment, in the order in which they are run; E3 is read off E1 and E2, E8 has no run."""
 
 
-def arms(only: tuple[str, ...] = ()) -> Iterator[Arm]:
-    """Each once."""
+def wanted(only: tuple[str, ...], seeds: int) -> Iterator[tuple[Arm, int]]:
+    """Arms and seeds, all arms of a seed before the next one: what is cut short still holds whole pairs."""
     for experiment, own in ARMS.items():
         if not only or experiment in only:
-            yield from own
+            yield from ((arm, seed) for seed in range(seeds) for arm in own)

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,8 @@ def policy(folder: Path) -> Path:
 
 
 class Lab:
-    def __init__(self, folder: Path, size: Size, quick: bool, parallel: int, say: Callable[[str], None] = print) -> None:
-        self.folder, self.size, self.quick, self.parallel, self.say = folder, size, quick, parallel, say
+    def __init__(self, folder: Path, size: Size, quick: bool, parallel: int) -> None:
+        self.folder, self.size, self.quick, self.parallel = folder, size, quick, parallel
         os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(PRELOADED))
@@ -81,10 +81,8 @@ class Lab:
             settings += ["--genrm.judge", "serve", "--genrm.model", folder, "--genrm.max-tokens", 64, "--genrm.deadline", 1800, 3600]
         return Job(self.path(arm, seed), (start.recipe, *map(str, settings)), arm, seed, tuple(needs))
 
-    def rows(self, arms: Iterable[Arm], seeds: int) -> Iterable[dict[str, Any]]:
-        """Of all arms and seeds, seed after seed within an arm, as they end; those that are there at once. A run that fails is said, and what
-        needs it is left out."""
-        wanted = [(arm, seed) for arm in arms for seed in range(seeds)]
+    def rows(self, wanted: Iterable[tuple[Arm, int]]) -> Iterable[dict[str, Any]]:
+        """Of all arms and seeds, as they end. A run that fails is said, and what needs it is left out."""
         under_way: dict[Future[dict[str, Any] | None], str] = {}
         ended, failed, queue = set[str](), set[str](), list(wanted)
         with ThreadPoolExecutor(self.parallel) as pool:
@@ -130,12 +128,12 @@ class Lab:
                 raise SystemExit(f"error: {file} is of other settings; move {folder} away, or choose another --folder")
             return row if job.arm else {}
         folder.parent.mkdir(parents=True, exist_ok=True)
-        start, cpu = time.perf_counter(), os.times()
+        start = time.perf_counter()
         process = self.context.Process(target=work, args=(str(folder), settings, job.arm))
         process.start()
         process.join()
         if process.exitcode:
-            self.say(f"{job.folder}: failed (status {process.exitcode}), see {folder}.log")
+            print(f"{job.folder}: failed (status {process.exitcode}), see {folder}.log", flush=True)
             return None
         found = json.loads((folder / "found.json").read_bytes())
         row = {"run": job.folder, "start": job.folder.partition("/")[0], "arm": job.arm.name if job.arm else "start", "seed": job.seed}
@@ -144,7 +142,7 @@ class Lab:
         with whole(file) as beside:
             beside.write_text(json.dumps(row))
         (folder / "done").touch()
-        self.say(f"{job.folder}: {row['stamp']['seconds']:.0f} s" + said(row))
+        print(f"{job.folder}: {row['stamp']['seconds']:.0f} s" + said(row), flush=True)
         return row if job.arm else {}
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+MOST = 20
+"""Seeds whose signs can all be tried."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -38,7 +41,7 @@ def t_test(values: Sequence[float]) -> float:
     """Two-sided p of a mean of 0; 1 for fewer than two values, or where all are 0."""
     if len(values) < 2 or not any(values):
         return 1.0
-    return 0.0 if len({*values}) == 1 else float(stats.ttest_1samp(values, 0.0).pvalue)
+    return 0.0 if len({*values}) == 1 else float(np.asarray(stats.ttest_1samp(values, 0.0))[1])
 
 
 def sign_flip(values: Sequence[float]) -> float:
@@ -48,6 +51,8 @@ def sign_flip(values: Sequence[float]) -> float:
     >>> sign_flip([1.0, 2.0, 3.0]), sign_flip([1.0, -1.0])
     (0.25, 1.0)
     """
+    if len(values) > MOST:
+        raise ValueError(f"{len(values)} seeds have too many signs to try all; use at most {MOST}")
     signs = 1.0 - 2.0 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)
     return float(np.mean(np.abs(signs @ np.asarray(values, np.float64)) >= abs(math.fsum(values)) - 1e-12))
 
@@ -72,4 +77,4 @@ def rises(series: Sequence[float | None]) -> float:
     (1.0, 0.0)
     """
     told = [(step, value) for step, value in enumerate(series) if value is not None]
-    return float(stats.kendalltau(*zip(*told, strict=True)).statistic) if len({value for _, value in told}) > 1 else 0.0
+    return float(np.asarray(stats.kendalltau(*zip(*told, strict=True)))[0]) if len({value for _, value in told}) > 1 else 0.0

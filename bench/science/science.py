@@ -18,10 +18,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-import tyro
-from experiments import ARMS, FULL, QUICK, arms
-from lab import Lab
-from record import ROOT
+import tyro  # noqa: E402
+from experiments import ARMS, FULL, QUICK, wanted  # noqa: E402
+from lab import Lab  # noqa: E402
+from record import ROOT  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "science.jsonl"
 
@@ -49,7 +49,7 @@ def main(arguments: Arguments) -> None:
     results = folder / "science.jsonl" if arguments.quick else RESULTS
     if not arguments.report:
         lab = Lab(folder.resolve(), size, arguments.quick, arguments.parallel)
-        found = list(lab.rows(arms(arguments.only), arguments.seeds or size.seeds))
+        found = list(lab.rows(wanted(arguments.only, arguments.seeds or size.seeds)))
         keep(results, found)
 
 
