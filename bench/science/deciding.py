@@ -147,7 +147,8 @@ def in_words(test: Test) -> str:
         return f"{c.what}: not run (n = 0)"
     side = f"{'≥' if test.at_least else '≤'} {test.bound:g}" if test.margin else f"{'>' if test.at_least else '<'} {test.bound:g}"
     p = "" if test.margin else f", Holm p {c.holm:.3g}" if c.holm is not None else ""
-    return f"{c.what}: {number(c.mean)} [{number(c.low)}, {number(c.high)}], claimed {side}, n = {c.n}{' seeds' if c.unit != 'runs' else ' runs'}{p}"
+    of = "runs" if c.unit == "runs" else "seeds"
+    return f"{c.what}: {number(c.mean)} [{number(c.low)}, {number(c.high)}], claimed {side}, n = {c.n} {of}{p}"
 
 
 def more(contrast: Contrast) -> Test:

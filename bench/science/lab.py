@@ -21,7 +21,9 @@ from typing import Any
 from experiments import PROMPTS, SAMPLES, STARTS, TEST_ROWS, Arm, Size
 from record import ROOT, machine
 
+from soundrl.engine.config import Config
 from soundrl.engine.files.whole import whole
+from soundrl.engine.launch.launch import parse_arguments
 
 PRELOADED = ("soundrl.engine.train", "soundrl.engine.samplers.vllm_sampler", "vllm", "critics", "measures")
 SHORT = {"outcome": "critic-outcome", "process": "critic"}
@@ -144,6 +146,11 @@ class Lab:
         (folder / "done").touch()
         print(f"{job.folder}: {row['stamp']['seconds']:.0f} s" + said(row), flush=True)
         return row if job.arm else {}
+
+
+def parsed(job: Job) -> Config:
+    """The configuration that a job's command line stands for. UserError where the main job would refuse it."""
+    return parse_arguments([*job.arguments, "--run.folder", "x", "--run.name", "x"])
 
 
 def said(row: dict[str, Any]) -> str:
