@@ -1,15 +1,16 @@
 """The report of the science: from synthetic rows of every experiment to a page in which no claim stands without its n."""
 
-import copy
-import dataclasses
+import doctest
 import json
 import math
 import random
 import re
 import statistics
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -176,6 +177,253 @@ def claims(rows: list[dict]) -> list[Claim]:
             )
         )
     return found
+
+
+class Reader(HTMLParser):
+    """Sections (id → text), tables (of a section; rows of cell texts), captions, and whatever a page could load or lead to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections, self.tables, self.captions, self.tags, self.links, self.ids = {}, [], [], [], [], []
+        self.cell = self.caption = None
+        self.section = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        told = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [told["id"]] if "id" in told else []
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
+        if tag == "section":
+            self.section = told["id"]
+            self.sections[self.section] = ""
+        elif tag == "table":
+            self.tables.append((self.section, []))
+        elif tag == "tr":
+            self.tables[-1][1].append([])
+        elif tag in ("td", "th"):
+            self.cell = ""
+        elif tag == "figcaption":
+            self.caption = ""
+
+    def handle_endtag(self, tag) -> None:
+        if tag in ("td", "th"):
+            self.tables[-1][1][-1].append(self.cell)
+            self.cell = None
+        elif tag == "figcaption":
+            self.captions.append(self.caption)
+            self.caption = None
+
+    def handle_data(self, data) -> None:
+        if self.section:
+            self.sections[self.section] += data
+        if self.cell is not None:
+            self.cell += data
+        if self.caption is not None:
+            self.caption += data
+
+
+def without_n(read: Reader) -> list[str]:
+    """Sections, captions and tables (each row) in which no n is said."""
+    said = re.compile(r"\bn\s=\s\d")
+    faults = [f"section {name}" for name, text in read.sections.items() if not said.search(text)]
+    faults += [f"caption {text!r}" for text in read.captions if not said.search(text)]
+    for section, (head, *rows) in read.tables:
+        columns = [index for index, cell in enumerate(head) if re.fullmatch(r"n( \w+)?", cell)]
+        faults += [f"table of {section}: {row}" for row in [head, *rows] if not columns]
+        faults += [f"table of {section}: {row}" for row in rows for index in columns if not re.fullmatch(r"[\d,]+(–\d+)?", row[index])]
+    return faults
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    rows = all_rows()
+    found = claims(rows)
+    html, md = report.write(rows, found, tmp_path_factory.mktemp("report"))
+    return rows, found, html.read_text(), md.read_text()
+
+
+def test_no_claim_stands_without_its_n(written):
+    _, found, html, _ = written
+    read = Reader(html)
+    assert without_n(read) == []
+    assert (
+        set(read.sections) == {"verdicts", "made", *SENTENCES}
+        and len(read.tables) >= 2 * len(found) + 4
+        and len(read.captions) >= 2 * len(found)
+    )
+    verdicts = read.tables[0][1]
+    assert [row[1] for row in verdicts[1:]] == [claim.verdict for claim in found] and {row[2] for row in verdicts[1:]} == {"8"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (r'<th scope="col">n</th>', '<th scope="col">seeds</th>', "table of E1"),
+        (r"n\u00a0=\u00a0\d+ seeds\.</figcaption>", "</figcaption>", "caption"),
+        (r"n\u00a0=\u00a0", "", "section E3"),
+    ],
+)
+def test_a_page_without_an_n_is_found(written, old, new, said):
+    """The inverse of the test above."""
+    assert any(fault.startswith(said) for fault in without_n(Reader(re.sub(old, new, written[2]))))
+
+
+def test_every_number_is_in_the_text(written):
+    """Against statistics' own mean, and the numbers of one seed."""
+    rows, found, html, md = written
+    at_one = [row["after"]["sound"] for row in rows if row["start"] == "default" and row["arm"] == "lam=1"]
+    mean = statistics.fmean(at_one)
+    half = 2.365 * statistics.stdev(at_one) / 8**0.5
+    told = f"{words.number(mean)} [{words.number(mean - half)}, {words.number(mean + half)}]"
+    assert f"| 1 | {told} | {' '.join(map(words.number, at_one))} | 8 |" in md  # of the plot of E1
+    for contrast in (contrast for claim in found for contrast in claim.contrasts):
+        shown = words.interval(contrast.mean, contrast.low, contrast.high, signed=True, unit=contrast.unit)
+        assert shown in html and shown in md
+    assert "Upright: the break-even rate" in html and md.count("### The numbers of the plots") == sum(map(len, figures.FIGURES.values()))
+
+
+def test_the_page_needs_nothing_else_and_its_names_are_its_own(written):
+    html = written[2]
+    read = Reader(html)
+    assert {"script", "img", "link", "iframe", "object"} & set(read.tags) == set() and "@import" not in html
+    assert {link for link in read.links if not link.startswith("#")} == {report.PROTOCOL}
+    assert len(read.ids) == len(set(read.ids)) and {link[1:] for link in read.links if link[0] == "#"} <= set(read.ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", html)) <= set(read.ids) and "url(" not in re.sub(r"url\(#", "", html)
+    assert len(html) < 1_000_000
+
+
+def test_letters_are_of_eight_points_and_panels_of_a_phones_width(written):
+    html = written[2]
+    sizes = {float(size) for size in re.findall(r"font: ?(?:\w+ )?([\d.]+)px", html)}
+    assert sizes and min(sizes) >= 8
+    assert (
+        set(re.findall(r'<svg [^>]*width="([\d.]+)pt"', html)) == {f"{72 * 3.4:.1f}"}
+        and html.count("<svg ") == html.count('<div class="panel">') > 40
+    )
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    """In whatever order the runs ended; no date of the day, no name by chance."""
+    rows = [made for made in all_rows(seeds=2, steps=4) if made["start"] in ("large", "timing")]
+    random.Random(1).shuffle(rows)
+    pages = []
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order))
+        read = report.read(tmp_path / f"{name}.jsonl")
+        pages.append(
+            [path.read_bytes() for path in report.write(read, [c for c in claims(read) if c.id in ("E1b", "E8")], tmp_path / name)]
+        )
+    assert pages[0] == pages[1] and report.digest(rows) == report.digest(rows[::-1]) != report.digest(rows[1:])
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "one seed", "an arm", "holes"])
+def test_what_is_partly_run_is_shown_as_far_as_it_goes(tmp_path, spoil):
+    rows = {
+        "nothing": [],
+        "one seed": [row(start, arm, 0, 3) for start in ("default", "critic") for arm in PLAN[start][:2]],
+        "an arm": [row("scarce", "lam=1", seed, 3) for seed in range(3)] + [row("timing", "serial/2", 0)],
+        "holes": [row("default", arm, seed, 2 + seed) for arm in ("lam=1", "lam=0") for seed in range(2)]
+        + [row("default", "step-ratio", 1, 2)],
+    }[spoil]
+    if spoil == "holes":
+        del rows[0]["series"], rows[1]["after"], rows[2]["before"], rows[2]["sign"], rows[3]["stamp"], rows[3]["settings"]
+        rows[1]["series"]["rho"] = [None] * 3
+        rows[3]["after"] |= {"sound": None, "right": math.nan, "lines": "four"}
+    found = claims(rows)
+    html = report.write(rows, found, tmp_path)[0].read_text()
+    read = Reader(html)
+    assert without_n(read) == []
+    assert [r[1] for r in read.tables[0][1][1:]] == [claim.verdict for claim in found] and "not run" in {claim.verdict for claim in found}
+    undone = read.sections["made"]
+    assert all(f"{claim.id}: {claim.claim} (n\u00a0=\u00a00)" in undone for claim in found if claim.verdict == "not run")
+    assert ("default/step-ratio: no run of seed 0 (n\u00a0=\u00a01)" in undone) == (spoil == "holes")
+
+
+def test_an_exception_to_the_sign_is_counted_and_names_cannot_break_out(tmp_path):
+    rows = [row("default", "lam=1", seed, 3) for seed in range(2)]
+    rows[1]["sign"]["exceptions"] = 2
+    rows[0]["arm"], rows[0]["settings"] = "<b>`x|y", {"a": "<script>alert(1)</script>`|"}
+    hostile = Claim(id="E9", claim="a < b | </section>", source="<i>", verdict="no power", because="<script>", notes=["&amp; <p>"])
+    html, md = (path.read_text() for path in report.write(rows, [hostile, hostile], tmp_path))
+    assert "2 exceptions</b> in n\u00a0=\u00a0240 groups of 2 runs" in html
+    read = Reader(html)
+    assert not {"script", "i"} & set(read.tags) and [*read.sections] == ["verdicts", "E9", "E9-2", "made"]
+    assert "a < b | </section>" in read.sections["E9"] and "<script>" in read.sections["E9"]
+    assert all(line.count("|") - line.count(r"\|") == 4 for line in md.splitlines() if line.startswith("| `default/"))
+
+
+def test_series_by_hand():
+    rows: list[dict] = [
+        {"start": "scarce", "arm": "leave", "seed": seed, "series": {"right": [0.1 * seed] * 15 + [9.0]}} for seed in (2, 1)
+    ]
+    assert figures.early(rows, "scarce", "leave") == pytest.approx({1: 0.1, 2: 0.2})  # steps 1 … 15, not the sixteenth
+    panel = panels.curves("", panels.Axis(""), {"a": {1: [0.0, 0.5, 1.0], 2: [1.0, None, 2.0]}})
+    assert panel and list(panel.head) == ["arm", "step 1", "step 2", "step 3", "n"]
+    assert panel.rows == [["a", ".500 [−5.853, 6.853]", ".500 [–, –]", "1.500 [−4.853, 7.853]", "1–2"]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"run": 1'], "rows.jsonl:1: not JSON"),
+        (["", "[]"], "rows.jsonl:2: no object"),
+        (['{"run": "a", "start": "default", "arm": "x", "quick": false}'], "rows.jsonl:1: no seed"),
+        (['{"run": "a", "start": "default", "arm": "x", "seed": 0, "quick": false}'] * 2, "rows.jsonl:2: run a stands in line 1 already"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_place(tmp_path, lines, said):
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        report.read(tmp_path / "rows.jsonl")
+
+
+def test_the_full_version_is_reported_where_there_is_one(tmp_path):
+    short, full = [{"run": "a", "start": "default", "arm": "lam=1", "seed": 0, "quick": quick} for quick in (True, False)]
+    for rows, quick, expected in (([short, full], False, full), ([short, full], True, short), ([short], False, short)):
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert report.read(tmp_path / "rows.jsonl", quick) == [expected]
+    with pytest.raises(SystemExit, match=r"no .*none.jsonl; `make science` writes it"):
+        report.read(tmp_path / "none.jsonl")
+
+
+def test_the_readmes_table_is_rewritten_and_checked(tmp_path, monkeypatch, capsys):
+    rows = [row("large", arm, seed, 3) for arm in ("lam=0", "lam=1") for seed in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setitem(sys.modules, "analysis", SimpleNamespace(claims=claims))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- science -->\n<!-- /science -->\nafter\n")
+    given = readme_table.Arguments(rows=tmp_path / "rows.jsonl", pages=(readme,))
+    check = replace(given, check=True)
+    with pytest.raises(SystemExit, match=r"not what the rows say: README\.md"):
+        readme_table.main(check)
+    assert readme.read_text().count("|") == 0  # --check changes nothing
+    readme_table.main(given)
+    readme_table.main(check)
+    contrast = claims(rows)[1].contrasts[0]
+    shown = words.interval(contrast.mean, contrast.low, contrast.high, signed=True)
+    lines = readme.read_text().splitlines()
+    assert lines[:2] == ["before", "<!-- science -->"] and lines[-2:] == ["<!-- /science -->", "after"]
+    assert f"| E1b. The same holds at a second scale | supported | sound: lam=1 − lam=0 {shown}, Holm p = .281 | 6 |" in lines
+    assert "| E1. λ = 1 is right without tuning | not run | – | 0 |" in lines
+    readme.write_text(readme.read_text().replace(shown, "+.999"))
+    with pytest.raises(SystemExit):
+        readme_table.main(check)
+    readme.write_text("no marks")
+    with pytest.raises(SystemExit, match=r"README\.md needs <!-- science -->"):
+        readme_table.main(check)
+    assert "rewritten: README.md" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("<!-- science -->" not in (ROOT / "README.md").read_text(), reason="no science table in README.md")
+def test_the_committed_table_and_report_are_what_the_rows_say():
+    readme_table.main(readme_table.Arguments(check=True))
+    assert report.digest(report.read(report.ROWS)) in (report.ROWS.parent / "science" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("module", [words, panels, figures, page, readme_table], ids=lambda module: module.__name__)
+def test_examples_of_the_docstrings(module):
+    assert doctest.testmod(module) == (0, sum(len(test.examples) for test in doctest.DocTestFinder().find(module) if test.examples))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from fractions import Fraction
 from functools import partial
 
 import words
+from canvas import Axis
 from claim import Claim, Row
-from panels import Axis, Panel, Series, Spread, Values, curves, level, points, ternary, upright
+from panels import Panel, Series, Spread, Values, curves, level, points, ternary, upright
 
 LAMBDAS = ("lam=0", "lam=2/3", "lam=1", "lam=4/3", "lam=2")
 EARLY = 15
@@ -136,8 +137,8 @@ def e3_shift(rows: Sequence[Row], claim: Claim, start: str = "default") -> Figur
     three = {label: (share["sound (α)"], share["wrong (β)"], share["flawed (γ)"]) for label, share in parts}
     return figure(
         f"Start `{start}`, training rollouts. Curves are means over seeds (bands: 95 % t intervals), of ρ medians, where nothing is wrong "
-        "counted as largest; thin lines are the shift's thresholds 2/λ − 1 in the style of their λ (0 for λ = 2: always past; none for λ = 0). "
-        "In the triangle a path begins at the hollow marker and ends at the full one, dots are the seeds' ends, dotted lines the same "
+        "counted as largest; thin lines are the shift's thresholds 2/λ − 1 in the style of their λ (0 for λ = 2: always past; none for λ = "
+        "0). In the triangle a path begins at the hollow marker and ends at the full one, dots are the seeds' ends, dotted lines the same "
         "thresholds: on the sound side of its line an arm's flawed rollouts are pushed down.",
         curves("Sound, wrong and flawed at λ = 1", Axis("share of rollouts"), shares(rows, start, "lam=1")),
         curves("ρ = sound ÷ wrong", Axis("ρ, log scale", ticks, log=True), ratios, middle=statistics.median, levels=thresholds),
@@ -153,8 +154,8 @@ def e3_shift_from_scarce(rows: Sequence[Row], claim: Claim) -> Figure | None:
 def e4_step_ratio(rows: Sequence[Row], claim: Claim) -> Figure | None:
     arms = ("lam=1", "step-ratio", "lam=1+lenient", "step-ratio+lenient")
     return figure(
-        f"Start `default`; lenient: a judge blind to skipped lines and guesses. Curves are means over seeds of the training rollouts, bands "
-        f"their 95 % t intervals, all by the exact oracle. {DOTS}",
+        f"Start `default`; lenient: a judge blind to skipped lines and guesses. Curves are means over seeds of the training rollouts, "
+        f"bands their 95 % t intervals, all by the exact oracle. {DOTS}",
         trajectories(rows, "default", arms, "lines", "Lines of a right solution", "lines"),
         trajectories(rows, "default", arms, "skip", "Right ones with a skipped line", "share of right rollouts"),
         trajectories(rows, "default", arms, "guess", "Right ones that are guessed", "share of right rollouts"),
@@ -205,8 +206,8 @@ def e5_random(rows: Sequence[Row], claim: Claim) -> Figure | None:
 def e5_systematic(rows: Sequence[Row], claim: Claim) -> Figure | None:
     arms = ("blind=false", "blind=skip", "blind=guess", "harsh")
     return figure(
-        f"Start `default`, λ = 1, a judge that never sees one kind of flaw (false: wrong equations; skip; guess), or is harsh on a form. {DOTS} "
-        "Bands: GRPO, and λ = 1 with the exact judge.",
+        f"Start `default`, λ = 1, a judge that never sees one kind of flaw (false: wrong equations; skip; guess), or is harsh on a form. "
+        f"{DOTS} Bands: GRPO, and λ = 1 with the exact judge.",
         by_arm(rows, "default", arms, "sound", "Sound, by what the judge does not see", ALL, ("lam=0", "lam=1")),
         by_arm(rows, "default", arms, "right", "Right, by what the judge does not see", ALL, ("lam=0", "lam=1")),
     )
@@ -266,8 +267,8 @@ def e8_time(rows: Sequence[Row], claim: Claim) -> Figure | None:
         return points(title, x, Axis(of), where, behind=partial(level, at=limit))
 
     return figure(
-        "A step, and how much of judging is hidden behind other work, by how long judging takes. Dots are repeats, markers their mean with its "
-        "95 % t interval; the line at 1.2 is the fifth of a step that judging may cost.",
+        "A step, and how much of judging is hidden behind other work, by how long judging takes. Dots are repeats, markers their mean with "
+        "its 95 % t interval; the line at 1.2 is the fifth of a step that judging may cost.",
         panel("x_known", "A step ÷ one with verdicts known", "ratio", 1.2),
         panel("hidden", "Judging hidden", "share of judging"),
     )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from canvas import named
 from figures import Figure
-from panels import named
 
 VERDICTS = ("supported", "contradicted", "no power", "not run")
 

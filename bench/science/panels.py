@@ -1,52 +1,28 @@
-"""How a picture is drawn: a panel of a phone's width, as SVG that is the same whenever it is drawn, with the numbers that are in it.
+"""The kinds of panel: points by x, curves over steps, paths in a triangle, differences; each with the numbers that are in it.
 
-Readable in grey: an arm is told by its marker and line style as well as by its colour, and colours differ in lightness. Text stays text.
+Readable in grey: an arm is told by its marker and line style as well as by its colour, and colours differ in lightness.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import matplotlib
 import words
+from canvas import Axis, drawn
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
 
 Values = Mapping[int, float]
 """seed → value."""
 Spread = tuple[float, float, float]
 """Mean, and its 95 % interval."""
-WIDTH = 3.4
-"""Inches: two stand side by side on paper, one on a phone of 360 pixels, where 8 points are 8 points."""
 COLOURS = ("#000000", "#5b2a86", "#c2336f", "#e07b1f", "#8a8a8a", "#1f8a8a")
 MARKERS = ("o", "s", "D", "^", "v", "X")
 LINES = ("-", (0, (6, 2)), (0, (4, 1.5, 1, 1.5)), (0, (1.5, 1.5)), (0, (9, 3, 1.5, 3, 1.5, 3)), (0, (3, 4)))
 QUIET = "#767676"
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "science",
-    "path.simplify": False,
-}
 
 
 @dataclass(frozen=True)
@@ -56,17 +32,6 @@ class Panel:
     head: Sequence[str]
     """Of `rows`, the numbers drawn; one column is n."""
     rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What stands along one side of a panel."""
-
-    label: str
-    """With its unit."""
-    ticks: Mapping[float, str] | None = None
-    log: bool = False
-    limits: tuple[float | None, float | None] = (None, None)
 
 
 # Student's t at .975 of 1 … 30 degrees of freedom.
@@ -85,46 +50,6 @@ def spread(values: Sequence[float]) -> Spread:
         return mean, math.nan, math.nan
     half = T_975[min(len(values) - 1, len(T_975)) - 1] * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half
-
-
-def drawn(draw: Callable[[Axes], None], x: Axis, y: Axis, entries: int = 0, height: float = 2.5, bare: bool = False) -> str:
-    """`draw` on axes of a panel's size, as an `<svg>` element without a date, a version or a name that comes by chance. `entries` of the
-    legend get room above; `bare` axes have none around them."""
-    rows = -(-entries // 2)
-    height += 0.19 * rows
-    box = (0.01, 0.01, 0.98, 1 - (0.05 + 0.19 * rows) / height) if bare else (0.185, 0.46 / height, 0.79, 1 - (0.56 + 0.19 * rows) / height)
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, height))
-        FigureCanvasSVG(canvas)
-        axes = canvas.add_axes(box)
-        axes.set(xlabel=x.label, ylabel=y.label)
-        if x.log:
-            axes.set_xscale("log", base=2)
-        if y.log:
-            axes.set_yscale("log", base=2)
-        for side, axis in ((x, axes.xaxis), (y, axes.yaxis)):
-            if side.ticks is not None:
-                axis.set_ticks(list(side.ticks), list(side.ticks.values()))
-            else:
-                axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-        draw(axes)
-        axes.set_xlim(*x.limits)
-        axes.set_ylim(*y.limits)
-        if entries:
-            left = -box[0] / box[2]
-            look = {"frameon": False, "handlelength": 3.4, "columnspacing": 1, "labelspacing": 0.25, "borderpad": 0}
-            axes.legend(loc="lower left", bbox_to_anchor=(left, 1.01), ncols=2, **look)
-        out = io.StringIO()
-        canvas.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = out.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :].replace("\n", " "))
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag[0]), svg)  # not what is written
-    return re.sub(r">\s+<", "><", svg).strip()
-
-
-def named(svg: str, prefix: str) -> str:
-    """Its ids with a prefix, so that several may stand on one page."""
-    return re.sub(r'((?:id|xlink:href)="#?|url\(#)', rf"\g<1>{prefix}-", svg)
 
 
 def mark(axes: Axes, where: Mapping[float, Values], style: int, label: str = "", aside: float = 0.05, joined: bool = False) -> None:
@@ -321,7 +246,7 @@ def ternary(title: str, arms: Mapping[str, tuple[Series, Series, Series]], lines
             axes.text(x, y, text, ha=align, va="top")
         for name, (sound, _, flawed) in paths.items():
             index = styles[name]
-            style = {"color": COLOURS[index], "marker": MARKERS[index]}
+            style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
             path = [place(statistics.fmean(a), statistics.fmean(c)) for a, c in zip(sound, flawed, strict=True) if a and c]
             axes.plot(*zip(*path, strict=True), color=style["color"], linestyle=LINES[index], linewidth=1.2)
             axes.plot(*path[0], **style, markersize=6, markerfacecolor="none")

@@ -9,6 +9,7 @@ rows of both versions the full one is reported; `--quick` takes the short one, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -63,6 +64,11 @@ def read(path: Path, quick: bool = False) -> list[Row]:
         rows[key], places[key] = row, number
     quick = quick or not any(not short for short, _ in rows)
     return sorted((row for (short, _), row in rows.items() if short == quick), key=lambda row: (row["start"], row["arm"], row["seed"]))
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """Of the rows, whatever their order: what a committed report was made from."""
+    return hashlib.sha256("\n".join(sorted(json.dumps(row, sort_keys=True) for row in rows)).encode()).hexdigest()[:16]
 
 
 def shown(contrast: Contrast) -> str:
@@ -156,9 +162,9 @@ def head(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
         [
             f"{len(claims)} claims of arXiv 2510.22543 or of this project: {told}. n = {len(rows)} runs, {seeds} seeds, {version}. "
             "[How it was made](#made).",
-            Table(["claim", "verdict", "n", "primary outcomes: mean [95 % interval] over paired seeds"], table),
-            "No power: the interval holds both the claim and its opposite. Contradicted: it holds the opposite alone. n counts seeds "
-            "unless another thing is named.",
+            Table(["claim", "verdict", "n", "primary outcomes"], table),
+            "Primary outcomes are means over paired seeds [95 % interval]. No power: the interval holds both the claim and its opposite. "
+            "Contradicted: it holds the opposite alone. n counts seeds unless another thing is named.",
         ],
     )
 
@@ -210,8 +216,8 @@ def signs(rows: Sequence[Row]) -> list[Block]:
     lines = [[name, *(f"{count[kind]:,}" for kind in kinds)] for name, count in (*counted.items(), ("all", total))]
     said = f"**{total['exceptions']:,} exceptions** in n = {total['groups']:,} groups of {total['runs']:,} runs"
     return [
-        f"A flawed rollout's advantage is negative exactly where ρ > 2/λ − 1: {said}; {total['ties']:,} ties, where both sides are equal and "
-        "the advantage is 0.",
+        f"A flawed rollout's advantage is negative exactly where ρ > 2/λ − 1: {said}; {total['ties']:,} ties, where both sides are equal "
+        "and the advantage is 0.",
         Table(["start", "n groups", "exceptions", "ties", "n runs"], lines),
     ]
 
@@ -237,9 +243,9 @@ def made(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
         "made",
         "How it was made",
         [
-            f"The protocol, fixed before the runs: [docs/science.md]({PROTOCOL}). All arms of a seed begin with the same policy and see the same "
-            "prompts and sampling seeds, so differences are paired by seed. Intervals are 95 % t intervals over seeds, p the exact sign-flip test "
-            "(two-sided), Holm over the primary contrasts of the whole report.",
+            f"The protocol, fixed before the runs: [docs/science.md]({PROTOCOL}). All arms of a seed begin with the same policy and see "
+            "the same prompts and sampling seeds, so differences are paired by seed. Intervals are 95 % t intervals over seeds, p the "
+            "exact sign-flip test (two-sided), Holm over the primary contrasts of the whole report.",
             "### The sign identity",
             *signs(rows),
             "### Runs",
@@ -255,7 +261,8 @@ def made(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
                     ["the table in README.md", "`python bench/science/readme_table.py`", f"{n}"],
                 ],
             ),
-            "A run is named by its start, arm and seed; the settings below are what its arm has of its own.",
+            f"The rows: n = {n}, SHA-256 {digest(rows)}. A run is named by its start, arm and seed; the settings below are what its arm has of "
+            "its own.",
             table,
         ],
     )
