@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "bench" / "science"))
+import canvas
 import figures
 import page
 import panels
@@ -421,7 +422,7 @@ def test_the_committed_table_and_report_are_what_the_rows_say():
     assert report.digest(report.read(report.ROWS)) in (report.ROWS.parent / "science" / "report.md").read_text()
 
 
-@pytest.mark.parametrize("module", [words, panels, figures, page, readme_table], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [words, canvas, panels, figures, page, readme_table], ids=lambda module: module.__name__)
 def test_examples_of_the_docstrings(module):
     assert doctest.testmod(module) == (0, sum(len(test.examples) for test in doctest.DocTestFinder().find(module) if test.examples))
 

@@ -75,10 +75,24 @@ def drawn(draw: Callable[[Axes], None], x: Axis, y: Axis, entries: int = 0, heig
             axes.legend(loc="lower left", bbox_to_anchor=(left, 1.01), ncols=2, **look)
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = out.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :].replace("\n", " "))
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag[0]), svg)  # not what is written
-    return re.sub(r">\s+<", "><", svg).strip()
+    return lean(out.getvalue())
+
+
+def lean(svg: str) -> str:
+    """The element alone: no metadata, no name that nothing refers to, hundredths of a point; what is written in it stays as it is.
+
+    >>> lean('<?xml?><svg id="a"> <g id="b"/>\\n<use x="1.2345"  href="#b"/><text>0.1250</text></svg>')
+    '<svg><g id="b"/><use x="1.23" href="#b"/><text>0.1250</text></svg>'
+    """
+
+    def shorter(tag: re.Match) -> str:
+        text = re.sub(r' transform="rotate\(-0 [^"]*"', "", re.sub(r"\s+", " ", tag[0]))
+        text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+        return re.sub(r"-?\d+\.\d+", lambda found: f"{round(float(found[0]), 2):g}", text)
+
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    used = set(re.findall(r"#([\w-]+)", svg))
+    return re.sub(r">\s+<", "><", re.sub(r"<[^>]+>", shorter, svg)).strip()
 
 
 def named(svg: str, prefix: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import TypeGuard
 
 import words
 from canvas import Axis
@@ -43,7 +44,7 @@ def runs(rows: Sequence[Row], start: str, arm: str) -> list[Row]:
     return sorted((row for row in rows if row["start"] == start and row["arm"] == arm), key=lambda row: row["seed"])
 
 
-def known(value: object) -> bool:
+def known(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -51,6 +52,16 @@ def measured(rows: Sequence[Row], start: str, arm: str, name: str, when: str = "
     """seed → measure, of the runs that have it."""
     found = {row["seed"]: (row.get(when) or {}).get(name) for row in runs(rows, start, arm)}
     return {seed: float(value) for seed, value in found.items() if known(value)}
+
+
+def alike(values: Values, arms: Iterable[Values]) -> Values:
+    """Of another experiment's arm the seeds that these arms have: the same policies are compared.
+
+    >>> alike({0: 0.5, 1: 0.7, 2: 0.9}, [{0: 0.1}, {2: 0.2}])
+    {0: 0.5, 2: 0.9}
+    """
+    seeds = {seed for arm in arms for seed in arm}
+    return {seed: value for seed, value in values.items() if seed in seeds}
 
 
 def by_step(rows: Sequence[Row], start: str, arm: str, name: str) -> Series:
@@ -81,7 +92,7 @@ def by_arm(rows: Sequence[Row], start: str, arms: Sequence[str], name: str, titl
     """The measure at the end of each arm, side by side, those of `bands` behind them."""
     ticks = {float(index): words.arm(arm).removeprefix("blind to ").replace(", ", ",\n") for index, arm in enumerate(arms)}
     where = {float(index): measured(rows, start, arm, name) for index, arm in enumerate(arms)}
-    behind = {words.arm(arm): measured(rows, start, arm, name) for arm in bands}
+    behind = {words.arm(arm): alike(measured(rows, start, arm, name), where.values()) for arm in bands}
     return points(title, Axis("", ticks), Axis(of), {"": where}, behind)
 
 
@@ -178,11 +189,12 @@ def noise(rows: Sequence[Row], kind: str, name: str, title: str, even: Spread | 
     found = rates(rows, "default", f"{kind}=")
     if not found:
         return None
-    where = {rate: measured(rows, "default", arm, name) for rate, arm in ({0.0: "lam=1"} | found).items()}
+    noisy = {rate: measured(rows, "default", arm, name) for rate, arm in found.items()}
+    exact, grpo = (alike(measured(rows, "default", arm, name), noisy.values()) for arm in ("lam=1", "lam=0"))
+    where = {0.0: exact} | noisy
     label = {"false_alarms": "share of sound ones called flawed", "misses": "share of flawed ones called sound"}[kind]
     x = Axis(label, {rate: f"{rate:g}" for rate in where}, limits=(-0.1, 1.05))
-    grpo = {"λ = 0 (GRPO)": measured(rows, "default", "lam=0", name)}
-    return points(title, x, Axis(ALL), {"": where}, grpo, behind=partial(upright, even=even))
+    return points(title, x, Axis(ALL), {"": where}, {"λ = 0 (GRPO)": grpo}, behind=partial(upright, even=even))
 
 
 def break_even(claim: Claim) -> Spread | None:
@@ -236,20 +248,13 @@ def e6_critic(rows: Sequence[Row], claim: Claim) -> Figure | None:
 
 
 def e7_judges(rows: Sequence[Row], claim: Claim) -> Figure | None:
-    arms = ("judge=warm", "judge=outcome", "judge=process", "lam=1")
+    ticks = dict(enumerate(("warm", "outcome", "process")))
 
     def panel(name: str, title: str, of: str) -> Panel | None:
-        if not any(runs(rows, "default", arm) for arm in arms[:3]):
-            return None
-        ticks = dict(enumerate(("warm", "outcome", "process", "oracle")))
-        where = {float(index): measured(rows, "default", arm, name) for index, arm in enumerate(arms)}
-        return points(
-            title,
-            Axis("judge", {float(at): text for at, text in ticks.items()}),
-            Axis(of),
-            {"": where},
-            {"λ = 0 (GRPO)": measured(rows, "default", "lam=0", name)},
-        )
+        judged = {float(at): measured(rows, "default", f"judge={judge}", name) for at, judge in ticks.items()}
+        oracle, grpo = (alike(measured(rows, "default", arm, name), judged.values()) for arm in ("lam=1", "lam=0"))
+        x = Axis("judge", {float(at): judge for at, judge in (ticks | {3: "oracle"}).items()})
+        return points(title, x, Axis(of), {"": judged | {3.0: oracle}}, {"λ = 0 (GRPO)": grpo})
 
     return figure(
         f"Policies trained with λ = 1 by the critics of E6 and by the oracle, measured by the oracle. {DOTS} Band: GRPO.",

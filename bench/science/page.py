@@ -75,7 +75,7 @@ def html_table(table: Table) -> str:
     rows = []
     for row in table.rows:
         cells = [
-            f'<td class="{"figure" if is_figure(cell) else "text"}" data-head="{html.escape(name)}">{inline(cell)}</td>'
+            f'<td class="{"figure" if is_figure(cell) else "text"}" data-head="{html.escape(name)}"><span>{inline(cell)}</span></td>'
             for name, cell in zip(table.head, row, strict=True)
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>\n")

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import words
@@ -52,8 +53,10 @@ def spread(values: Sequence[float]) -> Spread:
     return mean, mean - half, mean + half
 
 
-def mark(axes: Axes, where: Mapping[float, Values], style: int, label: str = "", aside: float = 0.05, joined: bool = False) -> None:
-    """Each seed a small dot at x (lines join a seed's dots where `joined`), beside it the mean with its interval."""
+def mark(
+    axes: Axes, where: Mapping[float, Values], style: int, beside: Callable[[float], float], label: str = "", joined: bool = False
+) -> None:
+    """Each seed a small dot at x (lines join a seed's dots where `joined`), at `beside` of it the mean with its interval."""
     colour, marker = COLOURS[style], MARKERS[style]
     if joined:
         for seed in sorted({seed for values in where.values() for seed in values}):
@@ -63,17 +66,8 @@ def mark(axes: Axes, where: Mapping[float, Values], style: int, label: str = "",
         axes.plot([x] * len(values), list(values.values()), "o", color=colour, markersize=2.8, alpha=0.55, markeredgewidth=0, zorder=2)
         mean, low, high = spread(list(values.values()))
         bars = [[mean - low], [high - mean]] if math.isfinite(low) else None
-        axes.errorbar(
-            x + aside,
-            mean,
-            bars,
-            color=colour,
-            marker=marker,
-            markersize=5,
-            capsize=2.5,
-            linewidth=1.2,
-            label=None if index else label or None,
-        )
+        look = {"color": colour, "marker": marker, "markersize": 5, "capsize": 2.5, "linewidth": 1.2}
+        axes.errorbar(beside(x), mean, bars, label=None if index else label or None, **look)
 
 
 def points(
@@ -105,9 +99,12 @@ def points(
             axes.axhline(mean, color=QUIET if index else "#000000", linewidth=1, linestyle=LINES[3 if index else 1], label=name)
         for index, (name, where) in enumerate(series.items()):
             shift = gap * 0.27 * (index - (len(series) - 1) / 2)
-            moved = {at * 2**shift if x.log else at + shift: values for at, values in where.items()}
-            aside = 0.0 if x.log else gap * (0.1 if len(series) > 1 else 0.16)
-            mark(axes, moved, index, name if len(series) > 1 else "", aside, joined=len(series) == 1)
+            aside = gap * (0.09 if len(series) > 1 else 0.16)
+            moved = {along(at, shift): values for at, values in where.items()}
+            mark(axes, moved, index, partial(along, by=aside), name if len(series) > 1 else "", joined=len(series) == 1)
+
+    def along(at: float, by: float) -> float:
+        return at * 2**by if x.log else at + by
 
     room = x.limits
     if room == (None, None) and numeric:

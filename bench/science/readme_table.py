@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 import words
-from claim import Claim
+from claim import Claim, Row
 from page import Table, md_table
 from report import ROOT, ROWS, outcome, read
 
@@ -32,9 +32,11 @@ class Arguments:
     """Change nothing; end with status 1 where a page is not up to date."""
 
 
-def table(claims: Sequence[Claim]) -> str:
+def block(claims: Sequence[Claim], runs: Sequence[Row]) -> str:
     rows = [[f"{claim.id}. {claim.claim}", claim.verdict, outcome(claim), words.seeds(claim)] for claim in claims]
-    return md_table(Table(["claim", "verdict", "primary outcomes: mean [95 % interval] over paired seeds", "n"], rows))
+    short = ", of the short version" if runs and all(run["quick"] for run in runs) else ""
+    said = f"n counts seeds; {len(runs)} runs{short}. Written by `python bench/science/readme_table.py`.\n"
+    return f"{md_table(Table(['claim', 'verdict', 'primary outcomes: mean [95 % interval] over paired seeds', 'n'], rows))}\n{said}"
 
 
 def rewritten(page: str, block: str, name: str) -> str:
@@ -51,11 +53,12 @@ def rewritten(page: str, block: str, name: str) -> str:
 def main(arguments: Arguments) -> None:
     from analysis import claims
 
-    block = table(claims(read(arguments.rows)))
+    rows = read(arguments.rows)
+    new_block = block(claims(rows), rows)
     stale = []
     for path in arguments.pages:
         page = path.read_text()
-        new = rewritten(page, block, path.name)
+        new = rewritten(page, new_block, path.name)
         if new != page:
             stale.append(path)
             if not arguments.check:

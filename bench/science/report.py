@@ -261,8 +261,8 @@ def made(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
                     ["the table in README.md", "`python bench/science/readme_table.py`", f"{n}"],
                 ],
             ),
-            f"The rows: n = {n}, SHA-256 {digest(rows)}. A run is named by its start, arm and seed; the settings below are what its arm has of "
-            "its own.",
+            f"The rows: n = {n}, SHA-256 {digest(rows)}. A run is named by its start, arm and seed; the settings below are what its arm "
+            "has of its own.",
             table,
         ],
     )
