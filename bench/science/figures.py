@@ -1,4 +1,4 @@
-"""The report's pictures, a function a figure, from the rows alone (and of E5 the break-even that the analysis has found).
+"""The report's pictures, a function a figure, from the rows (and what the analysis told, of which E5 shows the break-even).
 
 Each returns None where none of its arms has run, and leaves out what is missing. `FIGURES` says which belong to which claim.
 """
@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 import words
 from canvas import Axis
-from claim import Claim, Row
+from claim import Contrast, Row
 from panels import Panel, Series, Spread, Values, curves, level, points, ternary, upright
 
 LAMBDAS = ("lam=0", "lam=2/3", "lam=1", "lam=4/3", "lam=2")
@@ -100,7 +100,7 @@ def trajectories(rows: Sequence[Row], start: str, arms: Sequence[str], name: str
     return curves(title, Axis(of), {words.arm(arm): by_step(rows, start, arm, name) for arm in arms})
 
 
-def e1_lambda(rows: Sequence[Row], claim: Claim, start: str = "default") -> Figure | None:
+def e1_lambda(rows: Sequence[Row], told: Sequence[Contrast], start: str = "default") -> Figure | None:
     return figure(
         f"Start `{start}`, after the last step, by λ (0 is GRPO). {DOTS} Dashed: the same policies before training.",
         against_lambda(rows, start, "sound", "Right answers with every step sound"),
@@ -110,11 +110,11 @@ def e1_lambda(rows: Sequence[Row], claim: Claim, start: str = "default") -> Figu
     )
 
 
-def e1b_scale(rows: Sequence[Row], claim: Claim) -> Figure | None:
-    return e1_lambda(rows, claim, "large")
+def e1b_scale(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
+    return e1_lambda(rows, told, "large")
 
 
-def e2_early_and_late(rows: Sequence[Row], claim: Claim) -> Figure | None:
+def e2_early_and_late(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
     places = LAMBDA | {"leave": 2.45}
     first = {at: values for arm, at in places.items() if (values := early(rows, "scarce", arm))}
     last = {at: values for arm, at in places.items() if (values := measured(rows, "scarce", arm, "sound"))}
@@ -132,7 +132,7 @@ def shares(rows: Sequence[Row], start: str, arm: str) -> dict[str, Series]:
     return {label: by_step(rows, start, arm, name) for label, name in parts.items()}
 
 
-def e3_shift(rows: Sequence[Row], claim: Claim, start: str = "default") -> Figure | None:
+def e3_shift(rows: Sequence[Row], told: Sequence[Contrast], start: str = "default") -> Figure | None:
     arms = {arm: words.arm(arm) for arm in LAMBDAS}
     largest = 64.0  # and where nothing is wrong: beyond every threshold
     ratios = {
@@ -158,11 +158,11 @@ def e3_shift(rows: Sequence[Row], claim: Claim, start: str = "default") -> Figur
     )
 
 
-def e3_shift_from_scarce(rows: Sequence[Row], claim: Claim) -> Figure | None:
-    return e3_shift(rows, claim, "scarce")
+def e3_shift_from_scarce(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
+    return e3_shift(rows, told, "scarce")
 
 
-def e4_step_ratio(rows: Sequence[Row], claim: Claim) -> Figure | None:
+def e4_step_ratio(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
     arms = ("lam=1", "step-ratio", "lam=1+lenient", "step-ratio+lenient")
     return figure(
         f"Start `default`; lenient: a judge blind to skipped lines and guesses. Curves are means over seeds of the training rollouts, "
@@ -197,14 +197,14 @@ def noise(rows: Sequence[Row], kind: str, name: str, title: str, even: Spread | 
     return points(title, x, Axis(ALL), {"": where}, {"λ = 0 (GRPO)": grpo}, behind=partial(upright, even=even))
 
 
-def break_even(claim: Claim) -> Spread | None:
-    """Mean and interval of the claim's contrast that is called so, a rate of false alarms."""
-    found = [contrast for contrast in claim.contrasts if contrast.what.lower().startswith("break-even") and math.isfinite(contrast.mean)]
+def break_even(told: Sequence[Contrast]) -> Spread | None:
+    """Mean and interval of the first contrast that is called so, a rate of false alarms."""
+    found = [contrast for contrast in told if contrast.what.lower().startswith("break-even") and math.isfinite(contrast.mean)]
     return (found[0].mean, found[0].low, found[0].high) if found else None
 
 
-def e5_random(rows: Sequence[Row], claim: Claim) -> Figure | None:
-    even = break_even(claim)
+def e5_random(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
+    even = break_even(told)
     said = " Upright: the break-even rate with its interval, where right answers equal GRPO's." if even else ""
     return figure(
         f"Start `default`, λ = 1, an oracle whose verdicts are turned at random; 0 is the exact one. {DOTS} Band: GRPO.{said}",
@@ -215,7 +215,7 @@ def e5_random(rows: Sequence[Row], claim: Claim) -> Figure | None:
     )
 
 
-def e5_systematic(rows: Sequence[Row], claim: Claim) -> Figure | None:
+def e5_systematic(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
     arms = ("blind=false", "blind=skip", "blind=guess", "harsh")
     return figure(
         f"Start `default`, λ = 1, a judge that never sees one kind of flaw (false: wrong equations; skip; guess), or is harsh on a form. "
@@ -225,7 +225,7 @@ def e5_systematic(rows: Sequence[Row], claim: Claim) -> Figure | None:
     )
 
 
-def e6_critic(rows: Sequence[Row], claim: Claim) -> Figure | None:
+def e6_critic(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
     arms = ("warm", "outcome", "process")
     kinds = ("exact/student", "exact/repair", "exact/operand", "exact/swap", "exact/extra")
     verdicts = ("precision", "recall", "f1", "unseen/f1")
@@ -247,7 +247,7 @@ def e6_critic(rows: Sequence[Row], claim: Claim) -> Figure | None:
     )
 
 
-def e7_judges(rows: Sequence[Row], claim: Claim) -> Figure | None:
+def e7_judges(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
     ticks = dict(enumerate(("warm", "outcome", "process")))
 
     def panel(name: str, title: str, of: str) -> Panel | None:
@@ -263,7 +263,7 @@ def e7_judges(rows: Sequence[Row], claim: Claim) -> Figure | None:
     )
 
 
-def e8_time(rows: Sequence[Row], claim: Claim) -> Figure | None:
+def e8_time(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
     kinds = {label: rates(rows, "timing", f"{arm}/") for label, arm in (("overlapped", "overlap"), ("serial", "serial"))}
     x = Axis("judging ÷ training, log scale", {ratio: f"{ratio:g}" for ratio in sorted({*kinds["overlapped"], *kinds["serial"]})}, log=True)
 
@@ -279,7 +279,7 @@ def e8_time(rows: Sequence[Row], claim: Claim) -> Figure | None:
     )
 
 
-FIGURES: Mapping[str, Sequence[Callable[[Sequence[Row], Claim], Figure | None]]] = {
+FIGURES: Mapping[str, Sequence[Callable[[Sequence[Row], Sequence[Contrast]], Figure | None]]] = {
     "E1": (e1_lambda,),
     "E1b": (e1b_scale,),
     "E2": (e2_early_and_late,),

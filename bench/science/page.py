@@ -55,7 +55,7 @@ def inline(text: str) -> str:
     'a &lt; b: <code>x|y</code>, <b class="verdict no-power">no power</b>, <a href="#E1">E1</a>'
     """
     out, end = [], 0
-    text = text.replace("n = ", "n\u00a0=\u00a0")
+    text = re.sub(r"\b([np]) ([=<]) ", "\\1\u00a0\\2\u00a0", text)  # not broken over lines
     for found in INLINE.finditer(text):
         out.append(html.escape(text[end : found.start()], quote=False))
         code, bold, label, target = (part and html.escape(part) for part in found.groups())

@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 import words
 from claim import Claim, Contrast, Row
-from figures import FIGURES
+from figures import FIGURES, Figure
 from page import Block, Bullets, Pictures, Section, Table, as_html, as_md
 from panels import forest
 
@@ -133,14 +133,13 @@ def arms(claim: Claim) -> list[Block]:
     return ["### Arms: mean over seeds [95 % t interval], not paired", Table(["arm", "n", *map(words.measure, measures)], rows)]
 
 
-def section(claim: Claim, name: str, rows: Sequence[Row], draws: bool) -> Section:
-    """One claim; `draws` where its id's figures belong here."""
+def section(claim: Claim, name: str, pictures: Sequence[Figure]) -> Section:
+    """One claim, with the figures that belong to it."""
     blocks: list[Block] = [
         f"**{claim.verdict}**, n = {words.seeds(claim)} seeds. Claimed in: {claim.source or 'this project'}.",
         claim.because or "Nothing to say yet.",
     ]
     blocks += contrasts(claim) + arms(claim)
-    pictures = [figure for draw in FIGURES.get(claim.id, ()) if draws and (figure := draw(rows, claim))]
     blocks += pictures
     if claim.notes:
         blocks += ["### What limits it", Bullets(claim.notes)]
@@ -251,7 +250,7 @@ def made(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
             "### Runs",
             Table(["commit", "machine", "versions", "dates", "n"], stamped),
             "### What was not run",
-            Bullets([*undone, *missing] or [f"Nothing that was planned is missing (n = {n} runs)."]),
+            Bullets([*undone, *missing] or [f"Every claim has runs, and all arms of a start have the same seeds (n = {n} runs)."]),
             "### Every number's command",
             Table(
                 ["what", "command", "n"],
@@ -271,8 +270,13 @@ def made(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
 def write(rows: Sequence[Row], claims: Sequence[Claim], folder: Path) -> list[Path]:
     """index.html and report.md into `folder`; returns them."""
     names = anchors(claims)
+    told = [contrast for claim in claims for contrast in claim.contrasts]
+    drawn = {name: [figure for draw in draws if (figure := draw(rows, told))] for name, draws in FIGURES.items()}
+    # Of several claims with one id the first has the figures; what belongs to none is not lost.
     sections = [head(claims, rows)]
-    sections += [section(claim, name, rows, draws=name == claim.id) for claim, name in zip(claims, names, strict=True)]
+    sections += [section(claim, name, drawn.pop(name, ())) for claim, name in zip(claims, names, strict=True)]
+    if rest := [figure for figures in drawn.values() for figure in figures]:
+        sections.append(Section("more", "Plots that belong to no claim above", [f"n = {len(rows)} runs.", *rest]))
     sections.append(made(claims, rows))
     folder.mkdir(parents=True, exist_ok=True)
     page, text = folder / "index.html", folder / "report.md"
