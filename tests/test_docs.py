@@ -220,7 +220,7 @@ RULES: list[tuple[str, Proof]] = [
     (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),
     (r"python -m pytest ", has_its_files),
     (r"python -m pip (install|wheel) ", is_packaged),
-    (r"\S*python (bench|starts)/\w+\.py( |$)", has_its_options),
+    (r"\S*python (bench|starts)/(\w+/)?\w+\.py( |$)", has_its_options),
     (r"bash \S+\.sh( |$)", parses_as_shell),
 ]
 """The first whose pattern fits."""
