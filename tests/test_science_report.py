@@ -116,11 +116,12 @@ def all_rows(seeds: int = 8, steps: int = STEPS) -> list[dict]:
 SENTENCES = {
     "E1": ("default", "λ = 1 is right without tuning", "Tab. 5", "sound", "lam=1", "lam=0"),
     "E1b": ("large", "The same holds at a second scale", "", "sound", "lam=1", "lam=0"),
-    "E2": ("scarce", "Flawed positives help early and hurt late", "§3.2", "sound", "lam=1", "lam=2"),
-    "E3": ("default", "The shift comes by itself as ρ rises", "Eq. 9", "right", "lam=1", "lam=0"),
-    "E4": ("default", "A step-ratio reward is hacked, FAPO is not", "Fig. 6", "sound", "step-ratio+lenient", "lam=1+lenient"),
-    "E5": ("default", "FAPO needs a good judge", "§5", "sound", "false_alarms=0.8", "lam=0"),
-    "E6": ("critic", "R_process teaches where the flaw is", "Fig. 4", "exact/student", "process", "outcome"),
+    "E2a": ("scarce", "Flawed positives help early and hurt late", "§3.2", "sound", "lam=1", "lam=2"),
+    "E3a": ("default", "The shift comes by itself as ρ rises", "Eq. 9", "right", "lam=1", "lam=0"),
+    "E4a": ("default", "A step-ratio reward is hacked, FAPO is not", "Fig. 6", "sound", "step-ratio+lenient", "lam=1+lenient"),
+    "E5a": ("default", "FAPO needs a good judge", "§5", "sound", "false_alarms=0.8", "lam=0"),
+    "E5b": ("default", "What a judge never sees stays", "ours", "sound", "blind=skip", "lam=1"),
+    "E6a": ("critic", "R_process teaches where the flaw is", "Fig. 4", "exact/student", "process", "outcome"),
     "E7": ("default", "A better judge makes a better policy", "Fig. 5", "sound", "judge=process", "judge=warm"),
     "E8": ("timing", "Judging costs less than a fifth of a step", "§4.5", "x_known", "overlap/0.5", "serial/0.5"),
 }
@@ -144,7 +145,7 @@ def claims(rows: list[dict]) -> list[Claim]:
             ]
             points = [100 * gain for gain in gains]
             contrasts.append(Contrast(what="the same", values=points, mean=100 * mean, low=100 * low, high=100 * high, p=p, unit="points"))
-        if name == "E5" and gains:
+        if name == "E5a" and gains:
             contrasts.append(Contrast(what="break-even false alarms", values=[0.7, 0.8], mean=0.75, low=0.6, high=0.9, p=1.0))
         table = []
         for arm in (ours, theirs):
@@ -290,7 +291,7 @@ def test_the_page_needs_nothing_else_and_its_names_are_its_own(written):
     assert {"script", "img", "link", "iframe", "object"} & set(read.tags) == set() and "@import" not in html
     assert {link for link in read.links if not link.startswith("#")} == {report.PROTOCOL}
     assert {(ROOT / folder / report.PROTOCOL).resolve() for folder in ("bench/results/science", "runs/science/report")} == {
-        ROOT / "docs/science.md"
+        ROOT / "bench/science/protocol.md"
     }
     assert len(read.ids) == len(set(read.ids)) and {link[1:] for link in read.links if link[0] == "#"} <= set(read.ids)
     assert set(re.findall(r"url\(#([^)]*)\)", html)) <= set(read.ids) and "url(" not in re.sub(r"url\(#", "", html)

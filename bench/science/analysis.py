@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from claim import Claim, Contrast, Row
 from deciding import FEWEST, Asked, Measure, Rows, Test, after, contrast, early, half_past, less, more, no_worse, rising
@@ -167,6 +167,12 @@ def of_noise(r: Rows) -> list[Asked]:
     little = [no_worse(over("sound", arm), 0.05) for arm in ("false_alarms=0.4", "misses=0.5")]
     worst = [over(name, arm, False) for arm in ("false_alarms=0.8", "misses=0.9") for name in ("sound", "right")]
     worst += [over("right", arm, False, "lam=0") for arm in ("false_alarms=0.4", "false_alarms=0.8")]
+    rates = (("lam=1", 0.0), ("false_alarms=0.4", 0.4), ("false_alarms=0.8", 0.8))
+    lost = {rate: r.contrast("", "default", (arm, "lam=0"), after("right")).values for arm, rate in rates}
+    if len({len(values) for values in lost.values()}) == 1:
+        even = [crossing(list(zip(lost, values, strict=True))) for values in zip(*lost.values(), strict=True)]
+        what = "break-even: false alarms at which FAPO's right answers are down to GRPO's (0.8 where they never are)"
+        worst.append(contrast(what, even, primary=False, unit="rate"))
     stays = [more(over(kind, f"blind={kind}")) for kind in BLIND]
     rest = [over("sound", arm, False) for arm in (*named, "harsh")]
     return [
@@ -181,6 +187,22 @@ def of_noise(r: Rows) -> list[Asked]:
             ["`harsh`: every solution of a problem with four operations is called flawed."],
         ),
     ]
+
+
+def crossing(gains: Sequence[tuple[float, float]]) -> float:
+    """Where a gain, linear between (rate, gain), first comes to 0; the last rate where it never does.
+
+    >>> crossing([(0.0, 0.2), (0.4, 0.1), (0.8, -0.1)]), crossing([(0.0, 0.2), (0.8, 0.1)]), crossing([(0.0, -0.1), (0.8, 0.1)])
+    (0.6, 0.8, 0.0)
+    """
+    before, gain = gains[0]
+    if gain <= 0:
+        return before
+    for rate, now in gains[1:]:
+        if now <= 0:
+            return round(before + (rate - before) * gain / (gain - now), 9)
+        before, gain = rate, now
+    return before
 
 
 def of_critics(r: Rows) -> list[Asked]:

@@ -17,11 +17,10 @@ from typing import TypeGuard
 import words
 from canvas import Axis
 from claim import Contrast, Row
+from experiments import EARLY
 from panels import Panel, Series, Spread, Values, curves, level, points, ternary, upright
 
 LAMBDAS = ("lam=0", "lam=2/3", "lam=1", "lam=4/3", "lam=2")
-EARLY = 15
-"""Steps 1 … 15 are E2's early ones."""
 ALL, RIGHT = "share of all test responses", "share of right test responses"
 DOTS = "Dots are seeds, markers their mean with its 95 % t interval, not paired; thin lines join a seed's runs."
 LAMBDA = {arm: float(Fraction(arm[4:])) for arm in LAMBDAS}
@@ -282,11 +281,12 @@ def e8_time(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
 FIGURES: Mapping[str, Sequence[Callable[[Sequence[Row], Sequence[Contrast]], Figure | None]]] = {
     "E1": (e1_lambda,),
     "E1b": (e1b_scale,),
-    "E2": (e2_early_and_late,),
-    "E3": (e3_shift, e3_shift_from_scarce),
-    "E4": (e4_step_ratio,),
-    "E5": (e5_random, e5_systematic),
-    "E6": (e6_critic,),
+    "E2a": (e2_early_and_late,),
+    "E3a": (e3_shift, e3_shift_from_scarce),
+    "E4a": (e4_step_ratio,),
+    "E5a": (e5_random,),
+    "E5b": (e5_systematic,),
+    "E6a": (e6_critic,),
     "E7": (e7_judges,),
     "E8": (e8_time,),
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import over_seeds
 import words
 from canvas import Axis, drawn
 from matplotlib.axes import Axes
@@ -35,22 +36,14 @@ class Panel:
     rows: Sequence[Sequence[str]]
 
 
-# Student's t at .975 of 1 … 30 degrees of freedom.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101)
-T_975 += (2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-
-
 def spread(values: Sequence[float]) -> Spread:
     """Mean and its 95 % t interval over seeds; of one value not a number.
 
     >>> [round(value, 3) for value in spread([0.1, 0.2, 0.3])], spread([0.5])
     ([0.2, -0.048, 0.448], (0.5, nan, nan))
     """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    half = T_975[min(len(values) - 1, len(T_975)) - 1] * statistics.stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+    found = over_seeds.mean(values)
+    return (found.value, found.low, found.high) if found.n > 1 else (found.value, math.nan, math.nan)
 
 
 def mark(

@@ -28,7 +28,7 @@ from panels import forest
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "bench" / "results" / "science.jsonl"
 MUST_HAVE = ("run", "start", "arm", "seed", "quick")
-PROTOCOL = "../../../docs/science.md"
+PROTOCOL = "../../../bench/science/protocol.md"
 """Of the page's folder, runs/science/report or bench/results/science."""
 
 
@@ -162,8 +162,9 @@ def head(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
             f"{len(claims)} claims of arXiv 2510.22543 or of this project: {told}. n = {len(rows)} runs, {seeds} seeds, {version}. "
             "[How it was made](#made).",
             Table(["claim", "verdict", "n", "primary outcomes"], table),
-            "Primary outcomes are means over paired seeds [95 % interval]. No power: the interval holds both the claim and its opposite. "
-            "Contradicted: it holds the opposite alone. n counts seeds unless another thing is named.",
+            "Primary outcomes are means over paired seeds [95 % interval]. Supported: every interval lies on the claim's side, Holm's p "
+            "of the paired t test is below .05. Contradicted: one lies on the other side. No power: neither, which is no evidence for "
+            "equality. n counts seeds unless another thing is named.",
         ],
     )
 
@@ -242,9 +243,9 @@ def made(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
         "made",
         "How it was made",
         [
-            f"The protocol, fixed before the runs: [docs/science.md]({PROTOCOL}). All arms of a seed begin with the same policy and see "
+            f"The protocol, fixed before the runs: [protocol.md]({PROTOCOL}). All arms of a seed begin with the same policy and see "
             "the same prompts and sampling seeds, so differences are paired by seed. Intervals are 95 % t intervals over seeds, p the "
-            "exact sign-flip test (two-sided), Holm over the primary contrasts of the whole report.",
+            "exact sign-flip test (two-sided), Holm over the primary contrasts of the whole report, from the paired t test.",
             "### The sign identity",
             *signs(rows),
             "### Runs",
