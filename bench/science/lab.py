@@ -122,7 +122,7 @@ class Lab:
     def _done(self, job: Job) -> dict[str, Any] | None:
         """The row of a job, run where it is not there yet; {} of a warm start, None where it failed."""
         folder = self.folder / job.folder
-        settings = list(job.arguments)
+        settings = [argument.replace(str(self.folder), "runs/science") for argument in job.arguments]  # a row names no machine's folders
         file = folder / "row.json"
         if file.is_file():
             row = json.loads(file.read_bytes())
@@ -131,7 +131,7 @@ class Lab:
             return row if job.arm else {}
         folder.parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        process = self.context.Process(target=work, args=(str(folder), settings, job.arm))
+        process = self.context.Process(target=work, args=(str(folder), job.arguments, job.arm))
         process.start()
         process.join()
         if process.exitcode:
@@ -158,7 +158,7 @@ def said(row: dict[str, Any]) -> str:
     return "".join(f"  {name} {after[name]:.3f}" for name in ("right", "sound", "flawed", "exact/unseen") if name in after)
 
 
-def work(folder: str, settings: list[str], arm: Arm | None) -> None:
+def work(folder: str, settings: tuple[str, ...], arm: Arm | None) -> None:
     """In the forked process: the main job, as its command line would run it on one rank, and what it has come to."""
     path = Path(folder)
     with Path(f"{folder}.log").open("ab", buffering=0) as log:
