@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: compare-tools hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
+.PHONY: compare-tools science science-text hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -77,6 +77,14 @@ compare: $(STAMP)
 # The same in the world with a calculator.
 compare-tools: $(STAMP)
 	$(BIN)/python bench/arith_lambda.py --recipe arith-tools
+
+# The paper's claims over seeds, and the page that says what came out: docs/science.md. A night on two cores; ARGS=--quick: 3 hours.
+science: $(STAMP)
+	$(BIN)/python bench/science/science.py $(ARGS)
+
+# SmolLM2 on GSM8K: a judge from planted flaws, its benchmark, the flawed share of the policy's own right answers. ARGS=smoke: minutes.
+science-text: models/smollm2/config.json
+	$(BIN)/python bench/science/real_text.py $(or $(ARGS),cpu) --model models/smollm2
 
 # A taskset of the package verifiers, installed apart.
 hub: $(STAMP)

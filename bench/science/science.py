@@ -18,10 +18,12 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
+import overlap  # noqa: E402
+import report  # noqa: E402
 import tyro  # noqa: E402
-from experiments import ARMS, FULL, QUICK, wanted  # noqa: E402
+from experiments import ARMS, FULL, QUICK, RATIOS, Size, wanted  # noqa: E402
 from lab import Lab  # noqa: E402
-from record import ROOT  # noqa: E402
+from record import ROOT, machine  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "science.jsonl"
 
@@ -49,8 +51,17 @@ def main(arguments: Arguments) -> None:
     results = folder / "science.jsonl" if arguments.quick else RESULTS
     if not arguments.report:
         lab = Lab(folder.resolve(), size, arguments.quick, arguments.parallel)
-        found = list(lab.rows(wanted(arguments.only, arguments.seeds or size.seeds)))
-        keep(results, found)
+        for row in lab.rows(wanted(arguments.only, arguments.seeds or size.seeds)):
+            keep(results, [row])
+        if not arguments.only or "E8" in arguments.only:
+            keep(results, timed(size, arguments.quick))
+    report.main(report.Arguments(rows=results, out=arguments.folder / "report", quick=arguments.quick))
+
+
+def timed(size: Size, quick: bool) -> list[dict[str, Any]]:
+    """E8, alone on the machine: one ratio of judging to training after the other."""
+    stamp = machine("cpu")
+    return [row | {"quick": quick, "stamp": stamp} for ratio in RATIOS for row in overlap.measured(ratio, size.repeats)]
 
 
 def keep(file: Path, rows: list[dict[str, Any]]) -> None:
