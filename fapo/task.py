@@ -113,9 +113,9 @@ class ReasoningTask(Task):
 
     def evaluation(self, sums: dict[str, float], samples: Samples, errors: Errors | None = None) -> dict[str, float]:
         """`accuracy` (avg@k), `tokens`, with a judge the shares of `soundrl.fapo.measures.flawed_shares` and `sound` (right and judged so,
-        of all), and what an oracle says where another one judges, `true_…`."""
+        of all), and what an oracle says where another one judges, `true_…`; with `_low` and `_high` the 95 % intervals over problems. Of n
         samples a problem, `pass@n`, `maj@n` and `process_pass@n`; not where some problem has fewer that are scored."""
-        truth = self.truth is not None and not isinstance(self.judge, OracleJudge)
+        truth = self.truth is not None and not (isinstance(self.judge, OracleJudge) and self.judge.oracle == self.truth.oracle)
         n, judged = int(samples.scored.max(initial=0)), self.judge is not None
         ks = [n] if n > 1 and n == samples.scored.min() else []
         found = figures(samples, ks, judged=judged) if n else {}
