@@ -92,13 +92,17 @@ def run_tiny(train, folder: Path, name: str, *arguments, **environment: str) -> 
 
 def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
     """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
+    halves = ("--optim.minibatch-prompts", 8, "--run.save", 1, 9, 0)
     runs = [
-        tiny_arguments(tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2),
-        tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2),
-        tiny_arguments(tmp_path, "fapo", "--run.steps", 2),
+        tiny_arguments(tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2, *halves),
+        tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2, *halves),
+        tiny_arguments(tmp_path, "fapo", "--run.steps", 2, *halves[:2]),
         with_tools(tmp_path),
     ]
-    assert torchrun("runs", 1, runs=runs) == [None] * 4
+    steps = [(tmp_path / "judged", 2, 1.0), (tmp_path / "fapo", 1, None), (tmp_path / "fapo", 2, None), (tmp_path / "tools", 1, None)]
+    said = torchrun("runs", 1, runs=runs, replays=[(str(folder), step, lam) for folder, step, lam in steps])
+    assert said[:4] == [None] * 4
+    check_replays(*said[4:])
     judged, plain = (steps_in(tmp_path / name) for name in ("judged", "plain"))
     names = ("loss/policy", "optim/grad_norm", "reward/mean", "loss/entropy")
     assert [[row[n] for n in names] for row in judged] == [[row[n] for n in names] for row in plain]
@@ -107,6 +111,23 @@ def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
     assert all(row["fapo/flawed_ratio"] > 0 for row in judged)
     assert digest(tmp_path / "fapo", 2) != digest(tmp_path / "plain", 2)
     check_tools(tmp_path / "tools")
+
+
+def check_replays(judged: dict, first: dict, second: dict, tools: dict) -> None:
+    """On the run's own number of ranks a saved step is the same to the bit, loss and gradient norm too: from a checkpoint, in its second
+    mini-batch, from the folder that the run started from, from the export of a warm start, with tokens of an environment."""
+    for said in (judged, first, tools):
+        assert said["differs"] == [] == said["left_out"] and len(said["equal"]) == 6
+        assert all(line.endswith("bit for bit") for line in said["equal"])
+        assert said["equal"][-1].startswith("loss/policy ") and "optim/grad_norm " in said["equal"][-1]
+    assert judged["equal"][-2].startswith("2 mini-batches, 2 windows, ") and "2 mini-batches" in first["equal"][-2]
+    # Its weights are those of no checkpoint: the rest is replayed.
+    assert len(second["equal"]) == 5 and second["left_out"] == [
+        "loss and gradient: no checkpoint of step 1 is there; steps that can be: 1; keep every one by --run.save 1 2 0"
+    ]
+    # GRPO's step with λ = 1 is another: flawed rollouts lose, and the gradient turns.
+    (gradient,) = [line.split() for line in judged["otherwise"] if line.startswith("  gradient")]
+    assert 0 < float(gradient[2].rstrip(",")) < 0.9999 and gradient[-1] == "(step-000001)"
 
 
 def with_tools(folder: Path) -> list[str]:

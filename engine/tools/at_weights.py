@@ -90,6 +90,7 @@ def start_of(step: Recomputed, ranks: Ranks) -> Start:
     if exported.is_dir() and not (several and (last or config.model.dtype != "float32")):
         return Start(exported, whole=last == 0)
     found = {place.step for path in checkpoints(run / "checkpoints") if (place := place_of(path)) and not place.within}
+    found |= set() if config.warm_start.steps else {0}
     found |= set() if several else {int(path.name[5:]) for path in run.glob("policy/step-*") if path.name[5:].isdecimal()}
     there = ", ".join(str(number + 1) for number in sorted(found) if number < config.run.steps) or "none"
     what = "; ".join(faults) or f"no checkpoint{'' if several else ' nor policy'} of step {last}"
