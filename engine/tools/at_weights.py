@@ -6,16 +6,13 @@ where the step is one mini-batch, or the optimizer's first.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from soundrl.engine.checkpoints import restore
@@ -38,24 +35,6 @@ TOLERANCE = {"float32": 5e-4, "bfloat16": 2e-2}
 tests/test_golden.py allows, which has measured 5e-5 at most; a changed formula moves figures by per cents."""
 CROSSING = 1e-3
 """Absolute, of shares of tokens: rounding carries a token over a clip's edge."""
-
-
-@contextmanager
-def alone() -> Iterator[Ranks]:
-    """A process group of one; that of this process where it has one."""
-    if dist.is_initialized():
-        yield Ranks.start()
-        return
-    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ |= own
-    ranks = Ranks.start()
-    try:
-        yield ranks
-    finally:
-        ranks.stop()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def judge_of(step: Recomputed, change: Change, stack: ExitStack) -> Judge | None
         deadline=g.deadline[0],
         step_deadline=g.deadline[1],
         concurrency=g.concurrency,
-        prompt="",  # as the endpoint says
+        prompt=g.prompt if url in g.urls else "",  # as another endpoint says
         with_reference=g.reference,
         allow_http=change.allow_http,
         split=step.environment.split,

@@ -196,8 +196,8 @@ class Recomputed:
             out = {f"{row['file']}:{row['row']}" for row in read_lines(listed) if row["field"] != "solution"}
         problems = environment.problems(LeftOut())
         if isinstance(problems, list):
-            usable = problems.kept if isinstance(problems, Mixture) else lambda take: [row for row in problems if take(row) is not None]
-            problems = usable(lambda row: None if row.id in out else row)
+            left = [row for row in problems if row.id not in out]
+            problems = problems.kept(lambda row: None if row.id in out else row) if isinstance(problems, Mixture) else left
         stream = PromptStream(problems, self.config.run.seed, data.difficulty)
         before = [row for row in self.run.metrics() if row["step"] < self.step and "reward/mean" in row]
         if len(before) != self.step - 1:

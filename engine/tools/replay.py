@@ -20,7 +20,8 @@ from typing import Annotated
 import tyro
 
 from soundrl.engine.launch.launch import be_quiet
-from soundrl.engine.tools.at_weights import AtWeights, alone, turned
+from soundrl.engine.ranks import alone
+from soundrl.engine.tools.at_weights import AtWeights, turned
 from soundrl.engine.tools.other_scoring import Change, Scoring, scored_otherwise
 from soundrl.engine.tools.recomputed import Findings, Recomputed
 from soundrl.fapo.flips import Flip, Identity, flips, identity, sign, turn
