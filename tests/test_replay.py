@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_judge import MODEL, Server, replies, said
 from test_run_files import save
 
 from soundrl.engine.config import Config
@@ -68,9 +69,9 @@ def group_of(prompt: Prompt, letters: str, scores: bool = False, turns: bool = F
 
 
 def written(folder: Path, config: Config, ranks: int = 1, refill: bool = False, **how: bool) -> list[str]:
-    """The folder of a run after `STEP` steps, of which the last one has its rollouts: groups of random outcomes and verdicts, dealt over the
-    ranks. With `refill` one group in two trains nothing, and seven more prompts were sampled in each step. Returns the prompts that were
-    trained, in the global order."""
+    """The folder of a run after `STEP` steps, of which the last one has its rollouts: groups of random outcomes and verdicts, dealt over
+    the ranks. With `refill` one group in two trains nothing, and seven more prompts were sampled in each step. Returns the prompts that
+    were trained, in the global order."""
     environment, rng = build_environment(config.data.environment, config, None), Random(str(config.fapo) + str(ranks))
     stream = PromptStream(environment.problems(LeftOut()), config.run.seed, config.data.difficulty)
     size, more = config.rollout.prompts, 7 if refill else 0
@@ -170,7 +171,7 @@ def test_what_differs_is_named_with_its_place(tmp_path):
 
 
 def test_an_earlier_version_kept_no_rewards_of_ones_own(tmp_path):
-    """They follow from what it kept, up to a rounding; of the world's own rule there are none, so a reward that it does not explain differs."""
+    """They follow from what it kept; the world's own rule gives none, so that a reward which it does not explain differs."""
     for train in ("rg:chain_sum", "arith"):
         written(folder := tmp_path / train[:2], config_of(), scores=True)
         step = Recomputed(folder, STEP)
@@ -225,7 +226,7 @@ def test_other_data_are_not_taken_for_those_of_the_run(tmp_path):
 
 @pytest.mark.parametrize("lam", [0.5, 1.0, 4 / 3, 1.33, 2.0, 3.0])
 def test_another_lambda_flips_what_the_algebra_says(lam, tmp_path):
-    """A flawed rollout's advantage is < 0 iff α > (2/λ − 1) β, 0 where they are equal; groups are ragged, for unknown verdicts have left."""
+    """A flawed rollout's advantage is < 0 iff α > (2/λ − 1) β, 0 where they are equal; groups are ragged: unknown verdicts have left."""
     written(tmp_path, config_of(rollout__prompts=24))
     step = Recomputed(tmp_path, STEP)
     after = scored_otherwise(step, Change(lam=lam)).groups
@@ -254,6 +255,10 @@ def test_a_judge_that_is_another_or_none(tmp_path):
     told = scored_otherwise(step, Change(judge="oracle"))
     right = [(group, i) for group in told.groups for i, o in enumerate(group.outcomes) if o is Outcome.CORRECT]
     assert all(group.verdicts[i].kind == "flawed" for group, i in right)  # a box is no solution of this world
+    server = Server(replies(said(r"\boxed{0}")))
+    asked = scored_otherwise(step, Change(judge=f"{MODEL}@{server.url}"))
+    server.stop()
+    assert len(server.bodies) > len(right) // 2 and {v for group in asked.groups for v in group.verdicts} == {None, Verdict.flawed(0)}
     alone = scored_otherwise(step, Change(judge="none"))
     assert {v for group in alone.groups for v in group.verdicts} == {None} and "this is GRPO" in alone.notes[0]
     assert alone.groups[0].rewards == [
@@ -267,7 +272,7 @@ def test_a_judge_that_is_another_or_none(tmp_path):
 
 
 def test_a_verifier_that_is_another(tmp_path):
-    """Every other sample has the reference in its box. Those that are right now and that nobody has judged leave, unless somebody is asked."""
+    """Every other sample has the reference in its box. Those that are right now and were never judged leave, unless somebody is asked."""
     endpoint = {"genrm__judge": "endpoint", "genrm__urls": ("http://127.0.0.1:9/v1",), "genrm__model": "judge"}
     for judged in ({}, endpoint):
         written(folder := tmp_path / str(len(judged)), config_of(**judged))
@@ -276,8 +281,8 @@ def test_a_verifier_that_is_another(tmp_path):
         assert all([o is Outcome.CORRECT for o in group.outcomes] == [True, False, True, False, True] for group in scoring.groups)
         fresh = sum(group.outcomes[i] is not Outcome.CORRECT for group in step.groups for i in (0, 2, 4))
         assert fresh > 3 and len(scoring.notes) == bool(judged)
-        said = [group.verdicts[i] for group in scoring.groups for i in (0, 2, 4)]
-        assert sum(v == Verdict.unknown("not judged") for v in said) == (fresh if judged else 0)
+        told = [group.verdicts[i] for group in scoring.groups for i in (0, 2, 4)]
+        assert sum(v == Verdict.unknown("not judged") for v in told) == (fresh if judged else 0)
         assert all(group.verdicts[i] is None for group in scoring.groups for i in (1, 3))
     with pytest.raises(ValueError, match="--verifier guess; use one of math"):
         scored_otherwise(step, Change(verifier="guess"))
@@ -288,14 +293,14 @@ def test_the_command_says_what_is_missing_and_does_the_rest(tmp_path, capsys, mo
     monkeypatch.setattr(replay, "alone", lambda: __import__("contextlib").nullcontext())
     with pytest.raises(SystemExit) as ended:
         replay.main(tmp_path, (STEP,), Change(lam=2.0))
-    said = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 0 and said[0].startswith(f"{tmp_path}, step 3: 30 rollouts in 6 groups, 1 rank, λ = 1")
-    assert sum(line.startswith("  equal ") for line in said) == 5
-    (missing,) = [line for line in said if line.startswith("  left out")]
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and lines[0].startswith(f"{tmp_path}, step 3: 30 rollouts in 6 groups, 1 rank, λ = 1")
+    assert sum(line.startswith("  equal ") for line in lines) == 5
+    (missing,) = [line for line in lines if line.startswith("  left out")]
     assert missing == (
-        "  left out loss and gradient: no checkpoint of step 2 is there; steps that can be: none; keep every one by --run.save 1 80 0"
+        "  left out loss and gradient: no checkpoint of step 2 is there; steps that can be: 1; keep every one by --run.save 1 80 0"
     )
-    assert "  gradient    not known without the step's weights" in said and any(line.startswith("  advantages  cosine") for line in said)
+    assert "  gradient    not known without the step's weights" in lines and any(line.startswith("  advantages  cosine") for line in lines)
     with pytest.raises(SystemExit) as ended:
         replay.main(tmp_path, (7,))
     assert ended.value.code == 2 and "has no rollouts of step 7 (train); steps that it has: 3" in capsys.readouterr().err

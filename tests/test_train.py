@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import start
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.environments.arithmetic import calculator
@@ -59,6 +61,13 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert [p.name for p in (folder / "policy").iterdir()] == ["step-000003"]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy" / "step-000003")
     assert all(torch.isfinite(p).all() for p in model.parameters())
+    # On one rank, from the checkpoint of both: sums in another order.
+    replayed = start([sys.executable, "-m", "soundrl.engine.tools.replay", str(folder), "3"])
+    *same, loss = replayed.stdout.splitlines()
+    assert replayed.returncode == 0 and "2 ranks, λ = 1" in same[0] and all(line.endswith("bit for bit") for line in same[1:]), (
+        replayed.stdout
+    )
+    assert loss.startswith("  equal    loss/policy ") and "(2 ranks of the run, one here; allowed 0.0005)" in loss
     for words in ("step    3/3", "ETA 0:00", "right final answers", "reached by flawed steps", "before", "after", "seconds in all"):
         assert words in done.stdout, done.stdout[-3000:]
 

@@ -88,7 +88,7 @@ def compared(before: list[Group], after: list[Group]) -> Iterator[str]:
 
     names = {"outcomes": "outcomes", "verdicts": "verdicts", "kept": "places in a group", "rewards": "rewards", "advantages": "advantages"}
     count, size = sum(len(group.rollouts) for group in before), len(before)
-    yield f"  of {count} rollouts change: " + ", ".join(f"{differing(name)} {what}" for name, what in names.items())
+    yield f"  of {count} rollouts change: " + (", ".join(f"{n} {what}" for name, what in names.items() if (n := differing(name))) or "none")
     yield f"  groups with signal: {sum(g.signal for g in before) / size:.1%} → {sum(g.signal for g in after) / size:.1%} of {size}"
 
 
