@@ -93,39 +93,48 @@ def steps_in(folder: Path) -> list[dict]:
     return [row for row in metrics(folder) if "loss/policy" in row]
 
 
-def run_tiny(train, folder: Path, name: str, *arguments, **environment: str) -> list[dict]:
-    done = train(*tiny_arguments(folder, name, *arguments), NPROC="1", **environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return steps_in(folder / name)
-
-
-def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
-    """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
+@pytest.fixture(scope="module")
+def tiny_runs(torchrun_once, tmp_path_factory) -> tuple[Path, list]:
+    """Small runs one after the other in one process, which costs more to start than they do; and replays of their steps."""
+    folder = tmp_path_factory.mktemp("tiny")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedJudge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     halves = ("--optim.minibatch-prompts", 8, "--run.save", 1, 9, 0)
+    asked = ("--genrm.judge", "endpoint", "--genrm.urls", f"http://127.0.0.1:{server.server_port}/v1", "--genrm.model", "judge")
     runs = [
-        tiny_arguments(tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2, *halves),
-        tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2, *halves),
-        tiny_arguments(tmp_path, "fapo", "--run.steps", 2, *halves[:2]),
-        with_tools(tmp_path),
+        tiny_arguments(folder, "judged", "--fapo.lam", 0, "--run.steps", 2, *halves),
+        tiny_arguments(folder, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2, *halves),
+        tiny_arguments(folder, "fapo", "--run.steps", 2, *halves[:2]),
+        with_tools(folder),
+        tiny_arguments(folder, "judge", *asked, "--run.steps", 1),
     ]
-    steps = [(tmp_path / "judged", 2, 1.0), (tmp_path / "fapo", 1, None), (tmp_path / "fapo", 2, None), (tmp_path / "tools", 1, None)]
-    said = torchrun("runs", 1, runs=runs, replays=[(str(folder), step, lam) for folder, step, lam in steps])
-    assert said[:4] == [None] * 4
-    check_replays(*said[4:])
-    judged, plain = (steps_in(tmp_path / name) for name in ("judged", "plain"))
+    steps = [("judged", 2, 1.0), ("fapo", 1, None), ("fapo", 2, None), ("tools", 1, None), ("judge", 1, None)]
+    try:
+        said = torchrun_once("runs", 1, runs=runs, replays=[(str(folder / name), step, lam) for name, step, lam in steps])
+    finally:
+        server.shutdown()
+    assert said[: len(runs)] == [None] * len(runs)
+    return folder, said[len(runs) :]
+
+
+def test_lambda_zero_is_grpo_bit_for_bit(tiny_runs):
+    """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
+    folder, _ = tiny_runs
+    judged, plain = (steps_in(folder / name) for name in ("judged", "plain"))
     names = ("loss/policy", "optim/grad_norm", "reward/mean", "loss/entropy")
     assert [[row[n] for n in names] for row in judged] == [[row[n] for n in names] for row in plain]
-    assert digest(tmp_path / "judged", 2) == digest(tmp_path / "plain", 2)
+    assert digest(folder / "judged", 2) == digest(folder / "plain", 2)
     # Witness and inverse: flaws were found, and λ = 1 does train something else.
     assert all(row["fapo/flawed_ratio"] > 0 for row in judged)
-    assert digest(tmp_path / "fapo", 2) != digest(tmp_path / "plain", 2)
-    check_tools(tmp_path / "tools")
+    assert digest(folder / "fapo", 2) != digest(folder / "plain", 2)
 
 
-def check_replays(judged: dict, first: dict, second: dict, tools: dict) -> None:
+def test_saved_steps_are_replayed_to_the_bit(tiny_runs):
     """On the run's own number of ranks a saved step is the same to the bit, loss and gradient norm too: from a checkpoint, in its second
-    mini-batch, from the folder that the run started from, from the export of a warm start, with tokens of an environment."""
-    for said in (judged, first, tools):
+    mini-batch, from the folder that the run started from, from the export of a warm start, with tokens of an environment, with verdicts
+    that were unknown."""
+    judged, first, second, tools, asked = tiny_runs[1]
+    for said in (judged, first, tools, asked):
         assert said["differs"] == [] == said["left_out"] and len(said["equal"]) == 6
         assert all(line.endswith("bit for bit") for line in said["equal"])
         assert said["equal"][-1].startswith("loss/policy ") and "optim/grad_norm " in said["equal"][-1]
@@ -146,8 +155,9 @@ def with_tools(folder: Path) -> list[str]:
     return [str(part) for part in ("arith-tools", *warm, *small, "--run.folder", folder, "--run.name", "tools")]
 
 
-def check_tools(folder: Path) -> None:
-    """Calls and replies, on disk and in figures: what the calculator says, tokens of its own without loss, verdicts over turns."""
+def test_calls_and_replies_stand_on_disk_and_in_figures(tiny_runs):
+    """What the calculator says, tokens of its own without loss, verdicts over turns."""
+    folder = tiny_runs[0] / "tools"
     rows, (row,) = RunReader(folder).rollouts(1), steps_in(folder)
     of_turns = [r for r in rows if r["turns"]]
     assert len(rows) == 64 and len(of_turns) > 16  # witness: it does call
@@ -199,23 +209,16 @@ class ScriptedJudge(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedJudge)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        judge = ("--genrm.judge", "endpoint", "--genrm.urls", url, "--genrm.model", "judge")
-        arguments = (*judge, *START, "--run.steps", 1)
-        (row,) = run_tiny(train, tmp_path, "judge", *arguments)
-    finally:
-        server.shutdown()
-    rollouts = RunReader(tmp_path / "judge").rollouts(1)
+def test_a_judge_behind_a_url_reaches_rewards_and_counts(tiny_runs):
+    folder = tiny_runs[0] / "judge"
+    (row,) = steps_in(folder)
+    rollouts = RunReader(folder).rollouts(1)
     verdicts = [r["verdict"] for r in rollouts if r["outcome"] == "correct"]
     assert len(verdicts) >= 8 and ScriptedJudge.seen  # witness: there was something to judge, and it went over the wire
     assert "<paragraph_0>" in ScriptedJudge.seen[-1]  # the first one is the check before training
     unknown = [v for v in verdicts if v["kind"] == "unknown"]
     assert unknown and all(v["reason"] == "no_box" for v in unknown)
-    asked = [e for e in read_trace(tmp_path / "judge" / "trace.json") if e["ph"] == "b"]
+    asked = [e for e in read_trace(folder / "trace.json") if e["ph"] == "b"]
     assert len(asked) == len(verdicts) and 0 <= row["genrm/overlap"] <= 1
     assert row["genrm/unknown_no_box"] >= len(unknown) and row["genrm/latency_p99"] > 0
     assert row["genrm/unknown"] == pytest.approx(len(unknown) / len(verdicts))
