@@ -4,29 +4,32 @@
 
 Every rollout is there when the step begins, so nothing is hidden behind sampling: the hardest case. The judge answers one question at a
 time; its latencies are log-normal and scaled so that all questions of a step together take `ratio` × the training time measured first.
-Three modes take turns in one process: verdicts known in advance, overlapped, serial (every verdict before the first forward pass). Appends
-a JSON line with hardware, versions and date to bench/results/overlap.jsonl.
+Three modes take turns in one process: verdicts known in advance, overlapped, serial (every verdict before the first forward pass). All
+begin with the same weights and no moments, and must end with the same weights and moments, bit for bit. Appends a JSON line with hardware,
+versions and date to bench/results/overlap.jsonl.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from torch.distributed.tensor import DTensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "workers"))
@@ -39,7 +42,7 @@ from soundrl.engine.exchange import exchange  # noqa: E402
 from soundrl.engine.files.model_folder import load_tokenizer  # noqa: E402
 from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.policy import Policy  # noqa: E402
-from soundrl.engine.ranks import Ranks  # noqa: E402
+from soundrl.engine.ranks import Ranks, alone  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
 from soundrl.engine.schedule import minibatches  # noqa: E402
 from soundrl.engine.task import reward_settings  # noqa: E402
@@ -61,7 +64,7 @@ class Arguments:
     spread: float = 0.8
     """Standard deviation of the logarithm of a latency."""
     repeats: int = 7
-    """Steps of each mode, in turns; the first is not counted."""
+    """Steps of each mode, in turns."""
     correct: float = 0.6
     """Share of correct rollouts; only these are judged."""
     threads: int = 1
@@ -69,12 +72,13 @@ class Arguments:
 
 
 class Bench:
-    def __init__(self, arguments: Arguments, folder: Path) -> None:
-        self.arguments, self.ranks, self.config = arguments, Ranks.start(), arith()
+    def __init__(self, arguments: Arguments, folder: Path, ranks: Ranks) -> None:
+        self.arguments, self.ranks, self.config = arguments, ranks, arith()
         write_arith_model(folder, 0)
         tokenizer = load_tokenizer(folder)
-        self.trainer = Trainer(Policy(folder, tokenizer, self.config.model, self.ranks), self.config.optim, self.config.loss, 1.0)
-        self.trainer.settings = self.settings = type(self.config.optim)(lr=2e-4, microbatch_tokens=arguments.microbatch_tokens)
+        self.policy = Policy(folder, tokenizer, self.config.model, ranks)
+        self.start = [parameter.detach().clone() for parameter in self.policy.model.parameters()]
+        self.settings = type(self.config.optim)(lr=2e-4, microbatch_tokens=arguments.microbatch_tokens)
         encode, source = Encoder(tokenizer, self.config.max_prompt_tokens), ArithSource(0)
         self.prompts: list[Prompt] = []
         self.rollouts: list[Rollout] = []
@@ -106,12 +110,29 @@ class Bench:
     def key(rollout: Rollout) -> str:
         return f"{rollout.prompt_id}/{rollout.sample}"
 
-    def step(self, overlap: bool, judging: float) -> tuple[float, float]:
-        """Seconds of a step, and the share of judging hidden; `judging`: seconds that all questions of the step take together."""
-        latency = {self.key(r): Random(self.key(r) + "latency").lognormvariate(0, self.arguments.spread) for r in self.judged}
+    def begin(self) -> None:
+        """The weights that it began with, and no moments."""
+        with torch.no_grad():
+            for parameter, value in zip(self.policy.model.parameters(), self.start, strict=True):
+                parameter.copy_(value)
+        self.trainer = Trainer(self.policy, self.settings, self.config.loss, 1.0)
+
+    def digest(self) -> str:
+        """Of weights and moments."""
+        seal = hashlib.sha256()
+        for parameter in self.policy.model.parameters():
+            for tensor in (parameter, *self.trainer.optimizer.state[parameter].values()):
+                seal.update((tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().numpy().tobytes())
+        return seal.hexdigest()
+
+    def step(self, overlap: bool, judging: float, repeat: int = 0) -> tuple[float, float]:
+        """Seconds of a step, and the share of judging hidden; `judging`: seconds that all questions of the step take together, in parts
+        that follow from `repeat`."""
+        latency = {self.key(r): Random(f"{self.key(r)}latency{repeat}").lognormvariate(0, self.arguments.spread) for r in self.judged}
         scale = judging / sum(latency.values())
         judge = ScriptedJudge(1, lambda rollout: scale * latency[self.key(rollout)])
         task = ReasoningTask(lambda prompt, rollout: done(self.outcome(rollout)), judge, reward_settings(self.config))
+        self.begin()
         TIMELINE.begin(0)
         start = time.perf_counter()
         with TIMELINE("step"):
@@ -130,33 +151,58 @@ class Bench:
         return seconds, share
 
 
+MODES = {"known": (True, 0.0), "overlap": (True, 1.0), "serial": (False, 1.0)}
+
+
+def measured(ratio: float, repeats: int, arguments: Arguments | None = None) -> list[dict[str, Any]]:
+    """Rows of `bench/science/claim.py`, of start `timing`: for each repeat (its `seed`) arms `overlap/<ratio>` and `serial/<ratio>`, with
+    `after`: `seconds` of the step, `x_known` (÷ those of the same repeat with all verdicts known), `hidden` (share of judging). In this
+    process, alone. RuntimeError where a mode has trained something else. The machine should have nothing else to do."""
+    arguments = replace(arguments or Arguments(), ratio=ratio, repeats=repeats)
+    rows: list[dict[str, Any]] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder, alone() as ranks:
+        bench = Bench(arguments, Path(folder), ranks)
+        bench.step(True, 0.0)
+        judging = ratio * statistics.median(bench.step(True, 0.0)[0] for _ in range(3))
+        for repeat in range(repeats):
+            found, ends = dict[str, tuple[float, float]](), dict[str, str]()
+            turn = repeat % len(MODES)  # nobody is always the first
+            for mode in [*MODES][turn:] + [*MODES][:turn]:
+                overlap, factor = MODES[mode]
+                found[mode] = bench.step(overlap, factor * judging, repeat)
+                ends[mode] = bench.digest()
+            if len(set(ends.values())) > 1:
+                raise RuntimeError(f"the modes have trained different weights in repeat {repeat}: {ends}")
+            for mode in ("overlap", "serial"):
+                seconds, hidden = found[mode]
+                arm = f"{mode}/{ratio:g}"
+                after = {"seconds": seconds, "x_known": seconds / found["known"][0], "hidden": hidden}
+                said = {"judging": judging, "questions": len(bench.judged), "digest": ends[mode][:16]}
+                rows.append(
+                    {"run": f"timing/{arm}/{repeat}", "start": "timing", "arm": arm, "seed": repeat, "settings": said, "after": after}
+                )
+    torch.set_num_threads(before)
+    return rows
+
+
 def main(arguments: Arguments) -> None:
     be_quiet()
-    torch.set_num_threads(arguments.threads)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments, Path(folder))
-    modes = {"known": (True, 0.0), "overlapped": (True, 1.0), "serial": (False, 1.0)}
-    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
-    shares: dict[str, list[float]] = {mode: [] for mode in modes}
-    bench.step(True, 0.0)
-    judging = arguments.ratio * statistics.median(bench.step(True, 0.0)[0] for _ in range(3))
-    for _ in range(arguments.repeats):
-        for mode, (overlap, factor) in modes.items():
-            spent, share = bench.step(overlap, factor * judging)
-            seconds[mode].append(spent)
-            shares[mode].append(share)
-    known = statistics.median(seconds["known"])
-    record: dict[str, object] = {"judging_s": round(judging, 3), "questions": len(bench.judged)}
-    for mode in modes:
-        middle = statistics.median(seconds[mode])
-        record |= {f"{mode}_s": round(middle, 3), f"{mode}_x": round(middle / known, 3)}
-        hidden = f"   judging hidden {statistics.median(shares[mode]):.1%}" if mode != "known" else ""
-        print(f"{mode:<11} {middle:6.2f} s = {middle / known:.3f} × known{hidden}")
-    record |= {"hidden": round(statistics.median(shares["overlapped"]), 4), "hidden_serial": round(statistics.median(shares["serial"]), 4)}
+    rows = measured(arguments.ratio, arguments.repeats, arguments)
+    record: dict[str, object] = {"judging_s": round(rows[0]["settings"]["judging"], 3), "questions": rows[0]["settings"]["questions"]}
+
+    def middle(mode: str, name: str) -> float:
+        return statistics.median(row["after"][name] for row in rows if row["arm"].startswith(mode))
+
+    known = statistics.median(row["after"]["seconds"] / row["after"]["x_known"] for row in rows)
+    record |= {"known_s": round(known, 3), "known_x": 1.0}
+    print(f"known       {known:6.2f} s")
+    for mode, name in (("overlap", "overlapped"), ("serial", "serial")):
+        seconds, times, hidden = (middle(mode, measure) for measure in ("seconds", "x_known", "hidden"))
+        record |= {f"{name}_s": round(seconds, 3), f"{name}_x": round(times, 3)}
+        record["hidden" if mode == "overlap" else "hidden_serial"] = round(hidden, 4)
+        print(f"{name:<11} {seconds:6.2f} s = {times:.3f} × known   judging hidden {hidden:.1%}")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     stamp = {
         "date": date.today().isoformat(),
@@ -168,7 +214,6 @@ def main(arguments: Arguments) -> None:
     }
     with (ROOT / "bench" / "results" / "overlap.jsonl").open("a") as file:
         file.write(json.dumps(stamp | {"settings": vars(arguments)} | record) + "\n")
-    bench.ranks.stop()
 
 
 if __name__ == "__main__":

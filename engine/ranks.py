@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -151,6 +151,24 @@ class Ranks:
     def stop(self) -> None:
         if dist.is_initialized():  # vLLM takes the process group down with its engine
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[Ranks]:
+    """A process group of one; that of this process where it has one."""
+    if dist.is_initialized():
+        yield Ranks.start()
+        return
+    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ |= own
+    ranks = Ranks.start()
+    try:
+        yield ranks
+    finally:
+        ranks.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _join(backend: str, longest_wait: float) -> None:

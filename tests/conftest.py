@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,9 +76,13 @@ PATIENCE = 1200
 
 def start(command: list[str], timeout: float = PATIENCE, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's root, away from any torchrun environment and from the interpreter of the test process."""
+    return subprocess.run(command, cwd=ROOT, env=apart() | environment, capture_output=True, text=True, timeout=timeout)
+
+
+def apart() -> dict[str, str]:
+    """The environment of such a process."""
     away = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET")
-    env = {k: v for k, v in os.environ.items() if k not in away}
-    return subprocess.run(command, cwd=ROOT, env=env | QUIET | environment, capture_output=True, text=True, timeout=timeout)
+    return {k: v for k, v in os.environ.items() if k not in away} | QUIET
 
 
 @pytest.fixture
@@ -99,12 +105,28 @@ class Alone:
 
 
 def run_worker(into: Path, worker: str, ranks: int, timeout: float = PATIENCE, **arguments: Any) -> Any:
-    """Run tests/workers/<worker>.py on `ranks` gloo ranks and return what rank 0 wrote as JSON."""
-    out = into / f"{worker}-{ranks}.json"
+    """Run tests/workers/<worker>.py on `ranks` gloo ranks and return what rank 0 wrote as JSON. Without torchrun, which imports torch once
+    more; that starts ranks in test_faults.py and test_stops.py."""
+    out, log = into / f"{worker}-{ranks}.json", into / f"{worker}-{ranks}.log"
     out.unlink(missing_ok=True)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = start([*launcher, f"tests/workers/{worker}.py", json.dumps(arguments), str(out)], timeout)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    command = [sys.executable, f"tests/workers/{worker}.py", json.dumps(arguments), str(out)]
+    with socket.socket() as held, log.open("w") as said:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))  # as the launcher holds it: the kernel gives it to nobody but rank 0
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1]), "LOCAL_WORLD_SIZE": str(ranks)}
+        where |= apart() | {"GROUP_RANK": "0", "WORLD_SIZE": str(ranks)}
+        started = [
+            subprocess.Popen(command, cwd=ROOT, env=where | {"RANK": str(n), "LOCAL_RANK": str(n)}, stdout=said, stderr=said)
+            for n in range(ranks)
+        ]
+        end = time.monotonic() + timeout
+        while any(process.poll() is None for process in started) and not any(process.poll() for process in started):
+            assert time.monotonic() < end, f"{worker} hangs"
+            time.sleep(0.05)
+        time.sleep(1.0 if any(process.poll() for process in started) else 0.0)  # until the others have said of what
+        for process in started:
+            process.kill()
+    assert [process.wait() for process in started] == [0] * ranks, log.read_text()[-8000:]
     return json.loads(out.read_text())
 
 

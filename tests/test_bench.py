@@ -143,20 +143,36 @@ PLAIN = ("linear_logprob", "varlen_attention")  # interpreted, their small shape
 RESULTS = {"group_advantage": {"advantage"}, "varlen_attention": {"out", "dq", "dk", "dv"}}
 
 
+OTHERS = {
+    "step_host": ("--rollouts", "64", "--tokens", "40", "--rounds", "1"),
+    "checkpoint": ("--layers", "1", "--hidden", "64", "--tokens", "64", "--rounds", "1"),
+}
+IN_TURN = """
+import json, runpy, sys
+sys.path.insert(0, "bench")
+for sys.argv in json.loads(sys.argv[1]):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Command lines of scripts in one process, as importing costs more than running them."""
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Every script at its small shapes, in processes of their own at the same time; the row kernels interpreted, ours and Liger's."""
+    """Every script at its small shapes, in two processes at once: the row kernels interpreted, ours and Liger's, the others not."""
     out = tmp_path_factory.mktemp("bench")
-    running = {}
+    lines = {"0": list[list[str]](), "1": list[list[str]]()}
     for script in SCRIPTS:
-        interpret = "0" if script in PLAIN else "1"
+        line = [f"bench/{script}.py", "--rounds", "1", "--per-round", "1", "--skip", "torch.compile"]
+        lines["0" if script in PLAIN else "1"].append(line)
+    lines["0"] += [[f"bench/{script}.py", *settings, "--out", str(out / f"{script}.jsonl")] for script, settings in OTHERS.items()]
+    running = []
+    for interpret, part in lines.items():
         environment = os.environ | QUIET | {"OUT": str(out), "TRITON_INTERPRET": interpret, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, f"bench/{script}.py", "--rounds", "1", "--per-round", "1", "--skip", "torch.compile"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        running[script] = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-    said = {script: process.communicate(timeout=1200)[0] for script, process in running.items()}
-    assert all(process.returncode == 0 for process in running.values()), said
-    return {script: [json.loads(line) for line in (out / f"{script}.jsonl").read_text().splitlines()] for script in SCRIPTS}
+        running.append(subprocess.Popen([sys.executable, "-c", IN_TURN, json.dumps(part)], cwd=ROOT, env=environment, **pipes))
+    said = [process.communicate(timeout=1200)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), said
+    return {name: [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()] for name in (*SCRIPTS, *OTHERS)}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -185,32 +201,16 @@ def test_plots_are_drawn_from_the_rows_alone(written, tmp_path):
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
 
 
-def test_what_a_checkpoint_costs(tmp_path):
-    command = [
-        "bench/checkpoint.py",
-        "--layers",
-        "1",
-        "--hidden",
-        "64",
-        "--tokens",
-        "64",
-        "--rounds",
-        "1",
-        "--out",
-        str(tmp_path / "row.jsonl"),
-    ]
-    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
-    row = json.loads((tmp_path / "row.jsonl").read_text())
+def test_what_a_checkpoint_costs(written):
+    (row,) = written["checkpoint"]
     assert row["bytes"] >= 12 * row["parameters"] and row["stamp"]["device"]
     assert 0 < row["blocked_seconds"] < row["written_seconds"] and row["dcp_seconds"] > 0
     assert row["predicted_7b_8_gpus"]["gigabytes_a_rank"] == 11.4
 
 
-def test_the_host_work_of_a_step_runs_at_small_shapes(tmp_path):
+def test_the_host_work_of_a_step_runs_at_small_shapes(written):
     """Each stage checks what it has made; the figures themselves are the machine's."""
-    command = ["bench/step_host.py", "--rollouts", "64", "--tokens", "40", "--rounds", "1", "--out", str(tmp_path / "rows.jsonl")]
-    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
-    rows = {row["stage"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
+    rows = {row["stage"]: row for row in written["step_host"]}
     assert rows.keys() == {"exchange", "deal", "pack", "write", "write, JSON", "in all"}
     assert all(row["seconds"] > 0 and row["stamp"]["device"] and row["rollouts"] == 64 for row in rows.values())
     assert 0 < rows["write"]["disk_mb"] < 0.6 * rows["write, JSON"]["disk_mb"]

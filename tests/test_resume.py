@@ -11,8 +11,10 @@ import pytest
 from survival import assert_equal, everything, job, said
 
 from soundrl.engine.files.run_folder import FREE, differences, goes_on
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.launch.launch import parse_arguments
 from soundrl.engine.recipes import arith
+from soundrl.engine.tools.recomputed import Recomputed
 
 REFILL = (
     *("--rollout.samples", 3, "--rollout.refill", 400, "--loss.kl", 0.01, "k3", "asleep"),
@@ -27,7 +29,20 @@ def uninterrupted(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("whole")
     done = job(folder, *REFILL, "--run.no-overlap")
     assert done.returncode == 0, said(done)
-    return everything(folder / "arith")
+    return everything(folder / "arith") | {"folder": folder / "arith"}
+
+
+def test_its_steps_are_replayed(uninterrupted):
+    """On two ranks, with groups that were replaced, prompts that come less often, epochs that end in a step, and every sample trained."""
+    folder, replaced = uninterrupted["folder"], 0
+    for number in RunReader(folder).steps():
+        step = Recomputed(folder, number)
+        for check in (step.check_rewards, step.check_figures, step.check_packing):
+            check()
+        assert step.found.differs == [] == step.found.left_out and len(step.found.equal) == 5
+        assert all(words in step.found.equal[4] for words in ("2 mini-batches, ", ", 2 ranks: tokens/trained "))
+        replaced += len(step.saved.replaced)
+    assert number == 5 and replaced > 5  # witness
 
 
 def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, tmp_path):

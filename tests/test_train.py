@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import start
 from transformers import AutoModelForCausalLM
 
 from soundrl.engine.environments.arithmetic import calculator
@@ -66,6 +68,13 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert [p.name for p in (folder / "policy").iterdir()] == ["step-000003"]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy" / "step-000003")
     assert all(torch.isfinite(p).all() for p in model.parameters())
+    # On one rank, from the checkpoint of both: sums in another order.
+    replayed = start([sys.executable, "-m", "soundrl.engine.tools.replay", str(folder), "3"])
+    *same, loss = replayed.stdout.splitlines()
+    assert replayed.returncode == 0 and "2 ranks, λ = 1" in same[0] and all(line.endswith("bit for bit") for line in same[1:]), (
+        replayed.stdout
+    )
+    assert loss.startswith("  equal    loss/policy ") and "(2 ranks of the run, one here; allowed 0.0005)" in loss
     for words in ("step    3/3", "ETA 0:00", "right final answers", "reached by flawed steps", "before", "after", "seconds in all"):
         assert words in done.stdout, done.stdout[-3000:]
 
@@ -91,29 +100,59 @@ def steps_in(folder: Path) -> list[dict]:
     return [row for row in metrics(folder) if "loss/policy" in row]
 
 
-def run_tiny(train, folder: Path, name: str, *arguments, **environment: str) -> list[dict]:
-    done = train(*tiny_arguments(folder, name, *arguments), NPROC="1", **environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return steps_in(folder / name)
-
-
-def test_lambda_zero_is_grpo_bit_for_bit(torchrun, tmp_path):
-    """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
+@pytest.fixture(scope="module")
+def tiny_runs(torchrun_once, tmp_path_factory) -> tuple[Path, list]:
+    """Small runs one after the other in one process, which costs more to start than they do; and replays of their steps."""
+    folder = tmp_path_factory.mktemp("tiny")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedJudge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    halves = ("--optim.minibatch-prompts", 8, "--run.save", 1, 9, 0)
+    asked = ("--genrm.judge", "endpoint", "--genrm.urls", f"http://127.0.0.1:{server.server_port}/v1", "--genrm.model", "judge")
     runs = [
-        tiny_arguments(tmp_path, "judged", "--fapo.lam", 0, "--run.steps", 2),
-        tiny_arguments(tmp_path, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2),
-        tiny_arguments(tmp_path, "fapo", "--run.steps", 2),
-        with_tools(tmp_path),
+        tiny_arguments(folder, "judged", "--fapo.lam", 0, "--run.steps", 2, *halves),
+        tiny_arguments(folder, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2, *halves),
+        tiny_arguments(folder, "fapo", "--run.steps", 2, *halves[:2]),
+        with_tools(folder),
+        tiny_arguments(folder, "judge", *asked, "--run.steps", 1),
     ]
-    assert torchrun("runs", 1, runs=runs) == [None] * 4
-    judged, plain = (steps_in(tmp_path / name) for name in ("judged", "plain"))
+    steps = [("judged", 2, 1.0), ("fapo", 1, None), ("fapo", 2, None), ("tools", 1, None), ("judge", 1, None)]
+    try:
+        said = torchrun_once("runs", 1, runs=runs, replays=[(str(folder / name), step, lam) for name, step, lam in steps])
+    finally:
+        server.shutdown()
+    assert said[: len(runs)] == [None] * len(runs)
+    return folder, said[len(runs) :]
+
+
+def test_lambda_zero_is_grpo_bit_for_bit(tiny_runs):
+    """With an oracle that finds flaws everywhere and λ = 0, or with no judge at all: the same losses and the same parameters."""
+    folder, _ = tiny_runs
+    judged, plain = (steps_in(folder / name) for name in ("judged", "plain"))
     names = ("loss/policy", "optim/grad_norm", "reward/mean", "loss/entropy")
     assert [[row[n] for n in names] for row in judged] == [[row[n] for n in names] for row in plain]
-    assert digest(tmp_path / "judged", 2) == digest(tmp_path / "plain", 2)
+    assert digest(folder / "judged", 2) == digest(folder / "plain", 2)
     # Witness and inverse: flaws were found, and λ = 1 does train something else.
     assert all(row["fapo/flawed_ratio"] > 0 for row in judged)
-    assert digest(tmp_path / "fapo", 2) != digest(tmp_path / "plain", 2)
-    check_tools(tmp_path / "tools")
+    assert digest(folder / "fapo", 2) != digest(folder / "plain", 2)
+
+
+def test_saved_steps_are_replayed_to_the_bit(tiny_runs):
+    """On the run's own number of ranks a saved step is the same to the bit, loss and gradient norm too: from a checkpoint, in its second
+    mini-batch, from the folder that the run started from, from the export of a warm start, with tokens of an environment, with verdicts
+    that were unknown."""
+    judged, first, second, tools, asked = tiny_runs[1]
+    for said in (judged, first, tools, asked):
+        assert said["differs"] == [] == said["left_out"] and len(said["equal"]) == 6
+        assert all(line.endswith("bit for bit") for line in said["equal"])
+        assert said["equal"][-1].startswith("loss/policy ") and "optim/grad_norm " in said["equal"][-1]
+    assert judged["equal"][-2].startswith("2 mini-batches, 2 windows, ") and "2 mini-batches" in first["equal"][-2]
+    # Its weights are those of no checkpoint: the rest is replayed.
+    assert len(second["equal"]) == 5 and second["left_out"] == [
+        "loss and gradient: no checkpoint of step 1 is there; steps that can be: 1; keep every one by --run.save 1 2 0"
+    ]
+    # GRPO's step with λ = 1 is another: flawed rollouts lose, and the gradient turns.
+    (gradient,) = [line.split() for line in judged["otherwise"] if line.startswith("  gradient")]
+    assert 0 < float(gradient[2].rstrip(",")) < 0.9999 and gradient[-1] == "(step-000001)"
 
 
 def with_tools(folder: Path) -> list[str]:
@@ -123,8 +162,9 @@ def with_tools(folder: Path) -> list[str]:
     return [str(part) for part in ("arith-tools", *warm, *small, "--run.folder", folder, "--run.name", "tools")]
 
 
-def check_tools(folder: Path) -> None:
-    """Calls and replies, on disk and in figures: what the calculator says, tokens of its own without loss, verdicts over turns."""
+def test_calls_and_replies_stand_on_disk_and_in_figures(tiny_runs):
+    """What the calculator says, tokens of its own without loss, verdicts over turns."""
+    folder = tiny_runs[0] / "tools"
     rows, (row,) = RunReader(folder).rollouts(1), steps_in(folder)
     of_turns = [r for r in rows if r["turns"]]
     assert len(rows) == 64 and len(of_turns) > 16  # witness: it does call
@@ -176,23 +216,16 @@ class ScriptedJudge(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_judge_behind_a_url_reaches_rewards_and_counts(train, tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedJudge)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        judge = ("--genrm.judge", "endpoint", "--genrm.urls", url, "--genrm.model", "judge")
-        arguments = (*judge, *START, "--run.steps", 1)
-        (row,) = run_tiny(train, tmp_path, "judge", *arguments)
-    finally:
-        server.shutdown()
-    rollouts = RunReader(tmp_path / "judge").rollouts(1)
+def test_a_judge_behind_a_url_reaches_rewards_and_counts(tiny_runs):
+    folder = tiny_runs[0] / "judge"
+    (row,) = steps_in(folder)
+    rollouts = RunReader(folder).rollouts(1)
     verdicts = [r["verdict"] for r in rollouts if r["outcome"] == "correct"]
     assert len(verdicts) >= 8 and ScriptedJudge.seen  # witness: there was something to judge, and it went over the wire
     assert "<paragraph_0>" in ScriptedJudge.seen[-1]  # the first one is the check before training
     unknown = [v for v in verdicts if v["kind"] == "unknown"]
     assert unknown and all(v["reason"] == "no_box" for v in unknown)
-    asked = [e for e in read_trace(tmp_path / "judge" / "trace.json") if e["ph"] == "b"]
+    asked = [e for e in read_trace(folder / "trace.json") if e["ph"] == "b"]
     assert len(asked) == len(verdicts) and 0 <= row["genrm/overlap"] <= 1
     assert row["genrm/unknown_no_box"] >= len(unknown) and row["genrm/latency_p99"] > 0
     assert row["genrm/unknown"] == pytest.approx(len(unknown) / len(verdicts))

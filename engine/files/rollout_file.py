@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
         "reward": pa.float64(),
         "advantage": pa.float64(),
         "kept": pa.bool_(),
+        "score": pa.float64(),  # a verifier's own reward, before λ and length penalty; null = the rule's ±1
         "finish_reason": pa.string(),
         "policy_version": pa.int32(),
         "mask": pa.list_(pa.uint8()),  # 1 = the policy's own token; null = all are
@@ -102,7 +103,7 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
         "verdict": [None if v is None else {"kind": v.kind, "step": v.step, "reason": v.reason} for v in verdicts],
         # What was not said is null.
         **{name: [v and (getattr(v, name.removeprefix("judge_")) or None) for v in verdicts] for name in OF_JUDGE},
-        **{"reward": each("rewards"), "advantage": each("advantages"), "kept": each("kept")},
+        **{"reward": each("rewards"), "advantage": each("advantages"), "kept": each("kept"), "score": each("scores")},
         "mask": [None if r.mask.all() else r.mask for r in rollouts],
         "turns": [[vars(turn) for turn in r.turns] or None for r in rollouts],
     }

@@ -77,6 +77,11 @@ class RunReader:
             table = pa.concat_tables([_whole(parts[name]) for name in sorted(parts)], promote_options="default")
         return table if set is None else table.filter(pc.field("set") == set)
 
+    def ranks(self, step: int) -> int:
+        """How many ranks a whole step of training had; 0 where the format does not say."""
+        file = self.path / "rollouts" / f"step-{step:06d}" / "rank-0.arrows"
+        return len(read_file(file)[1] or ()) if file.is_file() else 0
+
 
 def _whole(files: dict[int, Path]) -> pa.Table:
     """The rollouts of one sampling from its ranks' files. A file under its final name must be whole; of one that a run under way or killed

@@ -201,21 +201,24 @@ def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) 
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
         if row["kind"] in ("train", "replaced") and row["prompt_id"] in prompts:
-            yield (
-                Rollout(
-                    prompt_id=row["prompt_id"],
-                    sample=row["sample"],
-                    prompt_tokens=prompts[row["prompt_id"]][1],
-                    tokens=tokens,
-                    logprobs=logprobs,
-                    text=row["text"],
-                    finish_reason=row["finish_reason"],
-                    policy_version=row["policy_version"],
-                    mask=np.array(row["mask"] or [], np.uint8),
-                    turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
-                ),
-                None if row["verdict"] is None else verdict_of(row),
-            )
+            rollout = rollout_of(row, prompts[row["prompt_id"]][1], tokens, logprobs)
+            yield rollout, None if row["verdict"] is None else verdict_of(row)
+
+
+def rollout_of(row: Mapping[str, Any], prompt_tokens: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> Rollout:
+    """Of a row of a rollout file."""
+    return Rollout(
+        prompt_id=row["prompt_id"],
+        sample=row["sample"],
+        prompt_tokens=prompt_tokens,
+        tokens=tokens,
+        logprobs=logprobs,
+        text=row["text"],
+        finish_reason=row["finish_reason"],
+        policy_version=row["policy_version"],
+        mask=np.array(row["mask"] or [], np.uint8),
+        turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
+    )
 
 
 def verdict_of(row: Mapping[str, Any]) -> Verdict:

@@ -1,4 +1,5 @@
-"""Two updates, an export and the trainer's log-probabilities of fixed sequences (`train`: model kinds); vLLM's view of exports (`read`)."""
+"""Two updates, an export and the trainer's log-probabilities of fixed sequences (`train`: model kinds); vLLM's view of one
+of the exports (`read`)."""
 
 import json
 import sys
@@ -89,12 +90,9 @@ def load(folder: Path, ranks: Ranks) -> tuple[Policy, Trainer]:
 def main(arguments: dict, out: Path) -> None:
     ranks, root = Ranks.start(), Path(arguments["root"])
     said = {kind: trained(root / kind / "policy", kind, ranks) for kind in arguments["train"]}
-    said |= {kind: read(root / kind / "policy", ranks) for kind in arguments["read"]}
-    if ranks.main:
+    said["read"] = read(root / arguments["read"] / "policy", ranks)
+    if ranks.main:  # vLLM takes the process group down with its engine
         out.write_text(json.dumps(said))
-    if not arguments["read"]:  # vLLM takes the process group down with its engine
-        ranks.barrier()
-        ranks.stop()
 
 
 main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,5 @@
-"""One loss and gradient over fixed rollouts, on any number of ranks and with any micro-batch budget; rank 0 writes both."""
+"""One loss and gradient over fixed rollouts, on any number of ranks and with any micro-batch budget; rank 0 writes both; and what
+steps of `updates` have said, the model's folder."""
 
 import json
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 from tiny import fixed_samples, known
+from updates import updates
 
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.files.model_folder import load_tokenizer
@@ -44,6 +46,8 @@ def main(arguments: dict, out: Path) -> None:
         )
         if ranks.main:
             torch.save(gradients, file)
+    if folder := arguments.get("updates"):
+        results.append(updates(ranks, Path(folder)))
     if ranks.main:
         out.write_text(json.dumps(results))
     ranks.barrier()

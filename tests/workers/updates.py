@@ -1,8 +1,6 @@
 """Optimizer steps on two ranks: several mini-batches, and a NaN that one rank alone gets."""
 
-import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +9,13 @@ from tiny import fixed_samples, known
 
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.files.model_folder import load_tokenizer
-from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.packing import deal
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import NotFiniteError, Trainer
 
-be_quiet()
 
-
-def main(arguments: dict, out: Path) -> None:
-    ranks = Ranks.start()
-    folder = Path(arguments["folder"])
+def updates(ranks: Ranks, folder: Path) -> dict:
     policy = Policy(folder, load_tokenizer(folder), Model(path=str(folder), dtype="float32", max_length=128), ranks)
     trainer = Trainer(policy, Optim(lr=1e-3, microbatch_tokens=256, warmup_steps=1), Loss(), 1.0)
     samples = fixed_samples()
@@ -57,10 +50,4 @@ def main(arguments: dict, out: Path) -> None:
         except NotFiniteError as error:
             message = str(error)
     said["stopped"] = ranks.gather(message)
-    if ranks.main:
-        out.write_text(json.dumps(said))
-    ranks.barrier()
-    ranks.stop()
-
-
-main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    return said
