@@ -1,10 +1,10 @@
 r"""Sums that a text states, as `48/2 = 24`, checked exactly: an oracle for one kind of flaw in solutions of word problems.
 
-What it calls false is false: numbers on both sides, worked out in fractions, off by a unit of the last digit that is written or more. What
-it does not see: a sum that is right and not the one that the problem needs, skipped and guessed steps, sums in words, with units between the
-numbers or with %, with letters, and what stands in a chain before another sign (`2+3 = 5+1 = 6`). Left alone is what may be meant otherwise:
-`4 / 1/2`, and a result that is off by a power of ten or 60 (`$1/2 = 50`, cents). So the share of solutions with a false sum is a lower bound
-on the share of flawed ones.
+What it calls false is false: numbers on both sides, worked out in fractions, off by a unit of the last digit that is written or more.
+What it does not see: a sum that is right and not the one that the problem needs, skipped and guessed steps, sums in words, with units
+between the numbers or with %, with letters, and what stands in a chain before another sign (`2+3 = 5+1 = 6`). Left alone is what may be
+meant otherwise: `4 / 1/2`, and a result that is off by a power of ten or 60 (`$1/2 = 50`, cents). So the share of solutions with a false
+sum is a lower bound on the share of flawed ones.
 
 >>> [s.false for s in stated("Half is 48/2 = 24, 10/3 = 3.3, $1,000*2 = $2,100, (2+3) x 4 = 20 and 20% of 50 = 11.")]
 [False, False, True, False]
@@ -17,18 +17,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+NUMBER = r"(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?|\.\d{1,18}"
 SIGN = r"[-+*/×÷−–]|x(?=[\s$(]*[\d.])"
-# Atomic: what is no sum is given up in time that grows with its length alone.
-TERM = rf"(?>(?:\(\s*+)*+(?:\$\s?+)?+(?:{NUMBER})(?:\s*+\))*+)"
-SUM = re.compile(rf"(?<![\d.,])(?P<left>{TERM}(?>\s*+(?:{SIGN})\s*+{TERM})++)\s*+=\s*+(?:\$\s?+)?+(?P<right>-?(?:{NUMBER}))")
+# Atomic and bounded: what is no sum is given up in time that grows with its length alone.
+TERM = rf"(?>(?:\(\s?+){{0,8}}+(?:\$\s?+)?+(?:{NUMBER})(?:\s?+\)){{0,8}}+)"
+LEFT = rf"{TERM}(?>\s{{0,9}}+(?:{SIGN})\s{{0,9}}+{TERM}){{1,30}}+"
+SUM = re.compile(rf"(?<![\d.,])(?P<left>{LEFT})\s*+=\s*+(?:\$\s?+)?+(?P<right>-?(?:{NUMBER}))")
 BEHIND = re.compile(rf"\s*(?:{SIGN}|[%^(])|[.,]?\w|\s*\\")
 BEFORE = frozenset("+-*/×÷−–^(%x0123456789")
 UNCLEAR = re.compile(r"[/÷][^-+*×x−–]*[/÷]")
 LATEX = ((r"\\times|\\cdot", "×"), (r"\\div", "÷"), (r"\\\$", "$"), (r"\\[()\[\]]|\\[,;! ]", " "))
 UNITS = frozenset(Fraction(unit) ** sign for unit in (10, 100, 1000, 10**6, 60, 3600) for sign in (1, -1))
 TOKEN = re.compile(rf"{NUMBER}|[-+*/()]")
-DEEPEST = 20
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,13 @@ def first_false(steps: Sequence[str]) -> int:
 
 
 def worked_out(text: str) -> Fraction | None:
-    """Value of an expression in numbers, the four signs and brackets; None where it has none (unbalanced, divided by 0, too deep).
+    """Value of an expression in numbers, the four signs and brackets; None where it has none (unbalanced, divided by 0).
 
     >>> worked_out("(2+3)*4-6/3"), worked_out("1/0"), worked_out("2-3-4")
     (Fraction(18, 1), None, Fraction(-5, 1))
     """
     plain = re.sub("[−–]", "-", re.sub("[×x]", "*", text.replace("÷", "/").replace("$", "")))
     tokens = TOKEN.findall(plain)[::-1]  # taken from the end
-    if tokens.count("(") > DEEPEST:
-        return None
     try:
         value = _sum(tokens)
     except (IndexError, ValueError, ZeroDivisionError):

@@ -6,7 +6,8 @@ by their import path; written in FAPO-Critic's schema:
     {"data_source": "fapo_critic", "prompt": [{"role": "user", "content": …}], "ability": "math_critic",
      "reward_model": {"style": "rule", "ground_truth": 2}, "extra_info": {"question_index": 7, "split": "train", "total_steps": 5}}
 
-and, of solutions with a planted flaw, `extra_info.critique`: what a careful critic says before its box, the target of a warm start. One object a line, every field of one type in all rows, so that `datasets` and pyarrow read it as it is.
+and, of planted flaws, `extra_info.critique`: what a careful critic says before its box, the target of a warm start. One object a line,
+every field of one type in all rows, so that `datasets` and pyarrow read it as it is.
 """
 
 from __future__ import annotations
