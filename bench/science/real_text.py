@@ -23,8 +23,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
+import signal
 import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -184,7 +187,9 @@ class Text:
         a, steps, rows, samples = self.arguments, 4, 8, 2
         short = {"data__test_rows": (rows,), "run__eval_sampling": (samples, 1.0, 1.0), "rollout__max_new_tokens": (a.solution_tokens,)}
         sets = {"data__train": (self.train,), "data__test": (self.test,)}
+        begun, before = time.monotonic(), cpu_seconds()
         run = self.run(folder, "smollm2-gsm8k", a.model, **sets, **short, **self.warm_start(steps) | {"warm_start__batch": (4,)})
+        cores = (cpu_seconds() - before) / (time.monotonic() - begun)
         phases = Counter[str]()
         for event in read_trace(run.path / "trace.json"):
             phases[event["name"]] += event.get("dur", 0) / 1e6 if event.get("cat") == "phase" else 0
@@ -197,6 +202,8 @@ class Text:
         return {
             "trained a second": round(steps * 4 * worked / phases["warm_start"], 1),
             "sampled a second": round(made / phases["evaluate"], 1),
+            "cores": round(cores, 2),
+            "load": round(os.getloadavg()[0], 1),
             "tokens": {"solution": round(worked), "judge's prompt": round(asked), "critique": round(said)},
             "seconds of phases": {name: round(seconds, 1) for name, seconds in phases.items() if seconds >= 0.05},
         }
@@ -314,13 +321,16 @@ class Text:
                 print(f"{name}: {'done' if (a.out / name / 'stage.json').exists() else 'begins'}", file=sys.stderr, flush=True)
                 self.found[name] = stages.done(name, self.stamp(name), make[name])
                 write_row(
-                    a.results, {"stage": name, "preset": self.preset, "model": a.model.name, **self.stamp(name), "found": self.found[name]}
+                    a.results, {"stage": name, "preset": self.preset, "folder": a.model.name, **self.stamp(name), "found": self.found[name]}
                 )
                 print(f"{name}: {json.dumps(self.found[name], indent=1, ensure_ascii=False)}", flush=True)
                 if name == "speed":
-                    seconds = self.estimate()
-                    print("to come, in hours: " + ", ".join(f"{stage} {s / 3600:.2f}" for stage, s in seconds.items()), flush=True)
-                    print(f"together {sum(seconds.values()) / 3600:.2f} of {a.hours:g}", flush=True)
+                    seconds, got = self.estimate(), self.found["speed"].get("cores", a.threads)
+                    print("to come, in hours: " + ", ".join(f"{stage} {s / 3600:.2f}" for stage, s in seconds.items()))
+                    print(
+                        f"together {sum(seconds.values()) / 3600:.2f} of {a.hours:g}; measured with {got:g} of {a.threads} cores",
+                        flush=True,
+                    )
         finally:
             stages.close()
 
@@ -332,6 +342,12 @@ class Text:
         spent, needs = sum(part["seconds"] for part in self.found.values()), self.estimate()["pair"]
         fits = (a.out / "pair").exists() or spent + needs <= 3600 * a.hours
         return "" if fits else f"it takes {needs / 3600:.1f} hours, and {a.hours - spent / 3600:.1f} of {a.hours:g} are left"
+
+
+def cpu_seconds() -> float:
+    """Of all processes that we have started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def triple(score: dict[str, float]) -> list[float]:
@@ -363,7 +379,11 @@ def main(words: Sequence[str]) -> None:
         Text(arguments, words[0])()
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers are ended, and a run saves its state
     main(sys.argv[1:])

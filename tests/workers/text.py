@@ -3,7 +3,8 @@ to happen: `kill` ("stage", n): the stage's run is killed (SIGKILL) in its n-th 
 n-th verdict of the benchmark is the last that is written. Writes what each call has ended with, the supervised steps of each run, and the
 digest of the judge as a run makes it that nobody kills.
 
-The judge is a scripted endpoint instead of a vLLM server, the sampler plain torch.
+The model is a tiny random one, with a tokenizer of `arguments["texts"]`; `base` is one without chat template. The judge is a scripted
+endpoint instead of a vLLM server, the sampler plain torch.
 """
 
 import importlib.util
@@ -16,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench" / "science"))
 import real_text
+import torch
+import torch.utils.tensorboard  # here, and not in every fork
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from soundrl.engine import trainer, warm_start
 from soundrl.engine.launch.launch import be_quiet, parse_arguments
@@ -35,6 +40,25 @@ trained, add, command_of = trainer.Trainer.supervised_step, Journal.add, real_te
 warm_start.SAVE_SECONDS, warm_start.LOOK = 0.0, 1
 call: dict = {}
 judges: list[list[str]] = []
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def write_model(folder: Path, texts: list[str], template: str | None) -> None:
+    learned = ByteLevelBPETokenizer()
+    learned.train_from_iterator(texts, 800, show_progress=False, special_tokens=["<|end|>", "<|user|>", "<|assistant|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned._tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    tokenizer.chat_template = template
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=4096, dtype="float32", **shape, **ends))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def command(folder, recipe, settings, more):
@@ -96,14 +120,16 @@ class Served:
         pass
 
 
+write_model(Path(ARGUMENTS["root"]) / "model", ARGUMENTS["texts"], TEMPLATE)
+write_model(Path(ARGUMENTS["root"]) / "base", ["1+1=2"], None)
 real_text.guarded, real_text.train_command, selection.JudgeServers, Journal.add = forked, command, Served, stopping
 said = []
 for call in ARGUMENTS["calls"]:
     try:
         real_text.main(call["words"])
         said.append("done")
-    except (SystemExit, KeyboardInterrupt) as error:
-        said.append(str(error) or type(error).__name__)
+    except SystemExit as error:
+        said.append(str(error))
 call = {}
 forked([str(OUT.with_suffix("")) if word.endswith("/judge") else word for word in judges[-1]])
 whole = real_text.trained(real_text.RunReader(OUT.with_suffix("") / "run"))
