@@ -20,7 +20,7 @@ from soundrl.engine.environments.environment import build_environment, trained_p
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.checkpoint import Place, place_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
-from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.files.run_folder import WARM_START, RunFolder
 from soundrl.engine.files.shared import keeps_checkpoints
 from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
@@ -99,10 +99,15 @@ class Run:
         progress.say(f"{config.run.name}: {self.policy.describe()} on {ranks.describe()}")
         if demonstrations is not None:
             with TIMELINE("warm_start"):
-                warm_start(self.policy, config, demonstrations, progress)
+                kept = Checkpoints(self.folder.path / WARM_START, ranks, (0, 1, 0), progress.say) if self.keeps else None
+                warm_start(self.policy, config, demonstrations, progress, kept)
             self.at = self.snapshot(0, version=1)
             self.save()
             self.export()  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
+            if kept is not None and kept.saved:
+                self.checkpoints.wait()  # step 0 is whole; what led there is not needed
+                if ranks.main:
+                    remove(kept.folder)
 
     @property
     def step(self) -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
+from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
+from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Demonstrations
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.view.console import Progress
 
 WARMUP_SHARE, FINAL_SHARE = 0.02, 0.1
+SAVE_SECONDS, LOOK = 120.0, 5
+"""Between checkpoints, by rank 0's clock; and steps between its looks at it. Nothing that is computed hangs on either."""
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -22,10 +27,21 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * left)
 
 
-def warm_start(policy: Policy, config: Config, demonstrations: Demonstrations, progress: Progress) -> None:
-    """Train `config.warm_start.steps` steps on response tokens, with moments of its own: RL begins with a fresh optimizer."""
-    settings = config.warm_start
+def warm_start(policy: Policy, config: Config, demonstrations: Demonstrations, progress: Progress, kept: Checkpoints | None) -> None:
+    """Train `config.warm_start.steps` steps on response tokens, with moments of its own: RL begins with a fresh optimizer. A long one is
+    saved in `kept` on the way, and goes on from there with the same bits; None: nothing is saved."""
+    settings, ranks = config.warm_start, policy.ranks
     trainer = Trainer(policy, replace(config.optim, lr=settings.lr), config.loss, temperature=1.0)
+    begun = kept.find() if kept else None
+    first, saved = restore(begun, trainer, ranks)["step"] if begun else 0, time.monotonic()
     for step in range(settings.steps):
-        stats = trainer.supervised_step(demonstrations(step, settings.steps), learning_rate(step, settings.steps, settings.lr))
+        samples = demonstrations(step, settings.steps)  # of those before, too: a stream gives them in turn
+        if step < first:
+            continue
+        stats = trainer.supervised_step(samples, learning_rate(step, settings.steps, settings.lr))
         progress.warm_start(step + 1, settings.steps, stats["loss"])
+        if kept and step % LOOK == LOOK - 1 and ranks.gather(time.monotonic() - saved > SAVE_SECONDS)[0]:
+            kept.save(Place(step + 1), trainer, {"trainer": trainer.state()}, {})
+            saved = time.monotonic()
+    if kept:
+        kept.wait()

@@ -412,7 +412,7 @@ def test_the_forms_of_public_sets(tmp_path: Path) -> None:
     ]
     gsm8k, dapo, bare, *deep = load_prompts(write_lines(tmp_path / "a.jsonl", *rows))
     assert (gsm8k.text, gsm8k.answer, gsm8k.solution) == ("Ana?", "14", SOLVED)
-    assert boxed_solution(gsm8k.solution or "", gsm8k.answer).endswith("14 nuts.\n\\boxed{14}")
+    assert boxed_solution(gsm8k.solution or "", gsm8k.answer).endswith("14 nuts.\n\n\\boxed{14}")
     assert (dapo.text, dapo.answer, dapo.solution, dapo.source) == ("1+1?", "2", None, "math_dapo") and bare.answer == "2"
     assert dapo.messages == ({"role": "user", "content": f"1+1?\n\n{INSTRUCTION}"},)
     assert [(prompt.answer, prompt.solution) for prompt in deep] == [("2", None)] * 2
@@ -588,7 +588,7 @@ def test_shown_is_short_and_one_line() -> None:
 
 
 def test_boxed_solution() -> None:
-    assert boxed_solution("A 2+3=<<2+3=5>>5.\n\n  B $<<5*2=10>>10 \n#### 1,000", "1000") == "A 2+3=5.\nB $10\n\\boxed{1000}"
+    assert boxed_solution("A 2+3=<<2+3=5>>5.\n\n  B $<<5*2=10>>10 \n#### 1,000", "1000") == "A 2+3=5.\n\nB $10\n\n\\boxed{1000}"
     for solution, answer, message in [
         ("A.\n#### 5", "6", "ends in '5' but the answer is '6'"),
         ("2+3=<<2+3=5", "5", "mark not closed"),
@@ -674,7 +674,7 @@ def test_real_files(name: str, count: int) -> None:
         for prompt in prompts:
             assert prompt.solution is not None
             target = boxed_solution(prompt.solution, prompt.answer)
-            assert "<<" not in target and "\n\n" not in target and target.endswith(f"\n\\boxed{{{prompt.answer}}}")
+            assert "<<" not in target and "\n\n\n" not in target and target.endswith(f"\n\\boxed{{{prompt.answer}}}")
     if name == "fapo-critic-100":
         assert {prompt.source for prompt in prompts} == {"fapo_critic"} and prompts[0].answer == "-1"
         assert all(prompt.messages and prompt.messages[0]["content"] == prompt.text for prompt in prompts)

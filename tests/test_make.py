@@ -414,9 +414,9 @@ time.sleep(1e6)
 """
 ASKED = """
 import signal, sys
-from soundrl.genrm.make.training import _guarded
+from soundrl.genrm.make.training import guarded
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-_guarded([sys.executable, "-c", sys.argv[1]])
+guarded([sys.executable, "-c", sys.argv[1]])
 """
 
 

@@ -36,8 +36,8 @@ def load_file(config: Config, source: str, left_out: LeftOut, train: bool = Fals
 
 
 def worked(row: Prompt) -> str:
-    """The row's solution as a response. ValueError where it is none."""
-    return boxed_solution(row.solution or "", row.answer)
+    """The row's solution as a response, or a critic's critique as it is. ValueError where it is none."""
+    return boxed_solution(row.solution or "", row.answer) if row.steps is None else row.solution or ""
 
 
 class ProblemFiles(Environment):

@@ -190,6 +190,10 @@ FREE = (
 the same, up to the order in which numbers are added."""
 
 
+WARM_START = "warm_start"
+"""Folder of checkpoints in the middle of a warm start; gone when it has ended."""
+
+
 def restarted() -> bool:
     """Whether a launcher starts this job again: torchrun counts restarts, Slurm counts requeues."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
@@ -200,7 +204,7 @@ def goes_on(folder: Path, config: Config) -> bool:
     if not (config.run.resume or restarted()):
         return False
     saved = checkpoints(folder / "checkpoints")
-    if not saved and not (folder / "underway" / "starts").is_file():
+    if not (saved or checkpoints(folder / WARM_START) or (folder / "underway" / "starts").is_file()):
         return False  # it has come to its end, or is of a version that kept nothing
     try:
         before = json.loads((folder / "config.json").read_bytes())

@@ -136,12 +136,13 @@ def _difficulty(setting: str, value: object) -> float | None:
 
 
 def boxed_solution(solution: str, answer: str) -> str:
-    """A worked solution in GSM8K's notation as the target of a warm start: calculation marks removed, a step a line, the answer boxed.
+    """A worked solution in GSM8K's notation as the target of a warm start: calculation marks removed, a step a paragraph, which is what a
+    judge numbers, the answer boxed.
 
     Blank lines are removed, and so is a last line `#### n`, whose n must be the answer. Raises `ValueError` where it is not, where a mark
     is not closed, and where no step is left.
 
-    >>> boxed_solution("Half is 48/2 = <<48/2=24>>24.\\n\\nThe sum is 48+24 = <<48+24=72>>72.\\n#### 72", "72").split("\\n")
+    >>> boxed_solution("Half is 48/2 = <<48/2=24>>24.\\nThe sum is 48+24 = <<48+24=72>>72.\\n#### 72", "72").split("\\n\\n")
     ['Half is 48/2 = 24.', 'The sum is 48+24 = 72.', '\\\\boxed{72}']
     """
     text = re.sub(r"<<[^<>\n]*>>", "", solution)
@@ -154,4 +155,4 @@ def boxed_solution(solution: str, answer: str) -> str:
             raise ValueError(f"the solution ends in {shown(last)} but the answer is {shown(answer)}; correct one of them")
     if not steps:
         raise ValueError(f"no step in {shown(solution)}; a warm start needs worked solutions")
-    return "\n".join([*steps, f"\\boxed{{{answer.strip()}}}"])
+    return "\n\n".join([*steps, f"\\boxed{{{answer.strip()}}}"])

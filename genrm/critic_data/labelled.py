@@ -6,7 +6,8 @@ by their import path; written in FAPO-Critic's schema:
     {"data_source": "fapo_critic", "prompt": [{"role": "user", "content": …}], "ability": "math_critic",
      "reward_model": {"style": "rule", "ground_truth": 2}, "extra_info": {"question_index": 7, "split": "train", "total_steps": 5}}
 
-One object a line, every field of one type in all rows, so that `datasets` and pyarrow read it as it is.
+and, of planted flaws, `extra_info.critique`: what a careful critic says before its box, the target of a warm start. One object a line,
+every field of one type in all rows, so that `datasets` and pyarrow read it as it is.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from soundrl.fapo.data.left_out import LeftOut, load_rows
 from soundrl.fapo.data.rows import RowError, shown
 from soundrl.fapo.named import is_named, named
 from soundrl.fapo.records import Prompt
-from soundrl.genrm.prompts import PROMPTS, taken_apart
+from soundrl.genrm.prompts import PROMPTS, JudgePrompt, taken_apart
 
 FIELDS = ("id", "problem", "steps", "label", "final_answer_correct", "answer", "prompt")
-COLUMNS = Columns((*FIELDS, "reward_model.ground_truth", "extra_info.total_steps"))
+COLUMNS = Columns((*FIELDS, "reward_model.ground_truth", "extra_info.total_steps", "extra_info.critique"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,18 @@ class Labelled:
     """Whether the final answer is right; FlawedPositiveBench is the rows where it is."""
     answer: str | None = None
     """Reference answer, where it is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critiqued(Labelled):
+    """One of which it is known what a critic should say."""
+
+    critique: str
+    """Up to its box, which follows from label and prompt."""
+
+    def said(self, prompt: JudgePrompt) -> str:
+        """The whole critique, in the box's language: an index, or True and False."""
+        return f"{self.critique}\n\\boxed{{{self.label if prompt.locates else self.label < 0}}}"
 
 
 def load_labelled(source: str, *, max_rows: int | None = None, seed: int = 1, split: str = "test") -> list[Labelled]:
@@ -110,10 +123,11 @@ def _processbench(id: str, fields: dict[str, Any]) -> Labelled:
 
 def labelled_prompt(row: Labelled, source: str, prompt: str = "own") -> Prompt:
     """A labelled solution as a prompt of the critic task: the very words that a judge is asked with by the name `prompt`."""
-    messages = PROMPTS[prompt].messages(row.problem, row.steps, row.answer)
-    return Prompt(
-        id=row.id, messages=tuple(messages), text=messages[0]["content"], answer=str(row.label), steps=len(row.steps), source=source
-    )
+    asked = PROMPTS[prompt]
+    messages = tuple(asked.messages(row.problem, row.steps, row.answer))
+    said = row.said(asked) if isinstance(row, Critiqued) else None
+    text, label, steps = messages[0]["content"], str(row.label), len(row.steps)
+    return Prompt(id=row.id, messages=messages, text=text, answer=label, steps=steps, source=source, solution=said)
 
 
 def load_critic(path: str, *, max_rows: int | None = None, left_out: LeftOut | None = None, prompt: str = "own") -> list[Prompt]:
@@ -146,7 +160,10 @@ def _critic(id: str, fields: dict[str, Any]) -> Labelled:
     problem, steps, answer = taken_apart(content) or ("", [], None)
     if len(steps) != total:
         raise RowError(f"{len(steps)} tagged paragraphs, but extra_info.total_steps is {total}; tag as FAPO-Critic does", "prompt")
-    return Labelled(id=id, problem=problem, steps=tuple(steps), label=label, answer=answer)
+    row = Labelled(id=id, problem=problem, steps=tuple(steps), label=label, answer=answer)
+    said = cast(dict[str, Any], extra).get("critique")
+    _expect(isinstance(said, str | None), "extra_info.critique", said, "a text is expected; write the critique without its box")
+    return Critiqued(**vars(row), critique=said) if said else row
 
 
 def to_row(row: Labelled, question: int, split: str) -> dict[str, Any]:
@@ -156,7 +173,8 @@ def to_row(row: Labelled, question: int, split: str) -> dict[str, Any]:
         "prompt": PROMPTS["own"].messages(row.problem, row.steps, row.answer),
         "ability": "math_critic",
         "reward_model": {"style": "rule", "ground_truth": row.label},
-        "extra_info": {"question_index": question, "split": split, "total_steps": len(row.steps)},
+        "extra_info": {"question_index": question, "split": split, "total_steps": len(row.steps)}
+        | ({"critique": row.critique} if isinstance(row, Critiqued) else {}),
     }
 
 

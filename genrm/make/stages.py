@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,8 +59,9 @@ class Stages:
     {'solutions': 68000, 'seconds': 5021.3}
     """
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    def __init__(self, work: Path, names: Sequence[str] = STAGES) -> None:
+        """`names`: of all stages, in their order."""
+        self.work, self.names = work, names
         work.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(work / ".lock")
         self._before = ""
@@ -74,7 +75,7 @@ class Stages:
         begun, ended = folder / "made_from.json", folder / "stage.json"
         before = json.loads(begun.read_text()) if begun.exists() else stamp
         if changed := [f"{key} {before.get(key)} (now {value})" for key, value in stamp.items() if before.get(key) != value]:
-            after = " ".join(str(self.work / other) for other in STAGES[STAGES.index(name) :] if (self.work / other).exists())
+            after = " ".join(str(self.work / other) for other in self.names[self.names.index(name) :] if (self.work / other).exists())
             raise ValueError(
                 f"{folder} was made with {', '.join(changed)}; give it the same, name another --out, or make it and what follows anew: "
                 f"rm -r {after}"

@@ -38,10 +38,10 @@ def train(command: Sequence[str], folder: Path, base: Path, prompt: str) -> Foun
     """Runs `command` and exports every checkpoint it has kept; `policy/step-000000` is the `base` itself, to compare with. Each is marked
     as one that reads `prompt`. ValueError where a process has failed; its own words stand above."""
     run = folder / "run"
-    _ended(run / ".lock")
-    _guarded(command)
+    ended(run / ".lock")
+    guarded(command)
     dtype = json.loads((run / "config.json").read_text())["model"]["dtype"]
-    _guarded([sys.executable, "-m", "soundrl.engine.tools.export", "write", str(run), "--dtype", dtype])
+    guarded([sys.executable, "-m", "soundrl.engine.tools.export", "write", str(run), "--dtype", dtype])
     card = json.dumps({"prompt": prompt}) + "\n"
     for path in exported(run):
         (path / "card.json").write_text(card)  # not the one that the base may have, which speaks of other weights
@@ -50,7 +50,7 @@ def train(command: Sequence[str], folder: Path, base: Path, prompt: str) -> Foun
     return {"checkpoints": {path.name: digests(path) for path in exported(run)}}
 
 
-def _ended(lock: Path, seconds: float = 30.0) -> None:
+def ended(lock: Path, seconds: float = 30.0) -> None:
     """Waits for ranks of a run that was killed with us: they end by themselves, a moment later. Who holds it longer is named by the run."""
     end = time.monotonic() + seconds
     while lock.exists() and time.monotonic() < end:
@@ -60,7 +60,7 @@ def _ended(lock: Path, seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def _guarded(command: Sequence[str]) -> None:
+def guarded(command: Sequence[str]) -> None:
     """Runs it in a session of its own, which ends when this process does, in whatever way. ValueError where it fails."""
     print(f"$ {shlex.join(command)}", flush=True)
     process = subprocess.Popen(

@@ -1,0 +1,62 @@
+"""What solutions and verdicts come to in shares: flawed ones by the judge, raw and corrected, and by the sums that they state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stated_sums import first_false
+
+from soundrl.fapo.corrected import Errors, corrected
+from soundrl.fapo.records import Verdict
+from soundrl.genrm.critic_data.labelled import Labelled
+from soundrl.genrm.prompts import split_paragraphs
+from soundrl.genrm.scores import wilson
+
+
+def errors(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> list[int]:
+    """`Errors` of a judge on the rows with a right final answer that it gave a verdict for.
+
+    >>> rows = [Labelled(id="", problem="", steps=("1",), label=label) for label in (0, 0, -1, -1)]
+    >>> errors(rows, [Verdict.flawed(0), Verdict.sound(), Verdict.flawed(0), Verdict.unknown("no_box")])
+    [1, 2, 1, 1]
+    """
+    told = [(row.label >= 0, v.kind == "flawed") for row, v in zip(rows, verdicts, strict=True) if row.right and v.kind != "unknown"]
+    flawed = [said for wrong, said in told if wrong]
+    sound = [said for wrong, said in told if not wrong]
+    return [sum(flawed), len(flawed), sum(sound), len(sound)]
+
+
+def shares(rollouts: Sequence[Mapping[str, Any]], known: Mapping[str, Errors]) -> dict[str, Any]:
+    """Of an evaluation's rollouts: right ones; of these flawed by the judge's verdicts, raw and corrected by its errors on each set of
+    `known`; those that state a false sum, and what the judge says of them. Shares have n and Wilson's interval over rollouts, which takes
+    those of one problem for independent; None where there is nothing to take a share of."""
+
+    def share(part: int, whole: int) -> dict[str, Any] | None:
+        own = wilson(part, whole)
+        return {"share": [round(x, 4) for x in (own.value, own.low, own.high)], "n": whole} if whole else None
+
+    unchecked = [row for row in rollouts if row["outcome"] in ("unknown", "unscored")]  # the machine's fault
+    rollouts = [row for row in rollouts if row not in unchecked]
+    right = [row for row in rollouts if row["outcome"] == "correct"]
+    told = [row for row in right if row["verdict"] and row["verdict"]["kind"] != "unknown"]
+    called = [row for row in told if row["verdict"]["kind"] == "flawed"]
+    false = {id(row) for row in rollouts if first_false(split_paragraphs(row["text"])) >= 0}
+    found: dict[str, Any] = {
+        "right": share(len(right), len(rollouts)),
+        "problems": len({row["prompt_id"] for row in rollouts}),
+        "unchecked": len(unchecked),
+        "cut": sum(row["finish_reason"] == "length" for row in rollouts),
+        "coverage": share(len(told), len(right)),
+        "unknown": dict(Counter(row["verdict"]["reason"] for row in right if row["verdict"] and row["verdict"]["kind"] == "unknown")),
+        "flawed, raw": share(len(called), len(told)),
+    }
+    for name, own in known.items():
+        value = corrected(len(called), len(told), own)
+        found[f"flawed, corrected by {name}"] = value and {"share": [round(x, 4) for x in value], "n": len(told), "errors": list(own)}
+    return found | {
+        "false sum, of right": share(sum(id(row) in false for row in right), len(right)),
+        "false sum, of wrong": share(len(false) - sum(id(row) in false for row in right), len(rollouts) - len(right)),
+        "called flawed, of right with a false sum": share(sum(id(row) in false for row in called), sum(id(row) in false for row in told)),
+    }
