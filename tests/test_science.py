@@ -21,6 +21,7 @@ from soundrl.engine.environments.environment import build_environment, environme
 from soundrl.engine.recipes import arith
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.samples import Samples
 from soundrl.fapo.task import OracleJudge, ReasoningTask
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -128,11 +129,11 @@ def test_the_judge_is_altered_and_the_measure_is_exact():
     rollouts = [rollout(text, prompt(), i) for i, text in enumerate((SOUND, FLAWED, FLAWED, "58+7=65\n#5\n"))]
     (group,) = task.collect([prompt()], rollouts).groups()
     assert [v and v.kind for v in group.verdicts] == ["sound", "sound", "sound", None]
-    measured = task.evaluation(task.count([group]))
+    measured = task.evaluation(task.count([group]), Samples.of([group]))
     assert (measured["sound"], measured["true_sound"], measured["true_flawed_ratio"]) == (0.75, 0.25, 2 / 3)
     # Inverse: where the very truth judges, it is not said twice.
     exact = ReasoningTask(environment.check, OracleJudge(chains.oracle), settings, truth=environment.truth)
-    assert "true_sound" not in exact.evaluation(exact.count([group]))
+    assert "true_sound" not in exact.evaluation(exact.count([group]), Samples.of([group]))
 
 
 def test_the_step_ratio_pays_what_stands_before_the_first_wrong_step():

@@ -145,11 +145,11 @@ class KnobbedArithmetic(Arithmetic):
         return Truth(chains.oracle, self.kinds)
 
     def check(self, prompt: Prompt, rollout: Rollout) -> Said:
-        outcome = super().check(prompt, rollout)
+        said = super().check(prompt, rollout)
         if self.knobs.reward == "fapo":
-            return outcome
-        verdict = self.knobs.verdict(prompt, rollout)
-        return Check(outcome=outcome, reward=step_ratio_reward(outcome, verdict, len(chains.steps(rollout.text))))
+            return said
+        reward = step_ratio_reward(said.outcome, self.knobs.verdict(prompt, rollout), len(chains.steps(rollout.text)))
+        return Check(outcome=said.outcome, reward=reward, extracted=said.extracted)
 
 
 def with_knobs(name: str) -> type[KnobbedArithmetic]:
