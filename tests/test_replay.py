@@ -311,7 +311,7 @@ def test_the_command_says_what_is_missing_and_does_the_rest(tmp_path, capsys, mo
     written(tmp_path, config_of())
     monkeypatch.setattr(replay, "alone", lambda: __import__("contextlib").nullcontext())
     with pytest.raises(SystemExit) as ended:
-        replay.main(tmp_path, (STEP,), Change(lam=2.0))
+        replay.main(replay.Arguments(run=tmp_path, steps=(STEP,), lam=2.0))
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0 and lines[0].startswith(f"{tmp_path}, step 3: 30 rollouts in 6 groups, 1 rank, λ = 1")
     assert sum(line.startswith("  equal ") for line in lines) == 5
@@ -321,7 +321,7 @@ def test_the_command_says_what_is_missing_and_does_the_rest(tmp_path, capsys, mo
     )
     assert "  gradient    not known without the step's weights" in lines and any(line.startswith("  advantages  cosine") for line in lines)
     with pytest.raises(SystemExit) as ended:
-        replay.main(tmp_path, (7,))
+        replay.main(replay.Arguments(run=tmp_path, steps=(7,)))
     assert ended.value.code == 2 and "has no rollouts of step 7 (train); steps that it has: 3" in capsys.readouterr().err
 
 

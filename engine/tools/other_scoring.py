@@ -27,14 +27,17 @@ Verify = Callable[[Prompt, Rollout], Said | Future[Said]]
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What is another; empty and None: as the run had it."""
+    """What is another; empty and None: as the run had it. All at once, where there are several."""
 
     lam: float | None = None
+    """Another λ."""
     judge: str = ""
-    """`oracle` (the world's own), `none`, another environment with an oracle by its name or path, or `model@url`."""
+    """Other verdicts: by `oracle` (the world's own), by another environment's oracle (its name or path), by `model@url` (its token, if any,
+    is read from $SOUNDRL_GENRM_TOKEN), or by nobody: `none`."""
     verifier: str = ""
-    """As `data.verifier`."""
+    """Other outcomes: by math, choice, number, exact, or a function of one's own, `my_checks.py:score`."""
     allow_http: bool = False
+    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
 
     def __str__(self) -> str:
         lam = "" if self.lam is None else f"λ = {self.lam:.4g}"
