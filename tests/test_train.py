@@ -38,7 +38,8 @@ def metrics(folder: Path) -> list[dict]:
 def two_ranks(tmp_path_factory) -> tuple[Path, str]:
     """The folder of a run on two ranks, through vLLM, and what was said."""
     folder = tmp_path_factory.mktemp("two")
-    arguments = ("arith", *TINY, "--run.folder", folder, "--run.save", 2, 9, 0)
+    half = ("--rollout.prompts", 16, "--optim.minibatch-prompts", 16)
+    arguments = ("arith", *TINY, *half, "--run.folder", folder, "--run.save", 2, 9, 0)
     done = start([sys.executable, "engine/train.py", *map(str, arguments)], NPROC="2")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder / "arith", done.stdout
@@ -55,7 +56,7 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(two_ranks):
     assert [row["seconds"] for row in trace] == pytest.approx([row["time/step"] for row in steps], rel=0.2)
     assert {event["pid"] for event in read_trace(folder / "trace.json")} == {0, 1}
     rollouts = RunReader(folder).rollouts(1)
-    assert len(rollouts) == 32 * 8 and len({(r["prompt_id"], r["sample"]) for r in rollouts}) == 256
+    assert len(rollouts) == 16 * 8 and len({(r["prompt_id"], r["sample"]) for r in rollouts}) == 128
     assert {r["policy_version"] for r in rollouts} == {1}
     assert all((r["verdict"] is not None) == (r["outcome"] == "correct") for r in rollouts)
     assert all(len(r["tokens"]) == len(r["logprobs"]) for r in rollouts)
@@ -86,7 +87,7 @@ def digest(folder: Path, step: int) -> str:
 
 def tiny_arguments(folder: Path, name: str, *arguments) -> list[str]:
     """The command line of a small run without vLLM."""
-    small = ("--rollout.engine", "torch", "--rollout.prompts", 16, "--optim.minibatch-prompts", 16, "--data.test")
+    small = ("--rollout.engine", "torch", "--rollout.prompts", 8, "--optim.minibatch-prompts", 8, "--data.test")
     return [str(part) for part in ("arith", *TINY, *small, "--run.folder", folder, "--run.name", name, *arguments)]
 
 
@@ -100,7 +101,7 @@ def tiny_runs(torchrun_once, tmp_path_factory, two_ranks) -> tuple[Path, list]:
     folder = tmp_path_factory.mktemp("tiny")
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedJudge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    halves = ("--optim.minibatch-prompts", 8, "--run.save", 1, 9, 0)
+    halves = ("--optim.minibatch-prompts", 4, "--run.save", 1, 9, 0)
     asked = ("--genrm.judge", "endpoint", "--genrm.urls", f"http://127.0.0.1:{server.server_port}/v1", "--genrm.model", "judge")
     runs = [
         tiny_arguments(folder, "judged", "--fapo.lam", 0, "--run.steps", 2, *halves),
