@@ -29,7 +29,7 @@ from soundrl.engine.launch.launch import UserError, parse_arguments, plan_argume
 from soundrl.engine.launch.launcher import processes
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.timeline import Timeline
-from soundrl.engine.tools import convert
+from soundrl.engine.tools import convert, replay
 from soundrl.engine.tools.plan import planned
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.genrm import evaluate, label, selection
@@ -136,7 +136,7 @@ def plan_of_run(words: list[str], place: Path):
 def reads_its_arguments(words: list[str], place: Path) -> None:
     """The module's own command line; nothing is done with it."""
     kinds = {"serve": Serving, "evaluate": evaluate.Arguments, "selection": selection.Arguments, "critic_data": Planted | Sampled}
-    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments}
+    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments, "replay": replay.Arguments}
     arguments = words[3 : words.index("--") if "--" in words else None]  # what follows are settings of the training
     if words[2].endswith(("serve", "prm")):  # looks for the model
         arguments[arguments.index("--model") + 1] = str(place / "tiny")
@@ -214,7 +214,7 @@ RULES: list[tuple[str, Proof]] = [
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
     (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
     (
-        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.tools\.convert) ",
+        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.tools\.(convert|replay)) ",
         reads_its_arguments,
     ),
     (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),

@@ -68,12 +68,15 @@ def group_of(prompt: Prompt, letters: str, scores: bool = False, turns: bool = F
     )
 
 
-def written(folder: Path, config: Config, ranks: int = 1, refill: bool = False, **how: bool) -> list[str]:
+def written(folder: Path, config: Config, ranks: int = 1, refill: bool = False, without: str = "", **how: bool) -> list[str]:
     """The folder of a run after `STEP` steps, of which the last one has its rollouts: groups of random outcomes and verdicts, dealt over
     the ranks. With `refill` one group in two trains nothing, and seven more prompts were sampled in each step. Returns the prompts that
     were trained, in the global order."""
     environment, rng = build_environment(config.data.environment, config, None), Random(str(config.fapo) + str(ranks))
-    stream = PromptStream(environment.problems(LeftOut()), config.run.seed, config.data.difficulty)
+    problems: Any = environment.problems(LeftOut())
+    stream = PromptStream(
+        problems.kept(lambda row: None if row.id == without else row) if without else problems, config.run.seed, config.data.difficulty
+    )
     size, more = config.rollout.prompts, 7 if refill else 0
     for _ in range(STEP - 1):
         stream.take(size + more)
@@ -154,6 +157,22 @@ def test_a_step_is_recomputed_from_its_files(name, tmp_path):
     assert any(a > 0 for group in step.groups for a in group.advantages)  # witness
     windows = {len(part.windows) for part in step.planned()}
     assert len(step.planned()) == 2 and (max(windows) > 1) == (name not in ("GRPO", "three ranks", "refill, two ranks"))
+
+
+def test_the_order_of_a_files_rows_is_that_of_the_run(tmp_path):
+    """Two epochs of ten rows, one of which was left out, easy ones first; over two ranks, so that no file tells the order."""
+    rows = [{"problem": f"{i}+1?", "answer": str(i + 1), "level": 10 - i} for i in range(10)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = {"genrm__judge": "endpoint", "genrm__urls": ("http://127.0.0.1:9/v1",), "genrm__model": "judge"}
+    config = config_of(data__train=(str(tmp_path / "sums.jsonl"),), data__difficulty=("level", 0), **judge)
+    left_out = {"file": str(tmp_path / "sums.jsonl"), "row": 3, "field": "answer", "reason": "no number"}
+    order = written(tmp_path, config, ranks=2, without=f"{tmp_path / 'sums.jsonl'}:3")
+    (tmp_path / "left_out.jsonl").write_text(json.dumps(left_out) + "\n")
+    step = Recomputed(tmp_path, STEP)
+    assert [step.saved.groups[i].prompt.id for i in step.order] == order != [group.prompt.id for group in step.saved.groups]
+    (tmp_path / "left_out.jsonl").unlink()  # inverse: with that row the order is another
+    with pytest.raises(ValueError, match="which is not there; name those of the run"):
+        _ = Recomputed(tmp_path, STEP).order
 
 
 def test_what_differs_is_named_with_its_place(tmp_path):
@@ -292,7 +311,7 @@ def test_the_command_says_what_is_missing_and_does_the_rest(tmp_path, capsys, mo
     written(tmp_path, config_of())
     monkeypatch.setattr(replay, "alone", lambda: __import__("contextlib").nullcontext())
     with pytest.raises(SystemExit) as ended:
-        replay.main(tmp_path, (STEP,), Change(lam=2.0))
+        replay.main(replay.Arguments(run=tmp_path, steps=(STEP,), lam=2.0))
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0 and lines[0].startswith(f"{tmp_path}, step 3: 30 rollouts in 6 groups, 1 rank, λ = 1")
     assert sum(line.startswith("  equal ") for line in lines) == 5
@@ -302,8 +321,32 @@ def test_the_command_says_what_is_missing_and_does_the_rest(tmp_path, capsys, mo
     )
     assert "  gradient    not known without the step's weights" in lines and any(line.startswith("  advantages  cosine") for line in lines)
     with pytest.raises(SystemExit) as ended:
-        replay.main(tmp_path, (7,))
+        replay.main(replay.Arguments(run=tmp_path, steps=(7,)))
     assert ended.value.code == 2 and "has no rollouts of step 7 (train); steps that it has: 3" in capsys.readouterr().err
+
+
+def test_a_critics_step_is_recomputed_with_the_data_that_it_judged(tmp_path):
+    """The reward hangs on the number of steps of the solution, which the data know; another λ or judge means nothing there."""
+    config = config_of(run__task="critic", fapo__lam=0.0, genrm__judge="none", model__max_length=144)
+    environment = build_environment("arith", config, None)
+    stream = PromptStream(environment.problems(LeftOut()), 0)
+    stream.take(SIZE * (STEP - 1))
+    prompts, task = stream.take(SIZE), build_task(config, environment, BuiltJudge(None))
+    said = [r"\boxed{-1}", r"\boxed{0}", r"\boxed{1}", r"\boxed{2}", "nothing"]
+    rollouts = [replace(r, text=text) for p in prompts for r, text in zip(group_of(p, "w" * SAMPLES).rollouts, said, strict=True)]
+    groups = task.collect(prompts, rollouts).groups()
+    save(tmp_path, STEP, [groups])
+    (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}))
+    row = task.rates(task.count(groups))
+    rows = [{"step": step, "reward/mean": row["reward/mean"], "critic/exact": row["critic/exact"]} for step in range(1, STEP + 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    step = Recomputed(tmp_path, STEP)
+    step.check_rewards()
+    step.check_figures()
+    assert not step.found.differs and step.found.equal[-1].startswith("reward/mean ") and "critic/exact" in step.found.equal[-1]
+    assert len({reward for group in step.groups for reward in group.rewards}) > 2  # witness: some are parts of 1
+    with pytest.raises(ValueError, match="run.task critic has neither λ nor a judge nor a verifier"):
+        scored_otherwise(step, Change(lam=1.0))
 
 
 def test_turned_gradients():

@@ -27,14 +27,17 @@ Verify = Callable[[Prompt, Rollout], Said | Future[Said]]
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What is another; empty and None: as the run had it."""
+    """What is another; empty and None: as the run had it. All at once, where there are several."""
 
     lam: float | None = None
+    """Another λ."""
     judge: str = ""
-    """`oracle` (the world's own), `none`, another environment with an oracle by its name or path, or `model@url`."""
+    """Other verdicts: by `oracle` (the world's own), by another environment's oracle (its name or path), by `model@url` (its token, if any,
+    is read from $SOUNDRL_GENRM_TOKEN), or by nobody: `none`."""
     verifier: str = ""
-    """As `data.verifier`."""
+    """Other outcomes: by math, choice, number, exact, or a function of one's own, `my_checks.py:score`."""
     allow_http: bool = False
+    """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
 
     def __str__(self) -> str:
         lam = "" if self.lam is None else f"λ = {self.lam:.4g}"
@@ -65,9 +68,10 @@ def scored_otherwise(step: Recomputed, change: Change) -> Scoring:
         if change.verifier:
             groups = verified(step.with_prompts(groups, step.tokenizer), verify_of(step, change.verifier, stack))
         if change.judge or change.verifier:
-            groups, missing = judged(groups, judge, again=bool(change.judge))
+            nobody = config.genrm.judge == "none" or change.judge == "none"
+            groups, missing = judged(groups, judge, bool(change.judge), None if nobody else Verdict.unknown(UNJUDGED))
             if missing:
-                notes.append(f"{missing} rollouts are right now and were never judged: they leave their groups; name a --judge")
+                notes.append(f"{missing} rollouts are right now and were never judged: their verdict is unknown; name a --judge")
     if change.judge == "none":
         notes.append("without a judge nothing is flawed: this is GRPO, whatever λ is")
     if config.fapo.lam and not any(verdict for group in groups for verdict in group.verdicts) and change.judge != "none":
@@ -109,24 +113,21 @@ def judge_of(step: Recomputed, change: Change, stack: ExitStack) -> Judge | None
     return judge
 
 
-def judged(groups: Sequence[Group], judge: Judge | None, again: bool) -> tuple[list[Group], int]:
-    """The groups with verdicts of all right rollouts: asked anew with `again`, else where there is none yet. And how many nobody gives,
-    which are unknown."""
-    asked: list[list[Future[Verdict | None]]] = []
-    missing = 0
+def judged(groups: Sequence[Group], judge: Judge | None, again: bool, without: Verdict | None) -> tuple[list[Group], int]:
+    """The groups with verdicts of all right rollouts: asked anew with `again`, else where there is none yet; `without` where nobody is
+    there to ask. And how many of these are unknown."""
+    asked, missing = list[list[Future[Any]]](), 0
     for place, group in enumerate(groups):
-        row: list[Future[Verdict | None]] = []
+        asked.append([])
         for rollout, outcome, verdict in zip(group.rollouts, group.outcomes, group.verdicts, strict=True):
-            if outcome is not Outcome.CORRECT or (again and judge is None):
-                row.append(done(None))
-            elif verdict is not None and not again:
-                row.append(done(verdict))
-            elif judge is None:
-                row.append(done(Verdict.unknown(UNJUDGED)))
-                missing += 1
+            right = outcome is Outcome.CORRECT
+            if not right or (verdict is not None and not again):
+                asked[-1].append(done(verdict if right else None))
+            elif judge is not None:
+                asked[-1].append(judge.submit(group.prompt, rollout, place))
             else:
-                row.append(judge.submit(group.prompt, rollout, place))  # type: ignore[arg-type]
-        asked.append(row)
+                asked[-1].append(done(without))
+                missing += without is not None
     return [replace(group, verdicts=[each.result() for each in row]) for group, row in zip(groups, asked, strict=True)], missing
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -29,6 +29,16 @@ from soundrl.fapo.records import Group
 
 SHOWN = 12
 """Groups that are listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Change):
+    """Command line of `python -m soundrl.engine.tools.replay`."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    steps: tyro.conf.Positional[tuple[int, ...]]
+    """Steps of its training."""
 
 
 def replayed(step: Recomputed, ranks_of: ExitStack) -> tuple[Findings, AtWeights | None]:
@@ -121,23 +131,18 @@ def algebra(before: list[Group], lam: float, after: list[Group], scoring: Scorin
             )
 
 
-def main(
-    run: Annotated[Path, tyro.conf.Positional],
-    steps: Annotated[tuple[int, ...], tyro.conf.Positional],
-    /,
-    change: Annotated[Change, tyro.conf.arg(name="")] = Change(),  # noqa: B008 — frozen
-) -> None:
+def main(arguments: Arguments) -> None:
     """Replay steps of a run, and with a change say what it would have made of them."""
     be_quiet()
     differs = False
     try:
-        if not steps:
+        if not arguments.steps:
             raise ValueError("name a step, as in: replay runs/arith 37")
         with ExitStack() as ranks_of:
-            for number in steps:
-                step = Recomputed(run, number)
+            for number in arguments.steps:
+                step = Recomputed(arguments.run, number)
                 found, weights = replayed(step, ranks_of)
-                turns = list(otherwise(step, change, weights)) if change else []
+                turns = list(otherwise(step, arguments, weights)) if arguments else []
                 if weights is not None:
                     weights.check_loss()  # last: it trains
                 step.environment.close()
@@ -150,4 +155,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Arguments, description=__doc__))
