@@ -7,7 +7,6 @@ import json
 import math
 import random
 import sys
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +17,8 @@ from soundrl.engine.config import Config
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.environments.arithmetic.knobs import Knobs
 from soundrl.engine.environments.environment import build_environment, environment_of
+from soundrl.engine.files.rollout_file import RolloutWriter
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.recipes import arith
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
@@ -162,61 +163,32 @@ def test_scarce_and_long_problems_leave_the_world_as_it_is():
 # What rollouts say
 
 
-def row(text: str, outcome: str, verdict: str | None, advantage: float, kept: bool = True, prompt_id: str = "p0") -> dict:
-    said = None if verdict is None else {"kind": verdict, "step": 0, "reason": ""}
-    return {
-        "prompt_id": prompt_id,
-        "prompt": PROBLEM.text,
-        "text": text,
-        "tokens": [1] * 10,
-        "outcome": outcome,
-        "verdict": said,
-        "advantage": advantage,
-        "kept": kept,
-    }
-
-
-def test_a_run_is_measured_by_the_oracle_whatever_its_judge_has_said(science):
-    rows = [
-        row(SOUND, "correct", "flawed", 0),
-        row(FLAWED, "correct", "sound", 0),
-        row(GUESSED, "correct", None, 0),
-        row("", "no_answer", None, 0),
-    ]
-    found = science.measures.Sums.of(rows).measures()
-    assert found == {
-        "right": 0.75,
-        "sound": 0.25,
-        "flawed": 2 / 3,
-        "tokens": 10.0,
-        "lines": 7 / 3,
-        "skip": 0.0,
-        "guess": 1 / 3,
-        "false": 1 / 3,
-    }
-
-
-@pytest.mark.parametrize("lam", ["2/3", "1", "4/3", "2"])
-def test_the_sign_identity_holds_in_every_group_and_a_wrong_sign_is_an_exception(science, lam):
-    """All compositions of a group of six, one of them without a verdict, by the engine's own advantages."""
-    settings = RewardSettings(
-        lam=float(Fraction(lam)), normalize_std=True, max_new_tokens=60, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True
-    )
+def test_a_run_is_measured_by_the_oracle_whatever_its_judge_has_said(science, tmp_path):
+    """Two groups of a step on disk: figures by the oracle, the shift and the signs by what the judge has said."""
+    settings = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=60, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
     groups = []
-    for number, kinds in enumerate(itertools.combinations_with_replacement("sfwu", 6)):
-        outcomes = [Outcome.WRONG if kind == "w" else Outcome.CORRECT for kind in kinds]
+    for number, kinds in enumerate(("fsuw", "sfww")):
+        texts = {"s": FLAWED, "f": SOUND, "u": GUESSED, "w": ""}  # a judge that is always wrong
         verdicts = [{"s": Verdict.sound(), "f": Verdict.flawed(0), "u": Verdict.unknown("timeout"), "w": None}[kind] for kind in kinds]
-        group = Group(prompt=prompt(), rollouts=[rollout("x", prompt(), i) for i in range(6)], outcomes=outcomes, verdicts=verdicts)
+        group = Group(prompt=prompt(number), rollouts=[rollout(texts[kind], prompt(number), i) for i, kind in enumerate(kinds)])
+        group.outcomes, group.verdicts = [Outcome.WRONG if kind == "w" else Outcome.CORRECT for kind in kinds], verdicts
         assign_advantages([group], settings)
-        made = zip(outcomes, verdicts, group.advantages, group.kept, strict=True)
-        groups.append([row("", o.value, v and v.kind, a, k, f"p{number}") for o, v, a, k in made])
-    found = science.measures.sign(groups, Fraction(lam))
-    # With λ = 2 they are equal only where nothing is sound, and flawed and wrong ones then earn alike: no signal.
-    assert found["exceptions"] == 0 and found["groups"] > 20 and (found["ties"] > 0) is (lam != "2")
-    # Witness: both sides of the shift are there; inverse: another λ's groups are no identity.
-    sides = {science.measures.past(group, Fraction(lam)) for group in groups}
-    assert sides == {True, False} and science.measures.sign(groups, Fraction(lam) / 2 + Fraction(1, 7))["exceptions"] > 0
-    assert science.measures.sign(groups, Fraction(0)) == {"groups": 0, "exceptions": 0, "ties": 0}
+        groups.append(group)
+    folder = tmp_path / "rollouts" / "step-000001"
+    folder.mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps({"format": 2}))
+    with RolloutWriter(folder / "rank-0.arrows") as file:
+        file.add(groups)
+        file.end([8])
+    series, signs = science.measures.series_of(RunReader(tmp_path), 1.0)
+    found = {name: value for name, (value,) in series.items()}
+    tokens = sum(len(r.tokens) for group in groups for r in group.rollouts) / 8
+    assert found == {
+        **{"right": 5 / 8, "sound": 2 / 8, "wrong": 3 / 8, "flawed": 3 / 8, "rho": 2 / 3, "past": 0.0},
+        **{"lines": 13 / 5, "skip": 0.0, "guess": 1 / 5, "tokens": tokens},
+    }
+    assert signs == {"groups": 2, "exceptions": 0, "ties": 1}
+    assert science.measures.series_of(RunReader(tmp_path), 0.0)[1] == {"groups": 0, "exceptions": 0, "ties": 0}
 
 
 # Over seeds

@@ -190,6 +190,6 @@ def work(folder: str, settings: tuple[str, ...], arm: Arm | None) -> None:
     if arm is not None and arm.start == "critic":
         found = {"after": of_critic(policy(path if trains else path.parent / "start"))}
     elif arm is not None:
-        found = of_policy(path, arm.lam)
+        found = of_policy(path, float(arm.lam))
     path.mkdir(exist_ok=True)
     (path / "found.json").write_text(json.dumps(found))
