@@ -31,9 +31,10 @@ class Share(NamedTuple):
     high: float
 
 
-def corrected(flawed: float, told: float, errors: Errors) -> Share | None:
+def corrected(flawed: float, told: float, errors: Errors, spread: float | None = None) -> Share | None:
     """The share of flawed ones among `told` rollouts, of which the judge calls `flawed` so, and the 95 % interval of what an oracle would
-    say of *these* rollouts. That others would have been sampled is not in it. None where there is nothing to tell by.
+    say of *these* rollouts. That others would have been sampled is not in it, unless `spread` is the standard error of flawed ÷ told for
+    other problems and rollouts. None where there is nothing to tell by.
 
     The interval is Fieller's: all p for which q − p·s − (1 − p)·f lies within 1.96 of its standard errors, which are those of the judge on
     these rollouts and of s and f on the labelled ones. Where s − f is not told from 0 it is [0, 1]: such a judge says nothing.
@@ -55,8 +56,16 @@ def corrected(flawed: float, told: float, errors: Errors) -> Share | None:
     a = told_apart**2 - Z**2 * (of_s / labelled_flawed + of_f / labelled_sound)
     b = -2 * told_apart * (q - f) - Z**2 * ((of_s - of_f) / told - 2 * of_f / labelled_sound)
     c = (q - f) ** 2 - Z**2 * of_f * (1 / told + 1 / labelled_sound)
-    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
     if a <= 0:
         return Share(value, 0.0, 1.0)
-    low, high = (min(max((-b + sign * root) / (2 * a), 0.0), 1.0) for sign in (-1, 1))
-    return Share(value, min(low, value), max(high, value))
+    ends = [value, *_roots(a, b, c)]
+    if spread is not None:  # the variance of q is known, and never taken for less than that of the judge on these rollouts
+        b = -2 * told_apart * (q - f) + 2 * Z**2 * of_f / labelled_sound
+        ends += _roots(a, b, (q - f) ** 2 - Z**2 * (spread**2 + of_f / labelled_sound))
+    return Share(value, min(ends), max(ends))
+
+
+def _roots(a: float, b: float, c: float) -> list[float]:
+    """Of a·p² + b·p + c, a > 0, moved into 0 … 1."""
+    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
+    return [min(max((-b + sign * root) / (2 * a), 0.0), 1.0) for sign in (-1, 1)]
