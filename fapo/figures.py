@@ -87,7 +87,7 @@ def measures(samples: Samples, ks: Sequence[int], judged: bool) -> dict[str, Mea
     if judged:
         out["sound"] = mean((right & (samples.verdict == SOUND)).astype(np.int64), n_P)
         out |= {f"process_pass@{k}": passed(samples.sound, k) for k in ks}
-        told, flawed = right & (samples.verdict >= FLAWED), right & (samples.verdict == FLAWED)
+        told, flawed = right & samples.told, right & (samples.verdict == FLAWED)
         if told.any():
             out["flawed_ratio"] = share(samples, flawed, told)
     return out | {"cut": mean(samples.cut, all_P), "tokens": mean(samples.tokens, all_P)}

@@ -110,6 +110,18 @@ class Samples:
         return made(rows())
 
     @property
+    def data(self) -> str:
+        """Digest of the problems, their texts and reference answers."""
+        return blake2b(
+            "\n".join(f"{id_} {content}" for id_, content in zip(self.ids, self.contents, strict=True)).encode(), digest_size=16
+        ).hexdigest()
+
+    @property
+    def told(self) -> NDArray[np.bool_]:
+        """[N] whether the judge says sound or flawed."""
+        return (self.verdict == SOUND) | (self.verdict == FLAWED)
+
+    @property
     def judged(self) -> bool:
         """Whether a judge was asked of any."""
         return bool((self.verdict != NONE).any())
