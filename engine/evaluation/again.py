@@ -13,28 +13,28 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from soundrl.engine.config import GROUPS, Config
-from soundrl.engine.environments.environment import FILES, Environment, build_environment, environment_of, is_environment
+from soundrl.engine.environments.environment import Environment, build_environment, environment_of, is_environment
+from soundrl.engine.evaluation.arguments import Arguments
+from soundrl.engine.evaluation.scores import by_set, errors_in, show_agreement
 from soundrl.engine.files.rollout_file import VERDICT
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.files.whole import whole
+from soundrl.engine.view.scores import scores_of, show_scores
 from soundrl.fapo.records import Prompt, Rollout, Turn, Verdict
 from soundrl.fapo.resampled import intervals
-from soundrl.fapo.samples import Samples
 from soundrl.genrm.evaluate import Solution, judge_all
 from soundrl.genrm.journal import Journal, digest
+from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.verdict import UNASKED
 from soundrl.genrm.watch.chance import kappa
-
-if TYPE_CHECKING:
-    from soundrl.engine.evaluate import Arguments
 
 OWN = "the run's own"
 """The verdicts that stand in the rollouts."""
@@ -113,7 +113,7 @@ def judge_again(a: Arguments) -> dict[str, Any]:
     questions: dict[str, Solution] = {}
     for row in rows:
         split = environment(row["set"])
-        steps = (split.split if split is not None else environment_split)(row["text"])
+        steps = (split.split if split is not None else split_paragraphs)(row["text"])
         questions[name_of(row)] = row["prompt"], steps, row["answer"]
     if len(questions) < len(rows):
         raise ValueError(f"{saved.reader.path}: a rollout of step {saved.step} ({saved.kind}) stands there twice; restore the files")
@@ -138,13 +138,7 @@ def judge_again(a: Arguments) -> dict[str, Any]:
         told = {id_: Verdict(*record["verdict"]) for id_, record in records.items()}
     others = {OWN: {name_of(row): Verdict(**row["verdict"]) for row in rows if row["verdict"]}} | other_judges(saved, name)
     agreements = {other: agreement(theirs, told) for other, theirs in others.items() if theirs.keys() & told.keys()}
-    return tell_again(saved, name, made_from, told, agreements)
-
-
-def environment_split(text: str) -> Sequence[str]:
-    from soundrl.genrm.prompts import split_paragraphs
-
-    return split_paragraphs(text)
+    return tell_again(saved, name, made_from, told, agreements, a.judge_errors)
 
 
 def oracle(row: Mapping[str, Any], environment: Environment | None) -> Verdict:
@@ -203,13 +197,16 @@ def agreement(first: Told, second: Told) -> dict[str, Any]:
     return out
 
 
-def tell_again(saved: Saved, name: str, made_from: dict[str, Any], told: Told, agreements: dict[str, Any]) -> dict[str, Any]:
-    """Writes and prints them."""
+def tell_again(
+    saved: Saved, name: str, made_from: dict[str, Any], told: Told, agreements: dict[str, Any], errors: Path | None
+) -> dict[str, Any]:
+    """Writes and prints them; `errors` of the judge, as `soundrl.genrm.evaluate` has them."""
     names = map(name_of, saved.table.select(["set", "prompt_id", "sample"]).to_pylist())
     verdicts = [None if v is None else {"kind": v.kind, "step": v.step, "reason": v.reason} for v in map(told.get, names)]
     place = saved.table.schema.get_field_index("verdict")
     table = saved.table.set_column(place, "verdict", pa.array(verdicts, VERDICT))
-    scores = {part: scores_of(samples, errors=errors, judged=True) for part, samples in by_set(table).items()}
+    known = errors_in(errors) if errors else None
+    scores = {part: scores_of(samples, errors=known, judged=True) for part, samples in by_set(table).items()}
     unfinished = Counter(v.reason for v in told.values() if v.reason in UNASKED)
     show_scores(f"{saved.reader.path.name}, step {saved.step} ({saved.kind}), judged by {name}", scores)
     show_agreement(name, agreements)
@@ -217,5 +214,7 @@ def tell_again(saved: Saved, name: str, made_from: dict[str, Any], told: Told, a
     with whole(saved.folder(name) / "scores.json") as beside:
         beside.write_text(json.dumps(found, indent=2) + "\n")
     if unfinished:
-        print(f"no reply came for {unfinished.total()} rollouts ({dict(unfinished)}); the same command asks for them again", file=sys.stderr)
+        print(
+            f"no reply came for {unfinished.total()} rollouts ({dict(unfinished)}); the same command asks for them again", file=sys.stderr
+        )
     return found

@@ -34,6 +34,7 @@ from soundrl.fapo.records import Group, Rollout
 from soundrl.genrm.verdict import UNASKED
 
 GROUPS = 32  # written at once
+CHANGED = 8  # settings that a refusal names
 
 
 class Kept(AbstractContextManager["Kept"]):
@@ -61,8 +62,9 @@ class Kept(AbstractContextManager["Kept"]):
             before = RunReader(self.path).config.get("evaluation")
             if not isinstance(before, dict):
                 raise ValueError(f"{self.path} is a training run's folder; name another --out")
-            if changed := sorted(name for name in before.keys() | made_from.keys() if before.get(name) != made_from.get(name)):
-                what = ", ".join(f"{name} {_short(before.get(name))} (now {_short(made_from.get(name))})" for name in changed)
+            was, now = flat(before), flat(made_from)
+            if changed := sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name)):
+                what = ", ".join(f"{name} {_short(was.get(name))} (now {_short(now.get(name))})" for name in changed[:CHANGED])
                 raise ValueError(f"{self.path} is an evaluation with {what}; give it the same, or name another --out")
             return
         with whole(file) as beside:
@@ -93,11 +95,10 @@ class Kept(AbstractContextManager["Kept"]):
                 file.add(groups[start : start + GROUPS])
             file.end([sum(len(group.rollouts) for group in groups)])
 
-    def end(self, metrics: dict[str, float], scores: dict[str, Any]) -> None:
+    def end(self, metrics: dict[str, float]) -> None:
+        """All sets are whole."""
         with whole(self.path / "metrics.jsonl") as beside:
             beside.write_text(json.dumps({"step": 0, **metrics}) + "\n")
-        with whole(self.path / "scores.json") as beside:
-            beside.write_text(json.dumps(scores, indent=2) + "\n")
         remove(self.path / "underway")
 
 
@@ -118,6 +119,17 @@ def lacking(requests: Sequence[Request], known: dict[Key, Rollout], part: int) -
             out += together
     for request in out:
         known.pop((request.prompt_id, request.sample), None)
+    return out
+
+
+def flat(said: dict[str, Any], within: str = "") -> dict[str, Any]:
+    """
+    >>> flat({"sampling": {"seed": 0}, "judge": "none"})
+    {'sampling.seed': 0, 'judge': 'none'}
+    """
+    out = dict[str, Any]()
+    for name, value in said.items():
+        out |= flat(value, f"{within}{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
     return out
 
 

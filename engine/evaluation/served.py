@@ -90,7 +90,7 @@ class Served:
 
     @property
     def made_from(self) -> dict[str, object]:
-        return {"model": self.model, "engine": "endpoint", "body": self.extra}
+        return {"model": {"name": self.model, "body": self.extra}, "prompt": "messages, by the template of who serves it"}
 
     def encoder(self, part: ProblemSet, max_new_tokens: int) -> Any:
         """Prompts are sent as they are. ValueError for a set that a text alone cannot answer."""
@@ -193,5 +193,10 @@ class Served:
 
 def of_model(error: ValueError) -> ValueError:
     """The pool's words speak of a judge and its settings."""
-    said = str(error).replace("genrm.urls", "--urls").replace("genrm.model", "--model").replace("genrm.allow_http (or --allow-http)", "--allow-http")
+    said = (
+        str(error)
+        .replace("genrm.urls", "--urls")
+        .replace("genrm.model", "--model")
+        .replace("genrm.allow_http (or --allow-http)", "--allow-http")
+    )
     return ValueError(said.replace("SOUNDRL_GENRM_TOKEN", TOKEN_ENV).replace("the judge", "the model"))

@@ -95,7 +95,9 @@ class ProblemSet:
         return digest([[p.id, p.text, p.messages, p.answer, p.form, p.verifier, dict(p.row)] for p in self.prompts])
 
 
-def load_sets(sources: Sequence[str], data_dir: str, config_of: Callable[[str], Config], tokenizer: Any) -> tuple[list[ProblemSet], LeftOut]:
+def load_sets(
+    sources: Sequence[str], data_dir: str, config_of: Callable[[str], Config], tokenizer: Any
+) -> tuple[list[ProblemSet], LeftOut]:
     """The sets that `sources` name, and the rows of their files that cannot be read. `config_of`: a run on a place. All files share one
     environment. ValueError for a source that is none, for two that are one, and for an environment without test sets."""
     places = [resolved(source, data_dir) for source in sources]
@@ -121,7 +123,9 @@ def load_sets(sources: Sequence[str], data_dir: str, config_of: Callable[[str], 
     return sets, left_out
 
 
-def check(sets: Sequence[ProblemSet], left_out: LeftOut, encode: Callable[[ProblemSet], Callable[[Prompt], np.ndarray]], beside: Path) -> list[str]:
+def check(
+    sets: Sequence[ProblemSet], left_out: LeftOut, encode: Callable[[ProblemSet], Callable[[Prompt], np.ndarray]], beside: Path
+) -> list[str]:
     """Prompts become tokens, references are tried; what is to be said of it. Rows that cannot be used are all named in one ValueError and
     listed in the file `beside`; with `data.skip_unusable` the sets go on without them."""
     said = list[str]()

@@ -54,9 +54,7 @@ def clear_kv_memory(worker: Any) -> None:
 class VllmSampler:
     """See `Sampler`. All ranks of a tensor-parallel group must pass the same requests in the same order."""
 
-    def __init__(
-        self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, ranks: Ranks, *, loads: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, ranks: Ranks, *, loads: bool = False) -> None:
         """`loads`: the folder's weights at once, where no trainer brings any."""
         on_cpu = ranks.device.type == "cpu"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

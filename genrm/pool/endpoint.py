@@ -255,7 +255,9 @@ def parsed(content: bytes, chat: bool = True) -> tuple[Reply, str | None]:
     ids = choice.get("token_ids")
     ids = tuple(ids) if isinstance(ids, list) and all(type(id_) is int and 0 <= id_ < 2**31 for id_ in ids) else ()
     whole = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text that a file can hold
-    return Reply(whole, _finish(reason), tokens if type(tokens) is int else None, places=_places(choice.get("logprobs")), token_ids=ids), name
+    return Reply(
+        whole, _finish(reason), tokens if type(tokens) is int else None, places=_places(choice.get("logprobs")), token_ids=ids
+    ), name
 
 
 def _places(logprobs: Any) -> tuple[Place, ...]:
