@@ -87,7 +87,7 @@ class Evaluation:
                 ),
             )
         except ValueError as error:
-            raise ValueError(SETTING.sub(lambda found: OPTIONS[found[0]], str(error))) from None
+            raise ValueError(SETTING.sub(lambda found: OPTIONS[found[1]], str(error))) from None
 
     def __call__(self) -> dict[str, Any]:
         """The scores."""
@@ -134,9 +134,15 @@ class Evaluation:
     def made_from(self, sets: Sequence[ProblemSet]) -> dict[str, Any]:
         """What must be the same for an evaluation to go on, by content."""
         a, p, judge = self.arguments, self.protocol, self.judge
-        sampling = {"seed": a.seed, "temperature": p.temperature, "top_p": p.top_p, "max_new_tokens": self.new_tokens, "turns": a.turns}
+        sampling = {
+            "seed": a.seed,
+            "temperature": p.temperature,
+            "top_p": p.top_p,
+            "max_new_tokens": self.new_tokens,
+            "turns": list(a.turns),
+        }
         who = a.judging if judge is None else a.judge_stamp(judge)
-        checked = {"sampling": sampling, "verifier": a.verifier, "reward": a.reward}
+        checked = {"sampling": sampling, "verifier": a.verifier, "reward": list(a.reward)}
         of_sets = {p.name: {"source": p.source, "samples": self.samples(p), "rows": len(p.prompts), "sha256": p.sha256} for p in sets}
         return self.policy.made_from | checked | {"judge": who, "sets": of_sets}
 

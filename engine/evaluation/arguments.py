@@ -17,7 +17,7 @@ OPTIONS = {f"data.{name}": f"--{name}" for name in ("columns", "form", "verifier
 OPTIONS |= {"data.train": "--data", "data.test": "--data", "rollout.turns": "--turns", "rollout.max_new_tokens": "--max-new-tokens"}
 OPTIONS |= {f"genrm.{name}": f"--judge-{name}" for name in ("urls", "model", "max_tokens", "sampling")} | {"genrm.judge": "--judge"}
 OPTIONS |= {"run.name": "--out", "rollout.memory": "--memory", "data.test_rows": "--rows"}
-SETTING = re.compile("|".join(map(re.escape, sorted(OPTIONS, key=len, reverse=True))))
+SETTING = re.compile(f"(?:--)?({'|'.join(map(re.escape, sorted(OPTIONS, key=len, reverse=True)))})")
 """What a run calls a setting, and this command an option."""
 
 

@@ -45,6 +45,7 @@ class Kept(AbstractContextManager["Kept"]):
         self.rollouts = path / "rollouts" / "step-000000"
 
     def __enter__(self) -> Kept:
+        self.new = not self.path.exists()
         self.rollouts.mkdir(parents=True, exist_ok=True)
         try:
             self.lock = locked(self.path)
@@ -53,10 +54,13 @@ class Kept(AbstractContextManager["Kept"]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.new and not (self.path / "config.json").is_file():
+            remove(self.path)  # it has not begun
         self.lock.close()
 
     def begin(self, config: Config, made_from: dict[str, Any]) -> None:
         """Takes the folder, or goes on with it where it is of the same evaluation."""
+        self.name = config.model.path
         file, made_from = self.path / "config.json", json.loads(json.dumps(made_from))
         if file.is_file():
             before = RunReader(self.path).config.get("evaluation")

@@ -70,7 +70,13 @@ class Local:
         return MAX_SEQUENCES
 
     def encoder(self, part: ProblemSet, max_new_tokens: int) -> Encoder:
-        self.encoders[part.name] = Encoder(self.tokenizer, self.context - max(max_new_tokens, 1), part.environment.schemas)
+        """ValueError where the context has no room for a prompt beside so many new tokens."""
+        if (room := self.context - max(max_new_tokens, 1)) < 1:
+            raise ValueError(
+                f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in the context of {self.folder}, {self.context} tokens; "
+                "lower it, or set --rope-base-length for a model that reads further than its config says"
+            )
+        self.encoders[part.name] = Encoder(self.tokenizer, room, part.environment.schemas)
         return self.encoders[part.name]
 
     def lengths(self, sets: Sequence[ProblemSet], max_new_tokens: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class Protocol:
         if not (self.samples >= 1 and self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_new_tokens >= 0):
             raise ValueError(
                 f"--samples {self.samples} --temperature {self.temperature} --top-p {self.top_p} --max-new-tokens {self.max_new_tokens}: "
-                "use at least 1 sample, a temperature of at least 0, a top-p in (0, 1], and tokens of at least 0 (0 = what there is room for)"
+                "use at least 1 sample, a temperature and tokens of at least 0 (0 tokens = what there is room for), and a top-p in (0, 1]"
             )
         if self.temperature == 0 and max(self.samples, *self.of_set.values(), 1) > 1:
             raise ValueError("--temperature 0 gives one response however often it is sampled; set --samples 1, or a temperature above 0")

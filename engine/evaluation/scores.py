@@ -18,6 +18,7 @@ from soundrl.engine.evaluation.sets import ProblemSet
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.view.scores import compare, leaderboard, scores_of, show_scores, write_scores
 from soundrl.fapo.corrected import Errors
+from soundrl.fapo.printable import one_line
 from soundrl.fapo.records import Group, Outcome
 from soundrl.fapo.samples import Samples
 from soundrl.genrm.evaluate import print_table
@@ -41,14 +42,13 @@ def tell(
             scores[part.name]["judge"]["errors"] = known._asdict()
         metrics |= {f"eval/{part.name}/{name}": figure["value"] for name, figure in scores[part.name]["figures"].items()}
     kept.end(metrics)
-    written = write_scores(kept.path / "scores.json", stamped(made_from), scores)
-    show_scores(kept.path.name, scores)
+    written = write_scores(kept.path / "scores.json", {"name": kept.name, **stamped(made_from)}, scores)
+    show_scores(kept.name, scores)
     for name, of_set in scores.items():
         if of_set["empty"] or of_set["errors"]:
-            print(
-                f"{name}: {of_set['empty']} empty responses, and lost on the way to the model {of_set['errors'] or 'none'}; all count as wrong"
-            )
-    print("\n".join(leaderboard(kept.path.name, scores)))
+            lost = ", ".join(f"{count} {reason}" for reason, count in of_set["errors"].items()) or "none"
+            print(f"{one_line(name)}: {of_set['empty']} empty responses; lost on the way to the model: {lost}; all count as wrong")
+    print("\n".join(leaderboard(written["made_from"]["name"], scores)))
     unfinished = sum((Counter(of_set["errors"]) + Counter(of_set["unjudged"]) for of_set in scores.values()), Counter[str]())
     if unfinished:
         say = f"no reply came for {unfinished.total()} requests ({dict(unfinished)}); the same command asks for them again"

@@ -1,7 +1,7 @@
 """A model behind OpenAI-compatible endpoints: chat messages go in, texts come out; who answers has template and tokenizer.
 
-Where the requests go and what happens when they fail is `genrm/pool/scorer.py`, as with a judge. A request that fails in the end is a rollout
-without text that ended as `error <reason>`: it counts as wrong, is counted apart, and is asked again by the same command.
+Where the requests go and what happens when they fail is `genrm/pool/scorer.py`, as with a judge. A request that fails in the end is a
+rollout without text that ended as `error <reason>`: it counts as wrong, is counted apart, and is asked again by the same command.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class Served:
                     failed = failed + Counter([rollout.finish_reason]) if rollout.finish_reason.startswith(ERROR) else Counter()
                     if failed.total() >= HOPELESS or (failed and not self.pool.stats()["alive"]):
                         raise ValueError(
-                            f"no server of --urls answers any more ({dict(failed)}); what has come is kept: start them again, look at their "
-                            "logs, and give the same command"
+                            f"no server of --urls answers any more ({dict(failed)}); what has come is kept: look at their logs, start them "
+                            "again, and give the same command"
                         )
                     yield rollout
                 open_ |= self._ask(left, prompts, len(done))

@@ -55,6 +55,10 @@ SETS = {
 """GPQA's options stand in an order that follows from seed and content (`fapo/data/options.py`), whoever has built the file."""
 
 
+def reads_the_hub() -> bool:
+    return importlib.util.find_spec("datasets") is not None
+
+
 def resolved(source: str, data_dir: str) -> str:
     """The place of a set that is known by its name; anything else as it is. ValueError, with what to download, where it is nowhere."""
     if source not in SETS or on_disk(source):
@@ -64,7 +68,7 @@ def resolved(source: str, data_dir: str) -> str:
         path = os.path.join(data_dir, place)
         if os.path.exists(path.partition("#")[0]):
             return path
-    if importlib.util.find_spec("datasets") is not None:
+    if reads_the_hub():
         return known.hub
     name = known.hub.partition("#")[0].partition("@")[0]
     target = os.path.join(data_dir, next(place for place in known.places if "." not in place).partition("#")[0].partition("/")[0])
@@ -135,7 +139,10 @@ def check(
             try:
                 part.tokens[prompt.id] = encoder(prompt)
             except RowError as error:
-                faults[prompt.id] = error
+                reason = error.reason.replace("model.max_length", "the model's context").replace(
+                    "rollout.max_new_tokens", "--max-new-tokens"
+                )
+                faults[prompt.id] = RowError(reason, error.field, error.place)
             if why:
                 faults.setdefault(prompt.id, RowError(why, "answer", prompt.id))
         if faults:

@@ -236,7 +236,7 @@ class Endpoint:
 
 
 def parsed(content: bytes, chat: bool = True) -> tuple[Reply, str | None]:
-    """The first choice of a completion, with chat or without, every field checked by type, and the model's name, if any. Raises `Failure(bad_reply)`.
+    """The first choice of a completion, every field checked by type, and the model's name, if any. Raises `Failure(bad_reply)`.
 
     A reply that arrived whole is the model's word even where it holds no text (null, a refusal, all of it in `reasoning_content`).
     """
@@ -254,10 +254,9 @@ def parsed(content: bytes, chat: bool = True) -> tuple[Reply, str | None]:
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     ids = choice.get("token_ids")
     ids = tuple(ids) if isinstance(ids, list) and all(type(id_) is int and 0 <= id_ < 2**31 for id_ in ids) else ()
-    whole = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text that a file can hold
-    return Reply(
-        whole, _finish(reason), tokens if type(tokens) is int else None, places=_places(choice.get("logprobs")), token_ids=ids
-    ), name
+    text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text that a file can hold
+    tokens = tokens if type(tokens) is int else None
+    return Reply(text, _finish(reason), tokens, places=_places(choice.get("logprobs")), token_ids=ids), name
 
 
 def _places(logprobs: Any) -> tuple[Place, ...]:

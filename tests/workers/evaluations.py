@@ -13,6 +13,7 @@ from soundrl.engine import evaluate
 from soundrl.engine.evaluation.arguments import Arguments
 from soundrl.engine.evaluation.local import Local
 from soundrl.engine.files.underway import Underway
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Sampler
 
 ROWS, SAMPLES, KILLED_AFTER = 8, 4, 24
@@ -34,6 +35,8 @@ def evaluation(sampler: Sampler, folder: Path, out: Path, dies: bool) -> list[li
             os.kill(os.getpid(), signal.SIGKILL)
 
     Local._started, Local.sample, Underway.add = lambda *_: sampler, sampling, adding  # type: ignore[method-assign]
+    # A fork has no threads: neither the engine nor the process group can end in it.
+    Local.close = Ranks.stop = lambda self: None  # type: ignore[method-assign]
     where: dict[str, Any] = {"model": str(folder), "data": ("arith",), "rows": ROWS, "samples": SAMPLES, "max_new_tokens": 40}
     evaluate.main(Arguments(**where, judge="oracle", out=out))
     return asked
@@ -47,7 +50,7 @@ def forked(sampler: Sampler, folder: Path, out: Path, dies: bool = False) -> dic
         try:
             os.write(write, json.dumps(evaluation(sampler, folder, out, dies)).encode())
             status = 0
-        except BaseException:
+        except Exception:  # noqa: BLE001 — whatever it is, it is this fork's
             traceback.print_exc()
         finally:
             os._exit(status)
