@@ -206,6 +206,7 @@ def say(text: str) -> None:
 def main(arguments: Arguments) -> dict[str, Any]:
     """The scores, or what is compared. ValueError, one line, for a mistake of the user's."""
     a = arguments
+    a.check()
     if a.compare is not None:
         return compared(*a.compare)
     if a.judge_again is not None:
@@ -224,4 +225,8 @@ def main(arguments: Arguments) -> dict[str, Any]:
 
 if __name__ == "__main__":
     be_quiet()
-    command(main, Arguments)
+    try:
+        command(main, Arguments)
+    except KeyboardInterrupt:
+        say("stopped; what has come is kept, and the same command goes on")
+        sys.exit(130)

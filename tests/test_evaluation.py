@@ -5,7 +5,9 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from fake_judge import MODEL, Server, find_flaw, said
 
@@ -86,8 +88,8 @@ def test_the_same_bits_again_and_what_is_there_is_not_sampled(evaluated, tmp_pat
 
 def test_requests_that_are_sampled_together_are_lacking_together():
     draw = Draw(run_seed=0, phase="eval", step=0, temperature=1.0, max_new_tokens=4)
-    requests = draw.requests([("p", [1]), ("q", [2])], 2)
-    known = dict.fromkeys([("p", 1), ("q", 0), ("q", 1)])
+    requests = draw.requests([(id_, np.array([1])) for id_ in "pq"], 2)
+    known: dict[tuple[str, int], Any] = dict.fromkeys([("p", 1), ("q", 0), ("q", 1)])
     alone, together = known.copy(), known.copy()
     assert [(r.prompt_id, r.sample) for r in lacking(requests, alone, 1)] == [("p", 0)] and len(alone) == 3
     assert [(r.prompt_id, r.sample) for r in lacking(requests, together, 2)] == [("p", 0), ("p", 1)] and len(together) == 2
@@ -121,6 +123,8 @@ def test_agreement_is_of_those_with_two_verdicts():
     assert (found["n"], found["unknown"], found["table"]) == (3, 1, [0, 1, 0, 2])
     assert found["share"] == pytest.approx(2 / 3) and found["low"] <= 2 / 3 <= found["high"] and found["same_step"] == 0.5
     assert agreement({}, {})["n"] == 0
+    with pytest.raises(ValueError, match="nothing is no run's folder"):
+        run(judge_again=Path("nothing"), judge="oracle")
 
 
 PROBLEMS = {"2+2": "4", "3+3": "6", "5+5": "10"}
@@ -225,9 +229,12 @@ def test_servers_that_only_fail_end_it_and_nothing_is_lost(server, tmp_path, mon
         ({"judge": "endpoint"}, "--judge-urls is empty"),
         ({"verifier": "math"}, "--verifier math is for problem files"),
         ({"out": None}, "--out is missing"),
-        ({"judge_again": Path("nothing")}, "is no run's folder"),
-        ({"urls": ("http://127.0.0.1:9/v1",), "data": ("arith-tools",), "judge": "none"}, "answers between the turns"),
-        ({"urls": ("ftp://x",), "judge": "none"}, "--urls: 'ftp://x' is not an http"),
+        ({"judge_again": Path("nothing")}, "--model changes nothing for --judge-again"),
+        ({"judge_votes": 3}, "--judge-votes changes nothing for a model folder, judge oracle"),
+        ({"judge": "none", "judge_model": "m"}, "--judge-model m needs --judge-urls"),
+        ({"urls": ("http://127.0.0.1:9/v1",)}, "--engine changes nothing for an endpoint"),
+        ({"urls": ("http://127.0.0.1:9/v1",), "engine": "vllm", "data": ("arith-tools",), "judge": "none"}, "answers between the turns"),
+        ({"urls": ("ftp://x",), "engine": "vllm", "judge": "none"}, "--urls: 'ftp://x' is not an http"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:20],
 )

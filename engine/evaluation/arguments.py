@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,9 @@ from soundrl.genrm.evaluate import Asking
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.prompts import PROMPTS
 
+OF_FOLDER = {"engine", "dtype", "rope_base_length", "memory", "eager"}
+OF_BOTH = {"concurrency", "deadline", "allow_http"}
+"""Of every endpoint, the model's and the judge's."""
 OPTIONS = {f"data.{name}": f"--{name}" for name in ("columns", "form", "verifier", "reward", "instruction")}
 OPTIONS |= {"data.train": "--data", "data.test": "--data", "rollout.turns": "--turns", "rollout.max_new_tokens": "--max-new-tokens"}
 OPTIONS |= {f"genrm.{name}": f"--judge-{name}" for name in ("urls", "model", "max_tokens", "sampling")} | {"genrm.judge": "--judge"}
@@ -129,7 +132,27 @@ class Arguments(Policy, Asked, Judged):
     out: Path | None = None
     """Folder of the evaluation; what was begun there goes on."""
     compare: tuple[Path, Path] | None = None
-    """Two evaluations: the second's figures less the first's, paired by problem."""
+    """Two evaluations: the first's figures less the second's, paired by problem."""
+
+    def check(self) -> None:
+        """ValueError for an option that would change nothing beside the others."""
+        names = {kind: {field.name for field in fields(kind)} for kind in (Policy, Asked, Judged)}
+        of_again, of_judge = {"judge_again", "judge_name", "step", "kind"}, {n for n in names[Judged] if n.startswith("judge_")}
+        if self.compare is not None:
+            used, what = {"compare"}, "--compare"
+        elif self.judge_again is not None:
+            used, what = names[Judged] | OF_BOTH, "--judge-again"
+        else:
+            used = names[Policy] | names[Asked] | names[Judged] | {"out"}
+            used, what = used - of_again - (OF_FOLDER if self.urls else {"body"}), "an endpoint" if self.urls else "a model folder"
+        if self.judging != "endpoint" and self.compare is None:
+            if self.judge_model and not self.judge_urls:
+                raise ValueError(f"--judge-model {self.judge_model} needs --judge-urls, where it is served")
+            used, what = used - (of_judge - of_again), f"{what}, judge {self.judging}"
+            used -= OF_BOTH if not self.urls else set()
+        for field in fields(self):
+            if field.name not in used and getattr(self, field.name) != field.default:
+                raise ValueError(f"--{field.name.replace('_', '-')} changes nothing for {what}; leave it out")
 
     @property
     def judging(self) -> str:

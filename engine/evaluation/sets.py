@@ -35,21 +35,34 @@ class Known:
     places: tuple[str, ...]
     """Where it is looked for below the data folder, the first that is there."""
     hub: str
+    folder: str
+    """Into which it is downloaded as one of these places."""
     rows: int
     """Problems that it is published with; another number is said."""
 
 
 SETS = {
-    "aime24": Known(("aime24.jsonl", "aime24.parquet", "aime24", "AIME_2024", "aime_2024"), "HuggingFaceH4/aime_2024#train", 30),
-    "aime25": Known(("aime25.jsonl", "aime25.parquet", "aime25", "AIME2025", "aime_2025"), "math-ai/aime25#test", 30),
-    "math500": Known(("math500.jsonl", "MATH-500#test", "math500", "MATH-500"), "HuggingFaceH4/MATH-500#test", 500),
-    "gsm8k": Known(("gsm8k-test.jsonl", "gsm8k/main#test", "gsm8k#test", "gsm8k/test.jsonl"), "openai/gsm8k@main#test", 1319),
-    "amc23": Known(("amc23.jsonl", "amc23.parquet", "amc23"), "math-ai/amc23#test", 40),
+    "aime24": Known(("aime24.jsonl", "aime24.parquet", "aime24", "AIME_2024", "aime_2024"), "HuggingFaceH4/aime_2024#train", "aime24", 30),
+    "aime25": Known(("aime25.jsonl", "aime25.parquet", "aime25", "AIME2025", "aime_2025"), "math-ai/aime25#test", "aime25", 30),
+    "math500": Known(("math500.jsonl", "MATH-500#test", "math500"), "HuggingFaceH4/MATH-500#test", "MATH-500", 500),
+    "gsm8k": Known(("gsm8k-test.jsonl", "gsm8k/main#test", "gsm8k#test"), "openai/gsm8k@main#test", "gsm8k", 1319),
+    "amc23": Known(("amc23.jsonl", "amc23.parquet", "amc23"), "math-ai/amc23#test", "amc23", 40),
     "gpqa-diamond": Known(
-        ("gpqa_diamond.csv", "gpqa/gpqa_diamond.csv", "gpqa-diamond.jsonl", "gpqa-diamond"), "Idavidrein/gpqa@gpqa_diamond#train", 198
+        ("gpqa_diamond.csv", "gpqa/gpqa_diamond.csv", "gpqa-diamond.jsonl", "gpqa-diamond"),
+        "Idavidrein/gpqa@gpqa_diamond#train",
+        "gpqa",
+        198,
     ),
     "olympiadbench": Known(
-        ("olympiadbench.jsonl", "OlympiadBench/OE_TO_maths_en_COMP", "olympiadbench"), "Hothan/OlympiadBench@OE_TO_maths_en_COMP#train", 674
+        (
+            "olympiadbench.jsonl",
+            "OlympiadBench/OE_TO_maths_en_COMP",
+            "OlympiadBench/OlympiadBench/OE_TO_maths_en_COMP",
+            "olympiadbench",
+        ),
+        "Hothan/OlympiadBench@OE_TO_maths_en_COMP#train",
+        "OlympiadBench",
+        674,
     ),
 }
 """GPQA's options stand in an order that follows from seed and content (`fapo/data/options.py`), whoever has built the file."""
@@ -71,10 +84,9 @@ def resolved(source: str, data_dir: str) -> str:
     if reads_the_hub():
         return known.hub
     name = known.hub.partition("#")[0].partition("@")[0]
-    target = os.path.join(data_dir, next(place for place in known.places if "." not in place).partition("#")[0].partition("/")[0])
     raise ValueError(
-        f"--data {source}: none of {', '.join(known.places)} is below {data_dir} (--data-dir); put one there, or: "
-        f"hf download --repo-type dataset {name} --local-dir {target}, or pip install datasets, which brings it by itself"
+        f"--data {source}: none of {', '.join(known.places)} is below {data_dir} (--data-dir); hf download --repo-type dataset {name} "
+        f"--local-dir {os.path.join(data_dir, known.folder)}, or pip install datasets, which brings it by itself"
     )
 
 
