@@ -13,6 +13,7 @@ from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Group, Prompt
+from soundrl.fapo.samples import Samples, joined
 from soundrl.fapo.task import Task
 from soundrl.genrm.watch.probe import PROBED
 
@@ -75,8 +76,8 @@ class Recorder:
         measures: Metrics = {}
         for name, prompts in tests.items():
             part = [own[prompt.id] for prompt in prompts if prompt.id in own]
-            total = self.ranks.total(self.task.count(part))
-            found = self.task.evaluation(total, self.judge.errors(name) or self.errors)
+            total, samples = self.ranks.total(self.task.count(part)), joined(self.ranks.gather(Samples.of(part)))
+            found = self.task.evaluation(total, samples, self.judge.errors(name) or self.errors)
             measures |= {f"eval/{name}/{measure}": value for measure, value in found.items()}
             self.folder.save_rollouts(step, part, "eval", name)
         if self.judge.watch is not None:

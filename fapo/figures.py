@@ -40,7 +40,7 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
-    """Two-sided; NaN of a share of rollouts."""
+    """Two-sided, by flipped signs."""
     se: float
     problems: int
 
@@ -188,12 +188,11 @@ def paired(ours: Samples, theirs: Samples, ks: Sequence[int] | None = None) -> d
     found, other = measures(ours, common, judged), measures(theirs, common, judged)
     names = [name for name in found if name in other]
     # Of a ratio: what a problem brings to it beyond its share (its linear part), so that the difference is a mean over problems.
-    parts = [linear(found[name]) - linear(other[name]) for name in names]
-    spans = intervals(np.stack(parts, 1), np.ones((len(both.nonzero()[0]), len(names))), ours.ids, signed=True)
-    out = {}
-    for name, part, span in zip(names, parts, spans, strict=True):
+    parts_PM = np.stack([linear(found[name]) - linear(other[name]) for name in names], 1)
+    out, spans = {}, intervals(parts_PM, np.ones_like(parts_PM), ours.ids, signed=True)
+    for name, span, p in zip(names, spans, flipped(parts_PM, ours.ids), strict=True):
         value = found[name].value - other[name].value
-        out[name] = Difference(value, min(span.low, value), max(span.high, value), flipped(part, ours.ids), span.se, len(ours.ids))
+        out[name] = Difference(value, min(span.low, value), max(span.high, value), p, span.se, len(ours.ids))
     return out
 
 

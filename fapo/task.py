@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from soundrl.fapo.corrected import Errors
+from soundrl.fapo.figures import figures
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.measures import Split, Truth, UnknownWatch, count, flawed_shares, rates, turn_rates, verified
 from soundrl.fapo.pending import Call, PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Said, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.samples import Samples
 
 Beside = Callable[[Prompt, Rollout, Future[Verdict], int], None]
 """Told of a question to the judge: the prompt, the rollout, its verdict to come, its priority (a second opinion)"""
@@ -42,8 +44,8 @@ class Task(Protocol):
         """Metrics of a step from those sums; `errors` of the judge, where they are known."""
         ...
 
-    def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
-        """Measures of an evaluation set from those sums."""
+    def evaluation(self, sums: dict[str, float], samples: Samples, errors: Errors | None = None) -> dict[str, float]:
+        """Measures of an evaluation set from those sums, and from its rollouts of all ranks."""
         ...
 
     def watch(self, step: int, metrics: dict[str, float]) -> None:
@@ -109,17 +111,24 @@ class ReasoningTask(Task):
     def rates(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
         return rates(sums, self.truth is not None, errors) | (turn_rates(sums) if self.answered else {})
 
-    def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
+    def evaluation(self, sums: dict[str, float], samples: Samples, errors: Errors | None = None) -> dict[str, float]:
         """`accuracy` (avg@k), `tokens`, with a judge the shares of `soundrl.fapo.measures.flawed_shares` and `sound` (right and judged so,
-        of all), and what an oracle says where another one judges, `true_…`."""
+        of all), and what an oracle says where another one judges, `true_…`; with `_low` and `_high` the 95 % intervals over problems. Of n
+        samples a problem, `pass@n`, `maj@n` and `process_pass@n`; not where some problem has fewer that are scored."""
         truth = self.truth is not None and not isinstance(self.judge, OracleJudge)
-        out = {"accuracy": sums["correct"] / verified(sums), "tokens": sums["tokens"] / sums["rollouts"]}
-        if self.judge is not None:
+        n, judged = int(samples.scored.max(initial=0)), self.judge is not None
+        ks = [n] if n > 1 and n == samples.scored.min() else []
+        found = figures(samples, ks, judged=judged) if n else {}
+        out = {"accuracy": found["accuracy"].value if n else 0.0, "tokens": sums["tokens"] / sums["rollouts"]}
+        if judged:
             out |= flawed_shares(sums, truth, errors)
-            out["sound"] = (sums["correct"] - sums["flawed"] - sums["unknown"]) / verified(sums)
+            out["sound"] = found["sound"].value if n else 0.0
             if truth:
                 out["true_sound"] = (sums["correct"] - sums["true_flawed"]) / verified(sums)
-        return out
+        for name in ("accuracy", "sound"):
+            if name in found:
+                out |= {f"{name}_low": found[name].low, f"{name}_high": found[name].high}
+        return out | {name: found[name].value for kind in ("pass", "maj", "process_pass") if (name := f"{kind}@{n}") in found}
 
     def collect(
         self, prompts: Sequence[Prompt], rollouts: Iterable[Rollout], beside: Beside | None = None, into: PendingGroups | None = None

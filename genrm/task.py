@@ -12,6 +12,7 @@ from soundrl.fapo.measures import common, common_rates, share
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages
+from soundrl.fapo.samples import Samples
 from soundrl.fapo.task import Beside, Task
 from soundrl.genrm import scores
 from soundrl.genrm.critic_data.labelled import Labelled
@@ -89,11 +90,14 @@ class CriticTask(Task):
     def rates(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
         """`reward/correct` is the share of right verdicts, `critic/exact` that of right verdicts with the right step."""
         right = (sums["true_positive"] + sums["accepted"]) / max(sums["rollouts"], 1.0)
-        own = {f"critic/{name}": value for name, value in self.evaluation(sums).items() if name != "tokens"}
+        own = {f"critic/{name}": value for name, value in self._scores(sums).items() if name != "tokens"}
         return common_rates(sums) | {"reward/correct": right} | own
 
-    def evaluation(self, sums: dict[str, float], errors: Errors | None = None) -> dict[str, float]:
+    def evaluation(self, sums: dict[str, float], samples: Samples, errors: Errors | None = None) -> dict[str, float]:
         """ProcessBench's and FlawedPositiveBench's measures (`soundrl.genrm.scores.measures`), and `exact` over all rows."""
+        return self._scores(sums)
+
+    def _scores(self, sums: dict[str, float]) -> dict[str, float]:
         found = scores.measures([sums[name] for name in scores.FLAGS])
         out = {"exact": (sums["located"] + sums["accepted"]) / max(sums["rollouts"], 1.0), "tokens": share(sums, "tokens", "rollouts")}
         return out | {name: value.item() for name, value in found.items()}

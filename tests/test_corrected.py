@@ -11,6 +11,7 @@ from soundrl.fapo.corrected import Errors, Share, corrected
 from soundrl.fapo.measures import Truth, count, rates
 from soundrl.fapo.records import Outcome, Verdict
 from soundrl.fapo.rewards import RewardSettings
+from soundrl.fapo.samples import Samples
 from soundrl.fapo.task import OracleJudge, ReasoningTask
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.watch.probe import PROBED, SOUND, UNKNOWN, Question, measured
@@ -95,13 +96,16 @@ def test_a_step_and_an_evaluation_say_raw_corrected_and_true():
 
     settings = RewardSettings(lam=1.0, normalize_std=True, max_new_tokens=9, overlong_buffer=0, overlong_factor=1.0, drop_unknown=True)
     task = ReasoningTask(lambda *_: Outcome.CORRECT, SimpleNamespace(), settings, truth=truth)  # type: ignore[arg-type]
-    found = task.evaluation(sums, errors)
+    samples = Samples.of([group("fsssuw")])
+    found = task.evaluation(sums, samples, errors)
     assert found["flawed_corrected"] == expected.value and found["flawed_ratio"] == 1 / 4 and found["true_flawed_ratio"] == 2 / 5
     assert (found["sound"], found["true_sound"]) == (3 / 6, 3 / 6)
-    exact = dataclasses.replace(task, judge=OracleJudge(truth.oracle)).evaluation(sums)
+    assert (found["pass@6"], found["process_pass@6"]) == (1.0, 1.0) and "maj@6" not in found  # nobody says what the wrong answer was
+    assert found["accuracy_low"] < found["accuracy"] == 5 / 6 < found["accuracy_high"]
+    exact = dataclasses.replace(task, judge=OracleJudge(truth.oracle)).evaluation(sums, samples)
     assert "sound" in exact and not any(name.startswith("true_") for name in exact)  # it would say all twice
     alone = dataclasses.replace(task, judge=None)
-    assert alone.evaluation(sums, errors).keys() == {"accuracy", "tokens"}
+    assert alone.evaluation(sums, samples, errors).keys() == {"accuracy", "accuracy_low", "accuracy_high", "tokens", "pass@6"}
 
 
 @pytest.mark.parametrize("states", ["uuw", "cccw", "ss", "ww"])

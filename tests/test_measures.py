@@ -4,7 +4,7 @@ import pytest
 
 from soundrl.engine.run import due
 from soundrl.engine.timeline import Timeline
-from soundrl.engine.view.console import clock, plain_words, shown
+from soundrl.engine.view.console import between, clock, plain_words, shown
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.data.prompt_stream import distinct
 from soundrl.fapo.measures import TooManyUnknownError, Truth, UnknownWatch, count, rates
@@ -117,5 +117,7 @@ def test_phases_and_words():
     assert phases.take() == {} and phases.spent().keys() == {"train"}
     assert clock(75) == "1:15"
     assert plain_words("eval/arith-test-p2/accuracy") == "arith-test-p2: right final answers"
-    figures = {"a": 0.5, "tokens": 31.26, "c": 0.449, "c_low": 0.381, "c_high": 0.52}
-    assert [shown(name, figures) for name in ("a", "tokens", "x", "c")] == ["50.0 %", "31.3", "–", "44.9 [38.1, 52.0] %"]
+    figures = {"a": 0.5, "a_low": 0.4, "a_high": 0.6, "tokens": 31.26}
+    figures |= {"flawed_corrected": 0.449, "flawed_corrected_low": 0.381, "flawed_corrected_high": 0.52}
+    assert [shown(name, figures) for name in ("a", "tokens", "x", "flawed_corrected")] == ["50.0 %", "31.3", "–", "44.9 [38.1, 52.0] %"]
+    assert between("a", figures) == " [0.40, 0.60]" and between("tokens", figures) == ""

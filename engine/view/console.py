@@ -67,8 +67,7 @@ class Progress:
         shown = {"located": "critic/error_accuracy", "flawed": "fapo/flawed_ratio"}  # neither where nobody judges
         what = "  ".join(f"{word} {metrics[name]:.3f}" for word, name in shown.items() if name in metrics)
         if CORRECTED in metrics:
-            low, high = (metrics[f"{CORRECTED}_{end}"] for end in ("low", "high"))
-            what += f" corrected {metrics[CORRECTED]:.3f} [{low:.2f}, {high:.2f}]"
+            what += f" corrected {metrics[CORRECTED]:.3f}{between(CORRECTED, metrics)}"
         if "genrm/precision" in metrics:
             what += f"  judge's precision {metrics['genrm/precision']:.2f} recall {metrics['genrm/recall']:.2f}"
         self.say(
@@ -79,16 +78,19 @@ class Progress:
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         if metrics:
-            parts = [f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if not name.endswith(UNSAID)]
+            said = {name: value for name, value in metrics.items() if not name.endswith(UNSAID)}
+            parts = [f"{name.removeprefix('eval/')} {value:.3f}{between(name, metrics)}" for name, value in said.items()]
             self.say(f"evaluation after step {step}: " + "  ".join(parts))
 
     def summary(self, before: dict[str, float], after: dict[str, float], seconds: dict[str, float], folder: str) -> None:
-        """The last word: each measure before and after, where there is one, then where the time went."""
+        """The last word: each measure before and after, where there is one, but for those of k samples, then where the time went."""
         figures = [Column(name, justify="right") for name in ("before", "after")]
         table = Table("measure", *figures, title="What the run did", show_edge=False)
         critic = any(name.endswith("/error_accuracy") for name in after)
         for name in after:
             if name.endswith(UNSAID[1:]) or (name.endswith("/sound") and name.replace("/sound", "/true_sound") in after):
+                continue
+            if "@" in name.rpartition("/")[2]:
                 continue
             words = "rollouts: right verdicts" if critic and name == "reward/correct" else plain_words(name)
             table.add_row(escape(printable(words)), shown(name, before), shown(name, after))
@@ -140,9 +142,14 @@ def plain_words(name: str) -> str:
 
 
 def shown(name: str, figures: Mapping[str, float]) -> str:
-    """`46.2 %`, with its interval where there is one: `44.9 [38.1, 52.0] %`."""
+    """`46.2 %`; where it is an estimate by a judge's errors with its interval: `44.9 [38.1, 52.0] %`."""
     if (value := figures.get(name)) is None:
         return "–"
-    ends = [figures[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in figures]
-    interval = f" [{', '.join(f'{100 * end:.1f}' for end in ends)}]" if ends else ""
+    interval = between(name, figures, ".1f", 100) if name.endswith("_corrected") else ""
     return f"{value:.1f}" if "tokens" in name else f"{100 * value:.1f}{interval} %"
+
+
+def between(name: str, figures: Mapping[str, float], form: str = ".2f", scale: float = 1.0) -> str:
+    """` [0.38, 0.52]` where the figure has an interval."""
+    ends = [figures[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in figures]
+    return f" [{', '.join(f'{scale * end:{form}}' for end in ends)}]" if ends else ""
