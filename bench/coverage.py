@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from math import exp, lgamma
+from math import exp, hypot, lgamma
 
 import numpy as np
 import tyro
@@ -113,15 +113,17 @@ def paired(size: tuple[int, int], policy: tuple[float, float], gain: float, tria
     """Two policies on the same problems, the second better by `gain` of what the first lacks: coverage of the paired interval, its width ÷
     that of two independent evaluations, and how often p < .05."""
     (problems, n), rng = size, np.random.default_rng(seed)
-    truth, held, small, narrower = gain * (1 - passes(policy, 1)), 0.0, 0.0, 0.0
+    truth, held, small, narrower, width = gain * (1 - passes(policy, 1)), 0.0, 0.0, 0.0, 0.0
     for trial in range(trials):
         p = rng.beta(*policy, problems)
         a, b = rng.binomial(n, p) / n, rng.binomial(n, p + gain * (1 - p)) / n
         span, apart = one(b - a, trial, signed=True), [one(x, trial) for x in (a, b)]
         held += (span.low - 1e-12 <= truth <= span.high + 1e-12) / trials
         small += (flipped((b - a)[:, None], [str(trial)])[0] < 0.05) / trials
-        narrower += (span.high - span.low) / np.hypot(*(x.high - x.low for x in apart)) / trials
-    return {"held": round(held, 4), "p < .05": round(small, 4), "width ÷ unpaired": round(float(narrower), 4)}
+        width += (span.high - span.low) / trials
+        narrower += (span.high - span.low) / hypot(*(x.high - x.low for x in apart)) / trials
+    found = {"held": held, "p < .05": small, "width": width, "width ÷ unpaired": float(narrower)}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def flaws(size: tuple[int, int], trials: int, seed: int = 0) -> dict[str, float]:

@@ -268,10 +268,10 @@ def test_the_environment_replies_checks_the_last_turn_and_refuses_a_critic():
     first = rollout("64-6=58\n58+26?")
     assert about.respond(prompt, first) == Reply(text="84\n", tool="calculator")
     assert about.respond(prompt, rollout(SOUND)) is None
-    assert about.check(prompt, rollout(SOUND)) is Outcome.CORRECT and about.check(prompt, first) is Outcome.NO_ANSWER
-    assert about.check(prompt, rollout(SOUND, "turns")) is Outcome.NO_ANSWER
+    assert about.check(prompt, rollout(SOUND)).outcome is Outcome.CORRECT and about.check(prompt, first).outcome is Outcome.NO_ANSWER
+    assert about.check(prompt, rollout(SOUND, "turns")).outcome is Outcome.NO_ANSWER
     # An answer in an earlier turn, or in the calculator's, is none.
-    assert about.check(prompt, rollout("#0\n58+26?\n> 84\n58+26=84\n")) is Outcome.NO_ANSWER
+    assert about.check(prompt, rollout("#0\n58+26?\n> 84\n58+26=84\n")).outcome is Outcome.NO_ANSWER
     assert about.transcript(turns_of(SOUND)) == SOUND
     assert about.split(SOUND) == ("64-6=58", "58+26?", "> 84", "84-4=80", "#0")
     critic = RECIPES["genrm-arith"]()

@@ -35,7 +35,10 @@ def test_arithmetic_checks_knows_and_splits():
     about = Arithmetic(RECIPES["arith"](), None)
     prompt = Prompt(id="a", text="58+7-2+3?1\n", answer="6")
     flawed = rollout("58+7=55\n55-2=53\n53+3=56\n#6\n")
-    assert about.check(prompt, flawed) is Outcome.CORRECT and about.check(prompt, rollout(flawed.text, "length")) is Outcome.NO_ANSWER
+    assert (
+        about.check(prompt, flawed).outcome is Outcome.CORRECT
+        and about.check(prompt, rollout(flawed.text, "length")).outcome is Outcome.NO_ANSWER
+    )
     assert type(about).oracle is not None and type(about).oracle(prompt, flawed) == Verdict.flawed(0, "false")
     assert about.split(flawed.text) == ("58+7=55", "55-2=53", "53+3=56", "#6") and about.unusable([prompt, prompt]) == [None, None]
     assert ProblemFiles.oracle is None and ProblemFiles(RECIPES["smollm2-gsm8k"](), None).split("a\n\nb") == ["a", "b"]

@@ -15,7 +15,9 @@ from soundrl.engine.environments.arithmetic.called_chains import KINDS, first_fl
 from soundrl.engine.environments.arithmetic.chains import parse
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.tools.trace import read_trace, steps_of
+from soundrl.fapo.figures import figures
 from soundrl.fapo.records import Turn
+from soundrl.fapo.samples import Samples
 
 NAMES = {  # DESIGN §7
     *("reward/mean", "reward/correct", "fapo/flawed_ratio", "fapo/rho", "fapo/past_shift", "fapo/flawed_advantage", "genrm/unknown"),
@@ -54,7 +56,12 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(train, tmp_path):
     assert len({(row["prompt_id"], row["sample"]) for row in evaluated}) == len(evaluated) == 48
     assert {row["advantage"] for row in evaluated} == {None}  # its groups are parts, on either rank
     right = [row["outcome"] == "correct" for row in evaluated if row["set"] == "arith-test"]
-    assert sum(right) / len(right) == metrics(folder)[-1]["eval/arith-test/accuracy"]
+    last = {name: value for name, value in metrics(folder)[-1].items() if name.startswith("eval/arith-test/")}
+    assert sum(right) / len(right) == last["eval/arith-test/accuracy"]
+    found = figures(Samples.read(RunReader(folder).table(3, "eval", "arith-test")))  # from the file to the last bit
+    for name in ("accuracy", "sound"):
+        said = [last[f"eval/arith-test/{name}{end}"] for end in ("", "_low", "_high")]
+        assert said == [*found[name]][:3] and said[1] < said[0] < said[2]
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert [p.name for p in (folder / "policy").iterdir()] == ["step-000003"]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy" / "step-000003")

@@ -155,7 +155,7 @@ class Arguments(Policy, Asked, Judged):
                 raise ValueError(f"--{field.name.replace('_', '-')} changes nothing for {what}; leave it out")
 
     @property
-    def judging(self) -> str:
+    def judging(self) -> Literal["none", "oracle", "endpoint"]:
         return self.judge or ("endpoint" if self.judge_urls else "none")
 
     @property

@@ -122,7 +122,7 @@ def by_set(table: Any) -> dict[str, Samples]:
     import pyarrow.compute as pc
 
     names = sorted(set(table.column("set").to_pylist()))
-    return {name: Samples.read(table.filter(pc.equal(table.column("set"), name))) for name in names}
+    return {name: Samples.read(table.filter(pc.field("set") == name)) for name in names}
 
 
 def show_agreement(name: str, agreements: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.environments.arithmetic.critic import ROWS, ArithCriticSource
 from soundrl.engine.environments.environment import Environment, Worked, trained_prompt
 from soundrl.fapo.data.left_out import LeftOut
-from soundrl.fapo.records import Outcome, Prompt, Rollout
+from soundrl.fapo.records import Check, Outcome, Prompt, Rollout
 
 if TYPE_CHECKING:
     from soundrl.engine.config import Config
@@ -53,8 +53,10 @@ class Arithmetic(Environment):
         # Far from the indices that the rollouts use, so that no RL prompt has been a demonstration.
         return lambda step, steps: [problems.demonstration(2**40 + step * batch + i, step >= PLANTED_FROM * steps) for i in range(batch)]
 
-    def check(self, prompt: Prompt, rollout: Rollout) -> Outcome:
-        return chains.verify(prompt.answer, rollout.answer_text, rollout.finish_reason == "stop")
+    def check(self, prompt: Prompt, rollout: Rollout) -> Check:
+        outcome = chains.verify(prompt.answer, rollout.answer_text, rollout.finish_reason == "stop")
+        digit = outcome in (Outcome.CORRECT, Outcome.WRONG)
+        return Check(outcome=outcome, extracted=chains.after_mark(rollout.answer_text) if digit else None)
 
     def split(self, text: str) -> tuple[str, ...]:
         return chains.steps(text)

@@ -147,10 +147,14 @@ def verify(answer: str, text: str, finished: bool) -> Outcome:
     """The rule: the text after the last `#` is the true digit. No end mark or no `#` is no answer."""
     if not finished or "#" not in text:
         return Outcome.NO_ANSWER
-    final = text.rsplit("#", 1)[1].strip("\n")
-    if not re.fullmatch(r"\d", final, re.ASCII):
+    if not re.fullmatch(r"\d", final := after_mark(text), re.ASCII):
         return Outcome.UNPARSEABLE
     return Outcome.CORRECT if final == answer else Outcome.WRONG
+
+
+def after_mark(text: str) -> str:
+    """What stands after the last `#`; the whole text where there is none."""
+    return text.rsplit("#", 1)[-1].strip("\n")
 
 
 KINDS = ("form", "extra", "skip", "operand", "false", "guess", "final")
