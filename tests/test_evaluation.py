@@ -114,7 +114,25 @@ def test_another_judge_judges_again_and_is_asked_for_what_it_has_not_said(evalua
     assert run(**again, judge_urls=(up.url,))["agreement"] == found["agreement"] and len(up.bodies) == asked + 1  # the trial alone
     oracle = run(judge_again=out, judge="oracle")
     assert oracle["agreement"]["the run's own"]["share"] == 1.0 and oracle["agreement"]["scripted"]["n"] == len(rows)
+    assert sum(part["n"] for part in oracle["agreement"]["scripted"]["sets"].values()) == len(rows)
     assert {p.parent.name for p in (out / "judged").glob("*/step-000000-eval")} == {"scripted", "oracle"}
+
+
+def test_a_step_of_a_training_run_is_judged_again(evaluated, tmp_path):
+    """Its rollouts stand in a file of another name, and its configuration says whose they are."""
+    out, _ = evaluated
+    step = tmp_path / "run" / "rollouts" / "step-000003"
+    step.mkdir(parents=True)
+    shutil.copy(out / FILE, step / "rank-0.arrows")
+    config = json.loads((out / "config.json").read_text())
+    del config["evaluation"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    found = run(judge_again=tmp_path / "run", judge="oracle")
+    right = [row for row in RunReader(tmp_path / "run").rollouts(3) if row["outcome"] == "correct"]
+    assert found["made_from"]["step"] == 3 and found["made_from"]["kind"] == "train"
+    assert found["agreement"]["the run's own"]["n"] == len(right) and found["agreement"]["the run's own"]["share"] == 1.0
+    with pytest.raises(ValueError, match=r"has no rollouts of step 7 \(train\); steps that it has: 3"):
+        run(judge_again=tmp_path / "run", judge="oracle", step=7)
 
 
 def test_agreement_is_of_those_with_two_verdicts():
@@ -229,7 +247,7 @@ def test_servers_that_only_fail_end_it_and_nothing_is_lost(server, tmp_path, mon
         ({"judge": "endpoint"}, "--judge-urls is empty"),
         ({"verifier": "math"}, "--verifier math is for problem files"),
         ({"out": None}, "--out is missing"),
-        ({"judge_again": Path("nothing")}, "--model changes nothing for --judge-again"),
+        ({"judge_again": Path("nothing")}, "--data changes nothing for --judge-again"),
         ({"judge_votes": 3}, "--judge-votes changes nothing for a model folder, judge oracle"),
         ({"judge": "none", "judge_model": "m"}, "--judge-model m needs --judge-urls"),
         ({"urls": ("http://127.0.0.1:9/v1",)}, "--engine changes nothing for an endpoint"),

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,7 +137,7 @@ def judge_again(a: Arguments) -> dict[str, Any]:
                 records = judge_all(judge, questions, journal, "judged")
         told = {id_: Verdict(*record["verdict"]) for id_, record in records.items()}
     others = {OWN: {name_of(row): Verdict(**row["verdict"]) for row in rows if row["verdict"]}} | other_judges(saved, name)
-    agreements = {other: agreement(theirs, told) for other, theirs in others.items() if theirs.keys() & told.keys()}
+    agreements = {other: by_set_too(theirs, told, rows) for other, theirs in others.items() if theirs.keys() & told.keys()}
     return tell_again(saved, name, made_from, told, agreements, a.judge_errors)
 
 
@@ -195,6 +195,15 @@ def agreement(first: Told, second: Told) -> dict[str, Any]:
         alike = [one.step == two.step for one, two in pairs.values() if (one.kind, two.kind) == ("flawed", "flawed")]
         out["same_step"] = sum(alike) / len(alike) if alike else None
     return out
+
+
+def by_set_too(first: Told, second: Told, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`agreement`, and that of each set where there are several."""
+    sets: dict[str, set[str]] = {}
+    for row in rows:
+        sets.setdefault(row["set"], set()).add(name_of(row))
+    each = {name: agreement({id_: v for id_, v in first.items() if id_ in ids}, second) for name, ids in sorted(sets.items())}
+    return agreement(first, second) | ({"sets": each} if len(each) > 1 else {})
 
 
 def tell_again(
