@@ -45,6 +45,7 @@ from soundrl.genrm.pool.endpoint import extra_fields
 from soundrl.genrm.pool.judge import EndpointJudge
 
 ROOM = 1 << 20  # tokens, until lengths are known
+MANY = 100  # responses from which on it is said how many have come
 
 
 class Evaluation:
@@ -92,6 +93,7 @@ class Evaluation:
     def __call__(self) -> dict[str, Any]:
         """The scores."""
         a, policy = self.arguments, self.policy
+        errors = errors_in(a.judge_errors) if a.judge_errors else None
         sets, left_out = load_sets(a.data, a.data_dir, self.config_of, policy.tokenizer)
         try:
             asked = self.protocol.max_new_tokens
@@ -111,7 +113,7 @@ class Evaluation:
         finally:
             for part in sets:
                 part.environment.close()
-        return tell(self.kept, sets, found, made_from, errors_in(a.judge_errors) if a.judge_errors else None)
+        return tell(self.kept, sets, found, made_from, errors)
 
     def samples(self, part: ProblemSet) -> int:
         return self.protocol.samples_of(part.name)
@@ -180,10 +182,12 @@ class Evaluation:
         return groups
 
     def sampled(self, part: ProblemSet, config: Config, missing: Sequence[Request], underway: Underway) -> Iterator[Rollout]:
-        for rollout in counted(self.policy.sample(part, config, missing), len(missing), f"responses to {part.name}"):
+        rollouts = self.policy.sample(part, config, missing)
+        for rollout in counted(rollouts, len(missing), f"responses to {part.name}") if len(missing) >= MANY else rollouts:
             if keeps(rollout):
                 underway.add(rollout)
-                if self.policy.remote:  # each has cost somebody something
+                # Each has cost somebody something; and no verdict may be there before what it is of.
+                if self.policy.remote or self.judge is not None:
                     underway.flush()
             yield rollout
 

@@ -118,6 +118,23 @@ def test_another_judge_judges_again_and_is_asked_for_what_it_has_not_said(evalua
     assert {p.parent.name for p in (out / "judged").glob("*/step-000000-eval")} == {"scripted", "oracle"}
 
 
+def test_a_flawed_share_is_corrected_for_the_judge_s_errors(evaluated, server, tmp_path):
+    """By those that its own evaluation has counted; where the environment knows the truth, by those on these very rollouts."""
+    out, _ = evaluated
+    judge, errors = server(find_flaw), {"found": 18, "flawed": 20, "alarms": 1, "sound": 20}
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": {"all": {"errors": errors}}}))
+    asks = {"judge_urls": (judge.url,), "judge_model": MODEL}
+    again = run(judge_again=out, judge_name="corrected", judge_errors=tmp_path, **asks)["sets"]["arith-test"]["figures"]
+    assert again["flawed_ratio"]["value"] == again["flawed_corrected"]["value"] == 0.0 and again["flawed_corrected"]["high"] > 0.05
+    with pytest.raises(ValueError, match="holds no scores of a judge"):
+        run(judge_again=out, judge_errors=tmp_path / "nowhere", **asks)
+    here = HERE | {"judge": "endpoint", "rows": 4, "samples": 2}
+    told = run(**here, **asks, out=tmp_path / "b")["sets"]["arith-test"]["judge"]
+    rows = [row for row in RunReader(out).rollouts(0, "eval", "arith-test") if row["verdict"]]  # the same, by their seeds; the oracle's
+    truth = Counter(row["verdict"]["kind"] for row in rows if row["sample"] < 2 and row["prompt_id"] < "arith-test:0:4")
+    assert told["errors"] == {"found": 0, "flawed": truth["flawed"], "alarms": 0, "sound": truth["sound"]} and truth.total() == told["told"]
+
+
 def test_a_step_of_a_training_run_is_judged_again(evaluated, tmp_path):
     """Its rollouts stand in a file of another name, and its configuration says whose they are."""
     out, _ = evaluated

@@ -28,6 +28,7 @@ from soundrl.engine.files.rollout_file import VERDICT
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.files.whole import whole
 from soundrl.engine.view.scores import scores_of, show_scores
+from soundrl.fapo.corrected import Errors
 from soundrl.fapo.records import Prompt, Rollout, Turn, Verdict
 from soundrl.fapo.resampled import intervals
 from soundrl.genrm.evaluate import Solution, judge_all
@@ -109,6 +110,7 @@ def judge_again(a: Arguments) -> dict[str, Any]:
     """The scores that are written."""
     assert a.judge_again is not None
     saved = read(a.judge_again, a.step, a.kind)
+    errors = errors_in(a.judge_errors) if a.judge_errors else None
     rows, environment = saved.rows, environment_by_set(saved)
     questions: dict[str, Solution] = {}
     for row in rows:
@@ -138,7 +140,7 @@ def judge_again(a: Arguments) -> dict[str, Any]:
         told = {id_: Verdict(*record["verdict"]) for id_, record in records.items()}
     others = {OWN: {name_of(row): Verdict(**row["verdict"]) for row in rows if row["verdict"]}} | other_judges(saved, name)
     agreements = {other: by_set_too(theirs, told, rows) for other, theirs in others.items() if theirs.keys() & told.keys()}
-    return tell_again(saved, name, made_from, told, agreements, a.judge_errors)
+    return tell_again(saved, name, made_from, told, agreements, errors)
 
 
 def oracle(row: Mapping[str, Any], environment: Environment | None) -> Verdict:
@@ -207,15 +209,14 @@ def by_set_too(first: Told, second: Told, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def tell_again(
-    saved: Saved, name: str, made_from: dict[str, Any], told: Told, agreements: dict[str, Any], errors: Path | None
+    saved: Saved, name: str, made_from: dict[str, Any], told: Told, agreements: dict[str, Any], errors: Errors | None
 ) -> dict[str, Any]:
-    """Writes and prints them; `errors` of the judge, as `soundrl.genrm.evaluate` has them."""
+    """Writes and prints them."""
     names = map(name_of, saved.table.select(["set", "prompt_id", "sample"]).to_pylist())
     verdicts = [None if v is None else {"kind": v.kind, "step": v.step, "reason": v.reason} for v in map(told.get, names)]
     place = saved.table.schema.get_field_index("verdict")
     table = saved.table.set_column(place, "verdict", pa.array(verdicts, VERDICT))
-    known = errors_in(errors) if errors else None
-    scores = {part: scores_of(samples, errors=known, judged=True) for part, samples in by_set(table).items()}
+    scores = {part: scores_of(samples, errors=errors, judged=True) for part, samples in by_set(table).items()}
     unfinished = Counter(v.reason for v in told.values() if v.reason in UNASKED)
     show_scores(f"{saved.reader.path.name}, step {saved.step} ({saved.kind}), judged by {name}", scores)
     show_agreement(name, agreements)

@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from soundrl.engine.evaluation.kept import Kept
 from soundrl.engine.evaluation.sets import ProblemSet
 from soundrl.engine.files.run_reader import RunReader
@@ -118,9 +121,7 @@ def samples_in(folder: Path) -> dict[str, Samples]:
     return by_set(reader.table(steps[-1], "eval"))
 
 
-def by_set(table: Any) -> dict[str, Samples]:
-    import pyarrow.compute as pc
-
+def by_set(table: pa.Table) -> dict[str, Samples]:
     names = sorted(set(table.column("set").to_pylist()))
     return {name: Samples.read(table.filter(pc.field("set") == name)) for name in names}
 
