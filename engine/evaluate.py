@@ -36,7 +36,7 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Draw, Request
 from soundrl.engine.task import build_task
 from soundrl.fapo.judging import Judge
-from soundrl.fapo.printable import printable
+from soundrl.fapo.printable import one_line, printable
 from soundrl.fapo.records import Group, Outcome, Rollout
 from soundrl.fapo.task import ReasoningTask
 from soundrl.genrm.evaluate import command
@@ -219,12 +219,16 @@ def main(arguments: Arguments) -> dict[str, Any]:
         raise ValueError(f"--{missing[0]} is missing; an evaluation needs --model, --data and --out (or --judge-again, or --compare)")
     protocol = settled(a.preset, a.samples, a.temperature, a.top_p, a.max_new_tokens)
     assert a.out is not None
-    with alone() as ranks, Kept(a.out, ranks) as kept:
-        evaluation = Evaluation(a, protocol, kept, ranks)
-        try:
-            return evaluation()
-        finally:
-            evaluation.close()
+    try:
+        with alone() as ranks, Kept(a.out, ranks) as kept:
+            evaluation = Evaluation(a, protocol, kept, ranks)
+            try:
+                return evaluation()
+            finally:
+                evaluation.close()
+    except OSError as error:  # transformers raises plain ones, with advice as text
+        place = f"{error.filename}: {error.strerror}" if error.filename else one_line(str(error))
+        raise ValueError(f"{place}; what has come is kept, and the same command goes on") from error
 
 
 if __name__ == "__main__":

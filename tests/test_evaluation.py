@@ -264,6 +264,7 @@ def test_servers_that_only_fail_end_it_and_nothing_is_lost(server, tmp_path, mon
         ({"judge": "endpoint"}, "--judge-urls is empty"),
         ({"verifier": "math"}, "--verifier math is for problem files"),
         ({"out": None}, "--out is missing"),
+        ({"out": Path("setup.py/x")}, "Not a directory"),
         ({"judge_again": Path("nothing")}, "--data changes nothing for --judge-again"),
         ({"judge_votes": 3}, "--judge-votes changes nothing for a model folder, judge oracle"),
         ({"judge": "none", "judge_model": "m"}, "--judge-model m needs --judge-urls"),
