@@ -62,6 +62,8 @@ def maj_at_k(right: int, wrong: tuple[int, ...], silent: int, k: int) -> float:
     check_k(k, n, "a problem")
     if not (most := min(right, k)):
         return 0.0
+    if k == n:
+        return (right >= max(wrong, default=0)) / (1 + wrong.count(right))
 
     def drawn(of: int) -> list[float]:
         """[s]: that s of them are among those drawn, were each drawn by itself with probability k/n."""

@@ -279,9 +279,10 @@ def test_exact_intervals_of_a_share():
 
 @pytest.mark.parametrize(("size", "policy", "trials"), [("30 × 32", "mixed", 200), ("30 × 32", "very hard", 200), ("500 × 4", "even", 40)])
 def test_the_interval_over_problems_holds_the_truth(size, policy, trials):
-    """`python bench/coverage.py --full` for all of them. Inverse: rows pooled as if independent, and samples drawn a second time."""
+    """Few evaluations leave 3 points more or less: `python bench/coverage.py --full` has many. Inverse: rows pooled as if independent, and
+    samples drawn a second time."""
     found = coverage.coverage(coverage.SETS[size], coverage.POLICIES[policy], trials)
-    assert 0.93 <= found["avg"] <= 0.98, found
+    assert 0.92 <= found["avg"] <= 0.99, found
     assert all(found[name] >= 0.93 for name in found if name.startswith("pass@") and "width" not in name), found
     assert found["pooled rows"] < 0.9, found
     if size == "500 × 4":

@@ -118,7 +118,7 @@ def show_scores(title: str, sets: Mapping[str, Mapping[str, Any]]) -> None:
     print("per cent, with 95 % intervals over problems; (problems × samples)")
     for name, scores in sets.items():
         for line in caveats(scores):
-            print(f"{one_line(name)}: {line}")
+            print(one_line(f"{name}: {line}"))
 
 
 def caveats(scores: Mapping[str, Any]) -> list[str]:
