@@ -212,7 +212,7 @@ class Run:
     eval_every: int = 10
     """Steps between evaluations (one before the first and one after the last step as well); 0 = only those two."""
     eval_sampling: tuple[int, float, float] = (1, 1.0, 1.0)
-    """Evaluation: rollouts a problem (avg@k), temperature, and nucleus (top-p)."""
+    """Evaluation: rollouts a problem (avg@k), temperature (0 = greedy, of one rollout), and nucleus (top-p)."""
     overlap: bool = True
     """Train on groups whose verdicts are there while others are judged; off waits for all first, and on GPUs a served judge sleeps but for
     that phase, as it does where it and the policy do not fit at once. All compute the same, bit for bit."""

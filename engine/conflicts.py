@@ -169,8 +169,11 @@ def conflicts(config: Config) -> Iterator[str]:
     if not run.gate > 1:
         yield f"run.gate {run.gate} can never be met; use e.g. 1.05"
     k, t, p = run.eval_sampling
-    if not (k >= 1 and t > 0 and 0 < p <= 1):
-        yield f"run.eval_sampling is {k} {t} {p}; use at least 1 rollout, a temperature above 0 and a top-p in (0, 1]"
+    if not (k >= 1 and t >= 0 and (k == 1 or t > 0) and 0 < p <= 1):
+        yield (
+            f"run.eval_sampling is {k} {t} {p}; use at least 1 rollout, a temperature of at least 0 (greedy, of one rollout alone) and a "
+            "top-p in (0, 1]"
+        )
     first, last = genrm.deadline
     if not 0 < first <= last <= WEEK:
         yield f"genrm.deadline is {first} {last}; use seconds above 0, the second not below the first, up to {WEEK}"

@@ -1,4 +1,5 @@
-"""Judging the judge: verdicts on solutions whose first wrong step is known, and what they are worth.
+"""Judging the *judge*: verdicts on solutions whose first wrong step is known, and what they are worth. A policy is evaluated, and its
+rollouts judged, by `soundrl.engine.evaluate`.
 
     python -m soundrl.genrm.evaluate --data gsm8k.json math.json --urls http://127.0.0.1:8000/v1 --model FAPO-GenRM-4B --out runs/judge
 
@@ -23,6 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from soundrl.fapo.corrected import Errors
 from soundrl.fapo.named import is_named
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled, with_references
@@ -155,8 +157,17 @@ def summary(subsets: dict[str, list[Labelled]], records: dict[str, dict[str, Any
         out[name] = {measure: dataclasses.asdict(value) for measure, value in score(rows, verdicts).items()}
         out[name] |= {mean: sum(record[mean] for record in own) / len(own) for mean in ("tokens", "seconds")}
         out[name] |= {"rows": len(rows), "unknown": dict(Counter(verdict.reason for verdict in verdicts if verdict.kind == "unknown"))}
+        out[name]["errors"] = errors(rows, verdicts)._asdict()
     out["all"]["average_f1"] = sum(out[name]["f1"]["value"] for name in subsets) / len(subsets)
     return out
+
+
+def errors(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Errors:
+    """By which a flawed share is corrected that this judge has found: of rows with a right final answer and a verdict."""
+    told = [(row.label >= 0, v.kind == "flawed") for row, v in zip(rows, verdicts, strict=True) if row.right and v.kind != "unknown"]
+    table = Counter(told)
+    flawed, sound = (table[truth, True] + table[truth, False] for truth in (True, False))
+    return Errors(found=table[True, True], flawed=flawed, alarms=table[False, True], sound=sound)
 
 
 def print_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -54,6 +54,7 @@ class Reply:
     tokens: int | None = None  # completion tokens, as the server counts them (`usage`)
     worker: str = ""  # address of the endpoint that gave it, where several might have
     places: tuple[Place, ...] = ()  # its tokens, where their probabilities were asked for
+    token_ids: tuple[int, ...] = ()  # the same by number, where that was asked for (vLLM's `return_token_ids`)
 
 
 MAX_BOXES = 16  # a critique quotes the solution's box and gives its own; a reply with more than this many is a loop, not a verdict

@@ -23,6 +23,7 @@ from transformers import AutoConfig
 
 from soundrl.engine.config import GROUPS
 from soundrl.engine.environments.environment import NAMED
+from soundrl.engine.evaluation.arguments import Arguments as Evaluating
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.launch.launch import UserError, parse_arguments, plan_arguments
@@ -135,8 +136,18 @@ def plan_of_run(words: list[str], place: Path):
 
 def reads_its_arguments(words: list[str], place: Path) -> None:
     """The module's own command line; nothing is done with it."""
+<<<<<<< HEAD
     kinds = {"serve": Serving, "evaluate": evaluate.Arguments, "selection": selection.Arguments, "critic_data": Planted | Sampled}
     kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments, "replay": replay.Arguments}
+=======
+    kinds = {
+        "serve": Serving,
+        "evaluate": evaluate.Arguments if "genrm" in words[2] else Evaluating,
+        "selection": selection.Arguments,
+        "critic_data": Planted | Sampled,
+    }
+    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments}
+>>>>>>> evaluate
     arguments = words[3 : words.index("--") if "--" in words else None]  # what follows are settings of the training
     if words[2].endswith(("serve", "prm")):  # looks for the model
         arguments[arguments.index("--model") + 1] = str(place / "tiny")
@@ -214,7 +225,11 @@ RULES: list[tuple[str, Proof]] = [
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
     (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
     (
+<<<<<<< HEAD
         r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.tools\.(convert|replay)) ",
+=======
+        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.(evaluate|tools\.convert)) ",
+>>>>>>> evaluate
         reads_its_arguments,
     ),
     (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),

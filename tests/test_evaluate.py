@@ -86,7 +86,9 @@ def test_a_fault_of_the_way_is_no_verdict_and_is_asked_for_again(judge, tmp_path
     assert len(kept) == 4 and all(record["verdict"][0] != "unknown" for record in kept)
     server.script = find_flaw
     asked = len(server.bodies)
-    assert main(arguments)["b"]["f1"]["value"] == 1.0 and len(server.bodies) == asked + 1 + 8
+    scores = main(arguments)
+    assert scores["b"]["f1"]["value"] == 1.0 and len(server.bodies) == asked + 1 + 8
+    assert scores["all"]["errors"] == {"found": 4, "flawed": 4, "alarms": 0, "sound": 2}  # of rows with a right final answer
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["unfinished"] == {}
 
 

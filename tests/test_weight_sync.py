@@ -2,12 +2,16 @@
 
 import math
 import re
+import signal
 from types import SimpleNamespace
 
+import evaluations
 import pytest
 import torch
 
 from soundrl.engine import weight_sync
+from soundrl.engine.files.run_reader import RunReader
+from soundrl.engine.files.underway import BATCH
 from soundrl.engine.tools import sync_doctor
 from soundrl.engine.weight_sync import SyncError, WeightSync
 from soundrl.fapo.records import Rollout
@@ -102,8 +106,15 @@ def test_each_engine_has_probes_of_its_own_and_the_worst_decides_for_all(doctor)
         gated(Sampler({}), others=1.3)
 
 
-def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):
-    said = torchrun("sync_faults", 1, folder=str(tmp_path / "tiny"))
+@pytest.fixture(scope="module")
+def engine(torchrun_once, tmp_path_factory):
+    """What a worker with a real vLLM engine says, and its folder."""
+    folder = tmp_path_factory.mktemp("engine")
+    return torchrun_once("sync_faults", 1, folder=str(folder / "tiny")), folder
+
+
+def test_every_seeded_fault_is_caught_and_named(engine):
+    said, _ = engine
     # Inverse: the same steps without a fault pass, before and after each one.
     for healthy in ("start", "processed_logprobs", "healthy", "after_never_sent", "recovered"):
         assert said[healthy].startswith("passed 1.00"), (healthy, said[healthy])
@@ -135,6 +146,22 @@ def test_every_seeded_fault_is_caught_and_named(torchrun, tmp_path):
     assert turns["late"] == turns["tokens"] and sum(count > 1 for count in turns["turns"]) >= 6 and max(turns["turns"]) >= 3
     assert turns["gap"] < 1e-3 and turns["gate"] < 1.001 and turns["one_turn"] < 1.001
     assert turns["other_gap"] > 0.1 and turns["other_gate"] > 1.05 and turns["unseen"] < 1.001
+
+
+def test_an_evaluation_that_was_killed_goes_on_to_the_same_bits(engine):
+    """In the same process, as its engine is started already (`workers/evaluations`)."""
+    said, folder = engine
+    whole, killed, gone_on = (said["evaluations"][name] for name in ("whole", "killed", "gone on"))
+    assert killed["status"] == -signal.SIGKILL and killed["files"] == ["underway/arith-test/step-000000/1-rank-0.arrows"]  # the witness
+    kept = evaluations.KILLED_AFTER // BATCH * BATCH
+    first = {tuple(request) for request in whole["asked"]} - {tuple(request) for request in gone_on["asked"]}
+    assert whole["status"] == gone_on["status"] == 0 and len(first) == kept > 0  # what was kept is not sampled again
+    assert len(whole["asked"]) == 2 * evaluations.ROWS * evaluations.SAMPLES == kept + len(gone_on["asked"])
+    assert gone_on["files"] == whole["files"] == [f"rollouts/step-000000/rank-0.eval-arith-test{end}.arrows" for end in ("-p2", "")]
+    for name in (*whole["files"], "scores.json", "metrics.jsonl"):
+        assert (folder / "again" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+    rollouts = RunReader(folder / "again").rollouts(0, "eval", "arith-test")
+    assert len({tuple(row["tokens"]) for row in rollouts}) > 8  # witness: of different samples
 
 
 @pytest.mark.parametrize(

@@ -193,13 +193,16 @@ def take_over(rollouts: Path, folder: Path, after: int, start: int) -> None:
             remove(step)
 
 
-def read_rollouts(file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]]) -> Iterable[tuple[Rollout, Verdict | None]]:
-    """Those of training and those that were replaced, of `prompts`, up to the file's last whole batch."""
+def read_rollouts(
+    file: Path, prompts: Mapping[str, tuple[Prompt, np.ndarray]], kinds: Sequence[str] = ("train", "replaced")
+) -> Iterable[tuple[Rollout, Verdict | None]]:
+    """Those of these `kinds` and `prompts`, up to the file's last whole batch."""
     table, _, _ = read_file(file)
     said = ("prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "mask", "turns", "verdict")
     rows = table.select([*said, *OF_JUDGE]).to_pylist()
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
+<<<<<<< HEAD
         if row["kind"] in ("train", "replaced") and row["prompt_id"] in prompts:
             rollout = rollout_of(row, prompts[row["prompt_id"]][1], tokens, logprobs)
             yield rollout, None if row["verdict"] is None else verdict_of(row)
@@ -219,6 +222,24 @@ def rollout_of(row: Mapping[str, Any], prompt_tokens: np.ndarray, tokens: np.nda
         mask=np.array(row["mask"] or [], np.uint8),
         turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
     )
+=======
+        if row["kind"] in kinds and row["prompt_id"] in prompts:
+            yield (
+                Rollout(
+                    prompt_id=row["prompt_id"],
+                    sample=row["sample"],
+                    prompt_tokens=prompts[row["prompt_id"]][1],
+                    tokens=tokens,
+                    logprobs=logprobs,
+                    text=row["text"],
+                    finish_reason=row["finish_reason"],
+                    policy_version=row["policy_version"],
+                    mask=np.array(row["mask"] or [], np.uint8),
+                    turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
+                ),
+                None if row["verdict"] is None else verdict_of(row),
+            )
+>>>>>>> evaluate
 
 
 def verdict_of(row: Mapping[str, Any]) -> Verdict:

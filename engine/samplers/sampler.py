@@ -26,6 +26,7 @@ class Request:
     """int32"""
     seed: int
     temperature: float
+    """0 = the likeliest token each time; log-probabilities are those of temperature 1 then."""
     max_new_tokens: int
     top_p: float = 1.0
     ignore_end: bool = False

@@ -69,9 +69,10 @@ class TorchSampler:
             chosen = [0] * len(requests)
             for i in sorted(running):
                 request = requests[i]
-                log_p = torch.log_softmax(logits_BV[i] / request.temperature, dim=-1)
+                log_p = torch.log_softmax(logits_BV[i] / (request.temperature or 1.0), dim=-1)
                 log_p = nucleus(log_p, request.top_p)
-                chosen[i] = int(torch.multinomial(log_p.exp(), 1, generator=streams[i]))
+                greedy = request.temperature == 0.0
+                chosen[i] = int(log_p.argmax() if greedy else torch.multinomial(log_p.exp(), 1, generator=streams[i]))
                 tokens[i].append(chosen[i])
                 logprobs[i].append(log_p[chosen[i]].item())
                 ended = chosen[i] in self.stop_tokens and not request.ignore_end

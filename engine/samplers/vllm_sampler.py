@@ -54,7 +54,8 @@ def clear_kv_memory(worker: Any) -> None:
 class VllmSampler:
     """See `Sampler`. All ranks of a tensor-parallel group must pass the same requests in the same order."""
 
-    def __init__(self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, ranks: Ranks, *, loads: bool = False) -> None:
+        """`loads`: the folder's weights at once, where no trainer brings any."""
         on_cpu = ranks.device.type == "cpu"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -95,7 +96,7 @@ class VllmSampler:
             enable_prefix_caching=True,
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            load_format="dummy",  # the first sync brings every tensor, and the gate proves it
+            load_format="safetensors" if loads else "dummy",  # the first sync brings every tensor, and the gate proves it
             trust_remote_code=False,
         )
         torch.set_num_threads(threads)

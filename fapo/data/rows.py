@@ -47,9 +47,9 @@ class RowError(DataError):
 
     @property
     def at(self) -> tuple[str, int]:
-        """File and row of its place."""
+        """File and row of its place; 0 where an environment's ids have no number."""
         file, _, row = self.place.rpartition(":")
-        return file, int(row)
+        return file, int(row) if row.isdecimal() else 0
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.place, self.field, self.reason) if part)

@@ -102,14 +102,14 @@ class Endpoint:
         """One request. Example: `body([…], max_tokens=8)` → `{"model": "m", "messages": […], "max_tokens": 8}`."""
         return json.dumps({"model": self.model, "messages": messages, **sampling}).encode()
 
-    async def complete(self, body: bytes) -> Reply:
+    async def complete(self, body: bytes, what: str = "chat/completions") -> Reply:
         """One exchange. Raises `Failure`; takes as long as the server does, so put it under `asyncio.timeout`."""
-        status, headers, content = await self.exchange("POST", f"{self.url}/chat/completions", body)
+        status, headers, content = await self.exchange("POST", f"{self.url}/{what}", body)
         if status != 200:
             reason = HTTP_4XX if 400 <= status < 500 else HTTP_5XX if status >= 500 else BAD_REPLY
             retry = status in _RETRIED_4XX or status >= 500
             raise Failure(reason, f"HTTP {status}", retry=retry, status=status, retry_after=retry_after(headers.get("retry-after")))
-        reply, name = parsed(content)
+        reply, name = parsed(content, chat=what != "completions")
         if name and name not in (self.model, self.other_name):
             if self.other_name is not None or not _same(self.model, name):
                 detail = f"from model {ascii(name)[:80]}, not {self.model!r}"
@@ -235,8 +235,8 @@ class Endpoint:
             raise Failure(reason, detail, refused=refused) from None
 
 
-def parsed(content: bytes) -> tuple[Reply, str | None]:
-    """The first choice of a chat completion, every field checked by type, and the model's name, if any. Raises `Failure(bad_reply)`.
+def parsed(content: bytes, chat: bool = True) -> tuple[Reply, str | None]:
+    """The first choice of a completion, every field checked by type, and the model's name, if any. Raises `Failure(bad_reply)`.
 
     A reply that arrived whole is the model's word even where it holds no text (null, a refusal, all of it in `reasoning_content`).
     """
@@ -244,13 +244,19 @@ def parsed(content: bytes) -> tuple[Reply, str | None]:
     match reply:
         case {"choices": [{"message": (dict() | None) as message, "finish_reason": str(reason)} as choice, *_]}:
             text = _text((message or {}).get("content"))
+        case {"choices": [{"text": str(text), "finish_reason": str(reason)} as choice, *_]} if not chat:
+            pass
         case _:
             raise Failure(BAD_REPLY, "no choices[0] with a message and a finish_reason")
     name, usage = reply.get("model"), reply.get("usage")
     if text is None or not isinstance(name, str | None):
         raise Failure(BAD_REPLY, "message.content or the model's name is no text")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return Reply(text, _finish(reason), tokens if type(tokens) is int else None, places=_places(choice.get("logprobs"))), name
+    ids = choice.get("token_ids")
+    ids = tuple(ids) if isinstance(ids, list) and all(type(id_) is int and 0 <= id_ < 2**31 for id_ in ids) else ()
+    text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text that a file can hold
+    tokens = tokens if type(tokens) is int else None
+    return Reply(text, _finish(reason), tokens, places=_places(choice.get("logprobs")), token_ids=ids), name
 
 
 def _places(logprobs: Any) -> tuple[Place, ...]:

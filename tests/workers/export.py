@@ -65,15 +65,11 @@ def written(trainer: Trainer, target: Path) -> None:
 
 def read(folder: Path, ranks: Ranks) -> list[float]:
     """A fresh engine, split over both ranks, that has read the exported folder itself: the gate's comparison, then a sync."""
-    import vllm
-
     from soundrl.engine.samplers.vllm_sampler import VllmSampler
 
     policy, trainer = load(folder, ranks)
-    start = vllm.LLM  # the sampler's own start reads no weights
-    vllm.LLM = lambda *given, **options: start(*given, **options | {"load_format": "auto"})  # type: ignore[assignment,misc]
     settings = Rollout(memory=1.0, eager=True, tensor_parallel=ranks.size)
-    generator = VllmSampler(folder, policy.tokenizer, model_at(folder), settings, ranks)
+    generator = VllmSampler(folder, policy.tokenizer, model_at(folder), settings, ranks, loads=True)
     sync = WeightSync(policy, trainer, generator, [s.prompt_tokens for s in fixed_samples()], 1.0, 1.05)
     return [sync.gate().exp_abs_dlogp, sync()["mismatch/gate"]]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluations import three
 from tiny import write_tiny
 
 from soundrl.engine.config import Loss, Model, Optim, Rollout
@@ -128,6 +129,7 @@ def main(arguments: dict, out: Path) -> None:
 
     generator.reset_cache = lazy
     said["stale_prefix_cache"] = outcome(sync)
+    said["evaluations"] = three(generator, folder, Path(arguments["folder"]).parent)
     if ranks.main:
         out.write_text(json.dumps(said))
 
