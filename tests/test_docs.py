@@ -22,7 +22,7 @@ from tiny import write_tiny
 from transformers import AutoConfig
 
 from soundrl.engine.config import GROUPS
-from soundrl.engine.environments.environment import NAMED
+from soundrl.engine.environments.environment import own_world
 from soundrl.engine.evaluation.arguments import Arguments as Evaluating
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.launch.last_words import RANK
@@ -124,7 +124,7 @@ def plan_of_run(words: list[str], place: Path):
     asked, arguments = plan_arguments(words[script + 1 :])
     config = parse_arguments(arguments)
     on_gpu = config.model.dtype == "bfloat16"
-    if config.model.path not in NAMED:
+    if not own_world(config.model.path):
         config = replace(config, model=replace(config.model, path=str(place / ("7b" if asked and on_gpu else "tiny"))))
     counts = {"--nnodes": 1, "--nproc-per-node": 8}
     counts |= {name: int(words[words.index(name) + 1]) for name in counts if name in words[:script]}
@@ -136,18 +136,13 @@ def plan_of_run(words: list[str], place: Path):
 
 def reads_its_arguments(words: list[str], place: Path) -> None:
     """The module's own command line; nothing is done with it."""
-<<<<<<< HEAD
-    kinds = {"serve": Serving, "evaluate": evaluate.Arguments, "selection": selection.Arguments, "critic_data": Planted | Sampled}
-    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments, "replay": replay.Arguments}
-=======
     kinds = {
         "serve": Serving,
         "evaluate": evaluate.Arguments if "genrm" in words[2] else Evaluating,
         "selection": selection.Arguments,
         "critic_data": Planted | Sampled,
     }
-    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments}
->>>>>>> evaluate
+    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments, "replay": replay.Arguments}
     arguments = words[3 : words.index("--") if "--" in words else None]  # what follows are settings of the training
     if words[2].endswith(("serve", "prm")):  # looks for the model
         arguments[arguments.index("--model") + 1] = str(place / "tiny")
@@ -225,11 +220,7 @@ RULES: list[tuple[str, Proof]] = [
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
     (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
     (
-<<<<<<< HEAD
-        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.tools\.(convert|replay)) ",
-=======
-        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.(evaluate|tools\.convert)) ",
->>>>>>> evaluate
+        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.(evaluate|tools\.(convert|replay))) ",
         reads_its_arguments,
     ),
     (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),

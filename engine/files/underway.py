@@ -202,8 +202,7 @@ def read_rollouts(
     rows = table.select([*said, *OF_JUDGE]).to_pylist()
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
-<<<<<<< HEAD
-        if row["kind"] in ("train", "replaced") and row["prompt_id"] in prompts:
+        if row["kind"] in kinds and row["prompt_id"] in prompts:
             rollout = rollout_of(row, prompts[row["prompt_id"]][1], tokens, logprobs)
             yield rollout, None if row["verdict"] is None else verdict_of(row)
 
@@ -222,24 +221,6 @@ def rollout_of(row: Mapping[str, Any], prompt_tokens: np.ndarray, tokens: np.nda
         mask=np.array(row["mask"] or [], np.uint8),
         turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
     )
-=======
-        if row["kind"] in kinds and row["prompt_id"] in prompts:
-            yield (
-                Rollout(
-                    prompt_id=row["prompt_id"],
-                    sample=row["sample"],
-                    prompt_tokens=prompts[row["prompt_id"]][1],
-                    tokens=tokens,
-                    logprobs=logprobs,
-                    text=row["text"],
-                    finish_reason=row["finish_reason"],
-                    policy_version=row["policy_version"],
-                    mask=np.array(row["mask"] or [], np.uint8),
-                    turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
-                ),
-                None if row["verdict"] is None else verdict_of(row),
-            )
->>>>>>> evaluate
 
 
 def verdict_of(row: Mapping[str, Any]) -> Verdict:
