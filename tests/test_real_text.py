@@ -170,6 +170,11 @@ def test_what_the_stages_have_found(stages):
     _, _, rows, _, _ = stages
     found = {name: row["found"] for name, row in rows.items()}
     assert found["rows"]["processbench"] == {"rows": 6} and found["rows"]["planted"]["rows"] == 6
+    sums = found["rows"]["false sums"]
+    assert (
+        sums["ignored"] == {"rows": 8, "with a sum": 8, "with a false one": 8, "at the flaw": 8} and sums["guess"]["with a false one"] == 0
+    )
+    assert sums["processbench, sound"]["rows"] == 3 and sums["processbench, flawed"]["with a false one"] == 0
     assert found["judge"]["rows left out"] > 0 and found["judge"]["rows seen"] == 16 and found["policy"]["rows left out"] == 1
     for name in ("before, standard, processbench", "after, assisted, planted"):
         part = found["benchmark"][name]
