@@ -30,7 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,16 @@ from soundrl.genrm.make.training import ended, guarded, train_command
 from soundrl.genrm.prompts import PROMPTS
 from soundrl.genrm.scores import difference
 
-STAGES = ("speed", "rows", "judge", "benchmark", "policy", "flawed", "pair")
+STAGES = {
+    "speed": "seed dtype solution_tokens",
+    "rows": "seed problems rows",
+    "judge": "critic_steps batch lr critique_tokens solution_tokens",
+    "benchmark": "",
+    "policy": "policy_steps",
+    "flawed": "test_rows samples",
+    "pair": "rl_steps rl_prompts rl_samples",
+}
+"""In their order, and the arguments that each adds to those of the stages before."""
 START = "step-000000"
 WAYS = ("standard", "assisted")
 JUDGES = ("before", "after")
@@ -85,7 +94,12 @@ class Text:
         own: dict[str, Sequence[object]] = {"model.path": (model,), "model.dtype": (a.dtype,), "model.max-length": (length,)}
         own |= {"run.seed": (a.seed,), "run.steps": (0,), "run.eval-every": (0,), "run.save": (2, 1, 0), "data.skip-unusable": ()}
         own |= {"warm-start.steps": (0,), "optim.microbatch-tokens": (max(length, 2048 if a.dtype == "float32" else 16384),)}
-        own |= {"data.test": (), "model.no-activation-checkpointing": (), "rollout.eager": ()}
+        own |= {
+            "rollout.memory": (1.0 if a.dtype == "float32" else 0.3,),
+            "data.test": (),
+            "model.no-activation-checkpointing": (),
+            "rollout.eager": (),
+        }
         given = own | {name.replace("__", ".").replace("_", "-"): value for name, value in settings.items()}
         ended(folder / "run" / ".lock")
         guarded(train_command(folder, recipe, {name: tuple(value) for name, value in given.items()}, ()))
@@ -221,18 +235,14 @@ class Text:
     def stamp(self, name: str) -> dict[str, Any]:
         """What a stage is made from, beside the stages before."""
         a = self.arguments
-        everything = {field.name: getattr(a, field.name) for field in fields(a)}
-        told = {key: value for key, value in everything.items() if key not in ("out", "results", "hours", "threads", "model", "data")}
-        rl = {key for key in told if key.startswith("rl_")}
-        told = {key: value for key, value in told.items() if name == "pair" or key not in rl}
         files = {file.name: file_digest(file)[:16] for file in (self.train, self.test, self.benchmarks)}
-        return told | files | {"model": digest(digests(a.model))[:16]}
+        return {key: getattr(a, key) for key in STAGES[name].split()} | files | {"model": digest(digests(a.model))[:16]}
 
     def __call__(self) -> None:
         a = self.arguments
         make = {"speed": self.speed, "rows": self.rows, "judge": self.trained_judge, "benchmark": self.benchmark}
         make |= {"policy": self.trained_policy, "flawed": self.flawed, "pair": self.pair}
-        stages = Stages(a.out, STAGES)
+        stages = Stages(a.out, [*STAGES])
         try:
             for name in STAGES:
                 if name == "pair" and (why := self.left_out()):

@@ -56,7 +56,7 @@ class Arguments:
 
 
 SMOKE = Arguments(
-    problems=40, critic_steps=5, policy_steps=5, batch=4, rows=8, critique_tokens=64, test_rows=4, samples=2, solution_tokens=96,
+    problems=40, critic_steps=5, policy_steps=5, batch=4, rows=8, critique_tokens=128, test_rows=4, samples=2, solution_tokens=96,
     rl_steps=1, rl_prompts=2, rl_samples=2, threads=1,
 )  # fmt: skip
 NIGHT = Arguments(
