@@ -74,11 +74,16 @@ PROMPT_TOKENS = 768
 """Of a critic's prompt; a row with a longer one is left out of the warm start, and counted."""
 
 
+AT_ONCE = 8
+"""Questions on a CPU. A server reads all that wait before it writes a word, and counts as stuck after two minutes without one."""
+
+
 class Text:
     """The stages; `found` holds what those that have ended say, by name."""
 
     def __init__(self, arguments: Arguments, preset: str) -> None:
         self.arguments, self.preset, self.found = arguments, preset, dict[str, Found]()
+        self.slow = arguments.dtype == "float32"  # a CPU
         self.train, self.test = (arguments.data / f"gsm8k-{part}.jsonl" for part in ("train", "test"))
         self.benchmarks = arguments.data / "processbench" / "gsm8k.json"
         for file in (arguments.model / "config.json", self.train, self.test, self.benchmarks):
@@ -93,9 +98,9 @@ class Text:
         a, length = self.arguments, PROMPT_TOKENS + max(self.arguments.critique_tokens, self.arguments.solution_tokens)
         own: dict[str, Sequence[object]] = {"model.path": (model,), "model.dtype": (a.dtype,), "model.max-length": (length,)}
         own |= {"run.seed": (a.seed,), "run.steps": (0,), "run.eval-every": (0,), "run.save": (2, 1, 0), "data.skip-unusable": ()}
-        own |= {"warm-start.steps": (0,), "optim.microbatch-tokens": (max(length, 2048 if a.dtype == "float32" else 16384),)}
+        own |= {"warm-start.steps": (0,), "optim.microbatch-tokens": (max(length, 2048 if self.slow else 16384),)}
         own |= {
-            "rollout.memory": (1.0 if a.dtype == "float32" else 0.3,),
+            "rollout.memory": (1.0 if self.slow else 0.3,),
             "data.test": (),
             "model.no-activation-checkpointing": (),
             "rollout.eager": (),
@@ -114,6 +119,7 @@ class Text:
         a = self.arguments
         own: dict[str, Sequence[object]] = {"data__train": (self.train,), "data__test": (self.test,), "data__test_rows": (a.test_rows,)}
         own |= {"rollout__max_new_tokens": (a.solution_tokens,), "run__eval_sampling": (a.samples, 1.0, 1.0)}
+        own |= {"genrm__concurrency": (AT_ONCE if self.slow else 128,)}
         own |= {"genrm__judge": ("serve",), "genrm__model": (judge,), "genrm__max_tokens": (a.critique_tokens,)}
         return own | {"genrm__unknown": ("drop", 1.0)}  # a small judge often gives no verdict: that is measured, not a reason to stop
 
@@ -195,8 +201,8 @@ class Text:
         """Of each judge, way and set every measure with its interval and n, and what the warm start has changed, paired by row."""
         a, found, said = self.arguments, Found(), dict[tuple[str, str], list[Verdict]]()
         files = [a.out / "rows" / name for name in ("processbench.json", "planted.jsonl")]
-        workers = a.threads if a.dtype == "float32" else 1
-        how_served = {"dtype": a.dtype, "max_tokens": a.critique_tokens, "prompt": "own", "workers": workers, "eager": True}
+        how_served = {"dtype": a.dtype, "max_tokens": a.critique_tokens, "prompt": "own", "eager": True}
+        how_served |= {"workers": a.threads if self.slow else 1, "concurrency": AT_ONCE if self.slow else 64}
         for how in WAYS:
             for who, model in zip(JUDGES, (a.model, self.judge), strict=True):
                 out, references = folder / f"{who}-{how}", str(self.test) if how == "assisted" else ""
