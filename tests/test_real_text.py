@@ -142,6 +142,8 @@ def stages(tmp_path_factory):
 
     whole = call("model", "data", "out")
     calls = [whole | {"kill": ["judge", 3]}, whole | {"stop": 9}, whole, whole]
+    calls += [call("model", "data", "out")]
+    calls[-1]["words"] += ["--critic-steps", "5"]
     calls += [call("base", "data", "none"), call("nowhere", "data", "none"), call("model", "nowhere", "none")]
     arguments = {"calls": calls, "url": server.url, "root": str(root), "texts": said}
     done = start([sys.executable, "tests/workers/text.py", json.dumps(arguments), str(root / "said.json")])
@@ -170,6 +172,11 @@ def test_what_the_stages_have_found(stages):
     _, _, rows, _, _ = stages
     found = {name: row["found"] for name, row in rows.items()}
     assert found["rows"]["processbench"] == {"rows": 6} and found["rows"]["planted"]["rows"] == 6
+    sums = found["rows"]["false sums"]
+    # Which value is planted follows from the rows' path; a tenth of the right one may be a unit, and is left alone.
+    assert sums["ignored"]["rows"] == 8 and 4 <= sums["ignored"]["with a false one"] == sums["ignored"]["at the flaw"]
+    assert sums["sound"] == {"rows": 8, "with a sum": 8, "with a false one": 0, "at the flaw": 0} and sums["guess"]["with a false one"] == 0
+    assert sums["processbench, sound"]["rows"] == 3 and sums["processbench, flawed"]["with a false one"] == 0
     assert found["judge"]["rows left out"] > 0 and found["judge"]["rows seen"] == 16 and found["policy"]["rows left out"] == 1
     for name in ("before, standard, processbench", "after, assisted, planted"):
         part = found["benchmark"][name]
@@ -185,7 +192,8 @@ def test_what_the_stages_have_found(stages):
 
 def test_a_model_without_chat_template_or_data_is_refused_before_anything_starts(stages):
     root, _, _, said, _ = stages
-    template, model, data = said["calls"][4:]
+    other, template, model, data = said["calls"][4:]
+    assert "out/judge was made with critic_steps 4 (now 5)" in other and "rm -r" in other and "/out/flawed /" not in other.split("rm -r")[0]
     assert "base has no chat template, by which a judge is asked; take an instruct model" in template
     assert "nowhere/config.json is missing; name its folder by --model" in model and "gsm8k-train.jsonl is missing" in data
     assert not (root / "none").exists()

@@ -30,15 +30,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # files of bench/ know each other by name
-from record import ROOT, machine
-from text_shares import errors, shares
+from record import machine
+from text_budget import PRESETS, Arguments, estimate
+from text_shares import errors, shares, sums_in
 
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.run_reader import RunReader, read_lines
@@ -48,7 +49,7 @@ from soundrl.fapo.data.files import boxed_solution, load_prompts
 from soundrl.fapo.records import Verdict
 from soundrl.genrm import selection
 from soundrl.genrm.critic_data.critic_data import Planted, planted_rows, select
-from soundrl.genrm.critic_data.labelled import Critiqued, load_labelled, write_rows
+from soundrl.genrm.critic_data.labelled import Critiqued, Labelled, load_labelled, write_rows
 from soundrl.genrm.journal import digest
 from soundrl.genrm.make import card
 from soundrl.genrm.make.stages import Found, Stages, digests, file_digest, write_json
@@ -56,80 +57,25 @@ from soundrl.genrm.make.training import ended, guarded, train_command
 from soundrl.genrm.prompts import PROMPTS
 from soundrl.genrm.scores import difference
 
-STAGES = ("speed", "rows", "judge", "benchmark", "policy", "flawed", "pair")
+STAGES = {
+    "speed": "seed dtype solution_tokens",
+    "rows": "seed problems rows",
+    "judge": "critic_steps batch lr critique_tokens solution_tokens",
+    "benchmark": "",
+    "policy": "policy_steps",
+    "flawed": "test_rows samples",
+    "pair": "rl_steps rl_prompts rl_samples",
+}
+"""In their order, and the arguments that each adds to those of the stages before."""
 START = "step-000000"
 WAYS = ("standard", "assisted")
 JUDGES = ("before", "after")
 PROMPT_TOKENS = 768
 """Of a critic's prompt; a row with a longer one is left out of the warm start, and counted."""
-START_SECONDS = 60.0
-"""To start a run or a server."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    model: Path = Path("models/smollm2")
-    """Folder of the instruct model, the judge's start and the policy's."""
-    data: Path = Path("../shared/data")
-    """Folder with gsm8k-train.jsonl, gsm8k-test.jsonl and processbench/gsm8k.json."""
-    out: Path = Path("runs/science/text")
-    """Folder of the work; what was begun there goes on."""
-    results: Path = ROOT / "bench" / "results" / "real_text.jsonl"
-    """Where a row a stage is added."""
-    hours: float = 8.0
-    """All stages together; the last is left out where it does not fit."""
-    seed: int = 0
-    problems: int
-    """GSM8K training problems: flaws are planted into their solutions, and the policy learns these."""
-    critic_steps: int
-    """Warm-start steps of the judge."""
-    policy_steps: int
-    """Warm-start steps of the policy."""
-    batch: int = 16
-    """Rows of a warm-start step."""
-    lr: float = 1e-4
-    """Of both warm starts."""
-    rows: int
-    """Rows of ProcessBench, drawn by the seed (its file has the wrong ones first), and of planted ones; 0 = all (planted: 400)."""
-    critique_tokens: int
-    """Longest critique."""
-    test_rows: int
-    """GSM8K test problems that the policy solves."""
-    samples: int
-    """Solutions of each."""
-    solution_tokens: int
-    """Longest solution."""
-    rl_steps: int
-    """Of FAPO and of GRPO."""
-    rl_prompts: int = 16
-    """Prompts a step, each with `rl_samples` samples."""
-    rl_samples: int = 8
-    dtype: str = "float32"
-    """float32 or bfloat16, which CPUs without AMX multiply slowly."""
-    threads: int = 2
-    """CPU threads of a run, and servers of the judge, a thread each (on a GPU one server)."""
-
-
-SMOKE = Arguments(
-    problems=40, critic_steps=5, policy_steps=5, batch=4, rows=8, critique_tokens=64, test_rows=4, samples=2, solution_tokens=96,
-    rl_steps=1, rl_prompts=2, rl_samples=2, threads=1,
-)  # fmt: skip
-NIGHT = Arguments(
-    problems=2000,
-    critic_steps=250,
-    policy_steps=250,
-    rows=0,
-    critique_tokens=192,
-    test_rows=300,
-    samples=4,
-    solution_tokens=192,
-    rl_steps=4,
-)
-GPU = replace(
-    NIGHT, problems=0, critic_steps=1500, policy_steps=1400, batch=32, critique_tokens=256, test_rows=0, samples=4, solution_tokens=320,
-    rl_steps=40, rl_prompts=64, dtype="bfloat16", threads=1, hours=1.0,
-)  # fmt: skip
-PRESETS = {"smoke": ("minutes, to see that it works", SMOKE), "cpu": ("a night on two cores", NIGHT), "gpu": ("minutes on one GPU", GPU)}
+AT_ONCE = 8
+"""Questions on a CPU. A server reads all that wait before it writes a word, and counts as stuck after two minutes without one."""
 
 
 class Text:
@@ -137,6 +83,7 @@ class Text:
 
     def __init__(self, arguments: Arguments, preset: str) -> None:
         self.arguments, self.preset, self.found = arguments, preset, dict[str, Found]()
+        self.slow = arguments.dtype == "float32"  # a CPU
         self.train, self.test = (arguments.data / f"gsm8k-{part}.jsonl" for part in ("train", "test"))
         self.benchmarks = arguments.data / "processbench" / "gsm8k.json"
         for file in (arguments.model / "config.json", self.train, self.test, self.benchmarks):
@@ -151,8 +98,13 @@ class Text:
         a, length = self.arguments, PROMPT_TOKENS + max(self.arguments.critique_tokens, self.arguments.solution_tokens)
         own: dict[str, Sequence[object]] = {"model.path": (model,), "model.dtype": (a.dtype,), "model.max-length": (length,)}
         own |= {"run.seed": (a.seed,), "run.steps": (0,), "run.eval-every": (0,), "run.save": (2, 1, 0), "data.skip-unusable": ()}
-        own |= {"warm-start.steps": (0,), "optim.microbatch-tokens": (max(length, 2048 if a.dtype == "float32" else 16384),)}
-        own |= {"data.test": (), "model.no-activation-checkpointing": (), "rollout.eager": ()}
+        own |= {"warm-start.steps": (0,), "optim.microbatch-tokens": (max(length, 2048 if self.slow else 16384),)}
+        own |= {
+            "rollout.memory": (1.0 if self.slow else 0.3,),
+            "data.test": (),
+            "model.no-activation-checkpointing": (),
+            "rollout.eager": (),
+        }
         given = own | {name.replace("__", ".").replace("_", "-"): value for name, value in settings.items()}
         ended(folder / "run" / ".lock")
         guarded(train_command(folder, recipe, {name: tuple(value) for name, value in given.items()}, ()))
@@ -167,6 +119,7 @@ class Text:
         a = self.arguments
         own: dict[str, Sequence[object]] = {"data__train": (self.train,), "data__test": (self.test,), "data__test_rows": (a.test_rows,)}
         own |= {"rollout__max_new_tokens": (a.solution_tokens,), "run__eval_sampling": (a.samples, 1.0, 1.0)}
+        own |= {"genrm__concurrency": (AT_ONCE if self.slow else 128,)}
         own |= {"genrm__judge": ("serve",), "genrm__model": (judge,), "genrm__max_tokens": (a.critique_tokens,)}
         return own | {"genrm__unknown": ("drop", 1.0)}  # a small judge often gives no verdict: that is measured, not a reason to stop
 
@@ -208,26 +161,9 @@ class Text:
             "seconds of phases": {name: round(seconds, 1) for name, seconds in phases.items() if seconds >= 0.05},
         }
 
-    def estimate(self) -> dict[str, float]:
-        """Seconds of the stages to come, by what `speed` has found: reading a token costs a third of training on it; all samples are as
-        long as they may be, but for the judge's own critiques."""
-        a, said = self.arguments, self.found["speed"]
-        trained, sampled, tokens = said["trained a second"], said["sampled a second"], said["tokens"]
-        critic_row, rows = tokens["judge's prompt"] + tokens["critique"], 2 * (a.rows or 400)
-        read = 2 * rows * (tokens["judge's prompt"] / trained / 3)
-        rollouts = a.rl_prompts * a.rl_samples
-        tests = (a.test_rows or 1319) * a.samples * a.solution_tokens / sampled
-        return {
-            "judge": START_SECONDS + a.critic_steps * a.batch * critic_row / trained,
-            "benchmark": 4 * START_SECONDS + 2 * read + 2 * rows * (a.critique_tokens + tokens["critique"]) / sampled,
-            "policy": START_SECONDS + a.policy_steps * a.batch * tokens["solution"] / trained,
-            "flawed": START_SECONDS + tests,
-            "pair": 2 * (START_SECONDS + tests / 2 + a.rl_steps * rollouts * a.solution_tokens * (1 / sampled + 1 / trained)),
-        }
-
     def rows(self, folder: Path) -> Found:
-        """`train.jsonl` and `planted.jsonl`, half of them flawed, and `processbench.json`."""
-        a, found = self.arguments, Found()
+        """`train.jsonl` and `planted.jsonl`, half of them flawed, and `processbench.json`; what sums tell of all of the latter two."""
+        a, found, read = self.arguments, Found(), dict[str, list[Labelled]]()
         for name, source, problems in (("train", self.train, a.problems), ("planted", self.test, 0)):
             every = planted_rows(Planted(problems=str(source), out=folder, max_problems=problems, seed=a.seed))
             kept, left = select(every, 5, a.seed)
@@ -235,13 +171,17 @@ class Text:
                 kept = [replace(row, answer=None) if number % 2 else row for number, row in enumerate(kept)]
             else:
                 kept = kept[: a.rows or 400]
+                for row in every:
+                    read.setdefault(row.id.rpartition("/")[2], []).append(row)
             write_rows(folder / f"{name}.jsonl", kept, name)
             kinds = Counter(row.id.rpartition("/")[2] for row in kept)
             found[name] = {"rows": len(kept), **kinds} | {f"left out, {reason}": count for reason, count in left.items()}
         rows = json.loads(self.benchmarks.read_text())
         rows = random.Random(a.seed).sample(rows, a.rows) if 0 < a.rows < len(rows) else rows
         write_json(folder / "processbench.json", rows)
-        return found | {"processbench": {"rows": len(rows)}}
+        for row in load_labelled(str(self.benchmarks)):
+            read.setdefault(f"processbench, {'sound' if row.label < 0 else 'flawed'}", []).append(row)
+        return found | {"processbench": {"rows": len(rows)}, "false sums": {name: sums_in(own) for name, own in read.items()}}
 
     def trained_judge(self, folder: Path) -> Found:
         data, a = self.arguments.out / "rows" / "train.jsonl", self.arguments
@@ -261,8 +201,8 @@ class Text:
         """Of each judge, way and set every measure with its interval and n, and what the warm start has changed, paired by row."""
         a, found, said = self.arguments, Found(), dict[tuple[str, str], list[Verdict]]()
         files = [a.out / "rows" / name for name in ("processbench.json", "planted.jsonl")]
-        workers = a.threads if a.dtype == "float32" else 1
-        how_served = {"dtype": a.dtype, "max_tokens": a.critique_tokens, "prompt": "own", "workers": workers, "eager": True}
+        how_served = {"dtype": a.dtype, "max_tokens": a.critique_tokens, "prompt": "own", "eager": True}
+        how_served |= {"workers": a.threads if self.slow else 1, "concurrency": AT_ONCE if self.slow else 64}
         for how in WAYS:
             for who, model in zip(JUDGES, (a.model, self.judge), strict=True):
                 out, references = folder / f"{who}-{how}", str(self.test) if how == "assisted" else ""
@@ -301,18 +241,14 @@ class Text:
     def stamp(self, name: str) -> dict[str, Any]:
         """What a stage is made from, beside the stages before."""
         a = self.arguments
-        everything = {field.name: getattr(a, field.name) for field in fields(a)}
-        told = {key: value for key, value in everything.items() if key not in ("out", "results", "hours", "threads", "model", "data")}
-        rl = {key for key in told if key.startswith("rl_")}
-        told = {key: value for key, value in told.items() if name == "pair" or key not in rl}
         files = {file.name: file_digest(file)[:16] for file in (self.train, self.test, self.benchmarks)}
-        return told | files | {"model": digest(digests(a.model))[:16]}
+        return {key: getattr(a, key) for key in STAGES[name].split()} | files | {"model": digest(digests(a.model))[:16]}
 
     def __call__(self) -> None:
         a = self.arguments
         make = {"speed": self.speed, "rows": self.rows, "judge": self.trained_judge, "benchmark": self.benchmark}
         make |= {"policy": self.trained_policy, "flawed": self.flawed, "pair": self.pair}
-        stages = Stages(a.out, STAGES)
+        stages = Stages(a.out, [*STAGES])
         try:
             for name in STAGES:
                 if name == "pair" and (why := self.left_out()):
@@ -325,7 +261,7 @@ class Text:
                 )
                 print(f"{name}: {json.dumps(self.found[name], indent=1, ensure_ascii=False)}", flush=True)
                 if name == "speed":
-                    seconds, got = self.estimate(), self.found["speed"].get("cores", a.threads)
+                    seconds, got = estimate(a, self.found["speed"]), self.found["speed"].get("cores", a.threads)
                     print("to come, in hours: " + ", ".join(f"{stage} {s / 3600:.2f}" for stage, s in seconds.items()))
                     print(
                         f"together {sum(seconds.values()) / 3600:.2f} of {a.hours:g}; measured with {got:g} of {a.threads} cores",
@@ -339,7 +275,7 @@ class Text:
         a = self.arguments
         if not a.rl_steps:
             return "--rl-steps 0"
-        spent, needs = sum(part["seconds"] for part in self.found.values()), self.estimate()["pair"]
+        spent, needs = sum(part["seconds"] for part in self.found.values()), estimate(a, self.found["speed"])["pair"]
         fits = (a.out / "pair").exists() or spent + needs <= 3600 * a.hours
         return "" if fits else f"it takes {needs / 3600:.1f} hours, and {a.hours - spent / 3600:.1f} of {a.hours:g} are left"
 

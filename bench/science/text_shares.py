@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stated_sums import first_false
+from stated_sums import first_false, stated
 
 from soundrl.fapo.corrected import Errors, corrected
 from soundrl.fapo.records import Verdict
@@ -26,6 +26,19 @@ def errors(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> list[int]:
     flawed = [said for wrong, said in told if wrong]
     sound = [said for wrong, said in told if not wrong]
     return [sum(flawed), len(flawed), sum(sound), len(sound)]
+
+
+def sums_in(rows: Sequence[Labelled]) -> dict[str, int]:
+    """Of labelled solutions: how many there are, state a sum of which it is clear what it says, state a false one, and do so first in the
+    very step that is flawed first.
+
+    >>> sums_in([Labelled(id="", problem="", steps=("1+1 = 2", "2+2 = 5"), label=1), Labelled(id="", problem="", steps=("No.",), label=0)])
+    {'rows': 2, 'with a sum': 1, 'with a false one': 1, 'at the flaw': 1}
+    """
+    first = [first_false(row.steps) for row in rows]
+    some = sum(any(next(stated(step), None) is not None for step in row.steps) for row in rows)
+    at_flaw = sum(found == row.label >= 0 for found, row in zip(first, rows, strict=True))
+    return {"rows": len(rows), "with a sum": some, "with a false one": sum(found >= 0 for found in first), "at the flaw": at_flaw}
 
 
 def shares(rollouts: Sequence[Mapping[str, Any]], known: Mapping[str, Errors]) -> dict[str, Any]:
