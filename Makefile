@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: compare-tools science science-text hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
+.PHONY: compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -82,9 +82,14 @@ compare-tools: $(STAMP)
 science: $(STAMP)
 	$(BIN)/python bench/science/science.py $(ARGS)
 
-# SmolLM2 on GSM8K: a judge from planted flaws, its benchmark, the flawed share of the policy's own right answers. ARGS=smoke: minutes.
+# SmolLM2 on GSM8K: a judge from planted flaws, its benchmark, the flawed share of the policy's own right answers. PRESET=cpu takes a night on
+# two cores that have nothing else to do, smoke half an hour, gpu minutes.
 science-text: models/smollm2/config.json
-	$(BIN)/python bench/science/real_text.py $(or $(ARGS),cpu) --model models/smollm2
+	$(BIN)/python bench/science/real_text.py $(or $(PRESET),cpu) --data $(DATA) $(ARGS)
+
+# Do intervals of an evaluation hold the truth as often as they say? Minutes; ARGS=--full: an hour.
+coverage: $(STAMP)
+	$(BIN)/python bench/coverage.py $(ARGS)
 
 # A taskset of the package verifiers, installed apart.
 hub: $(STAMP)

@@ -220,7 +220,8 @@ RULES: list[tuple[str, Proof]] = [
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
     (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
     (
-        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)|engine\.(evaluate|tools\.(convert|replay))) ",
+        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)"
+        r"|engine\.(evaluate|tools\.(convert|replay))) ",
         reads_its_arguments,
     ),
     (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),
