@@ -31,7 +31,7 @@ def of_sources(config: Config) -> Iterator[str]:
     data, train = config.data, list[str]()
     for source in data.train:
         try:
-            train.append(weighed(source)[0])
+            train.append(source if own_world(source) else weighed(source)[0])  # what a name alters may hold a colon, and is no weight
         except ValueError as error:
             yield str(error)
     if odd := next(
@@ -43,7 +43,7 @@ def of_sources(config: Config) -> Iterator[str]:
         yield f"data.train names {twice} twice; name it once, where it shall come more often with a weight: {twice}:2"
     for source in data.test:
         try:
-            name, weight = weighed(source)
+            name, weight = (source, None) if own_world(source) else weighed(source)
         except ValueError:
             name, weight = source.rpartition(":")[0], 0
         if weight is not None:

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from soundrl.engine.config import GROUPS, Config
+from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment, build_environment, environment_of, is_environment
 from soundrl.engine.evaluation.arguments import Arguments
 from soundrl.engine.evaluation.scores import by_set, errors_in, show_agreement
 from soundrl.engine.files.rollout_file import VERDICT
 from soundrl.engine.files.run_reader import RunReader
+from soundrl.engine.files.saved_step import config_of
 from soundrl.engine.files.whole import whole
 from soundrl.engine.view.scores import scores_of, show_scores
 from soundrl.fapo.corrected import Errors
@@ -82,28 +83,19 @@ def environment_by_set(saved: Saved) -> Callable[[str], Environment | None]:
     sets = (config.get("evaluation") or {}).get("sets", {})
     trained = config["data"]["train"][0]
 
+    def on(source: str) -> Config:
+        own = config_of(saved.reader)[0]
+        return dataclasses.replace(own, data=dataclasses.replace(own.data, train=(source,), test=()))
+
     def of(name: str) -> Environment | None:
         source = sets[name]["source"] if name in sets else trained
         if source not in made:
             kind = environment_of(source if is_environment(source) else "")
             plain = kind is environment_of("") or isinstance(kind, type) and kind.split is Environment.split and kind.oracle is None
-            made[source] = None if plain else build_environment(source, configured(config, source), None)
+            made[source] = None if plain else build_environment(source, on(source), None)
         return made[source]
 
     return of
-
-
-def configured(saved: Mapping[str, Any], source: str) -> Config:
-    """The configuration of config.json, on `source` alone. ValueError where a setting is of another version."""
-
-    def plain(value: Any) -> Any:
-        return tuple(map(plain, value)) if isinstance(value, list) else value
-
-    try:
-        groups = {name: group(**{key: plain(value) for key, value in saved[name].items()}) for name, group in GROUPS.items()}
-        return Config(**(groups | {"data": dataclasses.replace(groups["data"], train=(source,), test=())}))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"config.json is of another version of soundrl ({error}); use that one") from None
 
 
 def judge_again(a: Arguments) -> dict[str, Any]:

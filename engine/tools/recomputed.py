@@ -20,7 +20,7 @@ import torch
 
 from soundrl.engine.config import Config
 from soundrl.engine.encode import Encoder
-from soundrl.engine.environments.environment import Environment, build_environment
+from soundrl.engine.environments.environment import NAMED, Environment, build_environment
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.checkpoint import checkpoints
 from soundrl.engine.files.model_folder import load_tokenizer
@@ -128,7 +128,7 @@ class Recomputed:
     def _scores(self) -> bool:
         """Whether anybody but the rule can have rewarded."""
         data = self.config.data
-        return bool(data.verifier) or data.environment not in ("", "arith", "arith-tools") or any(p.startswith("rg:") for p in data.train)
+        return bool(data.verifier) or data.environment not in ("", *NAMED) or any(p.startswith("rg:") for p in data.train)
 
     def check_rewards(self) -> None:
         count = sum(len(group.rollouts) for group in self.given)

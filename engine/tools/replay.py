@@ -1,8 +1,8 @@
 """A saved step of a run once more: the same to the bit, and what another λ, judge or verifier would have made of its rollouts.
 
-    python -m soundrl.engine.tools.replay runs/arith 37                          # equal?
-    python -m soundrl.engine.tools.replay runs/arith 37 --lam 1.33               # and whose advantage would have turned
-    python -m soundrl.engine.tools.replay runs/arith 37 --judge genrm@http://127.0.0.1:8000/v1
+    python -m soundrl.engine.tools.replay runs/x 37                          # equal?
+    python -m soundrl.engine.tools.replay runs/x 37 --lam 1.33               # and whose advantage would have turned
+    python -m soundrl.engine.tools.replay runs/x 37 --judge genrm@http://127.0.0.1:8000/v1
     python -m soundrl.engine.tools.replay runs/gsm8k 1 2 3 --verifier my_checks.py:score
 
 Rewards, advantages, figures and packing follow from the run folder alone; loss and gradient want the weights that the step began with (a
@@ -137,7 +137,7 @@ def main(arguments: Arguments) -> None:
     differs = False
     try:
         if not arguments.steps:
-            raise ValueError("name a step, as in: replay runs/arith 37")
+            raise ValueError("name a step, as in: replay runs/x 37")
         with ExitStack() as ranks_of:
             for number in arguments.steps:
                 step = Recomputed(arguments.run, number)
