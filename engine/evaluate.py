@@ -13,6 +13,7 @@ asks in another order give the same rollouts.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from soundrl.engine.config import Rollout as RolloutSettings
 from soundrl.engine.evaluation import again
 from soundrl.engine.evaluation.arguments import OPTIONS, SETTING, Arguments
 from soundrl.engine.evaluation.kept import Kept, keeps, lacking
-from soundrl.engine.evaluation.local import Local, alone
+from soundrl.engine.evaluation.local import Local
 from soundrl.engine.evaluation.protocol import Protocol, settled
 from soundrl.engine.evaluation.scores import compared, errors_in, tell
 from soundrl.engine.evaluation.served import ERROR, Served
@@ -32,7 +33,7 @@ from soundrl.engine.evaluation.sets import ProblemSet, check, load_sets
 from soundrl.engine.files.underway import RememberingJudge, Underway
 from soundrl.engine.judges import BuiltJudge, build_judge
 from soundrl.engine.launch.launch import be_quiet
-from soundrl.engine.ranks import Ranks
+from soundrl.engine.ranks import Ranks, alone
 from soundrl.engine.samplers.sampler import Draw, Request
 from soundrl.engine.task import build_task
 from soundrl.fapo.judging import Judge
@@ -219,6 +220,8 @@ def main(arguments: Arguments) -> dict[str, Any]:
         raise ValueError(f"--{missing[0]} is missing; an evaluation needs --model, --data and --out (or --judge-again, or --compare)")
     protocol = settled(a.preset, a.samples, a.temperature, a.top_p, a.max_new_tokens)
     assert a.out is not None
+    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ValueError(f"an evaluation is one process, but {size} were started; serve the model on all GPUs, and name it by --urls")
     try:
         with alone() as ranks, Kept(a.out, ranks) as kept:
             evaluation = Evaluation(a, protocol, kept, ranks)

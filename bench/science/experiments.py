@@ -24,8 +24,10 @@ class Size:
 
 
 FULL, QUICK = Size(8, 40, 40, 5), Size(4, 24, 24, 3)
-PROMPTS, SAMPLES, TEST_ROWS, EARLY = 16, 8, 300, 15
-"""Of a step; of a test set, two samples each; steps that count as early."""
+PROMPTS, SAMPLES, NEW_TOKENS = 16, 8, 48
+"""Of a step; the longest solution has 44 tokens, its end included."""
+TEST_ROWS, EARLY = 300, 15
+"""Of a test set, two samples each; steps that count as early."""
 
 
 @dataclass(frozen=True, kw_only=True)

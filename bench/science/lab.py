@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import PROMPTS, SAMPLES, STARTS, TEST_ROWS, Arm, Size
+from experiments import NEW_TOKENS, PROMPTS, SAMPLES, STARTS, TEST_ROWS, Arm, Size
 from record import ROOT, machine
 
 from soundrl.engine.config import Config
@@ -69,6 +69,7 @@ class Lab:
         needs = [f"{arm.start}/seed{seed}/start"]
         steps = size.critic_steps if arm.start == "critic" else size.steps
         sampled = ("--rollout.prompts", PROMPTS, "--optim.minibatch-prompts", PROMPTS, "--rollout.samples", SAMPLES)
+        sampled += ("--rollout.max-new-tokens", NEW_TOKENS)
         common = ["--run.seed", seed, "--model.path", policy(self.folder / needs[0]) if (self.folder / needs[0] / "done").exists() else ""]
         common += ["--warm-start.steps", 0, "--run.steps", steps, "--optim.lr", "4e-4", "--optim.microbatch-tokens", 4096]
         if arm.start == "critic":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,25 +17,6 @@ from soundrl.engine.samplers.sampler import Request, Sampler
 from soundrl.engine.samplers.turns import Turns
 from soundrl.fapo.records import Prompt, Rollout
 from soundrl.genrm.journal import digest
-
-ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[Ranks]:
-    """This process as the one rank of its own world. ValueError where a launcher has started several."""
-    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ValueError(f"an evaluation is one process, but {size} were started; serve the model on all GPUs, and name it by --urls")
-    before = {name: os.environ.get(name) for name in ALONE}
-    os.environ.update(ALONE)
-    ranks = Ranks.start()
-    try:
-        yield ranks
-    finally:
-        ranks.stop()
-        for name, value in before.items():
-            os.environ.pop(name)
-            os.environ.update({name: value} if value is not None else {})
 
 
 class Local:
