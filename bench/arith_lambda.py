@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from record import machine
 
-from soundrl.engine.files.run_reader import RunReader
+sys.path.append(str(Path(__file__).resolve().parent / "science"))
+import over_seeds  # noqa: E402
+from record import machine  # noqa: E402
+
+from soundrl.engine.files.run_reader import RunReader  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURES = {
@@ -35,8 +38,6 @@ MEASURES = {
     "accuracy, tens digit": "-test-p2/accuracy",
     "sound, tens digit": "-test-p2/sound",
 }
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t of 1, 2, … degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Arguments:
     recipe: Literal["arith", "arith-tools"] = "arith"
     """The world."""
     seeds: int = 3
-    """Seeds 0 … seeds − 1; 10 at most."""
+    """Seeds 0 … seeds − 1."""
     steps: int = 60
     """RL steps."""
     lams: tuple[float, ...] = (0.0, 1.0)
@@ -93,14 +94,13 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     >>> [round(value, 3) for value in paired([0.1, 0.2, 0.3], [0.3, 0.3, 0.3])]
     [-0.1, 0.248]
     """
-    gains = [a - b for a, b in zip(ours, theirs, strict=True)]
-    half = [T_975[len(gains) - 2] * spread(gains) / len(gains) ** 0.5] if len(gains) > 1 else []
-    return [statistics.fmean(gains), *half]
+    gain = over_seeds.mean([a - b for a, b in zip(ours, theirs, strict=True)])
+    return [gain.value, gain.high - gain.value] if gain.n > 1 else [gain.value]
 
 
 def main(arguments: Arguments) -> None:
-    if not 1 <= arguments.seeds <= len(T_975) + 1:
-        raise SystemExit(f"error: --seeds {arguments.seeds}; use 1 to {len(T_975) + 1}")
+    if arguments.seeds < 1:
+        raise SystemExit(f"error: --seeds {arguments.seeds}; use 1 or more")
     with ThreadPoolExecutor(arguments.parallel) as pool:
         seeds = list(pool.map(lambda seed: one_seed(arguments, seed), range(arguments.seeds)))
     record = machine("cpu") | {name: getattr(arguments, name) for name in ("recipe", "seeds", "steps", "rows")} | {"samples": 2}
