@@ -78,7 +78,7 @@ class Progress:
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         if metrics:
-            said = {name: value for name, value in metrics.items() if not name.endswith(UNSAID)}
+            said = {name: value for name, value in metrics.items() if not name.endswith(UNSAID) and "@" not in name}
             parts = [f"{name.removeprefix('eval/')} {value:.3f}{between(name, metrics)}" for name, value in said.items()]
             self.say(f"evaluation after step {step}: " + "  ".join(parts))
 
