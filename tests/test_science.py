@@ -297,6 +297,10 @@ def test_what_needs_a_run_that_failed_is_left_out_and_named(science, tmp_path):
     with pytest.raises(SystemExit, match="critic/seed0/start.*default/seed0/judge=process"):
         list(stub.lab.rows(science.experiments.wanted(("E6", "E7"), 1)))
     assert not any("judge=" in name for name in stub.order)
+    stub = Stub(science, tmp_path / "other", failing="default/seed0/start")  # what another start goes on from
+    with pytest.raises(SystemExit, match="scarce/seed0/leave"):
+        list(stub.lab.rows(science.experiments.wanted(("E2",), 1)))
+    assert stub.order == ["default/seed0/start"]
 
 
 def test_rows_replace_those_of_the_same_run(science, tmp_path):

@@ -40,6 +40,8 @@ class Start:
     world: str = "arith"
     """Of the warm start's demonstrations; the arms' may be altered further."""
     tests: str = "arith"
+    after: str = ""
+    """Start that it goes on from; empty = fresh weights."""
     settings: tuple[str, ...] = ()
 
 
@@ -47,7 +49,12 @@ STARTS = {
     start.name: start
     for start in (
         Start(name="default"),
-        Start(name="scarce", world="arith?flaws=4"),
+        Start(
+            name="scarce",
+            world="arith?flaws=4",
+            after="default",
+            settings=("--warm-start.steps", "300", "--warm-start.lr", "1e-3"),
+        ),
         Start(
             name="large",
             model="arith?scale=2",

@@ -60,9 +60,23 @@ class Lab:
 
     def start(self, name: str, seed: int) -> Job:
         start = STARTS[name]
-        world = () if name == "critic" else ("--data.train", start.world, "--model.path", start.model)
+        needs = (f"{start.after}/seed{seed}/start",) if start.after else ()
+        model = self.weights(needs[0]) if needs else start.model
+        world = () if name == "critic" else ("--data.train", start.world, "--model.path", model)
         arguments = (start.recipe, "--run.seed", str(seed), "--run.steps", "0", "--data.test", *world, *start.settings)
-        return Job(f"{name}/seed{seed}/start", arguments, None, seed)
+        return Job(f"{name}/seed{seed}/start", arguments, None, seed, needs)
+
+    def weights(self, name: str) -> str:
+        """The last ones of a run; empty where it has not ended."""
+        return str(policy(self.folder / name)) if (self.folder / name / "done").exists() else ""
+
+    def next(self, job: Job) -> Job | None:
+        """The job, or what must end before it; None: that is an arm, which comes by itself."""
+        for name in job.needs:
+            if not (self.folder / name / "done").exists():
+                start, _, what = name.partition("/seed")
+                return self.next(self.start(start, job.seed)) if what.endswith("/start") else None
+        return job
 
     def job(self, arm: Arm, seed: int) -> Job:
         start, size = STARTS[arm.start], self.size
@@ -70,7 +84,7 @@ class Lab:
         steps = size.critic_steps if arm.start == "critic" else size.steps
         sampled = ("--rollout.prompts", PROMPTS, "--optim.minibatch-prompts", PROMPTS, "--rollout.samples", SAMPLES)
         sampled += ("--rollout.max-new-tokens", NEW_TOKENS)
-        common = ["--run.seed", seed, "--model.path", policy(self.folder / needs[0]) if (self.folder / needs[0] / "done").exists() else ""]
+        common = ["--run.seed", seed, "--model.path", self.weights(needs[0])]
         common += ["--warm-start.steps", 0, "--run.steps", steps, "--optim.lr", "4e-4", "--optim.microbatch-tokens", 4096]
         if arm.start == "critic":
             settings = [*common, "--run.task", SHORT.get(arm.name, ""), "--data.test"]
@@ -80,8 +94,8 @@ class Lab:
         if arm.judge:
             judge = f"critic/seed{seed}/{'start' if arm.judge == 'warm' else arm.judge}"
             needs.append(judge)
-            folder = policy(self.folder / judge) if (self.folder / judge / "done").exists() else ""
-            settings += ["--genrm.judge", "serve", "--genrm.model", folder, "--genrm.max-tokens", 64, "--genrm.deadline", 1800, 3600]
+            settings += ["--genrm.judge", "serve", "--genrm.model", self.weights(judge)]
+            settings += ["--genrm.max-tokens", 64, "--genrm.deadline", 1800, 3600]
         return Job(self.path(arm, seed), (start.recipe, *map(str, settings)), arm, seed, tuple(needs))
 
     def rows(self, wanted: Iterable[tuple[Arm, int]]) -> Iterable[dict[str, Any]]:
@@ -94,20 +108,16 @@ class Lab:
                     if len(under_way) >= self.parallel:
                         break
                     job = self.job(arm, seed)
-                    if failed & {*job.needs}:
+                    first = self.next(job)
+                    if failed & {*job.needs, first.folder if first else ""}:
                         queue.remove((arm, seed))
                         failed.add(job.folder)
                         continue
-                    missing = [name for name in job.needs if not (self.folder / name / "done").exists()]
-                    if missing:
-                        name, _, what = missing[0].partition("/seed")
-                        job = self.start(name, seed) if what.endswith("/start") else None
-                        if job is None or job.folder in under_way.values():
-                            continue
-                    else:
+                    if first is None or first.folder in under_way.values():
+                        continue
+                    if first is job:
                         queue.remove((arm, seed))
-                    if job.folder not in under_way.values():
-                        under_way[pool.submit(self._done, job)] = job.folder
+                    under_way[pool.submit(self._done, first)] = first.folder
                 if not under_way:
                     break  # what is left needs what is not wanted
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:

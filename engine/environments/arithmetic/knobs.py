@@ -156,6 +156,6 @@ def with_knobs(name: str) -> type[KnobbedArithmetic]:
     """The class that stands for `arith?…`. ValueError where no world is called so."""
     knobs = Knobs.of(name)
     source = partial(chains.ArithSource, lengths=knobs.lengths, flaws=knobs.flaws)
-    return type(
-        "KnobbedArithmetic", (KnobbedArithmetic,), {"knobs": knobs, "oracle": staticmethod(knobs.verdict), "source": staticmethod(source)}
-    )
+    same = dataclasses.replace(knobs, flaws=1.0, lengths=(3, 4), scale=1, reward="fapo") == Knobs()
+    oracle = chains.oracle if same else knobs.verdict  # one that is as it was also measures
+    return type("KnobbedArithmetic", (KnobbedArithmetic,), {"knobs": knobs, "oracle": staticmethod(oracle), "source": staticmethod(source)})
