@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 
 from soundrl.fapo.at_k import maj_at_k, pass_at_k
-from soundrl.fapo.corrected import Errors, corrected
-from soundrl.fapo.resampled import DRAWS, Floats, Interval, Z, flipped, intervals
+from soundrl.fapo.corrected import Errors, Z, corrected
+from soundrl.fapo.resampled import DRAWS, Floats, Interval, flipped, intervals
 
 SETS = {"30 × 32": (30, 32), "500 × 4": (500, 4), "100 × 1": (100, 1), "8 × 8": (8, 8)}
 POLICIES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from soundrl.engine.config import Config
+from soundrl.engine.config import Config, Genrm
 from soundrl.engine.environments.environment import Environment
 from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judge_watch import JudgeWatch, build_watch
@@ -19,6 +19,7 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.tools.plan import judge_length, planned
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
+from soundrl.fapo.measures import Split
 from soundrl.fapo.task import OracleJudge
 from soundrl.genrm.pool.address import checked_url, own_host
 from soundrl.genrm.pool.judge import EndpointJudge
@@ -97,22 +98,12 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         askers = ranks.node.rank, ranks.node.ranks
     else:
         check_reached_by_all(urls, ranks)
-    judge = EndpointJudge(
-        urls,
-        model,
-        max_tokens=g.max_tokens,
-        temperature=g.sampling[0],
-        votes=g.sampling[1],
-        deadline=g.deadline[0],
-        step_deadline=g.deadline[1],
-        concurrency=places(g.concurrency, *askers),
-        longest_prompt=config.model.max_length,
-        prompt=g.prompt,
-        gone_after=gone_after,
-        with_reference=g.reference,
-        allow_http=g.allow_http,
-        split=environment.split,
-    )
+    more: dict[str, Any] = {
+        "concurrency": places(g.concurrency, *askers),
+        "longest_prompt": config.model.max_length,
+        "gone_after": gone_after,
+    }
+    judge = endpoint_judge(g, urls, model, environment.split, **more)
 
     watch = build_watch(config, environment, judge, ranks, say)
 
@@ -149,6 +140,13 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         close,
         watch,
     )
+
+
+def endpoint_judge(g: Genrm, urls: Sequence[str], model: str, split: Split, **more: Any) -> EndpointJudge:
+    """That asks as the settings say, but for what `more` says otherwise."""
+    how: dict[str, Any] = {"max_tokens": g.max_tokens, "temperature": g.sampling[0], "votes": g.sampling[1], "concurrency": g.concurrency}
+    how |= {"deadline": g.deadline[0], "step_deadline": g.deadline[1], "prompt": g.prompt, "with_reference": g.reference}
+    return EndpointJudge(urls, model, split=split, **how | {"allow_http": g.allow_http} | more)
 
 
 def places(concurrency: int, rank: int, ranks: int) -> int:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from soundrl.fapo.at_k import check_k, maj_at_k, pass_at_k, powers
-from soundrl.fapo.corrected import Errors, corrected
-from soundrl.fapo.resampled import Floats, Z, flipped, intervals
+from soundrl.fapo.corrected import Errors, Z, corrected
+from soundrl.fapo.resampled import Floats, flipped, intervals
 from soundrl.fapo.samples import FLAWED, LEFT, RIGHT, SILENT, SOUND, UNTOLD, Ints, Samples
 
 

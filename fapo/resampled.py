@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 DRAWS = 2000
 FLIPS = 9999
-Z = 1.959964  # 95 %
 CELLS = 1 << 22  # numbers in memory at once
 
 

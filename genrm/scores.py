@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from soundrl.fapo.corrected import Z
 from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled
 
 RESAMPLES = 2000
-Z = 1.959964  # 95 %
 # What is counted for one row; every score is a ratio of sums of these.
 FLAGS = ("wrong", "located", "right", "accepted", "positives", "negatives", "true_positive", "false_positive", "answered", "rows")
 

@@ -101,7 +101,7 @@ class Lab:
     def rows(self, wanted: Iterable[tuple[Arm, int]]) -> Iterable[dict[str, Any]]:
         """Of all arms and seeds, as they end. A run that fails is said, and what needs it is left out."""
         under_way: dict[Future[dict[str, Any] | None], str] = {}
-        ended, failed, queue = set[str](), set[str](), list(wanted)
+        failed, queue = set[str](), list(wanted)
         with ThreadPoolExecutor(self.parallel) as pool:
             while queue or under_way:
                 for arm, seed in list(queue):
@@ -122,8 +122,9 @@ class Lab:
                     break  # what is left needs what is not wanted
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     name, row = under_way.pop(future), future.result()
-                    (failed if row is None else ended).add(name)
-                    if row:
+                    if row is None:
+                        failed.add(name)
+                    elif row:
                         yield row
         if failed:
             raise SystemExit(

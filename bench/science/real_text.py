@@ -39,7 +39,7 @@ import tyro
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # files of bench/ know each other by name
 from record import machine
 from text_budget import PRESETS, Arguments, estimate
-from text_shares import errors, shares, sums_in
+from text_shares import shares, sums_in
 
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.run_reader import RunReader, read_lines
@@ -212,10 +212,10 @@ class Text:
                 records = {one["id"]: one["verdict"] for one in read_lines(out / model.name / "verdicts.jsonl")[1:]}
                 for name, file in ((file.stem, file) for file in files):
                     rows = load_labelled(str(file))
-                    verdicts = said[who, name] = [Verdict(*records[f"{name}/{row.id}"]) for row in rows]
+                    said[who, name] = [Verdict(*records[f"{name}/{row.id}"]) for row in rows]
                     counts = {"rows": len(rows), "unknown": scores[name]["unknown"], "tokens": round(scores[name]["tokens"], 1)}
                     measures = {measure: triple(scores[name][measure]) for measure in card.FIGURES}
-                    found[f"{who}, {how}, {name}"] = measures | counts | {"errors": errors(rows, verdicts)}
+                    found[f"{who}, {how}, {name}"] = measures | counts | {"errors": [*scores[name]["errors"].values()]}
             for name, file in ((file.stem, file) for file in files):
                 for measure in ("f1", "flawed_f1"):
                     gain = difference(load_labelled(str(file)), said["after", name], said["before", name], measure)

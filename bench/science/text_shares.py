@@ -9,23 +9,9 @@ from typing import Any
 from stated_sums import first_false, stated
 
 from soundrl.fapo.corrected import Errors, corrected
-from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.prompts import split_paragraphs
 from soundrl.genrm.scores import wilson
-
-
-def errors(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> list[int]:
-    """`Errors` of a judge on the rows with a right final answer that it gave a verdict for.
-
-    >>> rows = [Labelled(id="", problem="", steps=("1",), label=label) for label in (0, 0, -1, -1)]
-    >>> errors(rows, [Verdict.flawed(0), Verdict.sound(), Verdict.flawed(0), Verdict.unknown("no_box")])
-    [1, 2, 1, 1]
-    """
-    told = [(row.label >= 0, v.kind == "flawed") for row, v in zip(rows, verdicts, strict=True) if row.right and v.kind != "unknown"]
-    flawed = [said for wrong, said in told if wrong]
-    sound = [said for wrong, said in told if not wrong]
-    return [sum(flawed), len(flawed), sum(sound), len(sound)]
 
 
 def sums_in(rows: Sequence[Labelled]) -> dict[str, int]:

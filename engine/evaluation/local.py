@@ -17,6 +17,7 @@ from soundrl.engine.samplers.sampler import Request, Sampler
 from soundrl.engine.samplers.turns import Turns
 from soundrl.fapo.records import Prompt, Rollout
 from soundrl.genrm.journal import digest
+from soundrl.genrm.make.stages import file_digest
 
 
 class Local:
@@ -102,6 +103,5 @@ def folder_digest(folder: Path) -> str:
     found = {file.name: file for file in (*weight_files(folder), folder / "config.json")}
     whole = {name: hashlib.sha256(content).hexdigest() for name, content in companions(folder).items() if not name.startswith("LICENSE")}
     for name, file in found.items():
-        with file.open("rb") as raw:
-            whole[name] = hashlib.file_digest(raw, "sha256").hexdigest()
+        whole[name] = file_digest(file)
     return hashlib.sha256("".join(f"{name} {whole[name]}\n" for name in sorted(whole)).encode()).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import build_environment, is_environment
 from soundrl.engine.environments.files import ProblemFiles
+from soundrl.engine.judges import endpoint_judge
 from soundrl.engine.samplers.turns import LOST
 from soundrl.engine.tools.recomputed import Recomputed, fresh
 from soundrl.fapo.judging import Judge
@@ -19,7 +20,6 @@ from soundrl.fapo.pending import done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Said, Verdict
 from soundrl.fapo.task import OracleJudge
 from soundrl.fapo.verify.verifiers import KNOWN, is_verifier
-from soundrl.genrm.pool.judge import EndpointJudge
 
 UNJUDGED = "not judged"
 Verify = Callable[[Prompt, Rollout], Said | Future[Said]]
@@ -94,20 +94,8 @@ def judge_of(step: Recomputed, change: Change, stack: ExitStack) -> Judge | None
     if not model:
         raise ValueError(f"--judge {name}; use oracle, none, an environment with an oracle, or model@url")
     g = config.genrm
-    judge = EndpointJudge(
-        (url,),
-        model,
-        max_tokens=g.max_tokens,
-        temperature=g.sampling[0],
-        votes=g.sampling[1],
-        deadline=g.deadline[0],
-        step_deadline=g.deadline[1],
-        concurrency=g.concurrency,
-        prompt=g.prompt if url in g.urls else "",  # as another endpoint says
-        with_reference=g.reference,
-        allow_http=change.allow_http,
-        split=step.environment.split,
-    )
+    prompt = g.prompt if url in g.urls else ""  # as another endpoint says
+    judge = endpoint_judge(g, (url,), model, step.environment.split, prompt=prompt, allow_http=change.allow_http)
     stack.enter_context(judge)
     judge.check()
     return judge
