@@ -146,7 +146,8 @@ def endpoint_judge(g: Genrm, urls: Sequence[str], model: str, split: Split, **mo
     """That asks as the settings say, but for what `more` says otherwise."""
     how: dict[str, Any] = {"max_tokens": g.max_tokens, "temperature": g.sampling[0], "votes": g.sampling[1], "concurrency": g.concurrency}
     how |= {"deadline": g.deadline[0], "step_deadline": g.deadline[1], "prompt": g.prompt, "with_reference": g.reference}
-    return EndpointJudge(urls, model, split=split, **how | {"allow_http": g.allow_http} | more)
+    how |= {"allow_http": g.allow_http, "split": split, **more}
+    return EndpointJudge(urls, model, **how)
 
 
 def places(concurrency: int, rank: int, ranks: int) -> int:
