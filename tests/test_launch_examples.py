@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,19 +90,28 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
+def noted(folder: Path) -> list[dict]:
+    """What the stubs have written so far; the last line may be under way."""
+    whole, _, _ = (folder / "notes").read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def ended(job: subprocess.Popen[str], folder: Path) -> list[dict]:
     """What was noted; whatever the job has started ends with it, as with Slurm's."""
     try:
         job.wait(timeout=PATIENCE)
     finally:
         os.killpg(job.pid, signal.SIGKILL)
-    return [json.loads(line) for line in (folder / "notes").read_text().splitlines()]
+    return noted(folder)
 
 
 def test_slurm_starts_judges_and_trainers_and_requeues_what_was_stopped(tmp_path):
-    """The signal comes before the time is up."""
+    """The signal comes before the time is up, and after the judges, which start beside the trainers, have been asked for."""
     job = slurm(tmp_path, "")
     assert job.stdout is not None and job.stdout.readline() == "training\n"
+    until = time.monotonic() + PATIENCE
+    while sum(row["name"].startswith("vllm") for row in noted(tmp_path)) < 3 and time.monotonic() < until:
+        time.sleep(0.02)
     os.kill(job.pid, signal.SIGTERM)
     notes = ended(job, tmp_path)
     (torchrun,) = [row for row in notes if row["name"] == "torchrun"]

@@ -303,6 +303,21 @@ def test_what_needs_a_run_that_failed_is_left_out_and_named(science, tmp_path):
     assert stub.order == ["default/seed0/start"]
 
 
+def test_runs_whose_rows_are_kept_are_not_repeated_unless_their_weights_are_needed(science, tmp_path):
+    wanted = list(science.experiments.wanted(("E6", "E7"), 2))
+    stub = Stub(science, tmp_path)
+    jobs = {job.folder: job for job in (stub.lab.job(arm, seed) for arm, seed in wanted)}
+    here = [name for name in jobs if "critic/" in name] + ["default/seed0/judge=process"]
+    stub.lab.kept = {name: {"settings": stub.lab.settings(jobs[name])} for name in here}
+    list(stub.lab.rows(wanted))
+    arms = {"critic/seed1/outcome", "critic/seed0/outcome", "critic/seed1/process", *(name for name in jobs if "judge=" in name)}
+    arms -= {"default/seed0/judge=process"}  # so its judge is not needed either, and neither is what "warm" has come to
+    assert {*stub.order} == arms | {f"{start}/seed{seed}/start" for start in ("critic", "default") for seed in (0, 1)}
+    stub.lab.kept["critic/seed0/warm"]["settings"].append("--run.seed")
+    with pytest.raises(SystemExit, match=r"critic/seed0/warm is of other settings; take it out"):
+        list(stub.lab.rows(wanted))
+
+
 def test_rows_replace_those_of_the_same_run(science, tmp_path):
     file = tmp_path / "science.jsonl"
     science.science.keep(file, [{"run": "b", "x": 1}, {"run": "a", "x": 1}])

@@ -1,7 +1,8 @@
 """Runs what `experiments` names, a few at a time, and keeps what each has come to: `<folder>/<start>/seed<n>/<arm>/row.json`.
 
 A run is the engine's own main job in a process of its own, forked from one that has imported everything. One that was interrupted goes on
-from its checkpoint, one that has its row is not repeated; another's row under the same name is refused.
+from its checkpoint, one that has its row is not repeated, be it here or among rows kept elsewhere; another's row under the same name is
+refused.
 """
 
 from __future__ import annotations
@@ -43,14 +44,11 @@ class Job:
     """Folders of jobs that must have ended."""
 
 
-def policy(folder: Path) -> Path:
-    """The last weights of a run."""
-    return sorted((folder / "policy").glob("step-??????"))[-1]
-
-
 class Lab:
-    def __init__(self, folder: Path, size: Size, quick: bool, parallel: int) -> None:
-        self.folder, self.size, self.quick, self.parallel = folder, size, quick, parallel
+    """`kept`: rows by run, of runs that are not repeated though their folders are not here, unless one to come needs their weights."""
+
+    def __init__(self, folder: Path, size: Size, quick: bool, parallel: int, kept: dict[str, dict[str, Any]] | None = None) -> None:
+        self.folder, self.size, self.quick, self.parallel, self.kept = folder, size, quick, parallel, kept or {}
         os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(PRELOADED))
@@ -67,8 +65,8 @@ class Lab:
         return Job(f"{name}/seed{seed}/start", arguments, None, seed, needs)
 
     def weights(self, name: str) -> str:
-        """The last ones of a run; empty where it has not ended."""
-        return str(policy(self.folder / name)) if (self.folder / name / "done").exists() else ""
+        """The last ones of a run, whether or not it has ended: of a start, of a critic's arm."""
+        return str(self.folder / name / "policy" / f"step-{0 if name.endswith('/start') else self.size.critic_steps:06d}")
 
     def next(self, job: Job) -> Job | None:
         """The job, or what must end before it; None: that is an arm, which comes by itself."""
@@ -101,7 +99,7 @@ class Lab:
     def rows(self, wanted: Iterable[tuple[Arm, int]]) -> Iterable[dict[str, Any]]:
         """Of all arms and seeds, as they end. A run that fails is said, and what needs it is left out."""
         under_way: dict[Future[dict[str, Any] | None], str] = {}
-        failed, queue = set[str](), list(wanted)
+        failed, queue = set[str](), self.to_run(wanted)
         with ThreadPoolExecutor(self.parallel) as pool:
             while queue or under_way:
                 for arm, seed in list(queue):
@@ -131,15 +129,32 @@ class Lab:
                 f"error: {len(failed)} runs failed or lack what they need: {', '.join(sorted(failed))}; their log.txt says why"
             )
 
+    def to_run(self, wanted: Iterable[tuple[Arm, int]]) -> list[tuple[Arm, int]]:
+        """All but those that are kept and whose weights nothing to run needs."""
+        arms = list(wanted)
+        jobs = [self.job(arm, seed) for arm, seed in arms]
+        kept = {job.folder for job in jobs if job.folder in self.kept}
+        for job in jobs:
+            if job.folder in kept:
+                self.same(self.kept[job.folder], job, "a kept row", "take it out")
+        needed = {name for job in jobs if job.folder not in kept for name in job.needs}
+        return [own for own, job in zip(arms, jobs, strict=True) if job.folder not in kept - needed]
+
+    def settings(self, job: Job) -> list[str]:
+        """As a row has them: it names no machine's folders."""
+        return [argument.replace(str(self.folder), "runs/science") for argument in job.arguments]
+
+    def same(self, row: dict[str, Any], job: Job, where: str, cure: str) -> None:
+        if row["settings"] != self.settings(job):
+            raise SystemExit(f"error: {where} of {job.folder} is of other settings; {cure}, or choose another --folder")
+
     def _done(self, job: Job) -> dict[str, Any] | None:
         """The row of a job, run where it is not there yet; {} of a warm start, None where it failed."""
         folder = self.folder / job.folder
-        settings = [argument.replace(str(self.folder), "runs/science") for argument in job.arguments]  # a row names no machine's folders
         file = folder / "row.json"
         if file.is_file():
             row = json.loads(file.read_bytes())
-            if row["settings"] != settings:
-                raise SystemExit(f"error: {file} is of other settings; move {folder} away, or choose another --folder")
+            self.same(row, job, str(file), f"move {folder} away")
             return row if job.arm else {}
         folder.parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
@@ -151,7 +166,7 @@ class Lab:
             return None
         found = json.loads((folder / "found.json").read_bytes())
         row = {"run": job.folder, "start": job.folder.partition("/")[0], "arm": job.arm.name if job.arm else "start", "seed": job.seed}
-        row |= {"quick": self.quick, "settings": settings} | found
+        row |= {"quick": self.quick, "settings": self.settings(job)} | found
         row["stamp"] = machine("cpu") | {"seconds": round(time.perf_counter() - start, 1)}
         with whole(file) as beside:
             beside.write_text(json.dumps(row))
@@ -200,7 +215,8 @@ def work(folder: str, settings: tuple[str, ...], arm: Arm | None) -> None:
 
     found: dict[str, Any] = {}
     if arm is not None and arm.start == "critic":
-        found = {"after": of_critic(policy(path if trains else path.parent / "start"))}
+        weights = sorted(((path if trains else path.parent / "start") / "policy").glob("step-??????"))[-1]
+        found = {"after": of_critic(weights)}
     elif arm is not None:
         found = of_policy(path, float(arm.lam))
     path.mkdir(exist_ok=True)

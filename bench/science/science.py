@@ -3,6 +3,7 @@
     make science                     # everything: a night on two cores
     make science ARGS=--quick        # fewer seeds and steps, 3 hours
     python bench/science/science.py --only E1 E2 --seeds 2        # a part; what is there is not repeated
+    python bench/science/science.py --kept                        # goes on from bench/results/science.jsonl, without its folders
 
 What is asked, and what decides, was fixed before the runs: `protocol.md`. Rows go to bench/results/science.jsonl, the report to
 <folder>/report/index.html and report.md.
@@ -38,6 +39,8 @@ class Arguments:
     """Seeds 0 … seeds − 1; 0 = as many as the version has."""
     folder: Path = Path("runs/science")
     """Where the runs live; a finished one is not repeated, an interrupted one goes on."""
+    kept: bool = False
+    """Do not repeat runs whose rows stand in the results, though their folders are not here: one machine goes on with what another began."""
     parallel: int = 2
     """Runs at a time, one process and one thread each."""
     report: bool = False
@@ -50,7 +53,7 @@ def main(arguments: Arguments) -> None:
     size, folder = QUICK if arguments.quick else FULL, arguments.folder / ("quick" if arguments.quick else "full")
     results = folder / "science.jsonl" if arguments.quick else RESULTS
     if not arguments.report:
-        lab = Lab(folder.resolve(), size, arguments.quick, arguments.parallel)
+        lab = Lab(folder.resolve(), size, arguments.quick, arguments.parallel, read(results) if arguments.kept else {})
         for row in lab.rows(wanted(arguments.only, arguments.seeds or size.seeds)):
             keep(results, [row])
         if not arguments.only or "E8" in arguments.only:
@@ -64,10 +67,14 @@ def timed(size: Size, quick: bool) -> list[dict[str, Any]]:
     return [row | {"quick": quick, "stamp": stamp} for ratio in RATIOS for row in overlap.measured(ratio, size.repeats)]
 
 
+def read(file: Path) -> dict[str, dict[str, Any]]:
+    """Rows by run; none where there is no file."""
+    return {row["run"]: row for row in map(json.loads, file.read_text().splitlines())} if file.is_file() else {}
+
+
 def keep(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write `rows` into `file`, in place of those of the same run, in the order of their names."""
-    there = {row["run"]: row for row in map(json.loads, file.read_text().splitlines())} if file.is_file() else {}
-    there |= {row["run"]: row for row in rows}
+    there = read(file) | {row["run"]: row for row in rows}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(there[name]) + "\n" for name in sorted(there)))
 
