@@ -40,7 +40,7 @@ class Arguments:
     folder: Path = Path("runs/science")
     """Where the runs live; a finished one is not repeated, an interrupted one goes on."""
     kept: bool = False
-    """Do not repeat runs whose rows stand in the results, though their folders are not here: one machine goes on with what another began."""
+    """Do not repeat runs whose rows stand in the results, though not in the folder: one machine goes on with what another began."""
     parallel: int = 2
     """Runs at a time, one process and one thread each."""
     report: bool = False
