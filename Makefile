@@ -143,7 +143,7 @@ smollm2-judged: models/smollm2/config.json
 # minutes on two cores, and 900 MB for each Triton that the environment has not (TRITONS="3.6.0" for one alone).
 TRITONS ?= 3.6.0 3.8.0 3.9.0
 certificate: $(TESTED)/.installed
-	mkdir -p build/links/soundrl && for f in kernels fapo genrm engine; do ln -sfn ../../../$$f build/links/soundrl/$$f; done
+	mkdir -p build/links/soundrl && for f in kernels fapo genrm engine view; do ln -sfn ../../../$$f build/links/soundrl/$$f; done
 	for v in $(TRITONS); do \
 		$(TESTED)/bin/python -c "import triton, sys; sys.exit(triton.__version__ != '$$v')" || test -d build/triton/$$v/triton || \
 			$(TESTED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/triton/$$v triton==$$v || exit 1; \
@@ -168,7 +168,7 @@ gpu:
 	bash tests/gpu/run.sh
 
 lint: $(TESTED)/.installed
-	mkdir -p build/links/soundrl && for f in kernels fapo genrm engine; do ln -sfn ../../../$$f build/links/soundrl/$$f; done
+	mkdir -p build/links/soundrl && for f in kernels fapo genrm engine view; do ln -sfn ../../../$$f build/links/soundrl/$$f; done
 	$(TESTED)/bin/ruff check .
 	$(TESTED)/bin/ruff format --check .
 	$(TESTED)/bin/pyright --pythonpath $(TESTED)/bin/python

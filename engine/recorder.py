@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.judges import BuiltJudge, over_ranks
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TIMELINE
-from soundrl.engine.view.console import SUMMARY, Progress, peak_memory
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Group, Prompt

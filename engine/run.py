@@ -15,6 +15,7 @@ import torch
 
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
+from soundrl.engine.console import Progress
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import build_environment, trained_prompt
 from soundrl.engine.exchange import StepBatch
@@ -40,7 +41,6 @@ from soundrl.engine.task import build_task
 from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.tools.export import write_folder
 from soundrl.engine.trainer import Trainer
-from soundrl.engine.view.console import Progress
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
 from soundrl.fapo.data.prompt_stream import PromptStream

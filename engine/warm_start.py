@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
+from soundrl.engine.console import Progress
 from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Demonstrations
 from soundrl.engine.trainer import Trainer
-from soundrl.engine.view.console import Progress
 
 WARMUP_SHARE, FINAL_SHARE = 0.02, 0.1
 SAVE_SECONDS, LOOK = 120.0, 5

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 from conftest import ROOT
 
+from soundrl.engine.evaluation.table import compare, leaderboard, ordered, scores_of, show_scores, write_scores
 from soundrl.engine.files.rollout_file import RolloutWriter, read_file
-from soundrl.engine.view.scores import compare, leaderboard, ordered, scores_of, show_scores, write_scores
 from soundrl.fapo import resampled
 from soundrl.fapo.at_k import maj_at_k, pass_at_k, powers
 from soundrl.fapo.corrected import Errors, corrected

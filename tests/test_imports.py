@@ -1,4 +1,4 @@
-"""Import directions (DESIGN: kernels · fapo → genrm → engine), what the kernels need, and names that would shadow the standard library."""
+"""Import directions (kernels · fapo → genrm → engine → view), what the kernels need, and names that would shadow the standard library."""
 
 import ast
 import sys
@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "fapo": {"fapo", "kernels"},
     "genrm": {"genrm", "fapo", "kernels"},
     "engine": {"engine", "genrm", "fapo", "kernels"},
+    "view": {"view", "engine", "genrm", "fapo", "kernels"},
 }
 OF_KERNELS = {"torch", "triton", "soundrl", *sys.stdlib_module_names}
 PLUGIN = defaultdict(set, {"plugin.py": {"pytest"}})

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("kernels", "fapo", "genrm", "engine")
+FOLDERS = ("kernels", "fapo", "genrm", "engine", "view")
 
 
 def script(path: str) -> Any:

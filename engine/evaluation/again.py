@@ -24,11 +24,11 @@ from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment, build_environment, environment_of, is_environment
 from soundrl.engine.evaluation.arguments import Arguments
 from soundrl.engine.evaluation.scores import by_set, errors_in, show_agreement
+from soundrl.engine.evaluation.table import scores_of, show_scores
 from soundrl.engine.files.rollout_file import VERDICT
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.files.saved_step import config_of
 from soundrl.engine.files.whole import whole
-from soundrl.engine.view.scores import scores_of, show_scores
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.records import Prompt, Rollout, Turn, Verdict
 from soundrl.fapo.resampled import intervals

@@ -1,6 +1,6 @@
 """What an evaluation says at its end: `scores.json`, metrics.jsonl as a run's own evaluation has it, the table and the leaderboard's line.
 
-The figures are `soundrl.fapo.figures`', the words `soundrl.engine.view.scores`'.
+The figures are `soundrl.fapo.figures`', the words `soundrl.engine.evaluation.table`'.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from soundrl.engine.evaluation.kept import Kept
 from soundrl.engine.evaluation.sets import ProblemSet
+from soundrl.engine.evaluation.table import compare, leaderboard, scores_of, show_scores, write_scores
 from soundrl.engine.files.run_reader import RunReader
-from soundrl.engine.view.scores import compare, leaderboard, scores_of, show_scores, write_scores
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.printable import one_line
 from soundrl.fapo.records import Group, Outcome
