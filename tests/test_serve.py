@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import PATIENCE
 from fake_judge import MODEL, SERVED
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -307,10 +308,12 @@ def test_sleeping_servers_are_left_alone(sleepers, knows):
     sleepers.sleep()
     if not knows:
         sleepers.asleep = False
-    time.sleep(0.5)  # five looks of the watch
-    seen = [witness(worker) for worker in sleepers.workers]
     # Inverse: a watch that does not know of their sleep does ask.
-    assert seen == [["asked", "sleep?level=1", *([] if knows else ["asked in its sleep"])]] * 2
+    want = [["asked", "sleep?level=1", *([] if knows else ["asked in its sleep"])]] * 2
+    until = time.monotonic() + (0.5 if knows else PATIENCE)  # five looks of the watch; on a busy machine they come later
+    while (seen := [witness(worker) for worker in sleepers.workers]) != want or (knows and time.monotonic() < until):
+        assert time.monotonic() < until, seen
+        time.sleep(0.1)
     sleepers.wake(20)
     with EndpointJudge(sleepers.urls, MODEL, deadline=20.0) as judge:
         assert ask(judge, 20) == [Verdict.flawed(1)] * 20
