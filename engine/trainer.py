@@ -16,7 +16,7 @@ from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
-from soundrl.engine.schedule import Leave, Minibatch
+from soundrl.engine.schedule import Leave, Minibatch, number_windows
 from soundrl.engine.timeline import TIMELINE
 from soundrl.kernels.linear_logprob import Logprobs
 from soundrl.kernels.loss_rule import LossRule
@@ -175,6 +175,7 @@ class Trainer:
             self.totals = totals = {name: totals[name] + stats[name] for name in totals}
             self.within += 1
         rest()
+        number_windows(minibatches)
         self.leave(batch, ())
         self.within, self.totals, self.late = 0, {}, {}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)

@@ -3,9 +3,9 @@
     python -m soundrl.engine.files.run_reader runs/fapo-7b 12                # the rollouts of step 12, a JSON object a line, without tokens
     python -m soundrl.engine.files.run_reader runs/fapo-7b 12 --kind eval    # those of the evaluation after it
 
-Format 2 (`format` in config.json) writes `rollouts/step-000012/rank-0.arrows` (see `rollout_file`), format 1 wrote
-`rollouts/step-000012.jsonl`; both read alike. What is damaged is a ValueError in one line with its place; what was half written when the
-run ended is left out, in one line of the log.
+Formats 3 and 2 (`format` in config.json) have `rollouts/step-000012/rank-0.arrows` (see `rollout_file`; 2 has no paragraphs, times and
+windows), format 1 has `rollouts/step-000012.jsonl`; all read alike. What is damaged is a ValueError in one line with its place; what was
+half written when the run ended is left out, in one line of the log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tyro
 
 from soundrl.engine.files.rollout_file import NAME, SCHEMA, read_file
 
-FORMAT = 2
+FORMAT = 3
 log = logging.getLogger(__name__)
 
 
