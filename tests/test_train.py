@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import start
@@ -68,6 +69,16 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(two_ranks):
     begin, end = spans[0][0], max(start + seconds for start, seconds in spans)
     assert all(begin < r["times"]["sampled"] <= r["times"]["verified"] < end + 60 for r in rollouts)
     assert {(r["times"]["asked"], r["times"]["answered"]) for r in rollouts} == {(None, None)}  # the oracle is not asked
+    by_trainer = {(r["prompt_id"], r["sample"]): r for r in RunReader(folder).trained(1).to_pylist()}
+    assert by_trainer.keys() == {(r["prompt_id"], r["sample"]) for r in rollouts if r["window"] is not None}
+    assert sorted(file.name for file in (folder / "rollouts" / "step-000001").glob("trained-*")) == ["trained-0.arrows", "trained-1.arrows"]
+    ratios, entropy = [], []
+    for r in (r for r in rollouts if r["window"] is not None):
+        found = by_trainer[r["prompt_id"], r["sample"]]
+        ratios += np.exp(np.abs(np.subtract(found["logprobs"], r["logprobs"]))).tolist()
+        entropy += found["entropy"]
+    assert np.mean(ratios) == pytest.approx(steps[0]["mismatch/exp_abs_dlogp"], rel=1e-5) and len(ratios) == steps[0]["tokens/trained"]
+    assert np.mean(entropy) == pytest.approx(steps[0]["loss/entropy"], rel=1e-3)
     judged = [r for r in rollouts + RunReader(folder).rollouts(3, "eval") if r["verdict"]]
     assert len(judged) > 16 and all(r["paragraphs"] == list(solution_steps(r["text"])) for r in judged)
     flawed = [r for r in judged if r["verdict"]["kind"] == "flawed"]

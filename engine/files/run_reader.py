@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import tyro
 
 from soundrl.engine.files.rollout_file import NAME, SCHEMA, read_file
+from soundrl.engine.files.trained_file import read_trained
 
 FORMAT = 3
 log = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ class RunReader:
                 raise ValueError(f"{self.path} has no rollouts of step {step} ({kind}); steps that it has: {there}")
             table = pa.concat_tables([_whole(parts[name]) for name in sorted(parts)], promote_options="default")
         return table if set is None else table.filter(pc.field("set") == set)
+
+    def trained(self, step: int) -> pa.Table:
+        """What training has computed of each token (`trained_file.SCHEMA`), a row a rollout that trained; none where an earlier format has
+        it not, or training is under way. ValueError for a damaged file."""
+        return read_trained(self.path / "rollouts" / f"step-{step:06d}")
 
     def ranks(self, step: int) -> int:
         """How many ranks a whole step of training had; 0 where the format does not say."""
