@@ -41,7 +41,7 @@ class Sink(AbstractContextManager["Sink"]):
     def __init__(self, run: Path, which: str, project: str, rollouts: int, everything: bool = False) -> None:
         self.run, self.path, self.which, self.rollouts, self.everything = RunReader(run), run, which, rollouts, everything
         self.file = run / "sinks" / f"{which}.json"
-        self.state: dict[str, Any] = {"id": secrets.token_hex(4), "project": project, "lines": 0, "digest": "", "rows": 0}
+        self.state: dict[str, Any] = {"id": secrets.token_hex(4), "project": project, "lines": 0, "first": "", "rows": 0}
         if self.file.is_file():
             try:
                 self.state |= json.loads(self.file.read_bytes())
@@ -58,7 +58,8 @@ class Sink(AbstractContextManager["Sink"]):
         own = {"name": self.path.resolve().name, "project": self.state["project"], "config": self.run.config}
         if self.which == "wandb":
             self.file.parent.mkdir(exist_ok=True)
-            self.to = self.library.init(**own, id=self.state["id"], resume="allow", dir=str(self.file.parent))
+            quiet = self.library.Settings(x_disable_stats=True, console="off")  # the run's own machine and output are none of it
+            self.to = self.library.init(**own, id=self.state["id"], resume="allow", dir=str(self.file.parent), settings=quiet)
         else:
             self.to = self.library.init(**own, resume="allow", auto_log_gpu=False, auto_log_cpu=False)
         return self
@@ -74,7 +75,7 @@ class Sink(AbstractContextManager["Sink"]):
         under_way = holder(self.path) == "held"  # before the lines: what a run that has ended has written is all there
         lines = self.run.metrics()
         before = self.state["lines"]
-        if len(lines) >= before and digest(lines[:before]) != (self.state["digest"] or digest([])):
+        if lines and before and digest(lines[0]) != self.state["first"]:
             raise ValueError(f"{self.path}: what has been sent to {self.which} is of another run; remove {self.file}, and all is sent anew")
         whole = set(self.run.steps())
         for number, line in enumerate(lines[before:], before + 1):
@@ -88,7 +89,7 @@ class Sink(AbstractContextManager["Sink"]):
                 row["rollouts"] = self.library.Table(columns=[*COLUMNS], data=table)
             if row:
                 self.to.log(row, step=step)
-            self.state |= {"lines": number, "digest": digest(lines[:number])}
+            self.state |= {"lines": number, "first": digest(lines[0])}
         if self.state["lines"] > before:
             self.file.parent.mkdir(exist_ok=True)
             beside = self.file.with_name(self.file.name + ".new")
@@ -121,10 +122,9 @@ def library(which: str) -> Any:
         raise ValueError(f"{which} is not installed ({error}); pip install 'soundrl[sinks]'") from None
 
 
-def digest(lines: list[dict[str, Any]]) -> str:
-    """Of what a run that goes on writes again to the last bit: its steps, rewards and losses."""
-    kept = [[line.get(name) for name in ("step", "reward/mean", "loss/policy", "optim/grad_norm")] for line in lines]
-    return hashlib.blake2b(json.dumps(kept).encode(), digest_size=8).hexdigest()
+def digest(line: dict[str, Any]) -> str:
+    """Of a run's first line, whose times no other run has."""
+    return hashlib.blake2b(json.dumps(line).encode(), digest_size=8).hexdigest()
 
 
 def short(value: Any) -> Any:
