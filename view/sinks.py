@@ -141,7 +141,7 @@ def digest(line: dict[str, Any]) -> str:
 def short(value: Any) -> Any:
     """
     >>> short("a" * 4003)[-9:], short(None)
-    ('aa … +3', None)
+    ('aaaa … +3', None)
     """
     if not isinstance(value, str) or len(value) <= LONGEST:
         return value
