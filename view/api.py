@@ -44,7 +44,9 @@ def answer(runs: Runs, path: str, asked: Asked, whole: bool = False) -> Json:
             return judge_page(runs.run(key))
         case [step, file] if (at := STEP.fullmatch(step)) and (of := KIND.fullmatch(file)):
             return step_page(read(runs, key), int(at[1]), of[1])
-        case [step, kind, file] if (at := STEP.fullmatch(step)) and (of := WITHIN.fullmatch(file)) and (of[3] is None) == (of[1] == "group"):
+        case [step, kind, file] if (
+            (at := STEP.fullmatch(step)) and (of := WITHIN.fullmatch(file)) and (of[3] is None) == (of[1] == "group")
+        ):
             run, number_of, g = read(runs, key), int(at[1]), int(of[2])
             if of[1] == "group":
                 return group_page(run, number_of, kind, g)

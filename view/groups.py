@@ -97,7 +97,9 @@ def rollout_entry(run: Run, held: Step, g: int, i: int, read: Json, most: int) -
         "whole": len(text) <= most,
         "extracted": read["extracted"],
         "outcome": OUTCOMES[outcome] if outcome >= 0 else None,
-        "verdict": verdict if verdict is None or verdict.get("kind") in VERDICTS else {"kind": "unknown", "step": None, "reason": "damaged"},
+        "verdict": verdict
+        if verdict is None or verdict.get("kind") in VERDICTS
+        else {"kind": "unknown", "step": None, "reason": "damaged"},
         "reward": finite(float(columns["reward"][row])),
         "advantage": finite(float(columns["advantage"][row])),
         "score": finite(float(columns["score"][row])),

@@ -25,12 +25,25 @@ def judge_page(run: Run) -> Json:
         for (id, sample), (first, second, _) in rows.items()
     ]  # fmt: skip
     return {
-        "confusion": {"distance": dict(said.distance), "sound_called_flawed": said.harsh, "flawed_called_sound": said.missed, "agree": round(agree), "of": int(of), "by": "second"},  # fmt: skip
+        "confusion": {
+            "distance": dict(said.distance),
+            "sound_called_flawed": said.harsh,
+            "flawed_called_sound": said.missed,
+            "agree": round(agree),
+            "of": int(of),
+            "by": "second",
+        },  # fmt: skip
         "over_critic": [[step, value, None, None] for step, value in train.pairs("genrm/over_critic")],
-        "probe": {name.removeprefix("genrm/probe_"): sorted([*map(list, train.pairs(name)), *map(list, evals.pairs(name))]) for name in probes},
+        "probe": {
+            name.removeprefix("genrm/probe_"): sorted([*map(list, train.pairs(name)), *map(list, evals.pairs(name))]) for name in probes
+        },
         "canaries": None,
         "critiques": [],
         "disagreements": rows,
-        "unknown": {name.removeprefix("genrm/unknown_"): int(sum(v for _, v in train.pairs(name))) for name in train.values if name.startswith("genrm/unknown_")},
+        "unknown": {
+            name.removeprefix("genrm/unknown_"): int(sum(v for _, v in train.pairs(name)))
+            for name in train.values
+            if name.startswith("genrm/unknown_")
+        },
         "alarms": alarms_of(run),
     }

@@ -25,7 +25,9 @@ class LabelFile:
             return {}
         if (said.st_mtime_ns, said.st_size) != self.stamp:
             rows = [object_of(line) for line in self.path.read_bytes().split(b"\n") if line]
-            self.held = {row["id"]: row["label"] for row in rows if row and isinstance(row.get("id"), str) and isinstance(row.get("label"), int)}
+            self.held = {
+                row["id"]: row["label"] for row in rows if row and isinstance(row.get("id"), str) and isinstance(row.get("label"), int)
+            }
             self.stamp = (said.st_mtime_ns, said.st_size)
         return self.held
 

@@ -30,7 +30,10 @@ def run_page(run: Run) -> Json:
         "alarms": alarms_of(run),
         "before": ends[0] if ends else None,
         "after": ends[-1] if len(ends) > 1 else None,
-        "memory": {"planned": None, "measured": {"rss_mib": train.last("memory/peak_rss_mib"), "gpu_mib": train.last("memory/peak_gpu_mib")}},
+        "memory": {
+            "planned": None,
+            "measured": {"rss_mib": train.last("memory/peak_rss_mib"), "gpu_mib": train.last("memory/peak_gpu_mib")},
+        },
         "time": {"phases": [], "hidden": train.last("genrm/overlap"), "path": []},
         "faults": [fault for fault in (run.fault, run.metrics.fault, run.disagreements.fault) if fault],
     }

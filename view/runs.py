@@ -79,7 +79,11 @@ class Runs:
 
     def page(self) -> Json:
         """`runs.json`"""
-        return {"version": 1, "root": os.fspath(self.given).encode("utf-8", "replace").decode(), "runs": [entry_of(run) for run in self.all()]}
+        return {
+            "version": 1,
+            "root": os.fspath(self.given).encode("utf-8", "replace").decode(),
+            "runs": [entry_of(run) for run in self.all()],
+        }
 
 
 def is_run(path: Path) -> bool:

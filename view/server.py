@@ -20,7 +20,12 @@ from soundrl.view.plain import NotThere, encoded, one_fault
 from soundrl.view.runs import Runs
 
 PAGE = Path(__file__).parent / "page"
-TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".json": "application/json"}
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+}
 THREADS = 4  # that read at a time
 log = logging.getLogger(__name__)
 

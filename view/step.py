@@ -92,7 +92,9 @@ class Step:
                 self.faults.append(f"the files of rank {', '.join(absent)} are missing; where nodes share no disk, copy them here")
 
     def _group(self, batch: pa.RecordBatch, row: int) -> None:
-        ids, sets = (batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows for name in ("prompt_id", "set"))
+        ids, sets = (
+            batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows for name in ("prompt_id", "set")
+        )
         prompts = batch.column("prompt") if "prompt" in batch.schema.names else None
         for number, (id, set) in enumerate(zip(ids, sets, strict=True)):
             last = self.heads[-1] if self.heads else None
@@ -196,7 +198,9 @@ def _field(column: Any, name: str) -> Any:
 
 
 def _floats(column: Any) -> np.ndarray:
-    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.cast(pa.float64()).to_numpy())
+    return np.asarray(
+        column.cast(pa.float64()).to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.cast(pa.float64()).to_numpy()
+    )
 
 
 def _codes(column: Any, words: tuple[str, ...], n: int) -> np.ndarray:
