@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Run:
         self.metrics, self.disagreements = Metrics(path), Disagreements(path)
         self.labels, self.prompts, self.trace = LabelFile(path), Prompts(), TraceIndex(path)
         self.alarms = AlarmFile(path)
+        self._kept: dict[Hashable, tuple[Hashable, Any]] = {}
         self._config: tuple[tuple[int, int], dict[str, Any], str] = ((0, 0), {}, "")
 
     def check(self, *files: Path) -> None:
@@ -88,6 +90,12 @@ class Run:
                     kind = name.split(".", 2)[1].partition("-")[0]
                     out["train" if kind == "arrows" else kind if kind in KINDS else "train"].add(int(match[1]))
         return {kind: sorted(found) for kind, found in out.items()}
+
+    def once(self, key: Hashable, stamp: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave, kept while the stamp is the same; small things alone."""
+        if key not in self._kept or self._kept[key][0] != stamp:
+            self._kept[key] = (stamp, make())
+        return self._kept[key][1]
 
     def step(self, step: int, kind: str) -> Step:
         """From the cache, while its files are the same."""

@@ -134,7 +134,7 @@ class Step:
         g = int(np.searchsorted(self.of_heads, row, side="right")) - 1
         return g, row - self.heads[g].start
 
-    def read(self, rows: slice, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    def read(self, rows: slice | list[int], columns: tuple[str, ...]) -> list[dict[str, Any]]:
         """Those columns of these rows, from the disk; null where the file has none."""
         out: list[dict[str, Any]] = []
         held: tuple[int, int, pa.RecordBatch] | None = None  # first and last row of the files, of the batch at hand
