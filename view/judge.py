@@ -32,7 +32,8 @@ def judge_page(run: Run) -> Json:
     chosen = spread(run.steps()["train"], STEPS)
     held = [step for step in (looked_at(run, each) for each in chosen) if step is not None]
     probes = sorted({name for series in (train, evals) for name in series.values if name.startswith("genrm/probe_")})
-    unknown = {name.removeprefix("genrm/unknown_"): round(sum(v for _, v in train.pairs(name))) for name in sorted(train.values) if name.startswith("genrm/unknown_")}  # fmt: skip
+    reasons = sorted(name for name in train.values if name.startswith("genrm/unknown_"))
+    unknown = {name.removeprefix("genrm/unknown_"): round(sum(value for _, value in train.pairs(name))) for name in reasons}
     return {
         "confusion": confusion(run, held),
         "over_critic": over_critic(run),
@@ -80,9 +81,7 @@ def confusion(run: Run, held: list[Step]) -> Json:
     agree = sum(count * agreement.get(step, 0.0) for step, count in train.pairs("genrm/second_count"))
     if of or said.count:
         found = Counter({f"distance {distance}": count for distance, count in said.distance.items()})
-        found.update(
-            {"sound_called_flawed": said.harsh, "flawed_called_sound": said.missed, "agree": round(agree), "of": max(round(of), said.count)}
-        )
+        found.update(sound_called_flawed=said.harsh, flawed_called_sound=said.missed, agree=round(agree), of=max(round(of), said.count))
         return shaped(found, "second")
     return shaped(by_labels(run), "labels")
 
@@ -133,7 +132,8 @@ def over_critic(run: Run) -> list[list[float | None]]:
     train, evals = run.metrics.train, run.metrics.evals
     if "genrm/over_critic" in train.values:
         told, true = (dict(train.pairs(name)) for name in ("fapo/told", "fapo/true_flawed_ratio"))
-        return [[step, value, *wilson(value, told[step] * (1 - true[step]) if step in told and step in true else 0.0)] for step, value in train.pairs("genrm/over_critic")]  # fmt: skip
+        number = {step: told[step] * (1 - true[step]) for step in told.keys() & true.keys()}
+        return [[step, value, *wilson(value, number.get(step, 0.0))] for step, value in train.pairs("genrm/over_critic")]
     sound = dict([*train.pairs("genrm/probe_sound"), *evals.pairs("genrm/probe_sound")])
     values = sorted([*train.pairs("genrm/probe_over_critic"), *evals.pairs("genrm/probe_over_critic")])
     return [[step, value, *wilson(value, sound.get(step, 0.0))] for step, value in values]

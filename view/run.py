@@ -18,6 +18,7 @@ from soundrl.view.plain import NotThere, one_fault
 from soundrl.view.prompts import Prompts
 from soundrl.view.step import KINDS, Step
 from soundrl.view.trace_index import TraceIndex
+from soundrl.view.trained import TrainedStep
 
 STEPS = Cache(48 << 20)
 """Of all runs together"""
@@ -101,13 +102,22 @@ class Run:
         """From the cache, while its files are the same."""
         if kind not in KINDS:
             raise NotThere(f"no kind of rollouts is named {kind[:40]!a}; there are {', '.join(KINDS)}")
-        folder = self.path / "rollouts" / f"step-{step:06d}"
-        files = sorted(folder.iterdir()) if folder.is_dir() else [file for file in [folder.with_suffix(".jsonl")] if file.is_file()]
-        self.check(folder, *files)
-        stamp = tuple((file.name, said.st_size, said.st_mtime_ns) for file in files for said in [file.stat()])
+        _, stamp = self._files(step)
         held = STEPS((str(self.path), step, kind), stamp, lambda: Step(self.path, step, kind))
         self.prompts.add(step, kind, stamp, [head.prompt_id for head in held.heads])
         return held
+
+    def trained(self, step: int) -> TrainedStep:
+        """What training has computed of its tokens, from the cache likewise."""
+        folder, stamp = self._files(step)
+        return STEPS((str(self.path), step, "trained"), stamp, lambda: TrainedStep(folder))
+
+    def _files(self, step: int) -> tuple[Path, Hashable]:
+        """Folder of a step, and what changes with them."""
+        folder = self.path / "rollouts" / f"step-{step:06d}"
+        files = sorted(folder.iterdir()) if folder.is_dir() else [file for file in [folder.with_suffix(".jsonl")] if file.is_file()]
+        self.check(folder, *files)
+        return folder, tuple((file.name, said.st_size, said.st_mtime_ns) for file in files for said in [file.stat()])
 
 
 def read_config(file: Path, size: int) -> tuple[dict[str, Any], str]:
