@@ -81,7 +81,8 @@ def confusion(run: Run, held: list[Step]) -> Json:
     agree = sum(count * agreement.get(step, 0.0) for step, count in train.pairs("genrm/second_count"))
     if of or said.count:
         found = Counter({f"distance {distance}": count for distance, count in said.distance.items()})
-        found.update(sound_called_flawed=said.harsh, flawed_called_sound=said.missed, agree=round(agree), of=max(round(of), said.count))
+        found.update(sound_called_flawed=said.harsh, flawed_called_sound=said.missed, agree=round(agree))
+        found["of"] = max(round(of), said.count)
         return shaped(found, "second")
     return shaped(by_labels(run), "labels")
 
@@ -127,8 +128,8 @@ def by_labels(run: Run) -> Counter[str]:
 
 
 def over_critic(run: Run) -> list[list[float | None]]:
-    """[step, share of sound rollouts called flawed, low, high]: by the oracle where the run has one, else by the probe; the interval (Wilson,
-    95 %) where the number of sound ones is known."""
+    """[step, share of sound rollouts called flawed, low, high]: by the oracle where the run has one, else by the probe; the interval
+    (Wilson, 95 %) where the number of sound ones is known."""
     train, evals = run.metrics.train, run.metrics.evals
     if "genrm/over_critic" in train.values:
         told, true = (dict(train.pairs(name)) for name in ("fapo/told", "fapo/true_flawed_ratio"))

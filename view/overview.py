@@ -53,8 +53,8 @@ def planned(run: Run) -> Json | None:
 
 
 def times(run: Run) -> Json:
-    """Of the last steps: [phase, seconds, share of the step], the share of judging that is hidden behind other work, and [phase, seconds] of
-    the critical path; means."""
+    """Of the last steps: [phase, seconds, share of the step], the share of judging that is hidden behind other work, and
+    [phase, seconds] of the critical path; means."""
     run.trace.look()
     last = run.trace.steps()
     rows = [row for step in range(max(last - LAST, 0) + 1, last + 1) if (row := run.trace.row(step)) is not None]

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
 from soundrl.engine.files.rollout_file import NAME, SCHEMA
-from soundrl.view.arrow import Part
+from soundrl.view.arrow import Part, compute
 from soundrl.view.plain import NotThere
 
 KINDS = ("train", "eval", "replaced", "probe")
@@ -195,7 +194,7 @@ def columns_of(batch: pa.RecordBatch | pa.Table) -> dict[str, np.ndarray]:
         "outcome": _codes(batch.column("outcome") if "outcome" in here else None, OUTCOMES, n),
         "verdict": _codes(_field(verdict, "kind"), VERDICTS, n),
         "flaw": _floats(_field(verdict, "step")) if verdict is not None else np.full(n, np.nan),
-        "length": _floats(pa.compute.list_value_length(tokens)) if tokens is not None else np.full(n, np.nan),
+        "length": _floats(compute.list_value_length(tokens)) if tokens is not None else np.full(n, np.nan),
         "cut": _codes(batch.column("finish_reason") if "finish_reason" in here else None, ("stop", "length"), n),
         **{name: numbers(name) for name in ("reward", "advantage", "kept", "score", "judge_tokens", "judge_seconds", "window")},
         **{f"time_{name}": np.full(n, np.nan) for name in TIMES},
@@ -207,7 +206,7 @@ def columns_of(batch: pa.RecordBatch | pa.Table) -> dict[str, np.ndarray]:
 
 
 def _field(column: Any, name: str) -> Any:
-    return None if column is None else pa.compute.struct_field(column, name)
+    return None if column is None else compute.struct_field(column, name)
 
 
 def _floats(column: Any) -> np.ndarray:
@@ -220,5 +219,5 @@ def _codes(column: Any, words: tuple[str, ...], n: int) -> np.ndarray:
     """Places in `words`, -1 for another word or none."""
     if column is None:
         return np.full(n, -1, np.int8)
-    found = pa.compute.index_in(column, value_set=pa.array(words)).fill_null(-1)
+    found = compute.index_in(column, value_set=pa.array(words)).fill_null(-1)
     return np.asarray(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy(), np.int8)

@@ -34,7 +34,7 @@ class TrainedStep:
         return 300 * len(self.at) + 1000
 
     def of(self, prompt_id: str, sample: int) -> tuple[list[float | None], list[float | None]] | None:
-        """Log-probability and entropy (nats) of each token; None where the rollout trained nothing. ValueError where the file is damaged."""
+        """Log-probability and entropy (nats) of each token; None where the rollout trained nothing. ValueError where it is damaged."""
         if (prompt_id, sample) not in self.at:
             return None
         number, row = self.at[prompt_id, sample]
