@@ -200,8 +200,10 @@ def test_labels_are_written_and_taken_back(root):
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (label(5), "no paragraph of the 5"), (label(-2), "no paragraph"), (label(0, sample=2), "has not been judged"), (label(0, g=9), "no group 9"),
-        (label(0, step=9), "no rollouts of step 9"), (label(True), "whole numbers"), (label(0.0), "whole numbers"), (label(0, g="0"), "whole numbers"),
+        (label(5), "no paragraph of the 5"), (label(-2), "no paragraph"), (label(0, sample=2), "has not been judged"),
+        (label(0, g=9), "no group 9"),
+        (label(0, step=9), "no rollouts of step 9"), (label(True), "whole numbers"), (label(0.0), "whole numbers"),
+        (label(0, g="0"), "whole numbers"),
         (label(0, more=1), "nothing else"), ([], "is an object"), (label(0, kind=3), "kind is a word"), (label(0, kind="../x"), "no kind"),
     ],
 )  # fmt: skip
