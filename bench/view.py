@@ -245,7 +245,9 @@ def look(run: Path, args: Arguments, pid: int, ask: Client) -> dict[str, object]
             "worst": round(max(waited), 1),
             "cpu": round(sum(own) / len(own), 1),
         }
+    load = round(os.getloadavg()[0], 1)
     return {
+        "load": load,
         "ms": found,
         "MiB": {"empty": round(empty), "half": round(resident[len(resident) // 2]), "end": round(now), "peak": round(peak)},
     }
