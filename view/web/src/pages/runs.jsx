@@ -1,0 +1,6 @@
+import { useTitle } from "../hooks.js";
+
+export function RunsPage({ route, run }) {
+  useTitle("runs", run?.name);
+  return <h1>Runs</h1>;
+}
