@@ -17,9 +17,10 @@ from soundrl.engine.files.underway import Underway
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.longest_first import ExpectedLengths, rounds_of_decoding
 from soundrl.engine.packing import deal
+from soundrl.engine.phases import WON
 from soundrl.engine.samplers.sampler import Draw, Request, Sampler
 from soundrl.engine.samplers.turns import Turns
-from soundrl.engine.timeline import TIMELINE, WON
+from soundrl.engine.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt, Rollout
 from soundrl.fapo.task import Beside, Task

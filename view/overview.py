@@ -1,0 +1,47 @@
+"""The page of a run, and its curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from soundrl.view.advice import alarms_of
+from soundrl.view.plain import cleaned
+from soundrl.view.recipe import nearest
+from soundrl.view.run import Run
+from soundrl.view.runs import entry_of
+
+Json = dict[str, Any]
+
+
+def run_page(run: Run) -> Json:
+    """`<key>/run.json`"""
+    entry = entry_of(run)
+    train, evals = run.metrics.train, run.metrics.evals
+    found = nearest(run.config)
+    of_eval = [at for at in range(len(evals.steps)) if any(name.startswith("eval/") for name in evals.row(at))]
+    ends = [{name.removeprefix("eval/"): value for name, value in evals.row(at).items() if name.startswith("eval/")} for at in of_eval]
+    steps = run.steps()
+    return entry | {
+        "config": cleaned(run.config),
+        "differs": None if found is None else found[1],
+        "steps": {kind: steps[kind] for kind in ("train", "eval", "replaced")},
+        "sets": sorted({name.split("/")[1] for name in evals.values if name.startswith("eval/")}),
+        "advice": [],
+        "alarms": alarms_of(run),
+        "before": ends[0] if ends else None,
+        "after": ends[-1] if len(ends) > 1 else None,
+        "memory": {
+            "planned": None,
+            "measured": {"rss_mib": train.last("memory/peak_rss_mib"), "gpu_mib": train.last("memory/peak_gpu_mib")},
+        },
+        "time": {"phases": [], "hidden": train.last("genrm/overlap"), "path": []},
+        "faults": [fault for fault in (run.fault, run.metrics.fault, run.disagreements.fault) if fault],
+    }
+
+
+def series_page(run: Run, after: int | None) -> Json:
+    """`<key>/series.json?after=N`"""
+    metrics = run.metrics.read()
+    steps, series = metrics.train.after(after)
+    eval_steps, eval_series = metrics.evals.after(after)
+    return {"steps": steps, "series": series, "eval_steps": eval_steps, "eval_series": eval_series}
