@@ -1,5 +1,6 @@
 // Rewards and advantages of one group, computed once more in the page: what the engine does (fapo/rewards.py, kernels/advantage.py), for
-// any λ. `rule` is the group's own: {lam, normalize_std, base: [reward before λ], flawed: [bool], kept: [bool]}.
+// any λ. `rule` is the group's own: {lam, normalize_std, base: [reward before λ], flawed: [bool], kept: [bool], kept_zero: [bool]}; who stays at
+// λ = 0 stands in kept_zero, as a rollout without verdict leaves its group only where verdicts count.
 
 const STD_EPSILON = 1e-6;
 // Above what rounding leaves of an advantage that is 0, below the next one (fapo/flips.py).
@@ -12,7 +13,8 @@ export const sign = (value) => (Math.abs(value) < ZERO ? 0 : value > 0 ? 1 : -1)
  * equal rewards. */
 export function rescore(rule, lam) {
   const rewards = rule.base.map((base, i) => (base === null ? null : base - (rule.flawed[i] ? lam : 0)));
-  const stays = (i) => rule.kept[i] && rewards[i] !== null;
+  const who = lam > 0 ? rule.kept : (rule.kept_zero ?? rule.kept);
+  const stays = (i) => who[i] && rewards[i] !== null;
   const kept = rewards.filter((_, i) => stays(i));
   const flat = kept.length < 2 || kept.every((reward) => reward === kept[0]);
   if (flat) return { rewards, advantages: rewards.map(() => 0) };

@@ -26,6 +26,12 @@ test("without division, with one that left, of equal rewards, of one", () => {
   assert.deepEqual(rescore(rule([1, null, -1], [n, n, n]), 1).rewards, [1, null, -1]);
 });
 
+test("at λ = 0 one without verdict stays", () => {
+  const group = { ...rule([1, 1, -1], [n, n, n], [y, n, y]), normalize_std: false, kept_zero: [y, y, y] };
+  near(rescore(group, 0).advantages, [2 / 3, 2 / 3, -4 / 3]);
+  assert.deepEqual(rescore(group, 1).advantages, [1, 0, -1]);
+});
+
 test("the shift: a flawed rollout's sign is that of 2β − λ(α + β)", () => {
   assert.deepEqual(shift(3, 2, 1), { rho: 1.5, threshold: 1, past: true, tie: false });
   assert.deepEqual(shift(2, 2, 1), { rho: 1, threshold: 1, past: false, tie: true });

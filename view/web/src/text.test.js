@@ -32,12 +32,22 @@ test("two million characters of openings take no quadratic time", () => {
 
 test("sentences and the paragraphs that they name", () => {
   const critique = "Paragraph 0 is right. In <paragraph_1>, 3.5 is taken for 4! Steps 2-3 follow.\n2. Step 9 is none. The index is \\boxed{1}";
-  const list = sentences(critique, 4);
+  const list = sentences(critique, ["", "", "", ""]);
   assert.equal(list.map((sentence) => sentence.text).join(""), critique);
   assert.deepEqual(list.map((sentence) => sentence.paragraphs), [[0], [1], [2, 3], [], []]);
   assert.deepEqual(byParagraph(list, 4), [[0], [1], [2], [2]]);
   assert.deepEqual(named("paragraph **2**, paragraphs 0 and 1, step #3, paragraph 1 to 900000", 4), [2, 0, 1, 3]);
-  assert.deepEqual(sentences("", 3), []);
+  assert.deepEqual(sentences("", ["a"]), []);
+});
+
+test("what a critique quotes begins a sentence of its own", () => {
+  const critique = "29*2=58?58 ok 58+5=63?63 ok 63+9=62?72 wrong \\boxed{2}";
+  const list = sentences(critique, ["29*2=58", "58+5=63", "63+9=62", "62+5=67", "#7"]);
+  assert.deepEqual(list, [
+    { text: "29*2=58?58 ok ", paragraphs: [0] },
+    { text: "58+5=63?63 ok ", paragraphs: [1] },
+    { text: "63+9=62?72 wrong \\boxed{2}", paragraphs: [2] },
+  ]);
 });
 
 test("colours: strength by magnitude, sign by class, what is not recorded is said", () => {

@@ -3,6 +3,7 @@ import { paths } from "../api.js";
 import { useJson, useTitle, useWidth } from "../hooks.js";
 import { useKeys } from "../keys.js";
 import { Canvas } from "../parts/canvas.jsx";
+import { Faults } from "../parts/faults.jsx";
 import { Link } from "../parts/link.jsx";
 import { Waiting } from "../parts/notice.jsx";
 import { duration, moment, NONE } from "../parts/numbers.js";
@@ -34,6 +35,7 @@ export function AnatomyPage({ route, run }) {
         </nav>
       </div>
       <Waiting answer={answer} what="the wall clock" />
+      <Faults faults={answer.value?.faults} />
       {clock && <Clock route={route} clock={clock} />}
     </>
   );

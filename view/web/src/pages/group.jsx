@@ -5,6 +5,7 @@ import { kindOf } from "../filters.js";
 import { useJson, useTitle } from "../hooks.js";
 import { useKeys } from "../keys.js";
 import { Cell, Cells } from "../parts/cells.jsx";
+import { Faults } from "../parts/faults.jsx";
 import { Link } from "../parts/link.jsx";
 import { LongText } from "../parts/long.jsx";
 import { Formulas, useFormulas } from "../parts/mathtext.jsx";
@@ -25,9 +26,8 @@ export function GroupPage({ route, run }) {
   const here = { ...route, query: { ...route.query, kind } };
   useTitle(`group ${route.g}`, `step ${route.step}`, run?.name);
   useKeys({
-    j: ["the next group", beside(1)],
-    k: ["the group before", beside(-1)],
-    Enter: ["open its first rollout", () => go({ ...rolloutRoute(here, 0) })],
+    J: ["the next group", beside(1)],
+    K: ["the group before", beside(-1)],
     s: ["source of formulas", () => go(changed(route, { source: route.query.source ? "" : 1 }), true)],
   });
   return (
@@ -42,6 +42,7 @@ export function GroupPage({ route, run }) {
         </nav>
       </div>
       <Waiting answer={answer} what="the group" />
+      <Faults faults={answer.value?.faults} />
       {group && <Problem route={here} group={group} />}
       {group && <Scored route={here} group={group} />}
       {group && <Samples route={here} group={group} />}
@@ -139,19 +140,21 @@ function Verdict({ group, now, turned, lam, own }) {
       <p role="status">
         {lam === own
           ? `λ = ${number(own)} is the run's own.`
-          : `At λ = ${number(lam)} instead of ${number(own)} ${turned.size === 0 ? "no advantage turns its sign." : `${turned.size} of ${group.rollouts.length} advantages turn: ${[...turned.values()].map(turn).join(", ")}.`}`}
+          : `At λ = ${number(lam)} instead of ${number(own)}: ${turns([...turned.values()], group.rollouts.length)}.`}
       </p>
     </>
   );
 }
 
 const SIGNS = { "-1": "−", 0: "0", 1: "+" };
+const turns = (turned, of) =>
+  turned.length ? `${turned.length} of ${of} advantages turn, ${turned.map(turn).join(", ")}` : "no advantage turns its sign";
 const turn = (each) => `rollout ${each.i} from ${SIGNS[each.from]} to ${SIGNS[each.to]}`;
 
 function columns(route, lam, own) {
   const other = lam !== own;
   return [
-    { name: "sample", title: "rollout", head: true, show: (row) => <Link to={rolloutRoute(route, row.sample)}>{row.sample}</Link> },
+    { name: "sample", title: "rollout", head: true, show: (row) => <Link row to={rolloutRoute(route, row.sample)}>{row.sample}</Link> },
     { name: "cell", title: "standing", show: (row) => <Cell kind={row.cell} word /> },
     { name: "extracted", title: "answer", show: (row) => (row.extracted === null ? null : <Text>{row.extracted.slice(0, 80)}</Text>) },
     { name: "outcome", title: "outcome", show: (row) => row.outcome && row.outcome.replace("_", " ") },

@@ -4,6 +4,7 @@ import { useJson, useTitle } from "../hooks.js";
 import { useKeys } from "../keys.js";
 import { Cell } from "../parts/cells.jsx";
 import { Label } from "../parts/label.jsx";
+import { Faults } from "../parts/faults.jsx";
 import { Link } from "../parts/link.jsx";
 import { LongText } from "../parts/long.jsx";
 import { Waiting } from "../parts/notice.jsx";
@@ -48,6 +49,7 @@ export function RolloutPage({ route, run }) {
         </nav>
       </div>
       <Waiting answer={answer} what="the rollout" />
+      <Faults faults={answer.value?.faults} />
       {rollout && (
         <>
           <Standing rollout={rollout} />
@@ -56,8 +58,9 @@ export function RolloutPage({ route, run }) {
             <Tokens key={`${kind}/${route.g}/${route.sample}`} route={route} kind={kind} colour={colour} rollout={rollout} />
           ) : (
             <>
-              <Label route={route} kind={kind} rollout={rollout} again={answer.again} />
-              <Solution key={rollout.id} route={route} rollout={rollout} source={source} />
+              <Solution key={rollout.id} route={route} rollout={rollout} source={source}>
+                <Label route={route} kind={kind} rollout={rollout} again={answer.again} />
+              </Solution>
               {rollout.turns && <Turns turns={rollout.turns} />}
             </>
           )}

@@ -3,6 +3,7 @@ import { around, FILTERS, kindOf, matches, meanLength, ordered, ORDERS } from ".
 import { useJson, useTitle } from "../hooks.js";
 import { useKeys } from "../keys.js";
 import { CellKey, CELLS, cellSummary, cellWord } from "../parts/cells.jsx";
+import { Faults } from "../parts/faults.jsx";
 import { Link } from "../parts/link.jsx";
 import { Waiting } from "../parts/notice.jsx";
 import { count, number } from "../parts/numbers.js";
@@ -35,6 +36,7 @@ export function StepPage({ route, run }) {
       </div>
       <Kinds route={route} run={run} kind={kind} />
       <Waiting answer={answer} what="the step" />
+      <Faults faults={answer.value?.faults} />
       {step && <Totals step={step} />}
       {step && <Filters route={route} step={step} />}
       {step && <Strip route={{ ...route, query: { ...route.query, kind } }} step={step} />}
@@ -178,6 +180,7 @@ function Row({ route, group, kept, withSet }) {
       </span>
       {kept && (
         <span class="hits">
+          <span class="quiet">rollout</span>
           {kept.map((i) => (
             <a key={i} href={format({ ...to, page: "rollout", sample: i })} aria-label={`rollout ${i} of group ${group.g}`}>
               {i}
@@ -189,7 +192,7 @@ function Row({ route, group, kept, withSet }) {
         {group.signal || route.query.kind !== "train" ? "" : "no signal · "}
         {group.past ? "past the shift · " : ""}
         {withSet ? `${oneLine(group.set, 30)} · ` : ""}
-        {number(meanLength(group))} tokens
+        {number(meanLength(group) === null ? null : Math.round(meanLength(group)))} tokens
       </span>
       <span class="row-problem">{oneLine(group.problem || group.prompt_id)}</span>
     </li>

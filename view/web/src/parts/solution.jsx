@@ -28,8 +28,8 @@ function marks(rollout) {
   return out;
 }
 
-/** The solution in the paragraphs that the judge saw, beside what it wrote of them. */
-export function Solution({ route, rollout, source }) {
+/** The solution in the paragraphs that the judge saw, beside what it wrote of them; below that the children. */
+export function Solution({ route, rollout, source, children }) {
   const all = rollout.paragraphs?.length ? rollout.paragraphs : [rollout.text || ""];
   const [room, setRoom] = useState(PART);
   const [lit, setLit] = useState(null); // {paragraphs: [index…], sentences: [place…]}
@@ -37,7 +37,7 @@ export function Solution({ route, rollout, source }) {
   const shown = useMemo(() => within(all, room), [all, room]);
   const total = useMemo(() => all.reduce((sum, text) => sum + text.length, 0), [all]);
   const critique = (rollout.critique || "").slice(0, PART);
-  const said = useMemo(() => sentences(critique, all.length), [critique, all]);
+  const said = useMemo(() => sentences(critique, all), [critique, all]);
   const naming = useMemo(() => byParagraph(said, all.length), [said, all]);
   const drawn = useFormulas(useMemo(() => [...shown, ...said.map((sentence) => sentence.text)], [shown, said]), source);
   const wrong = rollout.verdict?.kind === "flawed" && Number.isInteger(rollout.verdict.step) ? rollout.verdict.step : null;
@@ -95,6 +95,7 @@ export function Solution({ route, rollout, source }) {
           ))}
         </div>
         {(rollout.critique || "").length > PART && <p class="quiet">its first 20,000 characters; all of it is below, as the judge's reply</p>}
+        {children}
       </section>
     </div>
   );
@@ -103,21 +104,21 @@ export function Solution({ route, rollout, source }) {
 function Paragraph({ at, pieces, who, after, lit, naming, onNaming }) {
   return (
     <li class={`paragraph${who ? " wrong" : ""}${after ? " after" : ""}${lit ? " lit" : ""}`} data-paragraph={at} tabIndex={-1}>
-      <div class="paragraph-head">
-        <span class="paragraph-number">{at}</span>
-        {who && (
+      <span class="paragraph-number">{at}</span>
+      {who && (
+        <p class="paragraph-head">
           <Badge tone="bad" sign="▲">
-            first wrong one, says {who.join(" and ")}
+            first wrong one: {who.join(", ")}
           </Badge>
-        )}
-        {after && <span class="unseen">after the first wrong one</span>}
-        {naming > 0 && (
-          <button type="button" class="plain" onClick={onNaming} aria-label={`where the critique speaks of paragraph ${at}`}>
-            in the critique {naming > 1 ? `${naming} times ` : ""}→
-          </button>
-        )}
-      </div>
+        </p>
+      )}
+      {after && <span class="unseen">after the first wrong one</span>}
       <Formulas pieces={pieces} block />
+      {naming > 0 && (
+        <button type="button" class="plain" onClick={onNaming} aria-label={`where the critique speaks of paragraph ${at}`}>
+          critique{naming > 1 ? ` ×${naming}` : ""} →
+        </button>
+      )}
     </li>
   );
 }

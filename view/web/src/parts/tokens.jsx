@@ -134,7 +134,10 @@ function Scale({ values, colouring, name }) {
           {colouring.signed ? signed(value) : number(value)}
         </span>
       ))}
-      <span class="quiet">{unit}; the strongest colour is for the largest 2 %</span>
+      <span class="quiet">
+        {unit}
+        {values.length > 50 && "; the strongest colour is for the largest 2 %"}
+      </span>
     </p>
   );
 }
