@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from soundrl.view import rollouts
+from soundrl.view.anatomy import anatomy_page
+from soundrl.view.find import find_page, prompt_page
 from soundrl.view.groups import group_page, step_page
 from soundrl.view.judge import judge_page
 from soundrl.view.overview import run_page, series_page
@@ -42,6 +44,15 @@ def answer(runs: Runs, path: str, asked: Asked, whole: bool = False) -> Json:
             return series_page(runs.run(key), number(asked, "after", None))
         case ["judge.json"]:
             return judge_page(runs.run(key))
+        case ["find.json"]:
+            found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", asked.get("steps", "0-999999999"))
+            if found is None:
+                raise ValueError("steps are written as 1-12 or 7")
+            return find_page(runs.run(key), asked.get("q", ""), asked.get("kind", "train"), int(found[1]), int(found[2] or found[1]))
+        case ["prompt.json"]:
+            return prompt_page(runs.run(key), asked.get("id", ""))
+        case [step, "anatomy.json"] if at := STEP.fullmatch(step):
+            return anatomy_page(runs.run(key), int(at[1]))
         case [step, file] if (at := STEP.fullmatch(step)) and (of := KIND.fullmatch(file)):
             return step_page(read(runs, key), int(at[1]), of[1])
         case [step, kind, file] if (

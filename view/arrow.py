@@ -73,6 +73,15 @@ class Part:
         except (pa.ArrowException, OSError, ValueError) as error:
             self.fault = f"{self.path.name}: read up to rollout {row} ({one_fault(error)}); restore it"
 
+    def again(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The batches that `scan` has found, with other columns."""
+        if self.path.suffix == ".jsonl":
+            yield from self._old(columns)
+            return
+        for place in self.places:
+            if place.rows:
+                yield self.batch(place.row, columns)[0]
+
     def _old(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
             table = old_rollouts(self.path).select([name for name in columns if name in SCHEMA.names])

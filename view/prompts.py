@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import threading
-import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Hashable, Sequence
 
-from soundrl.view.cells import LETTERS
+MOST = 500_000  # groups in the index, 100 MB; the steps of a longer run that are seen later are left out of it
 
-MOST = 2_000_000  # groups in the index: some 200 MB of a run that nobody has; beyond, older steps are read again
+Place = tuple[int, str, int]
 
 
 class Prompts:
-    """Of one run: prompt id → [(step, kind, g, cells)]."""
+    """Of one run: prompt id → [(step, kind, g)]."""
 
     def __init__(self) -> None:
-        self.places: dict[str, list[tuple[int, str, int, str]]] = {}
-        self.seen: dict[tuple[int, str], Any] = {}
+        self.places: dict[str, list[Place]] = {}
+        self.seen: dict[tuple[int, str], Hashable] = {}
         self.lock = threading.Lock()
         self.count = 0
 
-    def add(self, step: int, kind: str, stamp: Any, groups: list[tuple[str, str]]) -> None:
-        """The groups of a step, (id, cells) in their order; a step whose files have changed is taken anew."""
+    def add(self, step: int, kind: str, stamp: Hashable, ids: Sequence[str]) -> None:
+        """The groups of a step in their order; a step whose files have changed is taken anew."""
         with self.lock:
-            if self.seen.get((step, kind)) == stamp:
+            if self.seen.get((step, kind)) == stamp or self.count + len(ids) > MOST:
                 return
             if (step, kind) in self.seen:
                 for places in self.places.values():
                     places[:] = [place for place in places if place[:2] != (step, kind)]
-            if self.count + len(groups) > MOST:
-                return
             self.seen[step, kind] = stamp
-            for g, (id, cells) in enumerate(groups):
-                self.places.setdefault(id, []).append((step, kind, g, cells))
-            self.count += len(groups)
+            for g, id in enumerate(ids):
+                self.places.setdefault(id, []).append((step, kind, g))
+            self.count += len(ids)
 
-    def of(self, id: str) -> list[tuple[int, str, int, str]]:
+    def of(self, id: str) -> list[Place]:
         with self.lock:
             return sorted(self.places.get(id, ()))
 
-    def elsewhere(self, id: str, here: tuple[int, str, int]) -> list[list[Any]]:
-        return [list(place[:3]) for place in self.of(id) if place[:3] != here]
+    def elsewhere(self, id: str, here: Place) -> list[Place]:
+        return [place for place in self.of(id) if place != here]

@@ -15,6 +15,7 @@ from soundrl.view.metrics import Metrics
 from soundrl.view.plain import NotThere, one_fault
 from soundrl.view.prompts import Prompts
 from soundrl.view.step import KINDS, Step
+from soundrl.view.trace_index import TraceIndex
 
 STEPS = Cache(48 << 20)
 """Of all runs together"""
@@ -28,7 +29,7 @@ class Run:
     def __init__(self, path: Path, root: Path, key: str, name: str) -> None:
         self.path, self.root, self.key, self.name = path, root, key, name
         self.metrics, self.disagreements = Metrics(path), Disagreements(path)
-        self.labels, self.prompts = LabelFile(path), Prompts()
+        self.labels, self.prompts, self.trace = LabelFile(path), Prompts(), TraceIndex(path)
         self._config: tuple[tuple[int, int], dict[str, Any], str] = ((0, 0), {}, "")
 
     def check(self, *files: Path) -> None:
@@ -97,7 +98,9 @@ class Run:
         files = sorted(folder.iterdir()) if folder.is_dir() else [file for file in [folder.with_suffix(".jsonl")] if file.is_file()]
         self.check(folder, *files)
         stamp = tuple((file.name, said.st_size, said.st_mtime_ns) for file in files for said in [file.stat()])
-        return STEPS((str(self.path), step, kind), stamp, lambda: Step(self.path, step, kind))
+        held = STEPS((str(self.path), step, kind), stamp, lambda: Step(self.path, step, kind))
+        self.prompts.add(step, kind, stamp, [head.prompt_id for head in held.heads])
+        return held
 
 
 def read_config(file: Path, size: int) -> tuple[dict[str, Any], str]:

@@ -39,7 +39,7 @@ class Head:
     prompt_id: str
     set: str
     problem: str
-    start: int
+    start: int = 0
     """Its first row"""
     size: int = 0
 
@@ -53,17 +53,23 @@ class Step:
         self.faults: list[str] = []
         self.heads: list[Head] = []
         columns: dict[str, list[np.ndarray]] = {}
-        self.rank_of: list[int] = []
+        self._group_of: dict[tuple[str, str], int] = {}
         for part in self._kept(columns):
             if part.fault:
                 self.faults.append(part.fault)
         whole = {name: np.concatenate(values) for name, values in columns.items()} if columns else columns_of(SCHEMA.empty_table())
-        self.columns: dict[str, np.ndarray] = whole
+        group = whole.pop("group", np.zeros(0))
+        # An evaluation writes the first sample of every problem, then the second: the rollouts of a group stand apart in the file.
+        self.disk = np.lexsort((np.nan_to_num(whole["sample"]), group))
+        """[N] the row in the files of each row here, where groups come one after the other, and in each the samples"""
+        self.columns: dict[str, np.ndarray] = {name: values[self.disk] for name, values in whole.items()}
         """[N] each; NaN, or -1 of a code, where nothing is recorded"""
-        ends = [head.start for head in self.heads[1:]] + [len(whole["reward"])]
-        for head, end in zip(self.heads, ends, strict=True):
-            head.size = end - head.start
+        sizes = np.bincount(group.astype(np.int64), minlength=len(self.heads))
+        self.of_heads = np.cumsum([0, *sizes])[:-1]
+        for head, start, size in zip(self.heads, self.of_heads.tolist(), sizes.tolist(), strict=True):
+            head.start, head.size = start, size
         self.starts = np.cumsum([0, *(part.rows for part in self.parts)])
+        """Of each part in the rows of the files"""
 
     def _kept(self, columns: dict[str, list[np.ndarray]]) -> Iterator[Part]:
         """Reads each part; a file of an attempt by more ranks, which rank 0's last word does not count, is left out."""
@@ -76,8 +82,7 @@ class Step:
                 self.faults.append(f"more than {MOST} rollouts; the others are not shown")
                 break
             for batch in part.scan(LIGHT):
-                self._group(batch, sum(map(len, columns.get("reward", ()))))
-                for name, values in columns_of(batch).items():
+                for name, values in (columns_of(batch) | {"group": self._groups(batch)}).items():
                     columns.setdefault(name, []).append(values)
             yield part
             if part.rank == 0 and part.said and (found := counts_of(part.said)) is not None:
@@ -91,16 +96,19 @@ class Step:
             if absent := [str(rank) for rank, rows in enumerate(ranks) if rows and rank not in there]:
                 self.faults.append(f"the files of rank {', '.join(absent)} are missing; where nodes share no disk, copy them here")
 
-    def _group(self, batch: pa.RecordBatch, row: int) -> None:
-        ids, sets = (
-            batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows for name in ("prompt_id", "set")
-        )
+    def _groups(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Of each row, its group; those that are new come to `heads`."""
+        ids, sets = (batch.column(name).to_pylist() if name in batch.schema.names else [""] * batch.num_rows for name in ("prompt_id", "set"))
         prompts = batch.column("prompt") if "prompt" in batch.schema.names else None
+        out = np.empty(batch.num_rows)
         for number, (id, set) in enumerate(zip(ids, sets, strict=True)):
-            last = self.heads[-1] if self.heads else None
-            if last is None or (last.prompt_id, last.set) != (id or "", set or ""):
+            key = (set or "", id or "")
+            if key not in self._group_of:
+                self._group_of[key] = len(self.heads)
                 text = (prompts[number].as_py() if prompts is not None else None) or ""
-                self.heads.append(Head(id or "", set or "", text.strip()[:SHOWN], row + number))
+                self.heads.append(Head(key[1], key[0], text.strip()[:SHOWN]))
+            out[number] = self._group_of[key]
+        return out
 
     @property
     def size(self) -> int:
@@ -119,25 +127,31 @@ class Step:
             raise NotThere(f"group {g} has no rollout {sample}; it has {rows.stop - rows.start}, from 0")
         return rows.start + sample
 
+    def place(self, row: int) -> tuple[int, int]:
+        """Group, and place in it, of a row."""
+        g = int(np.searchsorted(self.of_heads, row, side="right")) - 1
+        return g, row - self.heads[g].start
+
     def read(self, rows: slice, columns: tuple[str, ...]) -> list[dict[str, Any]]:
         """Those columns of these rows, from the disk; null where the file has none."""
         out: list[dict[str, Any]] = []
-        row = rows.start
-        while row < rows.stop:
-            number = int(np.searchsorted(self.starts, row, side="right")) - 1
-            within = row - int(self.starts[number])
-            batch, at = self.parts[number].batch(within, columns)
-            count = min(batch.num_rows - at, rows.stop - row)
-            found = batch.slice(at, count).to_pylist()
-            out += [dict.fromkeys(columns) | each for each in found]
-            row += count
+        held: tuple[int, int, pa.RecordBatch] | None = None  # first and last row of the files, of the batch at hand
+        for row in self.disk[rows].tolist():
+            if held is None or not held[0] <= row < held[1]:
+                number = self._part(row)
+                batch, at = self.parts[number].batch(row - int(self.starts[number]), columns)
+                held = (row - at, row - at + batch.num_rows, batch)
+            out.append(dict.fromkeys(columns) | held[2].slice(row - held[0], 1).to_pylist()[0])
         return out
+
+    def _part(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def trained(self, row: int) -> None:
         return None
 
     def rank(self, row: int) -> int:
-        return self.parts[int(np.searchsorted(self.starts, row, side="right")) - 1].rank
+        return self.parts[self._part(int(self.disk[row]))].rank
 
 
 def counts_of(said: bytes) -> list[int] | None:
