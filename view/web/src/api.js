@@ -45,11 +45,11 @@ export function cached(path) {
  * The JSON at a path below the base. The same text as before gives the very same object, so that nothing is drawn anew.
  *
  * @param {string} path for instance "runs.json" or "small/series.json?after=12"
- * @param {{signal?: AbortSignal}} options
+ * @param {{signal?: AbortSignal, keep?: boolean}} options `keep: false` for answers that nobody asks for again
  * @throws {ApiError} one line: what, and the cure
  */
-export async function get(path, options = {}) {
-  const text = await ask(path, options);
+export async function get(path, { signal, keep = true } = {}) {
+  const text = await ask(path, { signal });
   const before = kept.get(path);
   kept.delete(path);
   if (before && before.text === text) {
@@ -63,6 +63,7 @@ export async function get(path, options = {}) {
     if (!(error instanceof SyntaxError)) throw error;
     throw new ApiError(`${path} is no JSON: ${error.message}`, 200);
   }
+  if (!keep) return value;
   // Very long answers are kept as values alone: their text would be as long again.
   kept.set(path, { text: text.length < 1_000_000 ? text : null, value });
   if (kept.size > KEPT) kept.delete(kept.keys().next().value);

@@ -1,6 +1,6 @@
 // What stands around each page: where one is, the pages of the run, the theme, keys, and one question for the run's own JSON.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { live, paths } from "./api.js";
+import { ApiError, get, live, paths } from "./api.js";
 import { useJson, useRoute } from "./hooks.js";
 import { moveRow, useKeys } from "./keys.js";
 import { AnatomyPage } from "./pages/anatomy.jsx";
@@ -18,6 +18,7 @@ import { Help } from "./parts/help.jsx";
 import { Waiting } from "./parts/notice.jsx";
 import { oneLine } from "./parts/safe.js";
 import { Tabs } from "./parts/tabs.jsx";
+import { nextOpen, routeOf } from "./queue.js";
 import { format, go, up } from "./route.js";
 import { setTheme, theme, THEMES } from "./theme.js";
 
@@ -68,9 +69,20 @@ function useShellKeys(route, run, help) {
     "g r": ["go to the run", toRun("run")],
     "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
     "g j": ["go to the judge", toRun("judge")],
+    n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
     "/": ["find", () => find(route)],
     "?": ["these keys", help],
   }, true);
+}
+
+async function toDisagreement(route, run) {
+  try {
+    const one = nextOpen((await get(paths.judge(route.key))).disagreements, route);
+    go(one ? routeOf(one, route.key, run?.sets) : { page: "judge", key: route.key });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    go({ page: "judge", key: route.key }); // which says what is wrong
+  }
 }
 
 function find(route) {

@@ -1,6 +1,103 @@
-import { useTitle } from "../hooks.js";
+import { useMemo } from "preact/hooks";
+import { live, paths } from "../api.js";
+import { useJson, useTitle } from "../hooks.js";
+import { Curve } from "../parts/curve.jsx";
+import { Waiting } from "../parts/notice.jsx";
+import { number, share } from "../parts/numbers.js";
+import { Scatter } from "../parts/scatter.jsx";
+import { Table } from "../parts/table.jsx";
+import { Text } from "../parts/text.jsx";
+import { Confusion, Queue } from "./judge_parts.jsx";
+
+const column = (pairs, at) => pairs.map((pair) => pair[at]);
+
+function OverCritic({ rows, alarms }) {
+  const lines = useMemo(
+    () => [{ label: "sound called flawed", xs: column(rows, 0), ys: column(rows, 1), low: column(rows, 2), high: column(rows, 3) }],
+    [rows],
+  );
+  if (!rows.some((row) => row[1] !== null)) return <p class="quiet">Not recorded: it needs an oracle, labels or a second opinion.</p>;
+  return <Curve title="Of sound solutions, those called flawed" lines={lines} marks={alarms} show={share} />;
+}
+
+const SHARES = ["f1", "precision", "recall", "located", "over_critic", "canary_accepted", "coverage", "planted"];
+
+function Probe({ probe, alarms }) {
+  const [shares, counts] = useMemo(() => {
+    const all = Object.entries(probe).map(([name, pairs]) => ({ label: name, xs: column(pairs, 0), ys: column(pairs, 1), dots: true }));
+    return [all.filter((line) => SHARES.includes(line.label)), all.filter((line) => !SHARES.includes(line.label))];
+  }, [probe]);
+  if (!shares.length && !counts.length) return <p class="quiet">No probe has been asked (genrm.probe).</p>;
+  return (
+    <>
+      {shares.length > 0 && <Curve title="The probe: known solutions, asked again and again" lines={shares} marks={alarms} show={share} />}
+      {counts.length > 0 && <Curve title="The probe, counts" lines={counts} show={number} />}
+    </>
+  );
+}
+
+function Canaries({ canaries }) {
+  if (!canaries) return <p class="quiet">By attack: not recorded.</p>;
+  const columns = [
+    { name: "attack", title: "attack", head: true, show: (row) => <Text>{row.attack}</Text> },
+    { name: "accepted", title: "accepted", number: true, show: (row) => number(row.accepted) },
+    { name: "of", title: "of", number: true, show: (row) => number(row.of) },
+    { name: "share", title: "share", number: true, show: (row) => share(row.of ? row.accepted / row.of : null) },
+  ];
+  return (
+    <Table columns={columns} rows={canaries} id={(row) => row.attack} caption="Texts without a solution that the judge called sound, by attack" empty="none were asked" />
+  );
+}
+
+function Unknown({ reasons }) {
+  const rows = Object.entries(reasons).sort((a, b) => b[1] - a[1]);
+  const columns = [
+    { name: "reason", title: "reason", head: true, show: ([reason]) => <Text>{reason.replaceAll("_", " ")}</Text> },
+    { name: "count", title: "rollouts", number: true, show: ([, count]) => number(count) },
+  ];
+  return <Table columns={columns} rows={rows} id={([reason]) => reason} caption="Rollouts without a verdict, by reason, whole run" empty="none: every question got a verdict" />;
+}
 
 export function JudgePage({ route, run }) {
-  useTitle("judge", run?.name);
-  return <h1>Judge</h1>;
+  useTitle("Judge", run?.name);
+  const goesOn = run?.state === "running" || run?.state === "stalled";
+  const answer = useJson(paths.judge(route.key), goesOn ? 5000 : 0);
+  const judge = answer.value;
+  return (
+    <>
+      <h1>Judge</h1>
+      <Waiting answer={answer} what="what the judge said" />
+      {judge && (
+        <>
+          {judge.alarms.map(([step, text]) => (
+            <p key={`${step}${text}`} class="notice bad">
+              <span aria-hidden="true">▲ </span>Alarm at step {step}: <Text>{text}</Text>
+            </p>
+          ))}
+          <div class="columns">
+            <section aria-labelledby="confusion">
+              <h2 id="confusion">Agreement</h2>
+              <Confusion confusion={judge.confusion} />
+            </section>
+            <section aria-labelledby="unknown">
+              <h2 id="unknown">No verdict</h2>
+              <Unknown reasons={judge.unknown} />
+              <h2>Canaries</h2>
+              <Canaries canaries={judge.canaries} />
+            </section>
+          </div>
+          <h2>Over the steps</h2>
+          <div class="curves">
+            <OverCritic rows={judge.over_critic} alarms={judge.alarms} />
+            <Probe probe={judge.probe} alarms={judge.alarms} />
+          </div>
+          <h2>Length of a critique and seconds to it</h2>
+          <Scatter points={judge.critiques} title="Critiques" xTitle="tokens" yTitle="seconds" />
+          <h2>Disagreements</h2>
+          {live && <p class="quiet">Open one, read it, and say there who is right: the label joins the run's probe. n opens the next one without a label.</p>}
+          <Queue route={route} disagreements={judge.disagreements} sets={run?.sets || []} />
+        </>
+      )}
+    </>
+  );
 }

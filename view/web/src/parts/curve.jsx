@@ -1,0 +1,137 @@
+// Lines over steps: thinned to pixels, read by pointer or by arrow keys, with the values as a table behind it.
+import { useMemo, useState } from "preact/hooks";
+import { useWidth } from "../hooks.js";
+import { Behind, Legend, look, valueAt } from "./legend.jsx";
+import { number } from "./numbers.js";
+import { extent, thin, ticks, union } from "./thin.js";
+
+const HEIGHT = 150;
+const ROOM = { left: 52, right: 10, top: 12, bottom: 20 };
+
+function frameOf(lines, width) {
+  const xs = extent(lines.map((line) => line.xs));
+  const ys = extent(lines.flatMap((line) => [line.ys, line.low || [], line.high || []]));
+  if (!xs || !ys) return null;
+  const pad = (ys[1] - ys[0]) * 0.04;
+  const [low, high] = [ys[0] >= 0 && ys[0] < pad ? 0 : ys[0] - pad, ys[1] + pad];
+  const inner = width - ROOM.left - ROOM.right;
+  return {
+    xs,
+    low,
+    high,
+    x: (step) => ROOM.left + ((step - xs[0]) / (xs[1] - xs[0])) * inner,
+    y: (value) => HEIGHT - ROOM.bottom - ((value - low) / (high - low)) * (HEIGHT - ROOM.top - ROOM.bottom),
+    step: (x) => xs[0] + ((x - ROOM.left) / inner) * (xs[1] - xs[0]),
+  };
+}
+
+const round = (value) => Math.round(value * 10) / 10;
+
+function Line({ line, i, frame, width }) {
+  const kept = thin(line.xs, line.ys, Math.max(50, width - ROOM.left - ROOM.right));
+  const points = kept.map((at) => [round(frame.x(line.xs[at])), round(frame.y(line.ys[at]))]);
+  const withBand = !line.dots && line.low && line.high ? kept.filter((at) => line.low[at] != null && line.high[at] != null) : [];
+  const edge = (values, order) => order.map((at) => `${round(frame.x(line.xs[at]))},${round(frame.y(values[at]))}`);
+  const dots = line.dots || points.length < 3;
+  return (
+    <g {...look(i)}>
+      {withBand.length > 1 && <polygon class="band" points={[...edge(line.high, withBand), ...edge(line.low, [...withBand].reverse())].join(" ")} />}
+      <polyline class="line" points={points.map((point) => point.join(",")).join(" ")} />
+      {line.dots &&
+        kept.map(
+          (at) =>
+            line.low?.[at] != null &&
+            line.high?.[at] != null && (
+              <line key={at} class="whisker" x1={frame.x(line.xs[at])} x2={frame.x(line.xs[at])} y1={frame.y(line.low[at])} y2={frame.y(line.high[at])} />
+            ),
+        )}
+      {dots && points.map(([x, y]) => <circle key={x} class="dot" cx={x} cy={y} r="2.5" />)}
+    </g>
+  );
+}
+
+function Axes({ frame, width, show }) {
+  return (
+    <g class="axes">
+      {ticks(frame.low, frame.high, 4).map((value) => (
+        <g key={value}>
+          <line x1={ROOM.left} x2={width - ROOM.right} y1={frame.y(value)} y2={frame.y(value)} />
+          <text x={ROOM.left - 5} y={frame.y(value) + 4} text-anchor="end">
+            {show(value)}
+          </text>
+        </g>
+      ))}
+      {ticks(frame.xs[0], frame.xs[1], width / 90)
+        .filter(Number.isInteger)
+        .map((step) => (
+          <text key={step} x={frame.x(step)} y={HEIGHT - 5} text-anchor="middle">
+            {step}
+          </text>
+        ))}
+    </g>
+  );
+}
+
+/**
+ * A curve.
+ *
+ * @param {{title: string, lines: {label: string, xs: number[], ys: (number|null)[], low?: (number|null)[], high?: (number|null)[],
+ *   dots?: boolean}[], marks?: [number, string][], show?: function(number): string}} props `marks` are alarms; `dots` draws each value,
+ *   with its interval, as evaluations are
+ */
+export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
+  const [box, width] = useWidth();
+  const [chosen, setChosen] = useState(null);
+  const frame = useMemo(() => frameOf(lines, width), [lines, width]);
+  const steps = useMemo(() => union(lines.map((line) => line.xs)), [lines]);
+  const Heading = `h${level}`;
+  const near = (wanted) => steps.reduce((best, step) => (Math.abs(step - wanted) < Math.abs(best - wanted) ? step : best), steps[0]);
+  const at = chosen === null || !steps.includes(chosen) ? steps.at(-1) : chosen;
+  const here = marks.filter(([step]) => step === at).map(([, text]) => text);
+  const move = (event) => {
+    const moves = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -Infinity, End: Infinity };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    setChosen(steps[Math.min(steps.length - 1, Math.max(0, steps.indexOf(at) + moves[event.key]))]);
+  };
+  const said = [`step ${at}`, ...lines.map((line) => `${line.label} ${valueAt(line, at, show)}`), ...here.map((text) => `alarm: ${text}`)];
+  return (
+    <figure class="curve">
+      <figcaption>
+        <Heading>{title}</Heading>
+      </figcaption>
+      <div
+        ref={box}
+        class="plot"
+        role="slider"
+        tabIndex={0}
+        aria-label={`${title}, value by step`}
+        aria-valuemin={steps[0] ?? 0}
+        aria-valuemax={steps.at(-1) ?? 0}
+        aria-valuenow={at ?? 0}
+        aria-valuetext={said.join(", ")}
+        onKeyDown={move}
+        onPointerMove={(event) => frame && setChosen(near(frame.step(event.clientX - box.current.getBoundingClientRect().left)))}
+        onPointerLeave={() => setChosen(null)}
+      >
+        {frame && (
+          <svg width={width} height={HEIGHT} aria-hidden="true">
+            <Axes frame={frame} width={width} show={show} />
+            {marks.map(([step, text]) => (
+              <g key={`${step}${text}`} class="mark">
+                <line x1={frame.x(step)} x2={frame.x(step)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />
+                <path d={`M${round(frame.x(step) - 5)},1h10l-5,9z`} />
+              </g>
+            ))}
+            {lines.map((line, i) => (
+              <Line key={line.label} line={line} i={i} frame={frame} width={width} />
+            ))}
+            {chosen !== null && <line class="cursor" x1={frame.x(at)} x2={frame.x(at)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />}
+          </svg>
+        )}
+      </div>
+      <Legend lines={lines} at={at} show={show} alarms={here} />
+      <Behind title={title} lines={lines} steps={steps} show={show} />
+    </figure>
+  );
+}
