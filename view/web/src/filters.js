@@ -17,8 +17,8 @@ export const FILTERS = {
 /** Samples of a group that a filter keeps: [index…]; all of them without a filter, or with one that no page knows. */
 export function matches(group, filter) {
   const all = [...group.cells].map((_, i) => i);
-  if (LETTERS[filter]) return all.filter((i) => group.cells[i] === LETTERS[filter]);
-  if (FLAGS[filter]) return all.filter((i) => (group[FLAGS[filter]] || [])[i]);
+  if (Object.hasOwn(LETTERS, filter)) return all.filter((i) => group.cells[i] === LETTERS[filter]);
+  if (Object.hasOwn(FLAGS, filter)) return all.filter((i) => (group[FLAGS[filter]] || [])[i]);
   return all;
 }
 
@@ -41,7 +41,7 @@ export const ORDERS = {
 
 /** The groups in an order of ORDERS, equal ones as sampled; an unknown name changes nothing. */
 export function ordered(groups, name) {
-  const measure = ORDERS[name] ? ORDERS[name][1] : null;
+  const measure = Object.hasOwn(ORDERS, name ?? "") ? ORDERS[name][1] : null;
   if (!measure) return groups;
   const rated = groups.map((group) => [measure(group), group]);
   return rated.sort((a, b) => b[0] - a[0]).map(([, group]) => group);

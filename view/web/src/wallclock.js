@@ -18,6 +18,17 @@ export function span(row) {
   return known.length ? Math.max(...known) - Math.min(...known) : null;
 }
 
+// A rollout's window: that of its optimizer step, and this many times that step's number (engine/schedule.py).
+const UPDATE = 10000;
+
+/** "update 0, window 3", or null. */
+export function windowName(window) {
+  return window === null || window === undefined ? null : `update ${Math.floor(window / UPDATE)}, window ${window % UPDATE}`;
+}
+
+/** When each optimizer step of the first rank ended. */
+export const updates = (clock) => (clock.ranks[0]?.details || []).filter(([name]) => name === "optimizer").map(([, , to]) => to);
+
 const PHASES = {
   generate: "series-0",
   verify: "series-2",
@@ -58,7 +69,9 @@ export function drawLanes(pen, colours, { clock, last, width }) {
   axis(pen, colours, { last, width, y: clock.ranks.length * LANE, top: 0 });
   clock.ranks.forEach(({ rank, phases, details }, i) => {
     const y = i * LANE + 4;
-    for (const [name, from, to] of phases) {
+    // Phases stand within phases (waiting for verdicts within training): the long ones first.
+    const long = ([, from, to]) => (to ?? last) - from;
+    for (const [name, from, to] of [...phases].sort((a, b) => long(b) - long(a))) {
       const [x, wide] = [(from / last) * width, Math.max(1, (((to ?? last) - from) / last) * width - 1)];
       pen.fillStyle = colours[PHASES[name] || "series-4"];
       pen.fillRect(x, y, wide, BAND);
@@ -80,24 +93,32 @@ export function drawLanes(pen, colours, { clock, last, width }) {
   });
 }
 
-/** A line a rollout: sampling to its end, verifying, the judge's queue, its writing; a dot where the last known moment is. */
-export function drawRollouts(pen, colours, { rows, last, width, tall }) {
+/** A line a rollout: sampling to its end, verifying, the judge's queue, its writing; a mark where the update that it trained in ended. */
+export function drawRollouts(pen, colours, { rows, last, width, tall, ends }) {
   axis(pen, colours, { last, width, y: rows.length * tall, top: 0 });
   const thick = Math.max(1, tall - 1);
+  const x = (time) => (time / last) * width;
   rows.forEach((row, i) => {
-    const [sampled, verified, asked, first, answered] = row.slice(3, 8);
-    const parts = [
-      [0, sampled, "series-0"],
-      [sampled, verified, "series-2"],
-      [asked, first ?? answered, "series-1"],
-      [first, answered, "series-3"],
-    ];
-    for (const [from, to, colour] of parts) {
-      if (from === null || to === null || from === undefined) continue;
+    for (const [from, to, colour, strength] of parts(row)) {
       pen.fillStyle = colours[colour];
-      pen.globalAlpha = from === 0 ? 0.45 : 1;
-      pen.fillRect((from / last) * width, i * tall, Math.max(1, ((to - from) / last) * width), thick);
+      pen.globalAlpha = strength;
+      pen.fillRect(x(from), i * tall, Math.max(1, x(to - from)), thick);
     }
     pen.globalAlpha = 1;
+    const end = row[8] === null ? undefined : ends[Math.floor(row[8] / UPDATE)];
+    pen.fillStyle = colours.ink;
+    if (end !== undefined) pen.fillRect(x(end) - 1, i * tall, 3, thick);
   });
+}
+
+/** What is known of a rollout as stretches: [from, to, colour, strength]. */
+function parts(row) {
+  const [sampled, verified, asked, first, answered] = row.slice(3, 8);
+  const all = [
+    [0, sampled, "series-0", 0.45],
+    [sampled, verified, "series-2", 1],
+    [asked, first ?? answered, "series-1", 1],
+    [first, answered, "series-3", 1],
+  ];
+  return all.filter(([from, to]) => from !== null && to !== null);
 }

@@ -6,10 +6,10 @@ import { Canvas } from "../parts/canvas.jsx";
 import { Faults } from "../parts/faults.jsx";
 import { Link } from "../parts/link.jsx";
 import { Waiting } from "../parts/notice.jsx";
-import { duration, moment, NONE } from "../parts/numbers.js";
+import { count, duration, moment, NONE } from "../parts/numbers.js";
 import { Table } from "../parts/table.jsx";
 import { around } from "../filters.js";
-import { drawLanes, drawRollouts, end, span, TIMES } from "../wallclock.js";
+import { drawLanes, drawRollouts, end, span, TIMES, updates, windowName } from "../wallclock.js";
 import { changed, go } from "../route.js";
 
 const ROWS = 200;
@@ -60,7 +60,7 @@ function Clock({ route, clock }) {
       </p>
       <Lanes clock={clock} last={last} />
       <section aria-labelledby="rows-title">
-        <h2 id="rows-title">{clock.rollouts.length.toLocaleString("en-US")} rollouts</h2>
+        <h2 id="rows-title">{count(clock.rollouts.length, "rollout")} of which something was recorded</h2>
         <nav aria-label="Order of the rollouts">
           <ul class="chips">
             {Object.entries(ORDERS).map(([name, says]) => (
@@ -73,7 +73,7 @@ function Clock({ route, clock }) {
           </ul>
         </nav>
         {missing.length > 0 && <p class="notice calm">Not recorded for any rollout of this step: {missing.join(", ")}.</p>}
-        {clock.rollouts.length > missing.length && <Rollouts route={route} rows={rows} last={last} />}
+        {missing.length < TIMES.length && <Rollouts route={route} clock={clock} rows={rows} last={last} missing={missing} />}
       </section>
     </>
   );
@@ -115,7 +115,7 @@ function Lanes({ clock, last }) {
   );
 }
 
-function Rollouts({ route, rows, last }) {
+function Rollouts({ route, clock, rows, last, missing }) {
   const [ref, width] = useWidth();
   const [shown, setShown] = useState(ROWS);
   const tall = Math.max(2, Math.min(10, Math.floor(1200 / rows.length)));
@@ -127,22 +127,17 @@ function Rollouts({ route, rows, last }) {
     { name: "id", title: "rollout", head: true, show: (row) => <RolloutLink route={route} row={row} /> },
     { name: "rank", title: "rank", number: true, show: (row) => row[2] },
     ...TIMES.map(([at, name]) => ({ name, title: name, number: true, show: (row) => duration(row[at]) })),
-    { name: "window", title: "window", number: true, show: (row) => row[8] },
+    { name: "window", title: "trained in", show: (row) => windowName(row[8]) },
   ];
   return (
     <>
-      <ul class="clock-key" aria-label="What the lines mean">
-        <li class="key-sampled">sampling</li>
-        <li class="key-verified">verifying</li>
-        <li class="key-asked">the judge: asked, no token yet</li>
-        <li class="key-answered">the judge: writing</li>
-      </ul>
+      <Key missing={missing} windows={rows.some((row) => row[8] !== null)} />
       <div ref={ref} onClick={open} class="clickable">
         <Canvas
           width={width}
           height={rows.length * tall + 20}
           label={`A line a rollout over ${duration(last)}; the table below has the same`}
-          draw={(pen, colours) => drawRollouts(pen, colours, { rows, last, width, tall })}
+          draw={(pen, colours) => drawRollouts(pen, colours, { rows, last, width, tall, ends: updates(clock) })}
         />
       </div>
       <details>
@@ -155,6 +150,27 @@ function Rollouts({ route, rows, last }) {
         )}
       </details>
     </>
+  );
+}
+
+/** What the lines mean, of what was recorded. */
+function Key({ missing, windows }) {
+  const first = !missing.includes("first token");
+  const says = [
+    ["sampled", "sampling"],
+    ["verified", "verifying"],
+    ["asked", first ? "the judge: asked, no token yet" : "the judge: asked to answered"],
+    ...(first ? [["answered", "the judge: writing"]] : []),
+  ];
+  return (
+    <ul class="clock-key" aria-label="What the lines mean">
+      {says.filter(([name]) => !missing.includes(name)).map(([name, text]) => (
+        <li key={name} class={`key-${name}`}>
+          {text}
+        </li>
+      ))}
+      {windows && <li class="key-window">the update that it trained in</li>}
+    </ul>
   );
 }
 

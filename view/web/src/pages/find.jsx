@@ -68,7 +68,7 @@ function Hits({ route, kind, found }) {
         {found.hits.map((hit, i) => (
           <li key={i}>
             <Link row to={{ page: "rollout", key: route.key, step: hit.step, g: hit.g, sample: hit.sample ?? 0, query: { kind } }}>
-              step {hit.step}, {hit.g}/{hit.sample ?? 0}
+              step {hit.step}, group {hit.g}, rollout {hit.sample ?? 0}
             </Link>{" "}
             <span class="quiet">{WHERE[hit.where] || hit.where}</span>
             <p class="mono">

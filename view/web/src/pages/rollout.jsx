@@ -16,6 +16,7 @@ import { Tokens } from "../parts/tokens.jsx";
 import { Turns } from "../parts/turns.jsx";
 import { promptText, said } from "../parts/words.js";
 import { changed, go } from "../route.js";
+import { windowName } from "../wallclock.js";
 
 /** One rollout: what was written, what the judge said of it, and what both cost. */
 export function RolloutPage({ route, run }) {
@@ -120,7 +121,7 @@ function Costs({ rollout }) {
     ["judge asked", duration(times.asked)],
     ["its first token", duration(times.first_token)],
     ["answered", duration(times.answered)],
-    ["window that trained it", rollout.window === null || rollout.window === undefined ? NONE : String(rollout.window)],
+    ["trained in", windowName(rollout.window) || NONE],
     ["judged in", duration(rollout.judge_seconds)],
     ["judge's tokens", number(rollout.judge_tokens)],
     ["judge's worker", rollout.worker ? <Text>{rollout.worker}</Text> : NONE],

@@ -30,7 +30,7 @@ export function StepPage({ route, run }) {
     <>
       <div class="title-row">
         <h1>
-          Step {route.step} <span class="quiet">{KINDS[kind] || kind}</span>
+          Step {route.step} <span class="quiet">{Object.hasOwn(KINDS, kind) ? KINDS[kind] : kind}</span>
         </h1>
         <StepLinks route={route} before={before} after={after} />
       </div>
@@ -57,7 +57,7 @@ function StepLinks({ route, before, after }) {
 function Kinds({ route, run, kind }) {
   const has = Object.keys(KINDS).filter((each) => each === kind || (run?.steps[each] || []).includes(route.step));
   const here = { page: "step", key: route.key, step: route.step };
-  const tabs = has.map((each) => [KINDS[each], { ...here, query: { kind: each } }, each === kind]);
+  const tabs = has.map((each) => [KINDS[each] ?? each, { ...here, query: { kind: each } }, each === kind]);
   return <Tabs label="What there is of this step" tabs={[...tabs, ["wall clock", { ...here, page: "anatomy", query: {} }, false]]} />;
 }
 
@@ -128,7 +128,7 @@ function Filters({ route, step }) {
 }
 
 function Strip({ route, step }) {
-  const filter = FILTERS[route.query.filter] ? route.query.filter : "";
+  const filter = Object.hasOwn(FILTERS, route.query.filter ?? "") ? route.query.filter : "";
   const rows = ordered(step.groups, route.query.sort)
     .map((group) => [group, matches(group, filter)])
     .filter(([, kept]) => kept.length || !filter);

@@ -15,7 +15,7 @@ export function Tokens({ route, kind, colour, rollout }) {
   const [from, setFrom] = useState(0);
   const answer = useJson(paths.tokens(route.key, route.step, kind, route.g, route.sample, from));
   const tokens = answer.value;
-  const name = COLOURINGS[colour] ? colour : "advantage";
+  const name = Object.hasOwn(COLOURINGS, colour) ? colour : "advantage";
   const length = rollout.length ?? 0;
   return (
     <section aria-labelledby="tokens-title">
