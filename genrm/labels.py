@@ -8,8 +8,12 @@ The id is step, prompt and sample (`id_of`); `label` the index of the first wron
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +33,16 @@ class Labels:
 
     def __init__(self, run: Path) -> None:
         self.path, self.source = run / "labels.jsonl", run / "disagreements.jsonl"
+        self.rows = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return {str(row["id"]): row for row in rows_of(self.path)} if self.path.is_file() else {}
+
+    @cached_property
+    def open(self) -> dict[str, dict[str, Any]]:
+        """What two judges disagree about, by id. Read where it is asked for: who labels by `row` needs none of it."""
         asked = rows_of(self.source, cut=True) if self.source.is_file() else ()
-        self.open = {id_of(row["step"], row["prompt_id"], row["sample"]): row for row in asked}
-        """What two judges disagree about, by id"""
-        self.rows = {str(row["id"]): row for row in rows_of(self.path)} if self.path.is_file() else {}
+        return {id_of(row["step"], row["prompt_id"], row["sample"]): row for row in asked}
 
     @property
     def left(self) -> list[str]:
@@ -47,8 +57,9 @@ class Labels:
         which no two judges disagree; else those of the disagreement. ValueError for a label that is no paragraph's, and without `row` for
         an id that is no disagreement's."""
         if label is None:
-            if self.rows.pop(id, None) is not None:
-                self._write()
+            with self._alone():
+                if self.rows.pop(id, None) is not None:
+                    self._write()
             return
         row = row or self.open.get(id)
         if row is None:
@@ -57,8 +68,20 @@ class Labels:
         if not -1 <= label < count:
             raise ValueError(f"{label} is no paragraph of the {count} of {one_line(id)}; give -1 (all sound) or 0 … {count - 1}")
         own = {"id": id, "problem": row["problem"], "steps": list(row["paragraphs"]), "label": label, "final_answer_correct": True}
-        self.rows[id] = own | {"answer": row["reference"]}
-        self._write()
+        with self._alone():
+            self.rows[id] = own | {"answer": row["reference"]}
+            self._write()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else writes meanwhile, and what others have written since is in `rows`. The lock is the folder's own, which no run takes."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self.rows = self._read()
+            yield
+        finally:
+            os.close(folder)
 
     def _write(self) -> None:
         """Beside, and renamed at once: a run under way may be reading. No label is no file, as a file without rows is none of solutions."""

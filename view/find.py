@@ -70,7 +70,11 @@ def around(text: str, sought: str) -> Json:
     """
     at = text.lower().find(sought.lower())
     at = at if at >= 0 else 0
-    return {"before": text[max(at - AROUND, 0) : at], "hit": text[at : at + len(sought)], "after": text[at + len(sought) : at + len(sought) + AROUND]}
+    return {
+        "before": text[max(at - AROUND, 0) : at],
+        "hit": text[at : at + len(sought)],
+        "after": text[at + len(sought) : at + len(sought) + AROUND],
+    }
 
 
 def prompt_page(run: Run, id: str) -> Json:

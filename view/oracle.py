@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from soundrl.fapo.records import Prompt, Rollout, Turn, Verdict
-from soundrl.genrm.prompts import split_paragraphs
-from soundrl.view.run import Run
+
+if TYPE_CHECKING:
+    from soundrl.view.run import Run
 
 WORLD = "soundrl.engine.environments.arithmetic"
 ORACLES = {"arith": f"{WORLD}.chains", "arith-tools": f"{WORLD}.called_chains"}
@@ -38,19 +41,12 @@ def oracle_of(run: Run, read: dict[str, Any]) -> dict[str, Any] | None:
         return None
     prompt = Prompt(id="", text=read["prompt"] or "", answer=read["answer"] or "")
     text = read["text"] or ""
-    rollout = Rollout(
-        prompt_id="", sample=0, prompt_tokens=(), tokens=(), logprobs=(), text=text, finish_reason="stop", policy_version=0, turns=turns_of(read)
-    )  # fmt: skip
+    none = np.zeros(0)
+    about: dict[str, Any] = {"prompt_id": "", "sample": 0, "finish_reason": "stop", "policy_version": 0}
+    rollout = Rollout(prompt_tokens=none, tokens=none, logprobs=none, text=text, turns=turns_of(read), **about)
     try:
         verdict = found(prompt, rollout)
     except (ValueError, IndexError, KeyError, AttributeError):  # a problem of another form
         return None
     return {"kind": verdict.kind, "step": verdict.step, "reason": verdict.reason}
 
-
-def paragraphs_of(run: Run, read: dict[str, Any]) -> Sequence[str]:
-    """As the judge saw the solution, where the file does not say: by the environment's own cut."""
-    text = read["text"] or ""
-    if data_of(run) in ORACLES:
-        return importlib.import_module(f"{WORLD}.chains").steps(text)
-    return split_paragraphs(text)

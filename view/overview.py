@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
-from soundrl.view.advice import alarms_of
+from soundrl.view.advice import advice, alarms_of
 from soundrl.view.plain import cleaned
 from soundrl.view.recipe import nearest
 from soundrl.view.run import Run
 from soundrl.view.runs import entry_of
 
 Json = dict[str, Any]
+LAST = 20  # steps that times are taken over
 
 
 def run_page(run: Run) -> Json:
@@ -26,7 +28,7 @@ def run_page(run: Run) -> Json:
         "differs": None if found is None else found[1],
         "steps": {kind: steps[kind] for kind in ("train", "eval", "replaced")},
         "sets": sorted({name.split("/")[1] for name in evals.values if name.startswith("eval/")}),
-        "advice": [],
+        "advice": advice(run, entry["state"], entry["updated"]),
         "alarms": alarms_of(run),
         "before": ends[0] if ends else None,
         "after": ends[-1] if len(ends) > 1 else None,
@@ -34,9 +36,26 @@ def run_page(run: Run) -> Json:
             "planned": None,
             "measured": {"rss_mib": train.last("memory/peak_rss_mib"), "gpu_mib": train.last("memory/peak_gpu_mib")},
         },
-        "time": {"phases": [], "hidden": train.last("genrm/overlap"), "path": []},
-        "faults": [fault for fault in (run.fault, run.metrics.fault, run.disagreements.fault) if fault],
+        "time": times(run),
+        "faults": [fault for fault in (run.fault, run.metrics.fault, run.disagreements.read().fault, run.trace.fault) if fault],
     }
+
+
+def times(run: Run) -> Json:
+    """Of the last steps: [phase, seconds, share of the step], the share of judging that is hidden behind other work, and [phase, seconds] of
+    the critical path; means."""
+    run.trace.look()
+    last = run.trace.steps()
+    rows = [row for step in range(max(last - LAST, 0) + 1, last + 1) if (row := run.trace.row(step)) is not None]
+    hidden = [value for _, value in run.metrics.train.pairs("genrm/overlap")][-LAST:]
+    out: Json = {"phases": [], "hidden": fmean(hidden) if hidden else None, "path": [], "steps": len(rows)}
+    if rows:
+        mean = {name: fmean(row.get(name, 0.0) for row in rows) for name in dict.fromkeys(name for row in rows for name in row)}
+        of = {name: fmean(row["seconds"] * row.get(name, 0.0) for row in rows) for name in mean}
+        shares = [name for name in mean if name.startswith("share/")]
+        out["phases"] = [[name[6:], of[name], mean[name]] for name in shares]
+        out["path"] = [[name[5:], mean[name]] for name in mean if name.startswith("path/")]
+    return out
 
 
 def series_page(run: Run, after: int | None) -> Json:

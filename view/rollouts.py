@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from soundrl.view.groups import rollout_entry
-from soundrl.view.oracle import paragraphs_of
+from soundrl.view.paragraphs import paragraphs_of, question_of
 from soundrl.view.plain import finite
 from soundrl.view.run import Run
 from soundrl.view.step import TIMES, Step
@@ -37,13 +37,13 @@ def rollout_page(run: Run, step: int, kind: str, g: int, sample: int) -> Json:
         "left": max(len(text) - TEXT, 0),
         "prompt": read["prompt"],
         "answer": read["answer"],
-        "paragraphs": bounded(read["paragraphs"] or list(paragraphs_of(run, read))),
+        "paragraphs": bounded(list(paragraphs_of(run, read))),
         "turns": None if not turns else [turn | {"text": (turn["text"] or "")[:TEXT]} for turn in turns],
         "critique": None if critique is None else critique[:CRITIQUE],
         "votes": read["judge_votes"],
         "worker": read["judge_worker"],
         "judge_tokens": read["judge_tokens"],
-        "judge_prompt": run.asked(read),
+        "judge_prompt": question_of(run, read),
         "times": {name: finite(float(columns[f"time_{name}"][row])) for name in TIMES},
         "window": None if np.isnan(columns["window"][row]) else int(columns["window"][row]),
         "label": label,

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from soundrl.view.alarms import AlarmFile
 from soundrl.view.cache import Cache
 from soundrl.view.cells import Rule
 from soundrl.view.disagreements import Disagreements
@@ -30,6 +31,7 @@ class Run:
         self.path, self.root, self.key, self.name = path, root, key, name
         self.metrics, self.disagreements = Metrics(path), Disagreements(path)
         self.labels, self.prompts, self.trace = LabelFile(path), Prompts(), TraceIndex(path)
+        self.alarms = AlarmFile(path)
         self._config: tuple[tuple[int, int], dict[str, Any], str] = ((0, 0), {}, "")
 
     def check(self, *files: Path) -> None:
@@ -62,9 +64,6 @@ class Run:
         found = self.config.get(group)
         value = found.get(field, default) if isinstance(found, dict) else default
         return value if default is None or isinstance(value, type(default)) else default
-
-    def asked(self, read: dict[str, Any]) -> str | None:
-        return None
 
     @property
     def rule(self) -> Rule:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from soundrl.view.advice import alarms_of, standing
+from soundrl.view.advice import advice
 from soundrl.view.lock import holder
 from soundrl.view.plain import NotThere, key_of, one_fault
 from soundrl.view.recipe import nearest
@@ -126,7 +126,7 @@ def _entry(run: Run) -> Json:
         "updated": updated,
         "eta": left,
         "figures": figures(run),
-        "alarms": standing(run),
+        "alarms": [found["what"] for found in advice(run, state, updated) if found["level"] == "alarm"],
     }
     return entry | ({"fault": run.fault} if run.fault else {})
 

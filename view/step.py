@@ -98,7 +98,9 @@ class Step:
 
     def _groups(self, batch: pa.RecordBatch) -> np.ndarray:
         """Of each row, its group; those that are new come to `heads`."""
-        ids, sets = (batch.column(name).to_pylist() if name in batch.schema.names else [""] * batch.num_rows for name in ("prompt_id", "set"))
+        ids, sets = (
+            batch.column(name).to_pylist() if name in batch.schema.names else [""] * batch.num_rows for name in ("prompt_id", "set")
+        )
         prompts = batch.column("prompt") if "prompt" in batch.schema.names else None
         out = np.empty(batch.num_rows)
         for number, (id, set) in enumerate(zip(ids, sets, strict=True)):

@@ -153,6 +153,10 @@ def event_of(line: bytes) -> Event | None:
         event: Any = json.loads(line.rstrip(b",\r\n "))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or not all(type(event.get(name)) is int for name in ("ts", "pid")) or not isinstance(event.get("name"), str):
+    if (
+        not isinstance(event, dict)
+        or not all(type(event.get(name)) is int for name in ("ts", "pid"))
+        or not isinstance(event.get("name"), str)
+    ):
         return None
     return None if event.get("ph") == "X" and type(event.get("dur")) is not int else event
