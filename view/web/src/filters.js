@@ -47,11 +47,13 @@ export function ordered(groups, name) {
   return rated.sort((a, b) => b[0] - a[0]).map(([, group]) => group);
 }
 
-/** The kind of a step's page: what the address says, else the first that the run has of this step; "" while that is not known. */
+const KINDS = ["train", "eval", "replaced"];
+
+/** The kind of a step's page: what the address says, where that is one, else the first that the run has of this step; "" while that is not known. */
 export function kindOf(route, run) {
-  if (route.query.kind) return route.query.kind;
+  if (KINDS.includes(route.query.kind)) return route.query.kind;
   if (!run) return "";
-  return ["train", "eval", "replaced"].find((kind) => (run.steps[kind] || []).includes(route.step)) || "train";
+  return KINDS.find((kind) => (run.steps[kind] || []).includes(route.step)) || "train";
 }
 
 /** Steps before and after one, of all that the run has of any kind: [number or null, number or null]. */

@@ -8,7 +8,7 @@ import { labelled, said } from "./words.js";
 export function Label({ route, kind, rollout, again }) {
   const [state, setState] = useState({ busy: false, fault: "" });
   const judged = Number.isInteger(rollout.verdict?.step) ? rollout.verdict.step : rollout.verdict?.kind === "sound" ? -1 : null;
-  const allowed = live && rollout.outcome === "correct" && rollout.paragraphs?.length > 0;
+  const allowed = live && Boolean(rollout.verdict?.kind) && rollout.paragraphs?.length > 0;
   const write = async (label) => {
     if (!allowed || state.busy) return;
     setState({ busy: true, fault: "" });
@@ -27,13 +27,13 @@ export function Label({ route, kind, rollout, again }) {
     e: ["another paragraph", () => document.getElementById("label-other")?.focus()],
   });
   if (!live) return null;
-  if (!allowed) return <p class="quiet">Only right answers are judged, and can be labelled.</p>;
+  if (!allowed) return <p class="quiet">No verdict, and so none to label: only right answers are judged.</p>;
   const own = Number.isInteger(rollout.label) ? rollout.label : null;
   return (
     <section class="label" aria-labelledby="label-title">
       <h2 id="label-title">Is the judge right?</h2>
       <p role="status">
-        {rollout.verdict ? `The judge says ${said(rollout.verdict)}. ` : "It was not judged. "}
+        The judge says {said(rollout.verdict)}.{" "}
         {own === null ? "You have said nothing yet." : `You say: ${labelled(own)}.`}
       </p>
       <div class="row-of-controls">
