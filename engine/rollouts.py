@@ -6,6 +6,7 @@ verifies and judges a part of its own. Where and when a rollout is sampled chang
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -135,6 +136,7 @@ class Rollouts:
             yield from (rollout for rollout in known.values() if rollout.prompt_id in ids)
             for rollout in sampled:
                 RANK.beat()
+                rollout.sampled = time.time()
                 if rollout.prompt_id in ids if mine is None else (rollout.prompt_id, rollout.sample) in mine:
                     if mine is None:
                         self.underway.add(rollout)

@@ -60,8 +60,8 @@ def test_the_check_finds_a_wrong_import():
 
 
 LIGHT = (
-    "engine.config engine.files.rollout_file engine.files.run_reader engine.files.saved_step engine.phases engine.recipes engine.tools.trace "
-    "fapo.flips fapo.measures fapo.records fapo.reward_rule genrm.labels genrm.prompts genrm.watch.alarms"
+    "engine.config engine.files.rollout_file engine.files.run_reader engine.files.saved_step engine.phases engine.recipes "
+    "engine.tools.trace fapo.flips fapo.measures fapo.records fapo.reward_rule genrm.labels genrm.prompts genrm.watch.alarms"
 ).split()
 """What reads a run for the inspector, whose process has no room for torch."""
 

@@ -63,6 +63,7 @@ def listening(host: str, port: int) -> socket.socket:
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((host, port))
+        taken.listen(128)  # whoever reads the address may ask at once
     except (OSError, OverflowError) as error:
         taken.close()
         raise ValueError(f"{host}:{port} cannot be had ({error}); choose another --port") from None

@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from soundrl.engine.files.rollout_file import SCHEMA
 from soundrl.engine.files.run_reader import old_rollouts
 from soundrl.view.plain import one_fault
 
+compute: Any = pyarrow.compute
+"""Its functions are made when it is imported, which no type checker sees"""
 pa.set_memory_pool(pa.system_memory_pool())  # the others keep what they have freed, and a page is read once
 BATCH = 1024  # rows of a batch of format 1
 

@@ -32,7 +32,7 @@ class Rule:
     @classmethod
     def of(cls, config: dict[str, Any]) -> Rule:
         """Of a run's config.json, whatever it holds."""
-        fapo, genrm = (config.get(name) if isinstance(config.get(name), dict) else {} for name in ("fapo", "genrm"))
+        fapo, genrm = (found if isinstance(found := config.get(name), dict) else {} for name in ("fapo", "genrm"))
         lam, unknown = fapo.get("lam", 1.0), genrm.get("unknown")
         number = isinstance(lam, int | float) and not isinstance(lam, bool) and np.isfinite(lam)
         drop = unknown[0] == "drop" if isinstance(unknown, list) and unknown else True

@@ -6,14 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from soundrl.view.plain import NotThere
 from soundrl.view.tail import Tail, object_of
 
 Said = dict[str, Any]
 
 
 class Disagreements:
-    """`by_step[12]["arith:0:3", 5]` → (first, second, place in the file), each `{"kind", "step"}`."""
+    """`by_step[12]["arith:0:3", 5]` → (first, second), each `{"kind", "step"}`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "disagreements.jsonl"
@@ -21,19 +20,19 @@ class Disagreements:
         self._reset()
 
     def _reset(self) -> None:
-        self.by_step: dict[int, dict[tuple[str, int], tuple[Said, Said, int]]] = {}
+        self.by_step: dict[int, dict[tuple[str, int], tuple[Said, Said]]] = {}
         self.distance: Counter[str] = Counter()
         self.bad = self.count = 0
         self.harsh = self.missed = 0
         """Sound by the second and flawed by the first; and the other way"""
 
-    def _take(self, at: int, line: bytes) -> None:
+    def _take(self, _: int, line: bytes) -> None:
         row = object_of(line) if line else None
         first, second = (said_of(row.get(who)) if row else None for who in ("first", "second"))
         if row is None or first is None or second is None or not isinstance(row.get("step"), int) or not isinstance(row.get("sample"), int):
             self.bad += bool(line)
             return
-        self.by_step.setdefault(row["step"], {})[str(row.get("prompt_id")), row["sample"]] = (first, second, at)
+        self.by_step.setdefault(row["step"], {})[str(row.get("prompt_id")), row["sample"]] = (first, second)
         self.count += 1
         kinds = first["kind"], second["kind"]
         self.harsh += kinds == ("flawed", "sound")
@@ -45,17 +44,8 @@ class Disagreements:
         self.tail.read()
         return self
 
-    def of(self, step: int) -> dict[tuple[str, int], tuple[Said, Said, int]]:
+    def of(self, step: int) -> dict[tuple[str, int], tuple[Said, Said]]:
         return self.by_step.get(step, {})
-
-    def row(self, at: int) -> Said:
-        """The whole row at a place."""
-        with self.path.open("rb") as file:
-            file.seek(at)
-            found = object_of(file.readline())
-        if found is None:
-            raise NotThere("disagreements.jsonl has changed; load the page again")
-        return found
 
     @property
     def fault(self) -> str:

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
+from soundrl.view.arrow import compute
 from soundrl.view.groups import letters_of
 from soundrl.view.plain import NotThere
 from soundrl.view.run import Run
@@ -52,8 +52,8 @@ def hits_in(run: Run, step: int, kind: str, sought: str) -> list[Json]:
         for batch in part.again(tuple(WHERE)):
             for name in (name for name in WHERE if name in batch.schema.names):
                 column = batch.column(name)
-                mask = pc.match_substring(column, sought, ignore_case=True).fill_null(False)
-                for at in pc.indices_nonzero(mask).to_pylist():
+                mask = compute.match_substring(column, sought, ignore_case=True).fill_null(False)
+                for at in compute.indices_nonzero(mask).to_pylist():
                     own = int(here[row + at])
                     if len(out) > HITS or (name == "prompt" and own not in starts):  # a problem is one hit, of its group
                         continue

@@ -29,12 +29,11 @@ class Series:
             for column in self.values.values():
                 column.append(NAN)
         for name, value in row.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
             if name not in self.values:
                 if len(self.values) >= MOST:
                     continue
                 self.values[name] = array("d", [NAN]) * len(self.steps)
-            if number:
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 try:
                     self.values[name][-1] = float(value)
                 except OverflowError:

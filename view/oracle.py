@@ -49,4 +49,3 @@ def oracle_of(run: Run, read: dict[str, Any]) -> dict[str, Any] | None:
     except (ValueError, IndexError, KeyError, AttributeError):  # a problem of another form
         return None
     return {"kind": verdict.kind, "step": verdict.step, "reason": verdict.reason}
-

@@ -6,12 +6,14 @@ from statistics import fmean
 from typing import Any
 
 from soundrl.view.advice import advice, alarms_of
-from soundrl.view.plain import cleaned
+from soundrl.view.plain import NotThere, cleaned
 from soundrl.view.recipe import nearest
 from soundrl.view.run import Run
 from soundrl.view.runs import entry_of
+from soundrl.view.tail import object_of
 
 Json = dict[str, Any]
+PLAN = 1 << 20  # bytes of plan.json
 LAST = 20  # steps that times are taken over
 
 
@@ -26,24 +28,33 @@ def run_page(run: Run) -> Json:
     return entry | {
         "config": cleaned(run.config),
         "differs": None if found is None else found[1],
+        "total": entry["steps"],
         "steps": {kind: steps[kind] for kind in ("train", "eval", "replaced")},
         "sets": sorted({name.split("/")[1] for name in evals.values if name.startswith("eval/")}),
         "advice": advice(run, entry["state"], entry["updated"]),
         "alarms": alarms_of(run),
         "before": ends[0] if ends else None,
         "after": ends[-1] if len(ends) > 1 else None,
-        "memory": {
-            "planned": None,
-            "measured": {"rss_mib": train.last("memory/peak_rss_mib"), "gpu_mib": train.last("memory/peak_gpu_mib")},
-        },
+        "memory": {"planned": planned(run), "measured": {f"{name}_mib": train.last(f"memory/peak_{name}_mib") for name in ("rss", "gpu")}},
         "time": times(run),
         "faults": [fault for fault in (run.fault, run.metrics.fault, run.disagreements.read().fault, run.trace.fault) if fault],
     }
 
 
+def planned(run: Run) -> Json | None:
+    """MiB by name, as the run has planned at its start; None where it did not."""
+    file = run.path / "plan.json"
+    try:
+        run.check(file)
+        found = object_of(file.read_bytes()) if file.is_file() and file.stat().st_size < PLAN else None
+    except (OSError, NotThere):
+        return None
+    return cleaned(found)
+
+
 def times(run: Run) -> Json:
-    """Of the last steps: [phase, seconds, share of the step], the share of judging that is hidden behind other work, and [phase, seconds] of
-    the critical path; means."""
+    """Of the last steps: [phase, seconds, share of the step], the share of judging that is hidden behind other work, and
+    [phase, seconds] of the critical path; means."""
     run.trace.look()
     last = run.trace.steps()
     rows = [row for step in range(max(last - LAST, 0) + 1, last + 1) if (row := run.trace.row(step)) is not None]

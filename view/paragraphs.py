@@ -31,7 +31,7 @@ def paragraphs_of(run: Run, read: dict[str, Any]) -> Sequence[str]:
 def prompt_name(run: Run) -> str:
     """Of the prompt that the judge was asked with; empty where neither the configuration nor the judge's own card says."""
     said = run.setting("genrm.prompt", "")
-    if said or run.setting("genrm.judge", "none") not in ("serve", "endpoints"):
+    if said or run.setting("genrm.judge", "none") not in ("serve", "endpoint"):
         return said if said in PROMPTS else ""
     card = Path(run.setting("genrm.model", "")) / "card.json"
     try:

@@ -73,10 +73,10 @@ def neighbours(held: Step, g: int, sample: int) -> Json:
 def token_page(run: Run, held: Step, g: int, sample: int, start: int, most: int | None = TOKENS) -> Json:
     """`<key>/step-000012/<kind>/tokens-<g>-<sample>.json?from=0`; `most` tokens, None: all."""
     row = held.row(g, sample)
-    read = held.read(slice(row, row + 1), ("tokens", "logprobs", "mask"))[0]
+    read = held.read(slice(row, row + 1), ("prompt_id", "sample", "tokens", "logprobs", "mask"))[0]
     ids = read["tokens"] or []
     part = slice(start, len(ids) if most is None else start + most)
-    trained = held.trained(row)
+    trained = run.trained(held.step).of(read["prompt_id"], read["sample"]) if held.kind == "train" else None
     return {
         "from": start,
         "count": len(ids),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from soundrl.view.plain import NotThere, one_fault
 from soundrl.view.prompts import Prompts
 from soundrl.view.step import KINDS, Step
 from soundrl.view.trace_index import TraceIndex
+from soundrl.view.trained import TrainedStep
 
 STEPS = Cache(48 << 20)
 """Of all runs together"""
@@ -32,6 +34,7 @@ class Run:
         self.metrics, self.disagreements = Metrics(path), Disagreements(path)
         self.labels, self.prompts, self.trace = LabelFile(path), Prompts(), TraceIndex(path)
         self.alarms = AlarmFile(path)
+        self._kept: dict[Hashable, tuple[Hashable, Any]] = {}
         self._config: tuple[tuple[int, int], dict[str, Any], str] = ((0, 0), {}, "")
 
     def check(self, *files: Path) -> None:
@@ -89,17 +92,32 @@ class Run:
                     out["train" if kind == "arrows" else kind if kind in KINDS else "train"].add(int(match[1]))
         return {kind: sorted(found) for kind, found in out.items()}
 
+    def once(self, key: Hashable, stamp: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave, kept while the stamp is the same; small things alone."""
+        if key not in self._kept or self._kept[key][0] != stamp:
+            self._kept[key] = (stamp, make())
+        return self._kept[key][1]
+
     def step(self, step: int, kind: str) -> Step:
         """From the cache, while its files are the same."""
         if kind not in KINDS:
             raise NotThere(f"no kind of rollouts is named {kind[:40]!a}; there are {', '.join(KINDS)}")
-        folder = self.path / "rollouts" / f"step-{step:06d}"
-        files = sorted(folder.iterdir()) if folder.is_dir() else [file for file in [folder.with_suffix(".jsonl")] if file.is_file()]
-        self.check(folder, *files)
-        stamp = tuple((file.name, said.st_size, said.st_mtime_ns) for file in files for said in [file.stat()])
+        _, stamp = self._files(step)
         held = STEPS((str(self.path), step, kind), stamp, lambda: Step(self.path, step, kind))
         self.prompts.add(step, kind, stamp, [head.prompt_id for head in held.heads])
         return held
+
+    def trained(self, step: int) -> TrainedStep:
+        """What training has computed of its tokens, from the cache likewise."""
+        folder, stamp = self._files(step)
+        return STEPS((str(self.path), step, "trained"), stamp, lambda: TrainedStep(folder))
+
+    def _files(self, step: int) -> tuple[Path, Hashable]:
+        """Folder of a step, and what changes with them."""
+        folder = self.path / "rollouts" / f"step-{step:06d}"
+        files = sorted(folder.iterdir()) if folder.is_dir() else [file for file in [folder.with_suffix(".jsonl")] if file.is_file()]
+        self.check(folder, *files)
+        return folder, tuple((file.name, said.st_size, said.st_mtime_ns) for file in files for said in [file.stat()])
 
 
 def read_config(file: Path, size: int) -> tuple[dict[str, Any], str]:

@@ -95,7 +95,8 @@ def entry_of(run: Run) -> Json:
     try:
         return _entry(run)
     except (OSError, ValueError) as error:
-        return EMPTY | {"key": run.key, "name": shown(run.name), "state": "broken", "fault": one_fault(error), "figures": dict.fromkeys([*FIGURES, *OF_EVAL, "tokens_per_second"])}  # fmt: skip
+        none = dict.fromkeys([*FIGURES, *OF_EVAL, "tokens_per_second"])
+        return EMPTY | {"key": run.key, "name": shown(run.name), "state": "broken", "fault": one_fault(error), "figures": none}
 
 
 EMPTY: Json = {name: None for name in ("step", "steps", "recipe", "task", "started", "updated", "eta")} | {"alarms": []}

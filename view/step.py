@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from soundrl.engine.files.rollout_file import NAME, SCHEMA
-from soundrl.view.arrow import Part
+from soundrl.view.arrow import Part, compute
 from soundrl.view.plain import NotThere
 
 KINDS = ("train", "eval", "replaced", "probe")
@@ -134,7 +133,7 @@ class Step:
         g = int(np.searchsorted(self.of_heads, row, side="right")) - 1
         return g, row - self.heads[g].start
 
-    def read(self, rows: slice, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    def read(self, rows: slice | list[int], columns: tuple[str, ...]) -> list[dict[str, Any]]:
         """Those columns of these rows, from the disk; null where the file has none."""
         out: list[dict[str, Any]] = []
         held: tuple[int, int, pa.RecordBatch] | None = None  # first and last row of the files, of the batch at hand
@@ -148,9 +147,6 @@ class Step:
 
     def _part(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
-
-    def trained(self, row: int) -> None:
-        return None
 
     def rank(self, row: int) -> int:
         return self.parts[self._part(int(self.disk[row]))].rank
@@ -198,7 +194,7 @@ def columns_of(batch: pa.RecordBatch | pa.Table) -> dict[str, np.ndarray]:
         "outcome": _codes(batch.column("outcome") if "outcome" in here else None, OUTCOMES, n),
         "verdict": _codes(_field(verdict, "kind"), VERDICTS, n),
         "flaw": _floats(_field(verdict, "step")) if verdict is not None else np.full(n, np.nan),
-        "length": _floats(pc.list_value_length(tokens)) if tokens is not None else np.full(n, np.nan),
+        "length": _floats(compute.list_value_length(tokens)) if tokens is not None else np.full(n, np.nan),
         "cut": _codes(batch.column("finish_reason") if "finish_reason" in here else None, ("stop", "length"), n),
         **{name: numbers(name) for name in ("reward", "advantage", "kept", "score", "judge_tokens", "judge_seconds", "window")},
         **{f"time_{name}": np.full(n, np.nan) for name in TIMES},
@@ -210,7 +206,7 @@ def columns_of(batch: pa.RecordBatch | pa.Table) -> dict[str, np.ndarray]:
 
 
 def _field(column: Any, name: str) -> Any:
-    return None if column is None else pc.struct_field(column, name)
+    return None if column is None else compute.struct_field(column, name)
 
 
 def _floats(column: Any) -> np.ndarray:
@@ -223,5 +219,5 @@ def _codes(column: Any, words: tuple[str, ...], n: int) -> np.ndarray:
     """Places in `words`, -1 for another word or none."""
     if column is None:
         return np.full(n, -1, np.int8)
-    found = pc.index_in(column, value_set=pa.array(words)).fill_null(-1)
+    found = compute.index_in(column, value_set=pa.array(words)).fill_null(-1)
     return np.asarray(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy(), np.int8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +35,6 @@ class Tail:
                 self._begin(0)
                 return True
             with file:
-                import os
-
                 said = os.fstat(file.fileno())
                 file.seek(max(self.at - len(self.edge), 0))
                 if said.st_ino != self.inode or said.st_size < self.at or file.read(len(self.edge)) != self.edge:

@@ -25,6 +25,7 @@ def rollout_of(row: Mapping[str, Any], prompt_tokens: np.ndarray, tokens: np.nda
         policy_version=row["policy_version"],
         mask=np.array(row["mask"] or [], np.uint8),
         turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
+        sampled=(row["times"] or {}).get("sampled") or 0.0,
     )
 
 
@@ -32,6 +33,7 @@ def verdict_of(row: Mapping[str, Any]) -> Verdict:
     """Of a row of a rollout file that was judged."""
     said: dict[str, Any] = {name.removeprefix("judge_"): row[name] for name in OF_JUDGE if row[name] is not None}
     said |= {"votes": tuple(said["votes"])} if "votes" in said else {}
+    said |= {name: value for name, value in (row["times"] or {}).items() if name in ("asked", "answered") and value is not None}
     return Verdict(**row["verdict"], **said)
 
 

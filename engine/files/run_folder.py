@@ -10,7 +10,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ from soundrl.engine.config import Config
 from soundrl.engine.files.checkpoint import checkpoints
 from soundrl.engine.files.rollout_file import RolloutWriter, file_name
 from soundrl.engine.files.run_reader import FORMAT, read_lines
+from soundrl.engine.files.trained_file import Trained, trained_name, write_trained
 from soundrl.engine.files.whole import whole
 from soundrl.engine.launch.last_words import RANK, remove, undone
 from soundrl.engine.ranks import Ranks
@@ -167,6 +168,14 @@ class RunFolder:
                     file.end(self.ranks.gather(rows))
         if not self.writes:
             self.ranks.gather(rows)
+
+    def save_trained(self, step: int, rows: Iterable[Trained]) -> None:
+        """What this rank has computed of the tokens that it trained; nothing where it trained none."""
+        if rows := list(rows):
+            folder = self.path / "rollouts" / f"step-{step:06d}"
+            folder.mkdir(exist_ok=True)
+            with whole(folder / trained_name(self.ranks.rank)) as beside:
+                write_trained(beside, rows)
 
     def save_trace(self, events: Sequence[dict[str, Any]]) -> None:
         """This rank's events, see `soundrl.engine.timeline`. A collective."""

@@ -198,7 +198,7 @@ def read_rollouts(
 ) -> Iterable[tuple[Rollout, Verdict | None]]:
     """Those of these `kinds` and `prompts`, up to the file's last whole batch."""
     table, _, _ = read_file(file)
-    said = ("prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "mask", "turns", "verdict")
+    said = ("prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "mask", "turns", "verdict", "times")
     rows = table.select([*said, *OF_JUDGE]).to_pylist()
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
@@ -212,7 +212,7 @@ def read_verdicts(file: Path) -> list[dict[str, Any]]:
     rows = []
     for line in file.read_text("utf-8").split("\n")[:-1]:
         try:
-            row = json.loads(line)
+            row = {"asked": 0.0, "answered": 0.0} | json.loads(line)
             row["votes"] = tuple(row["votes"])
             rows.append({name: row[name] for name in ("prompt_id", "sample", *(field.name for field in fields(Verdict)))})
         except (ValueError, KeyError, TypeError):
