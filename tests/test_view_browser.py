@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from browser.watched import RUNS, TOKEN, Watched
+from browser.watched import PATIENCE, RUNS, TOKEN, Watched
 from playwright.sync_api import expect
 
 from soundrl.engine.files.run_reader import RunReader
@@ -19,6 +19,7 @@ from soundrl.fapo.rewards import RewardSettings, assign_advantages
 from soundrl.genrm.critic_data.labelled import Labelled
 from soundrl.genrm.watch.probe import Probe
 
+expect.set_options(timeout=PATIENCE)
 pytest_plugins = ["browser.served"]
 
 STEP = "#/run/small/step/8"
@@ -177,8 +178,9 @@ def test_all_of_it_goes_by_keys(watched, root):
         for key in keys:
             watched.page.keyboard.press(key)
 
-    def at(route: str) -> None:
+    def at(route: str, title: str) -> None:
         watched.page.wait_for_function("route => location.hash === route", arg=route)
+        expect(watched.page.locator("main h1")).to_contain_text(title)
         watched.ready()
 
     page = watched.open("#/")
@@ -187,35 +189,35 @@ def test_all_of_it_goes_by_keys(watched, root):
         if "small" in page.evaluate("() => document.activeElement.textContent"):
             break
     press("Enter")
-    at("#/run/small")
+    at("#/run/small", "small")
     press("g", "s")
-    at(STEP)
+    at(STEP, "Step 8")
     press("j", "j", "Enter")
-    at(f"{STEP}/group/1?kind=train")
+    at(f"{STEP}/group/1?kind=train", "Group 1")
     press("j", "Enter")
-    at(f"{STEP}/rollout/1/0?kind=train")
+    at(f"{STEP}/rollout/1/0?kind=train", "Rollout 0")
     press("y")
     expect(page.locator(".label [role=status]")).to_contain_text("You say: paragraph")
     assert (root / "small" / "labels.jsonl").is_file()
     press("j")
-    at(f"{STEP}/rollout/1/1?kind=train")
+    at(f"{STEP}/rollout/1/1?kind=train", "Rollout 1")
     press("k", "t")
-    at(f"{STEP}/rollout/1/0?kind=train&colour=advantage")
+    at(f"{STEP}/rollout/1/0?kind=train&colour=advantage", "Rollout 0")
     page.locator(".tokens").focus()
     press("ArrowRight", "ArrowRight")
     expect(page.locator(".values")).to_contain_text("token 2:")
     press("u")
-    at(f"{STEP}/group/1?kind=train")
+    at(f"{STEP}/group/1?kind=train", "Group 1")
     press("J")
-    at(f"{STEP}/group/2?kind=train")
+    at(f"{STEP}/group/2?kind=train", "Group 2")
     press("u", "a")
-    at(f"{STEP}/anatomy")
+    at(f"{STEP}/anatomy", "Wall clock")
     press("g", "j")
-    at("#/run/small/judge")
+    at("#/run/small/judge", "Judge")
     press("/")
-    at("#/run/small/find")
+    at("#/run/small/find", "Find")
     press("/", *"63", "Enter")
-    at("#/run/small/find?q=63")
+    at("#/run/small/find?q=63", "Find")
     press("Escape", "j", "Enter")
     page.wait_for_function("() => location.hash.includes('/rollout/')")
     press("?")

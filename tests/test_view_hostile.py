@@ -6,9 +6,10 @@ import json
 
 import pytest
 from browser import hostile
-from browser.watched import TOKEN, Watched
+from browser.watched import PATIENCE, TOKEN, Watched
 from playwright.sync_api import expect
 
+expect.set_options(timeout=PATIENCE)
 pytest_plugins = ["browser.served"]
 
 WORDS = list(hostile.TEXTS)

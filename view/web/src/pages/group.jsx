@@ -41,7 +41,7 @@ export function GroupPage({ route, run }) {
           <Link to={{ ...route, g: route.g + 1 }}>group {route.g + 1} →</Link>
         </nav>
       </div>
-      <Waiting answer={answer} what="the group" />
+      {kind && <Waiting answer={answer} what="the group" />}
       <Faults faults={answer.value?.faults} />
       {group && <Problem route={here} group={group} />}
       {group && <Scored route={here} group={group} />}

@@ -49,7 +49,7 @@ export function RolloutPage({ route, run }) {
           {after && <Link to={after}>{after.g}/{after.sample} →</Link>}
         </nav>
       </div>
-      <Waiting answer={answer} what="the rollout" />
+      {kind && <Waiting answer={answer} what="the rollout" />}
       <Faults faults={answer.value?.faults} />
       {rollout && (
         <>

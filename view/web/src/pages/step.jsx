@@ -35,7 +35,7 @@ export function StepPage({ route, run }) {
         <StepLinks route={route} before={before} after={after} />
       </div>
       <Kinds route={route} run={run} kind={kind} />
-      <Waiting answer={answer} what="the step" />
+      {kind && <Waiting answer={answer} what="the step" />}
       <Faults faults={answer.value?.faults} />
       {step && <Totals step={step} />}
       {step && <Filters route={route} step={step} />}
