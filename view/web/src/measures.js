@@ -1,5 +1,5 @@
 // Which series the run page draws, in groups; names are those of metrics.jsonl (docs/run-folder.md).
-import { duration, mebibytes, number, share } from "./parts/numbers.js";
+import { duration, fixed, mebibytes, number, share } from "./parts/numbers.js";
 
 /**
  * A curve: `lines` are series of steps [name, label]; `band` of a line names the series of its interval; `evals` are measures of the
@@ -72,7 +72,7 @@ export const GROUPS = [
       { title: "Policy loss", show: number, lines: [["loss/policy", "loss"]], evals: [] },
       { title: "Entropy, nats a token", show: number, lines: [["loss/entropy", "entropy"]], evals: [] },
       { title: "Gradient norm before clipping", show: number, lines: [["optim/grad_norm", "norm"]], evals: [] },
-      { title: "Gate: sampler against trainer", show: number, lines: [["mismatch/gate", "after the sync"], ["mismatch/exp_abs_dlogp", "training tokens"]], evals: [] },
+      { title: "Gate: sampler against trainer", show: fixed, lines: [["mismatch/gate", "after the sync"], ["mismatch/exp_abs_dlogp", "training tokens"]], evals: [] },
       { title: "Clipped tokens", show: share, lines: [["loss/clip_low", "low"], ["loss/clip_high", "high"], ["loss/dual_clip", "dual"]], evals: [] },
       { title: "KL a token", show: number, lines: [["loss/kl_reference", "to the start"], ["mismatch/kl", "sampler to trainer"]], evals: [] },
     ],
@@ -101,6 +101,11 @@ export const GROUPS = [
   },
 ];
 
+/** Whether a name is an end of another's interval: "sound_low" where there is "sound"; "loss/clip_low" is a series of its own. */
+export function isEnd(name, names) {
+  return /_(low|high)$/.test(name) && names.includes(name.replace(/_(low|high)$/, ""));
+}
+
 const recorded = (values) => values !== undefined && values.some((value) => value !== null);
 
 function line(label, xs, series, name, dots) {
@@ -128,8 +133,8 @@ export function linesOf(curve, data) {
   const add = (name, label) => recorded(data.series[name]) && found.push(line(label, data.steps, data.series, name, false));
   for (const [name, label] of curve.lines) add(name, label);
   if (curve.prefix) {
-    const names = Object.keys(data.series).filter((name) => name.startsWith(curve.prefix) && !/_(low|high)$/.test(name));
-    for (const name of names.sort()) add(name, name.slice(curve.prefix.length));
+    const own = Object.keys(data.series);
+    for (const name of own.filter((one) => one.startsWith(curve.prefix) && !isEnd(one, own)).sort()) add(name, name.slice(curve.prefix.length));
   }
   for (const set of setsOf(data.eval_series)) {
     for (const [measure, label] of curve.evals) {
@@ -144,8 +149,8 @@ export function linesOf(curve, data) {
 
 /** Every series of a run, for the list of others: those of steps and those of evaluations, without the ends of intervals. */
 export function allNames(data) {
-  const names = [...Object.keys(data.series), ...Object.keys(data.eval_series)];
-  return [...new Set(names)].filter((name) => !/_(low|high)$/.test(name)).sort();
+  const names = [...new Set([...Object.keys(data.series), ...Object.keys(data.eval_series)])];
+  return names.filter((name) => !isEnd(name, names)).sort();
 }
 
 /** One series by its name, as `Curve` takes it, or null where the run has none of that name. */
@@ -160,6 +165,7 @@ const SHARES = /(accuracy|sound|_ratio|_corrected|correct|no_answer|unparseable|
 /** How values of a series are written: shares as percent, seconds and memory with their unit. */
 export function formatOf(name) {
   if (SHARES.test(name)) return share;
+  if (/gate$|exp_abs_dlogp$/.test(name)) return fixed;
   if (/^time\/|latency/.test(name)) return duration;
   return /_mib$/.test(name) ? mebibytes : number;
 }

@@ -113,7 +113,7 @@ function Theme() {
   );
 }
 
-function Header({ route, run, onHelp }) {
+function Header({ route, run, onHelp, onSkip }) {
   const crumbs = trail(route, run);
   const step = stepRoute(route, run);
   const tabs = route.key && [
@@ -124,6 +124,9 @@ function Header({ route, run, onHelp }) {
   ];
   return (
     <header>
+      <a class="skip" href={location.hash || "#/"} onClick={onSkip}>
+        To the content
+      </a>
       <nav aria-label="Where this page is" class="crumbs">
         <ol>
           {crumbs.map(([title, to], i) => (
@@ -170,10 +173,7 @@ export function Shell() {
   const Page = PAGES[route.page];
   return (
     <>
-      <a class="skip" href={location.hash || "#/"} onClick={(event) => (event.preventDefault(), main.current.focus())}>
-        To the content
-      </a>
-      <Header route={route} run={run} onHelp={help} />
+      <Header route={route} run={run} onHelp={help} onSkip={(event) => (event.preventDefault(), main.current.focus())} />
       <main ref={main} tabIndex={-1}>
         {route.key && <Waiting answer={answer} what="the run" />}
         {!Page && <Unknown />}

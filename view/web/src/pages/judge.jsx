@@ -20,20 +20,23 @@ function OverCritic({ rows, alarms }) {
   return <Curve title="Of sound solutions, those called flawed" lines={lines} marks={alarms} show={share} />;
 }
 
-const SHARES = ["f1", "precision", "recall", "located", "over_critic", "canary_accepted", "coverage", "planted"];
+const SHARES = {
+  f1: "F1",
+  precision: "precision",
+  recall: "recall",
+  located: "step found",
+  over_critic: "sound called flawed",
+  canary_accepted: "canaries accepted",
+  coverage: "with a verdict",
+};
 
 function Probe({ probe, alarms }) {
-  const [shares, counts] = useMemo(() => {
-    const all = Object.entries(probe).map(([name, pairs]) => ({ label: name, xs: column(pairs, 0), ys: column(pairs, 1), dots: true }));
-    return [all.filter((line) => SHARES.includes(line.label)), all.filter((line) => !SHARES.includes(line.label))];
+  const shares = useMemo(() => {
+    const names = Object.keys(SHARES).filter((name) => probe[name]);
+    return names.map((name) => ({ label: SHARES[name], xs: column(probe[name], 0), ys: column(probe[name], 1), dots: true }));
   }, [probe]);
-  if (!shares.length && !counts.length) return <p class="quiet">No probe has been asked (genrm.probe).</p>;
-  return (
-    <>
-      {shares.length > 0 && <Curve title="The probe: known solutions, asked again and again" lines={shares} marks={alarms} show={share} />}
-      {counts.length > 0 && <Curve title="The probe, counts" lines={counts} show={number} />}
-    </>
-  );
+  if (!shares.length) return <p class="quiet">No probe has been asked (genrm.probe).</p>;
+  return <Curve title="The probe: solutions of known verdict" lines={shares} marks={alarms} show={share} />;
 }
 
 function Canaries({ canaries }) {

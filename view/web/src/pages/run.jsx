@@ -1,8 +1,8 @@
 import { useState } from "preact/hooks";
 import { useTitle } from "../hooks.js";
-import { Level, State } from "../parts/badge.jsx";
+import { Level } from "../parts/badge.jsx";
 import { Progress, Share } from "../parts/figures.jsx";
-import { duration, moment, number, share } from "../parts/numbers.js";
+import { fixed, moment, number, share } from "../parts/numbers.js";
 import { Text } from "../parts/text.jsx";
 import { format, go } from "../route.js";
 import { BeforeAfter, Ledger, Phases, Settings } from "./run_facts.jsx";
@@ -11,15 +11,14 @@ import { RunCurves } from "./run_curves.jsx";
 function Facts({ run }) {
   const { figures } = run;
   const shown = [
-    ["step", <Progress step={run.step} steps={run.config?.run?.steps} />],
+    ["step", <Progress step={run.step} steps={run.config?.run?.steps} eta={run.eta} />],
     ["right", share(figures.right)],
     ["right and sound", <Share value={figures.sound} low={figures.sound_low} high={figures.sound_high} />],
     ["flawed among the right", share(figures.flawed)],
     ["the same, corrected", <Share value={figures.flawed_corrected} low={figures.flawed_low} high={figures.flawed_high} />],
     ["judge F1", share(figures.judge_f1)],
-    ["gate", number(figures.gate)],
+    ["gate", fixed(figures.gate)],
     ["tokens a second", number(figures.tokens_per_second)],
-    ["time left", duration(run.eta)],
   ];
   return (
     <dl class="facts">
@@ -71,7 +70,7 @@ function Advice({ run }) {
   );
 }
 
-const LATELY = 60; // steps that are listed at once
+const LATELY = 30; // steps that are listed at once
 
 function Steps({ run }) {
   const [all, setAll] = useState(false);
@@ -125,7 +124,7 @@ export function RunPage({ route, run }) {
   return (
     <>
       <h1>
-        <Text>{run.name}</Text> <State state={run.state} />
+        <Text>{run.name}</Text>
       </h1>
       <p class="quiet">
         <Text>{[run.recipe, run.task].filter(Boolean).join(", ")}</Text> · begun {moment(run.started)} · last written {moment(run.updated)}
@@ -139,11 +138,9 @@ export function RunPage({ route, run }) {
       <h2>What to do</h2>
       <Advice run={run} />
       <RunCurves route={route} run={run} />
+      <h2>Before and after</h2>
+      <BeforeAfter run={run} />
       <div class="columns">
-        <section aria-labelledby="before-after">
-          <h2 id="before-after">Before and after</h2>
-          <BeforeAfter run={run} />
-        </section>
         <section aria-labelledby="time">
           <h2 id="time">Where the time went</h2>
           <Phases run={run} />

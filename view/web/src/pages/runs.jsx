@@ -4,7 +4,7 @@ import { Badge, State } from "../parts/badge.jsx";
 import { Progress, Share } from "../parts/figures.jsx";
 import { Link } from "../parts/link.jsx";
 import { Waiting } from "../parts/notice.jsx";
-import { count, duration, moment, number, share } from "../parts/numbers.js";
+import { count, fixed, moment, number, recent, share } from "../parts/numbers.js";
 import { visible } from "../parts/safe.js";
 import { sorted, Table } from "../parts/table.jsx";
 import { Text } from "../parts/text.jsx";
@@ -52,7 +52,7 @@ function columns(chosen, choose) {
       ),
     },
     { name: "state", title: "state", show: (run) => <State state={run.state} /> },
-    { name: "step", title: "step", down: true, show: (run) => <Progress step={run.step} steps={run.steps} /> },
+    { name: "step", title: "step", down: true, show: (run) => <Progress step={run.step} steps={run.steps} eta={run.eta} /> },
     figure("right", "right", share, "share of right answers"),
     {
       ...figure("sound", "right and sound", share, "right and called sound, of all, with its 95 % interval"),
@@ -64,10 +64,9 @@ function columns(chosen, choose) {
       show: ({ figures }) => <Share value={figures.flawed_corrected} low={figures.flawed_low} high={figures.flawed_high} />,
     },
     figure("judge_f1", "judge F1", share, "of the judge against labels"),
-    figure("gate", "gate", number, "mean exp|Δ log-probability| of sampler and trainer; 1 = equal"),
+    figure("gate", "gate", fixed, "mean exp|Δ log-probability| of sampler and trainer; 1 = equal"),
     figure("tokens_per_second", "tokens/s", number, "tokens sampled a second of the step"),
-    { name: "eta", title: "time left", number: true, show: (run) => duration(run.eta) },
-    { name: "updated", title: "updated", down: true, show: (run) => <span class="nowrap">{moment(run.updated)}</span> },
+    { name: "updated", title: "updated", down: true, show: (run) => <span class="nowrap" title={moment(run.updated)}>{recent(run.updated)}</span> },
     { name: "alarms", title: "alarms", down: true, value: (run) => run.alarms.length, show: (run) => <Alarms run={run} /> },
   ];
 }

@@ -57,7 +57,7 @@ function Axes({ frame, width, show }) {
         <g key={value}>
           <line x1={ROOM.left} x2={width - ROOM.right} y1={frame.y(value)} y2={frame.y(value)} />
           <text x={ROOM.left - 5} y={frame.y(value) + 4} text-anchor="end">
-            {show(value)}
+            {show(value).replace(/\.0+ %$/, " %")}
           </text>
         </g>
       ))}

@@ -6,7 +6,7 @@ const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2 1 2", "1 2"];
 const ROWS = 200; // of the table
 
 /** A line's looks, by its place: colour and dashes, so that colour is never needed to tell lines apart. */
-export const look = (i) => ({ class: `series-${i % 6}`, "stroke-dasharray": DASHES[i % DASHES.length] });
+export const look = (i) => ({ class: `series-${i % 6}`, "stroke-dasharray": DASHES[(i + Math.floor(i / 6)) % DASHES.length] });
 
 /** What a line has at a step, with its interval; where it has nothing there, the last value before and its step. */
 export function valueAt(line, step, show) {

@@ -56,6 +56,7 @@ export function Scatter({ points, title, xTitle, yTitle }) {
           ))}
         </svg>
       </div>
+      <div class="table-box" role="region" aria-label={`${title}, quarters`} tabIndex={0}>
       <table>
         <caption>
           {yTitle} (up) by {xTitle}, quarters by the verdict
@@ -94,6 +95,7 @@ export function Scatter({ points, title, xTitle, yTitle }) {
           })}
         </tbody>
       </table>
+      </div>
     </figure>
   );
 }

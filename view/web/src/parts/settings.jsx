@@ -21,5 +21,5 @@ export function differing(configs) {
 
 /** A setting's value as it stands in config.json, in one line. */
 export function Setting({ value }) {
-  return <Text class="mono">{plain(value)}</Text>;
+  return <Text class="mono setting">{plain(value)}</Text>;
 }
