@@ -1,10 +1,11 @@
-import { useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { useTitle } from "../hooks.js";
 import { Level } from "../parts/badge.jsx";
 import { Progress, Share } from "../parts/figures.jsx";
 import { fixed, moment, number, share } from "../parts/numbers.js";
 import { Text } from "../parts/text.jsx";
 import { format, go } from "../route.js";
+import { useSeries } from "../series.js";
 import { BeforeAfter, Ledger, Phases, Settings } from "./run_facts.jsx";
 import { RunCurves } from "./run_curves.jsx";
 
@@ -120,6 +121,9 @@ function Steps({ run }) {
 
 export function RunPage({ route, run }) {
   useTitle(run?.name, run && `step ${run.step ?? "—"}`);
+  const goesOn = run?.state === "running" || run?.state === "stalled";
+  const keys = useMemo(() => [route.key], [route.key]);
+  const { data, error } = useSeries(keys, goesOn ? 2000 : 15000); // asked for beside the run's own JSON, not after it
   if (!run) return <h1>Run</h1>;
   return (
     <>
@@ -137,7 +141,7 @@ export function RunPage({ route, run }) {
       <Facts run={run} />
       <h2>What to do</h2>
       <Advice run={run} />
-      <RunCurves route={route} run={run} />
+      <RunCurves route={route} run={run} series={data[route.key]} error={error} />
       <h2>Before and after</h2>
       <BeforeAfter run={run} />
       <div class="columns">

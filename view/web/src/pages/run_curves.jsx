@@ -4,14 +4,9 @@ import { Curve } from "../parts/curve.jsx";
 import { Pick } from "../parts/pick.jsx";
 import { Text } from "../parts/text.jsx";
 import { changed, go } from "../route.js";
-import { useSeries } from "../series.js";
 
 /** Curves in groups with alarm marks; evaluations stand as points with their intervals; any other series on demand. */
-export function RunCurves({ route, run }) {
-  const goesOn = run.state === "running" || run.state === "stalled";
-  const keys = useMemo(() => [run.key], [run.key]);
-  const { data, error } = useSeries(keys, goesOn ? 2000 : 15000);
-  const series = data[run.key];
+export function RunCurves({ route, run, series, error }) {
   const also = (route.query.also || "").split(",").filter(Boolean);
   const groups = useMemo(
     () =>

@@ -9,6 +9,7 @@ const HEIGHT = 150;
 const ROOM = { left: 52, right: 10, top: 12, bottom: 20 };
 
 function frameOf(lines, width) {
+  if (!width) return null;
   const xs = extent(lines.map((line) => line.xs));
   const ys = extent(lines.flatMap((line) => [line.ys, line.low || [], line.high || []]));
   if (!xs || !ys) return null;
@@ -87,6 +88,7 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
   const Heading = `h${level}`;
   const near = (wanted) => steps.reduce((best, step) => (Math.abs(step - wanted) < Math.abs(best - wanted) ? step : best), steps[0]);
   const at = chosen === null || !steps.includes(chosen) ? steps.at(-1) : chosen;
+  const inside = frame ? marks.filter(([step]) => step >= frame.xs[0] && step <= frame.xs[1]) : [];
   const here = marks.filter(([step]) => step === at).map(([, text]) => text);
   const move = (event) => {
     const moves = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -Infinity, End: Infinity };
@@ -114,10 +116,10 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
         onPointerMove={(event) => frame && setChosen(near(frame.step(event.clientX - box.current.getBoundingClientRect().left)))}
         onPointerLeave={() => setChosen(null)}
       >
-        {frame && (
+        {frame ? (
           <svg width={width} height={HEIGHT} aria-hidden="true">
             <Axes frame={frame} width={width} show={show} />
-            {marks.map(([step, text]) => (
+            {inside.map(([step, text]) => (
               <g key={`${step}${text}`} class="mark">
                 <line x1={frame.x(step)} x2={frame.x(step)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />
                 <path d={`M${round(frame.x(step) - 5)},1h10l-5,9z`} />
@@ -128,6 +130,8 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
             ))}
             {chosen !== null && <line class="cursor" x1={frame.x(at)} x2={frame.x(at)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />}
           </svg>
+        ) : (
+          <div class="not-yet" />
         )}
       </div>
       <Legend lines={lines} at={at} show={show} alarms={here} />

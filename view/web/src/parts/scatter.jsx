@@ -30,7 +30,7 @@ export function Scatter({ points, title, xTitle, yTitle }) {
   return (
     <figure class="scatter">
       <div ref={box} role="img" aria-label={`${title}: ${known.length} points; the table below has their quarters`}>
-        <svg width={width} height={HEIGHT} aria-hidden="true">
+        {width > 0 && <svg width={width} height={HEIGHT} aria-hidden="true">
           <g class="axes">
             {ticks(ys[0], ys[1], 5).map((value) => (
               <g key={value}>
@@ -54,7 +54,7 @@ export function Scatter({ points, title, xTitle, yTitle }) {
               {CELLS[kind] ? CELLS[kind][0] : "·"}
             </text>
           ))}
-        </svg>
+        </svg>}
       </div>
       <div class="table-box" role="region" aria-label={`${title}, quarters`} tabIndex={0}>
       <table>
