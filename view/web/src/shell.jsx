@@ -62,17 +62,20 @@ function trail(route, run) {
 
 function useShellKeys(route, run, help) {
   const toRun = (page) => () => route.key && go({ page, key: route.key });
-  useKeys({
-    j: ["next row", () => moveRow(1)],
-    k: ["previous row", () => moveRow(-1)],
-    u: ["up a level", () => up(route) && go(up(route))],
-    "g r": ["go to the run", toRun("run")],
-    "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
-    "g j": ["go to the judge", toRun("judge")],
-    n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
-    "/": ["find", () => find(route)],
-    "?": ["these keys", help],
-  }, true);
+  useKeys(
+    {
+      j: ["next row", () => moveRow(1)],
+      k: ["previous row", () => moveRow(-1)],
+      u: ["up a level", () => up(route) && go(up(route))],
+      "g r": ["go to the run", toRun("run")],
+      "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
+      "g j": ["go to the judge", toRun("judge")],
+      n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
+      "/": ["find", () => find(route)],
+      "?": ["these keys", help],
+    },
+    true,
+  );
 }
 
 async function toDisagreement(route, run) {

@@ -22,8 +22,18 @@ test("numbers as people read them", () => {
   assert.equal(numbers.share(0.4853), "48.5 %");
   assert.equal(numbers.interval(0.2222, 0.479), "22–48 %");
   assert.deepEqual([0.00016, 12345.6, 3, 0.48534, -2.5e-14].map(numbers.number), ["1.6e-4", "12,346", "3", "0.4853", "-2.5e-14"]);
-  assert.deepEqual([0.1317, -0.098, 0.0001].map((value) => numbers.signed(value)), ["+0.132", "−0.098", "0"]);
-  assert.deepEqual([0.42, 59.96, 250, 3599.9, 11100, 187200].map(numbers.duration), ["0.42 s", "60.0 s", "4 min 10 s", "59 min 59 s", "3 h 05 min", "2 d 4 h"]);
+  assert.deepEqual(
+    [0.1317, -0.098, 0.0001].map((value) => numbers.signed(value)),
+    ["+0.132", "−0.098", "0"],
+  );
+  assert.deepEqual([0.42, 59.96, 250, 3599.9, 11100, 187200].map(numbers.duration), [
+    "0.42 s",
+    "60.0 s",
+    "4 min 10 s",
+    "59 min 59 s",
+    "3 h 05 min",
+    "2 d 4 h",
+  ]);
   assert.deepEqual([812.4, 12697].map(numbers.mebibytes), ["812 MiB", "12.4 GiB"]);
   assert.deepEqual([["oracle", 0.05], "", false].map(numbers.plain), ['["oracle",0.05]', "(empty)", "false"]);
 });
@@ -36,7 +46,12 @@ test("hidden characters are shown, and no text is lost", () => {
   ]);
   assert.equal(visible("\u001b[31mred\u0000\u200b\u2066\ud800\u{e0041}"), "⟨ESC⟩[31mred⟨U+0000⟩⟨U+200B⟩⟨U+2066⟩⟨U+D800⟩⟨U+E0041⟩");
   assert.equal(visible("tab\tline\nÄ漢😀"), "tab\tline\nÄ漢😀");
-  assert.deepEqual(pieces("a\r\nb\rc").map((piece) => piece.text).join(""), "a\nb⟨CR⟩c");
+  assert.deepEqual(
+    pieces("a\r\nb\rc")
+      .map((piece) => piece.text)
+      .join(""),
+    "a\nb⟨CR⟩c",
+  );
   assert.equal(oneLine("a\n\n  b   c", 4), "a b…");
 });
 
@@ -49,7 +64,10 @@ test("thinning keeps each column's ends, least and greatest", () => {
   const kept = thin(xs, ys, 300);
   assert.ok(kept.length <= 4 * 300 && kept.length > 600, String(kept.length));
   assert.ok(kept.includes(2345) && kept.includes(2346) && kept.includes(0) && kept.includes(4999) && !kept.includes(17));
-  assert.deepEqual(kept, [...kept].sort((a, b) => a - b));
+  assert.deepEqual(
+    kept,
+    [...kept].sort((a, b) => a - b),
+  );
   assert.equal(new Set(kept).size, kept.length);
   assert.deepEqual(thin([1, 2, 3], [5, null, 7], 300), [0, 2]);
 });
@@ -64,7 +82,13 @@ test("extent, union and the last value before a step", () => {
   assert.equal(extent([[null, undefined]]), null);
   assert.deepEqual(extent([[1, null], [3]]), [1, 3]);
   assert.deepEqual(extent([[0, 0]]), [0, 1]);
-  assert.deepEqual(union([[1, 3], [2, 3]]), [1, 2, 3]);
+  assert.deepEqual(
+    union([
+      [1, 3],
+      [2, 3],
+    ]),
+    [1, 2, 3],
+  );
   assert.equal(lastAt([1, 2, 3, 4], [5, null, null, 8], 3), 0);
   assert.equal(lastAt([2, 3], [1, 1], 1), -1);
 });
@@ -85,7 +109,10 @@ test("new rows take the place of the last ones; a series that begins later is nu
 
 test("clip_low is a series, sound_low an end of sound's interval", () => {
   const names = ["loss/clip_low", "loss/clip_high", "sound", "sound_low"];
-  assert.deepEqual(names.filter((name) => isEnd(name, names)), ["sound_low"]);
+  assert.deepEqual(
+    names.filter((name) => isEnd(name, names)),
+    ["sound_low"],
+  );
 });
 
 test("a curve has the lines that are recorded, evaluations a line a set", () => {
@@ -95,8 +122,15 @@ test("a curve has the lines that are recorded, evaluations a line a set", () => 
     eval_steps: [0],
     eval_series: { "eval/my/set.jsonl/accuracy": [0.5], "eval/my/set.jsonl/accuracy_low": [0.4], "eval/my/set.jsonl/accuracy_high": [0.6] },
   };
-  const lines = linesOf({ lines: [["reward/correct", "training"], ["loss/policy", "loss"]], evals: [["accuracy", ""]] }, data);
-  assert.deepEqual(lines.map((line) => [line.label, line.dots, line.low]), [["training", false, undefined], ["my/set.jsonl", true, [0.4]]]);
+  const curve = { lines: { "reward/correct": "training", "loss/policy": "loss" }, evals: { accuracy: "" } };
+  const lines = linesOf(curve, data);
+  assert.deepEqual(
+    lines.map((line) => [line.label, line.dots, line.low]),
+    [
+      ["training", false, undefined],
+      ["my/set.jsonl", true, [0.4]],
+    ],
+  );
 });
 
 test("the queue goes on from a place, past what has a label, and round", () => {

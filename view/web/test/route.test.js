@@ -30,7 +30,17 @@ test("a text of any letters passes through the query", () => {
 });
 
 test("what is no address of a page is unknown", () => {
-  for (const address of ["#/runs", "#/run", "#/run/a b", "#/run/..", "#/run/.a", "#/run/a/step/x", "#/run/a/step/-1", "#/run/a/step/1/rollout/2", "#/run/%2e%2e"]) {
+  for (const address of [
+    "#/runs",
+    "#/run",
+    "#/run/a b",
+    "#/run/..",
+    "#/run/.a",
+    "#/run/a/step/x",
+    "#/run/a/step/-1",
+    "#/run/a/step/1/rollout/2",
+    "#/run/%2e%2e",
+  ]) {
     assert.equal(parse(address).page, "unknown", address);
   }
 });

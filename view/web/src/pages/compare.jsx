@@ -41,15 +41,25 @@ function Differences({ keys, runs, label }) {
     { name: "name", title: "setting", head: true, show: (row) => <Text class="mono">{row.name}</Text> },
     ...known.map((key, i) => ({ name: key, title: label(key), show: (row) => <Setting value={row.values[i]} /> })),
   ];
-  return <Table columns={columns} rows={rows} id={(row) => row.name} caption="Settings that differ between the runs" hideCaption empty="none: all settings are the same" />;
+  return (
+    <Table
+      columns={columns}
+      rows={rows}
+      id={(row) => row.name}
+      caption="Settings that differ between the runs"
+      hideCaption
+      empty="none: all settings are the same"
+    />
+  );
 }
 
 function Overlay({ name, keys, data, label }) {
-  const lines = useMemo(
-    () => keys.map((key) => data[key] && oneLine(name, data[key], label(key))).filter(Boolean),
-    [name, keys, data],
+  const lines = useMemo(() => keys.map((key) => data[key] && oneLine(name, data[key], label(key))).filter(Boolean), [name, keys, data]);
+  return lines.length ? (
+    <Curve title={name} lines={lines} show={formatOf(name)} />
+  ) : (
+    <p class="quiet">No chosen run has recorded {name}.</p>
   );
-  return lines.length ? <Curve title={name} lines={lines} show={formatOf(name)} /> : <p class="quiet">No chosen run has recorded {name}.</p>;
 }
 
 export function ComparePage({ route }) {
@@ -59,7 +69,8 @@ export function ComparePage({ route }) {
   const { data, error } = useSeries(keys, 5000);
   useTitle("Compare", keys.map((key) => runs[key]?.name || key).join(", "));
   const known = useMemo(() => [...new Set(Object.values(data).flatMap(allNames))].sort(), [data]);
-  const names = route.query.names === undefined ? FIRST.filter((name) => known.includes(name)) : route.query.names.split(",").filter(Boolean);
+  const names =
+    route.query.names === undefined ? FIRST.filter((name) => known.includes(name)) : route.query.names.split(",").filter(Boolean);
   const label = (key) => inOneLine(runs[key]?.name || key, 40);
   const choose = (next) => go(changed(route, { names: next.length ? next.join(",") : "," }), true);
   const others = (list.value?.runs || []).map((run) => run.key);
@@ -85,7 +96,12 @@ export function ComparePage({ route }) {
       {keys.length < 2 && <p class="notice">Two runs or more are compared: choose some below.</p>}
       <details>
         <summary>Other runs</summary>
-        <Pick label="Runs to compare" names={others} chosen={keys} onChange={(next) => go(changed(route, { runs: next.join(",") }), true)} />
+        <Pick
+          label="Runs to compare"
+          names={others}
+          chosen={keys}
+          onChange={(next) => go(changed(route, { runs: next.join(",") }), true)}
+        />
       </details>
       <h2>Curves</h2>
       <details>

@@ -48,7 +48,13 @@ function Canaries({ canaries }) {
     { name: "share", title: "share", number: true, show: (row) => share(row.of ? row.accepted / row.of : null) },
   ];
   return (
-    <Table columns={columns} rows={canaries} id={(row) => row.attack} caption="Texts without a solution that the judge called sound, by attack" empty="none were asked" />
+    <Table
+      columns={columns}
+      rows={canaries}
+      id={(row) => row.attack}
+      caption="Texts without a solution that the judge called sound, by attack"
+      empty="none were asked"
+    />
   );
 }
 
@@ -58,7 +64,15 @@ function Unknown({ reasons }) {
     { name: "reason", title: "reason", head: true, show: ([reason]) => <Text>{reason.replaceAll("_", " ")}</Text> },
     { name: "count", title: "rollouts", number: true, show: ([, count]) => number(count) },
   ];
-  return <Table columns={columns} rows={rows} id={([reason]) => reason} caption="Rollouts without a verdict, by reason, whole run" empty="none: every question got a verdict" />;
+  return (
+    <Table
+      columns={columns}
+      rows={rows}
+      id={([reason]) => reason}
+      caption="Rollouts without a verdict, by reason, whole run"
+      empty="none: every question got a verdict"
+    />
+  );
 }
 
 export function JudgePage({ route, run }) {
@@ -97,7 +111,11 @@ export function JudgePage({ route, run }) {
           <h2>Length of a critique and seconds to it</h2>
           <Scatter points={judge.critiques} title="Critiques" xTitle="tokens" yTitle="seconds" />
           <h2>Disagreements</h2>
-          {live && <p class="quiet">Open one, read it, and say there who is right: the label joins the run's probe. n opens the next one without a label.</p>}
+          {live && (
+            <p class="quiet">
+              Open one, read it, and say there who is right: the label joins the run's probe. n opens the next one without a label.
+            </p>
+          )}
           <Queue route={route} disagreements={judge.disagreements} sets={run?.sets || []} />
         </>
       )}

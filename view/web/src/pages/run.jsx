@@ -102,7 +102,11 @@ function Steps({ run }) {
               .slice(0, all ? steps.length : LATELY)
               .map((step) => (
                 <li key={step}>
-                  <a href={format({ page: "step", key: run.key, step, query: kind === "train" ? {} : { kind } })} data-row="" aria-label={`${words[kind]}, step ${step}`}>
+                  <a
+                    href={format({ page: "step", key: run.key, step, query: kind === "train" ? {} : { kind } })}
+                    data-row=""
+                    aria-label={`${words[kind]}, step ${step}`}
+                  >
                     {step}
                   </a>
                 </li>

@@ -1,5 +1,6 @@
 import { useMemo } from "preact/hooks";
-import { allNames, formatOf, GROUPS, linesOf, oneLine } from "../measures.js";
+import { GROUPS } from "../charts.js";
+import { allNames, formatOf, linesOf, oneLine } from "../measures.js";
 import { Curve } from "../parts/curve.jsx";
 import { Pick } from "../parts/pick.jsx";
 import { Text } from "../parts/text.jsx";
@@ -58,7 +59,12 @@ export function RunCurves({ route, run, series, error }) {
         </div>
         <details open={also.length > 0}>
           <summary>Choose of {names.length} series</summary>
-          <Pick label="Series to draw" names={names} chosen={also} onChange={(next) => go(changed(route, { also: next.join(",") }), true)} />
+          <Pick
+            label="Series to draw"
+            names={names}
+            chosen={also}
+            onChange={(next) => go(changed(route, { also: next.join(",") }), true)}
+          />
         </details>
       </section>
     </>

@@ -28,14 +28,23 @@ function apart(before, after, name) {
 
 function SetBeforeAfter({ set, names, run }) {
   const { before, after } = run;
-  const cell = (side) => (name) => <WithInterval value={side[name]} low={side[`${name}_low`]} high={side[`${name}_high`]} show={formatOf(name)} />;
+  const cell = (side) => (name) => (
+    <WithInterval value={side[name]} low={side[`${name}_low`]} high={side[`${name}_high`]} show={formatOf(name)} />
+  );
   const columns = [
     { name: "measure", title: "measure", head: true, show: (name) => <Text>{set ? name.slice(set.length + 1) : name}</Text> },
     { name: "before", title: "before", number: true, show: cell(before) },
     { name: "after", title: "after", number: true, show: cell(after) },
     { name: "apart", title: "difference", show: (name) => <span class="quiet nowrap">{apart(before, after, name)}</span> },
   ];
-  return <Table columns={columns} rows={names} id={(name) => name} caption={`${set || "Others"}: the first evaluation and the last, 95 % intervals`} />;
+  return (
+    <Table
+      columns={columns}
+      rows={names}
+      id={(name) => name}
+      caption={`${set || "Others"}: the first evaluation and the last, 95 % intervals`}
+    />
+  );
 }
 
 /** A table a set; measures are named "set/measure". */
@@ -74,13 +83,18 @@ export function Phases({ run }) {
   ];
   return (
     <>
-      <Table columns={columns} rows={phases} id={([name]) => name} caption="By phase, mean of the last 20 steps" empty="no phase has been recorded" />
+      <Table
+        columns={columns}
+        rows={phases}
+        id={([name]) => name}
+        caption="By phase, mean of the last 20 steps"
+        empty="no phase has been recorded"
+      />
       <p>
         Judging hidden behind other work: <b>{share(hidden)}</b>
       </p>
       <p>
-        Critical path:{" "}
-        {path.length ? path.map(([name, seconds], i) => `${i ? " → " : ""}${name} ${duration(seconds)}`).join("") : NONE}
+        Critical path: {path.length ? path.map(([name, seconds], i) => `${i ? " → " : ""}${name} ${duration(seconds)}`).join("") : NONE}
       </p>
     </>
   );
@@ -96,7 +110,8 @@ export function Ledger({ run }) {
       .map(([name, value]) => ({ name, planned: null, measured: value })),
   ];
   const words = { rss_mib: "RAM, peak of rank 0", gpu_mib: "GPU, peak of rank 0" };
-  const show = (name, value) => (typeof value === "number" ? (/mib$/.test(name) ? mebibytes(value) : number(value)) : <Setting value={value} />);
+  const show = (name, value) =>
+    typeof value === "number" ? /mib$/.test(name) ? mebibytes(value) : number(value) : <Setting value={value} />;
   const columns = [
     { name: "name", title: "what", head: true, show: (row) => <Text>{words[row.name] || row.name}</Text> },
     { name: "planned", title: "planned", number: true, show: (row) => show(row.name, row.planned) },
@@ -119,7 +134,13 @@ export function Settings({ run }) {
   return (
     <>
       {run.differs ? (
-        <Table columns={columns} rows={run.differs} id={([name]) => name} caption={`What differs from the recipe ${run.recipe ?? ""}`} empty="nothing" />
+        <Table
+          columns={columns}
+          rows={run.differs}
+          id={([name]) => name}
+          caption={`What differs from the recipe ${run.recipe ?? ""}`}
+          empty="nothing"
+        />
       ) : (
         <p class="quiet">The recipe is not known, so what differs from it is not either.</p>
       )}

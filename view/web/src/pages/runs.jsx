@@ -41,7 +41,12 @@ function columns(chosen, choose) {
       head: true,
       show: (run) => (
         <span class="run-name">
-          <input type="checkbox" aria-label={`choose ${visible(run.name)} to compare`} checked={chosen.includes(run.key)} onChange={() => choose(run.key)} />
+          <input
+            type="checkbox"
+            aria-label={`choose ${visible(run.name)} to compare`}
+            checked={chosen.includes(run.key)}
+            onChange={() => choose(run.key)}
+          />
           <span>
             <Link to={{ page: "run", key: run.key }} row>
               <Text>{run.name}</Text>
@@ -66,7 +71,16 @@ function columns(chosen, choose) {
     figure("judge_f1", "judge F1", share, "of the judge against labels"),
     figure("gate", "gate", fixed, "mean exp|Δ log-probability| of sampler and trainer; 1 = equal"),
     figure("tokens_per_second", "tokens/s", number, "tokens sampled a second of the step"),
-    { name: "updated", title: "updated", down: true, show: (run) => <span class="nowrap" title={moment(run.updated)}>{recent(run.updated)}</span> },
+    {
+      name: "updated",
+      title: "updated",
+      down: true,
+      show: (run) => (
+        <span class="nowrap" title={moment(run.updated)}>
+          {recent(run.updated)}
+        </span>
+      ),
+    },
     { name: "alarms", title: "alarms", down: true, value: (run) => run.alarms.length, show: (run) => <Alarms run={run} /> },
   ];
 }

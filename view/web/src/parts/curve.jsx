@@ -36,14 +36,23 @@ function Line({ line, i, frame, width }) {
   const dots = line.dots || points.length < 3;
   return (
     <g {...look(i)}>
-      {withBand.length > 1 && <polygon class="band" points={[...edge(line.high, withBand), ...edge(line.low, [...withBand].reverse())].join(" ")} />}
+      {withBand.length > 1 && (
+        <polygon class="band" points={[...edge(line.high, withBand), ...edge(line.low, [...withBand].reverse())].join(" ")} />
+      )}
       <polyline class="line" points={points.map((point) => point.join(",")).join(" ")} />
       {line.dots &&
         kept.map(
           (at) =>
             line.low?.[at] != null &&
             line.high?.[at] != null && (
-              <line key={at} class="whisker" x1={frame.x(line.xs[at])} x2={frame.x(line.xs[at])} y1={frame.y(line.low[at])} y2={frame.y(line.high[at])} />
+              <line
+                key={at}
+                class="whisker"
+                x1={frame.x(line.xs[at])}
+                x2={frame.x(line.xs[at])}
+                y1={frame.y(line.low[at])}
+                y2={frame.y(line.high[at])}
+              />
             ),
         )}
       {dots && points.map(([x, y]) => <circle key={x} class="dot" cx={x} cy={y} r="2.5" />)}
