@@ -4,7 +4,8 @@
 // interlinear and tag characters, lone surrogates.
 const HIDDEN = new RegExp(
   [
-    "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb]",
+    "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f]",
+    "[\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb]",
     "[\\u{e0000}-\\u{e0fff}]",
     "\\p{Surrogate}",
   ].join("|"),
