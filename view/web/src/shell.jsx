@@ -108,7 +108,7 @@ function Theme() {
       >
         {THEMES.map((each) => (
           <option key={each} value={each}>
-            {each === "auto" ? "as the system" : each}
+            {each}
           </option>
         ))}
       </select>
@@ -180,7 +180,8 @@ export function Shell() {
       <main ref={main} tabIndex={-1}>
         {route.key && <Waiting answer={answer} what="the run" />}
         {!Page && <Unknown />}
-        {Page && <Page key={route.key} route={route} run={run} />}
+        {route.key && !run && answer.error && <h1>Not to be read</h1>}
+        {Page && !(route.key && !run && answer.error) && <Page key={route.key} route={route} run={run} />}
       </main>
       {helping && <Help onClose={() => setHelping(false)} />}
     </>

@@ -10,7 +10,7 @@ import { changed, go } from "../route.js";
 const WHO = { oracle: "the oracle", second: "the second opinion", labels: "people's labels" };
 
 function distanceWord(distance) {
-  if (distance === 0) return "same paragraph";
+  if (distance === 0) return "names the same paragraph";
   const many = Math.abs(distance);
   return `${many} paragraph${many === 1 ? "" : "s"} ${distance < 0 ? "earlier" : "later"}`;
 }
@@ -52,7 +52,7 @@ export function Confusion({ confusion }) {
       <p>
         <b>{share(confusion.agree / confusion.of)}</b> agree with {who}: {number(confusion.agree)} of {count(confusion.of, "rollout")}.
       </p>
-      <Table columns={columns} rows={rows} id={(row) => row.what} caption="Where they differ" />
+      <Table columns={columns} rows={rows} id={(row) => row.what} caption="Verdicts side by side" />
     </>
   );
 }

@@ -2,6 +2,7 @@ import { useMemo, useState } from "preact/hooks";
 import { useTitle } from "../hooks.js";
 import { Level } from "../parts/badge.jsx";
 import { Progress, Share } from "../parts/figures.jsx";
+import { Jumps } from "../parts/jumps.jsx";
 import { fixed, moment, number, share } from "../parts/numbers.js";
 import { Text } from "../parts/text.jsx";
 import { format, go } from "../route.js";
@@ -15,8 +16,8 @@ function Facts({ run }) {
     ["step", <Progress step={run.step} steps={run.config?.run?.steps} eta={run.eta} />],
     ["right", share(figures.right)],
     ["right and sound", <Share value={figures.sound} low={figures.sound_low} high={figures.sound_high} />],
-    ["flawed among the right", share(figures.flawed)],
-    ["the same, corrected", <Share value={figures.flawed_corrected} low={figures.flawed_low} high={figures.flawed_high} />],
+    ["flawed, as judged", share(figures.flawed)],
+    ["flawed, corrected", <Share value={figures.flawed_corrected} low={figures.flawed_low} high={figures.flawed_high} />],
     ["judge F1", share(figures.judge_f1)],
     ["gate", fixed(figures.gate)],
     ["tokens a second", number(figures.tokens_per_second)],
@@ -143,6 +144,7 @@ export function RunPage({ route, run }) {
         </p>
       ))}
       <Facts run={run} />
+      <Jumps />
       <h2>What to do</h2>
       <Advice run={run} />
       <RunCurves route={route} run={run} series={data[route.key]} error={error} />

@@ -6,7 +6,7 @@ import { number } from "./numbers.js";
 import { extent, thin, ticks, union } from "./thin.js";
 
 const HEIGHT = 150;
-const ROOM = { left: 52, right: 10, top: 12, bottom: 20 };
+const ROOM = { left: 52, right: 14, top: 12, bottom: 20 };
 
 function frameOf(lines, width) {
   if (!width) return null;
@@ -30,32 +30,21 @@ const round = (value) => Math.round(value * 10) / 10;
 
 function Line({ line, i, frame, width }) {
   const kept = thin(line.xs, line.ys, Math.max(50, width - ROOM.left - ROOM.right));
-  const points = kept.map((at) => [round(frame.x(line.xs[at])), round(frame.y(line.ys[at]))]);
-  const withBand = !line.dots && line.low && line.high ? kept.filter((at) => line.low[at] != null && line.high[at] != null) : [];
-  const edge = (values, order) => order.map((at) => `${round(frame.x(line.xs[at]))},${round(frame.y(values[at]))}`);
-  const dots = line.dots || points.length < 3;
+  // Evaluations of several sets stand at the same steps: each a little beside the other, so that no interval hides another.
+  const aside = line.dots ? 3 * i : 0;
+  const x = (at) => round(frame.x(line.xs[at]) + aside);
+  const point = (values, at) => `${x(at)},${round(frame.y(values[at]))}`;
+  const withRange = line.low && line.high ? kept.filter((at) => line.low[at] != null && line.high[at] != null) : [];
+  const band = [...withRange.map((at) => point(line.high, at)), ...[...withRange].reverse().map((at) => point(line.low, at))];
   return (
     <g {...look(i)}>
-      {withBand.length > 1 && (
-        <polygon class="band" points={[...edge(line.high, withBand), ...edge(line.low, [...withBand].reverse())].join(" ")} />
-      )}
-      <polyline class="line" points={points.map((point) => point.join(",")).join(" ")} />
+      {!line.dots && withRange.length > 1 && <polygon class="band" points={band.join(" ")} />}
+      <polyline class="line" points={kept.map((at) => point(line.ys, at)).join(" ")} />
       {line.dots &&
-        kept.map(
-          (at) =>
-            line.low?.[at] != null &&
-            line.high?.[at] != null && (
-              <line
-                key={at}
-                class="whisker"
-                x1={frame.x(line.xs[at])}
-                x2={frame.x(line.xs[at])}
-                y1={frame.y(line.low[at])}
-                y2={frame.y(line.high[at])}
-              />
-            ),
-        )}
-      {dots && points.map(([x, y]) => <circle key={x} class="dot" cx={x} cy={y} r="2.5" />)}
+        withRange.map((at) => (
+          <line key={at} class="whisker" x1={x(at)} x2={x(at)} y1={frame.y(line.low[at])} y2={frame.y(line.high[at])} />
+        ))}
+      {(line.dots || kept.length < 3) && kept.map((at) => <circle key={at} class="dot" cx={x(at)} cy={frame.y(line.ys[at])} r="2.5" />)}
     </g>
   );
 }
@@ -71,7 +60,7 @@ function Axes({ frame, width, show }) {
           </text>
         </g>
       ))}
-      {ticks(frame.xs[0], frame.xs[1], width / 90)
+      {ticks(frame.xs[0], frame.xs[1], width / 60)
         .filter(Number.isInteger)
         .map((step) => (
           <text key={step} x={frame.x(step)} y={HEIGHT - 5} text-anchor="middle">

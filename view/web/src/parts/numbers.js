@@ -14,6 +14,12 @@ export function interval(low, high, digits = 0) {
   return isNone(low) || isNone(high) ? NONE : `${(100 * low).toFixed(digits)}–${(100 * high).toFixed(digits)} %`;
 }
 
+/** A value with its interval behind it, in the value's own format: "33.8 % 22–48 %", "0.91 0.85–0.97"; ends that miss are left out. */
+export function withInterval(value, low, high, show) {
+  const around = isNone(low) || isNone(high) ? "" : ` ${show === share ? interval(low, high) : `${show(low)}–${show(high)}`}`;
+  return `${show(value)}${around}`;
+}
+
 /** Four significant digits, no more: 0.00016 → "1.6e-4", 12345.6 → "12,346", 3 → "3". */
 export function number(value) {
   if (isNone(value)) return NONE;

@@ -7,6 +7,9 @@ import { extent, ticks } from "./thin.js";
 const HEIGHT = 260;
 const ROOM = { left: 56, right: 12, top: 8, bottom: 36 };
 
+/** A little room at both ends, so that no glyph is cut. */
+const roomy = (ends) => ends && [ends[0] - (ends[1] - ends[0]) * 0.03, ends[1] + (ends[1] - ends[0]) * 0.03];
+
 /** Least, quarters and greatest, for those who cannot see the points. */
 function quarters(values) {
   const sorted = [...values].sort((a, b) => a - b);
@@ -21,8 +24,8 @@ function quarters(values) {
 export function Scatter({ points, title, xTitle, yTitle }) {
   const [box, width] = useWidth();
   const known = useMemo(() => points.filter(([x, y]) => x !== null && y !== null), [points]);
-  const xs = extent([known.map(([x]) => x)]);
-  const ys = extent([known.map(([, y]) => y)]);
+  const xs = roomy(extent([known.map(([x]) => x)]));
+  const ys = roomy(extent([known.map(([, y]) => y)]));
   const x = (value) => ROOM.left + ((value - xs[0]) / (xs[1] - xs[0])) * (width - ROOM.left - ROOM.right);
   const y = (value) => HEIGHT - ROOM.bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (HEIGHT - ROOM.top - ROOM.bottom);
   const kinds = Object.keys(CELLS).filter((kind) => known.some((point) => point[2] === kind));
