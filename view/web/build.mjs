@@ -35,7 +35,9 @@ async function filesBelow(folder) {
 async function hashes(paths, root) {
   const found = {};
   for (const path of paths.sort()) {
-    found[relative(root, path).replaceAll("\\", "/")] = createHash("sha256").update(await readFile(path)).digest("hex");
+    found[relative(root, path).replaceAll("\\", "/")] = createHash("sha256")
+      .update(await readFile(path))
+      .digest("hex");
   }
   return found;
 }

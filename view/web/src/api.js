@@ -94,8 +94,7 @@ export const paths = {
   anatomy: (key, step) => `${key}/${stepName(step)}/anatomy.json`,
   group: (key, step, kind, g) => `${key}/${stepName(step)}/${kind}/group-${g}.json`,
   rollout: (key, step, kind, g, sample) => `${key}/${stepName(step)}/${kind}/rollout-${g}-${sample}.json`,
-  tokens: (key, step, kind, g, sample, from) =>
-    `${key}/${stepName(step)}/${kind}/tokens-${g}-${sample}.json${from ? `?from=${from}` : ""}`,
+  tokens: (key, step, kind, g, sample, from) => `${key}/${stepName(step)}/${kind}/tokens-${g}-${sample}.json${from ? `?from=${from}` : ""}`,
   judge: (key) => `${key}/judge.json`,
   prompt: (key, id) => `${key}/prompt.json?id=${encodeURIComponent(id)}`,
   find: (key, q, kind, steps) =>

@@ -1,5 +1,5 @@
 // What pages need of the browser: JSON that may be polled, the route, and the width of an element.
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { cached, get, live } from "./api.js";
 import { parse } from "./route.js";
 
@@ -62,13 +62,15 @@ export function useRoute() {
   return route;
 }
 
-/** A ref and the width in CSS pixels of the element that it is given to. */
-export function useWidth(first = 320) {
+/** A ref and the width in CSS pixels of the element that it is given to; 0 until that stands, so that nothing is drawn twice. */
+export function useWidth() {
   const ref = useRef(null);
-  const [width, setWidth] = useState(first);
-  useEffect(() => {
-    const observer = new ResizeObserver(([entry]) => setWidth(Math.max(120, Math.floor(entry.contentRect.width))));
+  const [width, setWidth] = useState(0);
+  useLayoutEffect(() => {
+    const measure = () => setWidth(Math.max(120, ref.current.clientWidth));
+    const observer = new ResizeObserver(measure);
     observer.observe(ref.current);
+    measure();
     return () => observer.disconnect();
   }, []);
   return [ref, width];

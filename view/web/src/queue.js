@@ -1,6 +1,7 @@
 // The queue of disagreements: what a person should read next, and where it stands.
 
-const sideOf = (verdict) => `${verdict?.kind ?? "nothing"}${verdict?.step === null || verdict?.step === undefined ? "" : ` at ${verdict.step}`}`;
+const sideOf = (verdict) =>
+  `${verdict?.kind ?? "nothing"}${verdict?.step === null || verdict?.step === undefined ? "" : ` at ${verdict.step}`}`;
 
 /** "flawed at 3", "sound", "unknown". */
 export { sideOf as verdictText };

@@ -62,17 +62,20 @@ function trail(route, run) {
 
 function useShellKeys(route, run, help) {
   const toRun = (page) => () => route.key && go({ page, key: route.key });
-  useKeys({
-    j: ["next row", () => moveRow(1)],
-    k: ["previous row", () => moveRow(-1)],
-    u: ["up a level", () => up(route) && go(up(route))],
-    "g r": ["go to the run", toRun("run")],
-    "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
-    "g j": ["go to the judge", toRun("judge")],
-    n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
-    "/": ["find", () => find(route)],
-    "?": ["these keys", help],
-  }, true);
+  useKeys(
+    {
+      j: ["next row", () => moveRow(1)],
+      k: ["previous row", () => moveRow(-1)],
+      u: ["up a level", () => up(route) && go(up(route))],
+      "g r": ["go to the run", toRun("run")],
+      "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
+      "g j": ["go to the judge", toRun("judge")],
+      n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
+      "/": ["find", () => find(route)],
+      "?": ["these keys", help],
+    },
+    true,
+  );
 }
 
 async function toDisagreement(route, run) {
@@ -105,7 +108,7 @@ function Theme() {
       >
         {THEMES.map((each) => (
           <option key={each} value={each}>
-            {each === "auto" ? "as the system" : each}
+            {each}
           </option>
         ))}
       </select>
@@ -113,7 +116,7 @@ function Theme() {
   );
 }
 
-function Header({ route, run, onHelp }) {
+function Header({ route, run, onHelp, onSkip }) {
   const crumbs = trail(route, run);
   const step = stepRoute(route, run);
   const tabs = route.key && [
@@ -124,6 +127,9 @@ function Header({ route, run, onHelp }) {
   ];
   return (
     <header>
+      <a class="skip" href={location.hash || "#/"} onClick={onSkip}>
+        To the content
+      </a>
       <nav aria-label="Where this page is" class="crumbs">
         <ol>
           {crumbs.map(([title, to], i) => (
@@ -170,14 +176,12 @@ export function Shell() {
   const Page = PAGES[route.page];
   return (
     <>
-      <a class="skip" href={location.hash || "#/"} onClick={(event) => (event.preventDefault(), main.current.focus())}>
-        To the content
-      </a>
-      <Header route={route} run={run} onHelp={help} />
+      <Header route={route} run={run} onHelp={help} onSkip={(event) => (event.preventDefault(), main.current.focus())} />
       <main ref={main} tabIndex={-1}>
         {route.key && <Waiting answer={answer} what="the run" />}
         {!Page && <Unknown />}
-        {Page && <Page key={route.key} route={route} run={run} />}
+        {route.key && !run && answer.error && <h1>Not to be read</h1>}
+        {Page && !(route.key && !run && answer.error) && <Page key={route.key} route={route} run={run} />}
       </main>
       {helping && <Help onClose={() => setHelping(false)} />}
     </>

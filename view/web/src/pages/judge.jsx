@@ -20,20 +20,23 @@ function OverCritic({ rows, alarms }) {
   return <Curve title="Of sound solutions, those called flawed" lines={lines} marks={alarms} show={share} />;
 }
 
-const SHARES = ["f1", "precision", "recall", "located", "over_critic", "canary_accepted", "coverage", "planted"];
+const SHARES = {
+  f1: "F1",
+  precision: "precision",
+  recall: "recall",
+  located: "step found",
+  over_critic: "sound called flawed",
+  canary_accepted: "canaries accepted",
+  coverage: "with a verdict",
+};
 
 function Probe({ probe, alarms }) {
-  const [shares, counts] = useMemo(() => {
-    const all = Object.entries(probe).map(([name, pairs]) => ({ label: name, xs: column(pairs, 0), ys: column(pairs, 1), dots: true }));
-    return [all.filter((line) => SHARES.includes(line.label)), all.filter((line) => !SHARES.includes(line.label))];
+  const shares = useMemo(() => {
+    const names = Object.keys(SHARES).filter((name) => probe[name]);
+    return names.map((name) => ({ label: SHARES[name], xs: column(probe[name], 0), ys: column(probe[name], 1), dots: true }));
   }, [probe]);
-  if (!shares.length && !counts.length) return <p class="quiet">No probe has been asked (genrm.probe).</p>;
-  return (
-    <>
-      {shares.length > 0 && <Curve title="The probe: known solutions, asked again and again" lines={shares} marks={alarms} show={share} />}
-      {counts.length > 0 && <Curve title="The probe, counts" lines={counts} show={number} />}
-    </>
-  );
+  if (!shares.length) return <p class="quiet">No probe has been asked (genrm.probe).</p>;
+  return <Curve title="The probe: solutions of known verdict" lines={shares} marks={alarms} show={share} />;
 }
 
 function Canaries({ canaries }) {
@@ -45,7 +48,13 @@ function Canaries({ canaries }) {
     { name: "share", title: "share", number: true, show: (row) => share(row.of ? row.accepted / row.of : null) },
   ];
   return (
-    <Table columns={columns} rows={canaries} id={(row) => row.attack} caption="Texts without a solution that the judge called sound, by attack" empty="none were asked" />
+    <Table
+      columns={columns}
+      rows={canaries}
+      id={(row) => row.attack}
+      caption="Texts without a solution that the judge called sound, by attack"
+      empty="none were asked"
+    />
   );
 }
 
@@ -55,7 +64,15 @@ function Unknown({ reasons }) {
     { name: "reason", title: "reason", head: true, show: ([reason]) => <Text>{reason.replaceAll("_", " ")}</Text> },
     { name: "count", title: "rollouts", number: true, show: ([, count]) => number(count) },
   ];
-  return <Table columns={columns} rows={rows} id={([reason]) => reason} caption="Rollouts without a verdict, by reason, whole run" empty="none: every question got a verdict" />;
+  return (
+    <Table
+      columns={columns}
+      rows={rows}
+      id={([reason]) => reason}
+      caption="Rollouts without a verdict, by reason, whole run"
+      empty="none: every question got a verdict"
+    />
+  );
 }
 
 export function JudgePage({ route, run }) {
@@ -94,7 +111,11 @@ export function JudgePage({ route, run }) {
           <h2>Length of a critique and seconds to it</h2>
           <Scatter points={judge.critiques} title="Critiques" xTitle="tokens" yTitle="seconds" />
           <h2>Disagreements</h2>
-          {live && <p class="quiet">Open one, read it, and say there who is right: the label joins the run's probe. n opens the next one without a label.</p>}
+          {live && (
+            <p class="quiet">
+              Open one, read it, and say there who is right: the label joins the run's probe. n opens the next one without a label.
+            </p>
+          )}
           <Queue route={route} disagreements={judge.disagreements} sets={run?.sets || []} />
         </>
       )}

@@ -10,7 +10,7 @@ import { changed, go } from "../route.js";
 const WHO = { oracle: "the oracle", second: "the second opinion", labels: "people's labels" };
 
 function distanceWord(distance) {
-  if (distance === 0) return "same paragraph";
+  if (distance === 0) return "names the same paragraph";
   const many = Math.abs(distance);
   return `${many} paragraph${many === 1 ? "" : "s"} ${distance < 0 ? "earlier" : "later"}`;
 }
@@ -31,7 +31,11 @@ export function Confusion({ confusion }) {
   const who = WHO[confusion.by] || confusion.by;
   if (!confusion.of) return <p class="quiet">Nothing to compare with: no oracle, no second opinion and no labels so far.</p>;
   const distances = Object.entries(confusion.distance)
-    .map(([distance, rollouts]) => ({ what: `both flawed, the judge ${distanceWord(Number(distance))}`, order: Number(distance), rollouts }))
+    .map(([distance, rollouts]) => ({
+      what: `both flawed, the judge ${distanceWord(Number(distance))}`,
+      order: Number(distance),
+      rollouts,
+    }))
     .sort((a, b) => a.order - b.order);
   const rows = [
     { what: `sound by ${who}, flawed by the judge`, rollouts: confusion.sound_called_flawed },
@@ -48,7 +52,7 @@ export function Confusion({ confusion }) {
       <p>
         <b>{share(confusion.agree / confusion.of)}</b> agree with {who}: {number(confusion.agree)} of {count(confusion.of, "rollout")}.
       </p>
-      <Table columns={columns} rows={rows} id={(row) => row.what} caption="Where they differ" />
+      <Table columns={columns} rows={rows} id={(row) => row.what} caption="Verdicts side by side" />
     </>
   );
 }
@@ -90,18 +94,31 @@ export function Queue({ route, disagreements, sets }) {
     {
       name: "label",
       title: "a person",
-      show: (one) => (labelled(one) ? (one.label < 0 ? "sound" : `flawed at ${one.label}`) : <span class="quiet">—</span>),
+      show: (one) => (labelled(one) ? one.label < 0 ? "sound" : `flawed at ${one.label}` : <span class="quiet">—</span>),
     },
   ];
   return (
     <>
       <div class="row-of-controls">
-        <Choice choices={FILTERS} value={filter} onChoose={(show) => go(changed(route, { show, from: "" }), true)} label="Which disagreements" />
+        <Choice
+          choices={FILTERS}
+          value={filter}
+          onChoose={(show) => go(changed(route, { show, from: "" }), true)}
+          label="Which disagreements"
+        />
         <span class="quiet" role="status">
           {number(hits.length)} of {number(disagreements.length)}
         </span>
       </div>
-      <Table columns={columns} rows={rows} id={(one) => one.id} caption={`Disagreements ${from + 1} to ${from + rows.length} of ${hits.length}`} hideCaption cards empty="none here" />
+      <Table
+        columns={columns}
+        rows={rows}
+        id={(one) => one.id}
+        caption={`Disagreements ${from + 1} to ${from + rows.length} of ${hits.length}`}
+        hideCaption
+        cards
+        empty="none here"
+      />
       <div class="row-of-controls">
         {from > 0 && <a href={changed(route, { from: Math.max(0, from - SHOWN) || "" })}>earlier ones</a>}
         {from + SHOWN < hits.length && <a href={changed(route, { from: from + SHOWN })}>later ones</a>}

@@ -1,25 +1,26 @@
-import { useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { useTitle } from "../hooks.js";
-import { Level, State } from "../parts/badge.jsx";
+import { Level } from "../parts/badge.jsx";
 import { Progress, Share } from "../parts/figures.jsx";
-import { duration, moment, number, share } from "../parts/numbers.js";
+import { Jumps } from "../parts/jumps.jsx";
+import { fixed, moment, number, share } from "../parts/numbers.js";
 import { Text } from "../parts/text.jsx";
 import { format, go } from "../route.js";
+import { useSeries } from "../series.js";
 import { BeforeAfter, Ledger, Phases, Settings } from "./run_facts.jsx";
 import { RunCurves } from "./run_curves.jsx";
 
 function Facts({ run }) {
   const { figures } = run;
   const shown = [
-    ["step", <Progress step={run.step} steps={run.config?.run?.steps} />],
+    ["step", <Progress step={run.step} steps={run.config?.run?.steps} eta={run.eta} />],
     ["right", share(figures.right)],
     ["right and sound", <Share value={figures.sound} low={figures.sound_low} high={figures.sound_high} />],
-    ["flawed among the right", share(figures.flawed)],
-    ["the same, corrected", <Share value={figures.flawed_corrected} low={figures.flawed_low} high={figures.flawed_high} />],
+    ["flawed, as judged", share(figures.flawed)],
+    ["flawed, corrected", <Share value={figures.flawed_corrected} low={figures.flawed_low} high={figures.flawed_high} />],
     ["judge F1", share(figures.judge_f1)],
-    ["gate", number(figures.gate)],
+    ["gate", fixed(figures.gate)],
     ["tokens a second", number(figures.tokens_per_second)],
-    ["time left", duration(run.eta)],
   ];
   return (
     <dl class="facts">
@@ -71,7 +72,7 @@ function Advice({ run }) {
   );
 }
 
-const LATELY = 60; // steps that are listed at once
+const LATELY = 30; // steps that are listed at once
 
 function Steps({ run }) {
   const [all, setAll] = useState(false);
@@ -102,7 +103,11 @@ function Steps({ run }) {
               .slice(0, all ? steps.length : LATELY)
               .map((step) => (
                 <li key={step}>
-                  <a href={format({ page: "step", key: run.key, step, query: kind === "train" ? {} : { kind } })} data-row="" aria-label={`${words[kind]}, step ${step}`}>
+                  <a
+                    href={format({ page: "step", key: run.key, step, query: kind === "train" ? {} : { kind } })}
+                    data-row=""
+                    aria-label={`${words[kind]}, step ${step}`}
+                  >
                     {step}
                   </a>
                 </li>
@@ -121,11 +126,14 @@ function Steps({ run }) {
 
 export function RunPage({ route, run }) {
   useTitle(run?.name, run && `step ${run.step ?? "—"}`);
+  const goesOn = run?.state === "running" || run?.state === "stalled";
+  const keys = useMemo(() => [route.key], [route.key]);
+  const { data, error } = useSeries(keys, goesOn ? 2000 : 15000); // asked for beside the run's own JSON, not after it
   if (!run) return <h1>Run</h1>;
   return (
     <>
       <h1>
-        <Text>{run.name}</Text> <State state={run.state} />
+        <Text>{run.name}</Text>
       </h1>
       <p class="quiet">
         <Text>{[run.recipe, run.task].filter(Boolean).join(", ")}</Text> · begun {moment(run.started)} · last written {moment(run.updated)}
@@ -136,14 +144,13 @@ export function RunPage({ route, run }) {
         </p>
       ))}
       <Facts run={run} />
+      <Jumps />
       <h2>What to do</h2>
       <Advice run={run} />
-      <RunCurves route={route} run={run} />
+      <RunCurves route={route} run={run} series={data[route.key]} error={error} />
+      <h2>Before and after</h2>
+      <BeforeAfter run={run} />
       <div class="columns">
-        <section aria-labelledby="before-after">
-          <h2 id="before-after">Before and after</h2>
-          <BeforeAfter run={run} />
-        </section>
         <section aria-labelledby="time">
           <h2 id="time">Where the time went</h2>
           <Phases run={run} />

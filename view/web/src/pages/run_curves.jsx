@@ -1,17 +1,13 @@
 import { useMemo } from "preact/hooks";
-import { allNames, formatOf, GROUPS, linesOf, oneLine } from "../measures.js";
+import { GROUPS } from "../charts.js";
+import { allNames, formatOf, linesOf, oneLine } from "../measures.js";
 import { Curve } from "../parts/curve.jsx";
 import { Pick } from "../parts/pick.jsx";
 import { Text } from "../parts/text.jsx";
 import { changed, go } from "../route.js";
-import { useSeries } from "../series.js";
 
 /** Curves in groups with alarm marks; evaluations stand as points with their intervals; any other series on demand. */
-export function RunCurves({ route, run }) {
-  const goesOn = run.state === "running" || run.state === "stalled";
-  const keys = useMemo(() => [run.key], [run.key]);
-  const { data, error } = useSeries(keys, goesOn ? 2000 : 15000);
-  const series = data[run.key];
+export function RunCurves({ route, run, series, error }) {
   const also = (route.query.also || "").split(",").filter(Boolean);
   const groups = useMemo(
     () =>
@@ -63,7 +59,12 @@ export function RunCurves({ route, run }) {
         </div>
         <details open={also.length > 0}>
           <summary>Choose of {names.length} series</summary>
-          <Pick label="Series to draw" names={names} chosen={also} onChange={(next) => go(changed(route, { also: next.join(",") }), true)} />
+          <Pick
+            label="Series to draw"
+            names={names}
+            chosen={also}
+            onChange={(next) => go(changed(route, { also: next.join(",") }), true)}
+          />
         </details>
       </section>
     </>

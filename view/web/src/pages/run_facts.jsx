@@ -1,7 +1,7 @@
 // Tables of the run page: before and after, time by phase, memory, settings.
 import { Setting } from "../parts/settings.jsx";
-import { duration, mebibytes, NONE, number, share } from "../parts/numbers.js";
-import { formatOf } from "../measures.js";
+import { duration, interval, mebibytes, NONE, number, share } from "../parts/numbers.js";
+import { formatOf, isEnd } from "../measures.js";
 import { Table } from "../parts/table.jsx";
 import { Text } from "../parts/text.jsx";
 
@@ -9,38 +9,57 @@ const isNone = (value) => value === null || value === undefined;
 
 function WithInterval({ value, low, high, show }) {
   if (isNone(value)) return NONE;
+  const around = show === share ? interval(low, high) : `${show(low)}–${show(high)}`;
   return (
     <span class="figure">
       {show(value)}
-      {!isNone(low) && !isNone(high) && (
-        <span class="quiet">
-          {" "}
-          {show(low, 0)} to {show(high, 0)}
-        </span>
-      )}
+      {!isNone(low) && !isNone(high) && <span class="quiet"> {around}</span>}
     </span>
   );
 }
 
-export function BeforeAfter({ run }) {
-  if (!run.before || !run.after) return <p class="quiet">Not two evaluations yet.</p>;
+/** Two intervals that do not touch are said in words, so that nobody has to compare four numbers. */
+function apart(before, after, name) {
+  const ends = [before[`${name}_low`], before[`${name}_high`], after[`${name}_low`], after[`${name}_high`]];
+  if (ends.some(isNone)) return "";
+  if (ends[2] > ends[1]) return "higher, intervals apart";
+  return ends[3] < ends[0] ? "lower, intervals apart" : "intervals overlap";
+}
+
+function SetBeforeAfter({ set, names, run }) {
   const { before, after } = run;
-  const names = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => !/_(low|high)$/.test(name));
-  const cell = (side) => (name) => <WithInterval value={side[name]} low={side[`${name}_low`]} high={side[`${name}_high`]} show={formatOf(name)} />;
-  // Two intervals that do not touch are said in words, so that nobody has to compare four numbers.
-  const apart = (name) => {
-    const ends = [before[`${name}_low`], before[`${name}_high`], after[`${name}_low`], after[`${name}_high`]];
-    if (ends.some(isNone)) return "";
-    if (ends[2] > ends[1]) return "higher, intervals apart";
-    return ends[3] < ends[0] ? "lower, intervals apart" : "intervals overlap";
-  };
+  const cell = (side) => (name) => (
+    <WithInterval value={side[name]} low={side[`${name}_low`]} high={side[`${name}_high`]} show={formatOf(name)} />
+  );
   const columns = [
-    { name: "measure", title: "measure", head: true, show: (name) => <Text>{name}</Text> },
+    { name: "measure", title: "measure", head: true, show: (name) => <Text>{set ? name.slice(set.length + 1) : name}</Text> },
     { name: "before", title: "before", number: true, show: cell(before) },
     { name: "after", title: "after", number: true, show: cell(after) },
-    { name: "apart", title: "", show: (name) => <span class="quiet">{apart(name)}</span> },
+    { name: "apart", title: "difference", show: (name) => <span class="quiet nowrap">{apart(before, after, name)}</span> },
   ];
-  return <Table columns={columns} rows={names} id={(name) => name} caption="The first evaluation and the last, 95 % intervals" />;
+  return (
+    <Table
+      columns={columns}
+      rows={names}
+      id={(name) => name}
+      caption={`${set || "Others"}: the first evaluation and the last, 95 % intervals`}
+    />
+  );
+}
+
+/** A table a set; measures are named "set/measure". */
+export function BeforeAfter({ run }) {
+  if (!run.before || !run.after) return <p class="quiet">Not two evaluations yet.</p>;
+  const all = [...new Set([...Object.keys(run.before), ...Object.keys(run.after)])];
+  const names = all.filter((name) => !isEnd(name, all));
+  const sets = [...new Set(names.map((name) => name.split("/").slice(0, -1).join("/")))];
+  return (
+    <div class="columns">
+      {sets.map((set) => (
+        <SetBeforeAfter key={set} set={set} names={names.filter((name) => name.split("/").slice(0, -1).join("/") === set)} run={run} />
+      ))}
+    </div>
+  );
 }
 
 export function Phases({ run }) {
@@ -64,13 +83,18 @@ export function Phases({ run }) {
   ];
   return (
     <>
-      <Table columns={columns} rows={phases} id={([name]) => name} caption="By phase, mean of the last 20 steps" empty="no phase has been recorded" />
+      <Table
+        columns={columns}
+        rows={phases}
+        id={([name]) => name}
+        caption="By phase, mean of the last 20 steps"
+        empty="no phase has been recorded"
+      />
       <p>
         Judging hidden behind other work: <b>{share(hidden)}</b>
       </p>
       <p>
-        Critical path:{" "}
-        {path.length ? path.map(([name, seconds], i) => `${i ? " → " : ""}${name} ${duration(seconds)}`).join("") : NONE}
+        Critical path: {path.length ? path.map(([name, seconds], i) => `${i ? " → " : ""}${name} ${duration(seconds)}`).join("") : NONE}
       </p>
     </>
   );
@@ -86,7 +110,8 @@ export function Ledger({ run }) {
       .map(([name, value]) => ({ name, planned: null, measured: value })),
   ];
   const words = { rss_mib: "RAM, peak of rank 0", gpu_mib: "GPU, peak of rank 0" };
-  const show = (name, value) => (typeof value === "number" ? (/mib$/.test(name) ? mebibytes(value) : number(value)) : <Setting value={value} />);
+  const show = (name, value) =>
+    typeof value === "number" ? /mib$/.test(name) ? mebibytes(value) : number(value) : <Setting value={value} />;
   const columns = [
     { name: "name", title: "what", head: true, show: (row) => <Text>{words[row.name] || row.name}</Text> },
     { name: "planned", title: "planned", number: true, show: (row) => show(row.name, row.planned) },
@@ -109,7 +134,13 @@ export function Settings({ run }) {
   return (
     <>
       {run.differs ? (
-        <Table columns={columns} rows={run.differs} id={([name]) => name} caption={`What differs from the recipe ${run.recipe ?? ""}`} empty="nothing" />
+        <Table
+          columns={columns}
+          rows={run.differs}
+          id={([name]) => name}
+          caption={`What differs from the recipe ${run.recipe ?? ""}`}
+          empty="nothing"
+        />
       ) : (
         <p class="quiet">The recipe is not known, so what differs from it is not either.</p>
       )}

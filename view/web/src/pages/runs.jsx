@@ -1,24 +1,13 @@
 import { live, paths } from "../api.js";
 import { useJson, useTitle } from "../hooks.js";
-import { Badge, State } from "../parts/badge.jsx";
-import { Progress, Share } from "../parts/figures.jsx";
-import { Link } from "../parts/link.jsx";
+import { Badge } from "../parts/badge.jsx";
 import { Waiting } from "../parts/notice.jsx";
-import { count, duration, moment, number, share } from "../parts/numbers.js";
+import { count } from "../parts/numbers.js";
 import { visible } from "../parts/safe.js";
 import { sorted, Table } from "../parts/table.jsx";
 import { Text } from "../parts/text.jsx";
 import { changed, format, go } from "../route.js";
-
-const figure = (name, title, show, hint) => ({
-  name,
-  title,
-  hint,
-  number: true,
-  down: true,
-  value: (run) => run.figures[name],
-  show: (run) => show(run.figures[name]),
-});
+import { figureColumns, nameColumn } from "./run_columns.jsx";
 
 function Alarms({ run }) {
   if (run.state === "broken") return <Text class="fault">{run.fault}</Text>;
@@ -33,45 +22,6 @@ function Alarms({ run }) {
   );
 }
 
-function columns(chosen, choose) {
-  return [
-    {
-      name: "name",
-      title: "run",
-      head: true,
-      show: (run) => (
-        <span class="run-name">
-          <input type="checkbox" aria-label={`choose ${visible(run.name)} to compare`} checked={chosen.includes(run.key)} onChange={() => choose(run.key)} />
-          <span>
-            <Link to={{ page: "run", key: run.key }} row>
-              <Text>{run.name}</Text>
-            </Link>
-            <Text class="quiet under">{[run.recipe, run.task].filter(Boolean).join(", ")}</Text>
-          </span>
-        </span>
-      ),
-    },
-    { name: "state", title: "state", show: (run) => <State state={run.state} /> },
-    { name: "step", title: "step", down: true, show: (run) => <Progress step={run.step} steps={run.steps} /> },
-    figure("right", "right", share, "share of right answers"),
-    {
-      ...figure("sound", "right and sound", share, "right and called sound, of all, with its 95 % interval"),
-      show: ({ figures }) => <Share value={figures.sound} low={figures.sound_low} high={figures.sound_high} />,
-    },
-    figure("flawed", "flawed", share, "of right answers, those that the judge calls flawed"),
-    {
-      ...figure("flawed_corrected", "corrected", share, "the same, corrected for the judge's errors, with its 95 % interval"),
-      show: ({ figures }) => <Share value={figures.flawed_corrected} low={figures.flawed_low} high={figures.flawed_high} />,
-    },
-    figure("judge_f1", "judge F1", share, "of the judge against labels"),
-    figure("gate", "gate", number, "mean exp|Δ log-probability| of sampler and trainer; 1 = equal"),
-    figure("tokens_per_second", "tokens/s", number, "tokens sampled a second of the step"),
-    { name: "eta", title: "time left", number: true, show: (run) => duration(run.eta) },
-    { name: "updated", title: "updated", down: true, show: (run) => <span class="nowrap">{moment(run.updated)}</span> },
-    { name: "alarms", title: "alarms", down: true, value: (run) => run.alarms.length, show: (run) => <Alarms run={run} /> },
-  ];
-}
-
 export function RunsPage({ route }) {
   useTitle("Runs");
   const answer = useJson(paths.runs(), 2000);
@@ -80,7 +30,18 @@ export function RunsPage({ route }) {
   const set = (query) => go(changed(route, query), true);
   const choose = (key) => set({ chosen: (chosen.includes(key) ? chosen.filter((one) => one !== key) : [...chosen, key]).join(",") });
   const { value } = answer;
-  const shown = columns(chosen, choose);
+  const shown = [
+    nameColumn((run) => (
+      <input
+        type="checkbox"
+        aria-label={`choose ${visible(run.name)} to compare`}
+        checked={chosen.includes(run.key)}
+        onChange={() => choose(run.key)}
+      />
+    )),
+    ...figureColumns(),
+    { name: "alarms", title: "alarms", down: true, value: (run) => run.alarms.length, show: (run) => <Alarms run={run} /> },
+  ];
   const runs = value ? value.runs : [];
   const hits = runs.filter((run) => `${run.name} ${run.recipe} ${run.task} ${run.state}`.toLowerCase().includes(q.toLowerCase()));
   return (

@@ -6,9 +6,10 @@ import { number } from "./numbers.js";
 import { extent, thin, ticks, union } from "./thin.js";
 
 const HEIGHT = 150;
-const ROOM = { left: 52, right: 10, top: 12, bottom: 20 };
+const ROOM = { left: 52, right: 14, top: 12, bottom: 20 };
 
 function frameOf(lines, width) {
+  if (!width) return null;
   const xs = extent(lines.map((line) => line.xs));
   const ys = extent(lines.flatMap((line) => [line.ys, line.low || [], line.high || []]));
   if (!xs || !ys) return null;
@@ -29,23 +30,21 @@ const round = (value) => Math.round(value * 10) / 10;
 
 function Line({ line, i, frame, width }) {
   const kept = thin(line.xs, line.ys, Math.max(50, width - ROOM.left - ROOM.right));
-  const points = kept.map((at) => [round(frame.x(line.xs[at])), round(frame.y(line.ys[at]))]);
-  const withBand = !line.dots && line.low && line.high ? kept.filter((at) => line.low[at] != null && line.high[at] != null) : [];
-  const edge = (values, order) => order.map((at) => `${round(frame.x(line.xs[at]))},${round(frame.y(values[at]))}`);
-  const dots = line.dots || points.length < 3;
+  // Evaluations of several sets stand at the same steps: each a little beside the other, so that no interval hides another.
+  const aside = line.dots ? 3 * i : 0;
+  const x = (at) => round(frame.x(line.xs[at]) + aside);
+  const point = (values, at) => `${x(at)},${round(frame.y(values[at]))}`;
+  const withRange = line.low && line.high ? kept.filter((at) => line.low[at] != null && line.high[at] != null) : [];
+  const band = [...withRange.map((at) => point(line.high, at)), ...[...withRange].reverse().map((at) => point(line.low, at))];
   return (
     <g {...look(i)}>
-      {withBand.length > 1 && <polygon class="band" points={[...edge(line.high, withBand), ...edge(line.low, [...withBand].reverse())].join(" ")} />}
-      <polyline class="line" points={points.map((point) => point.join(",")).join(" ")} />
+      {!line.dots && withRange.length > 1 && <polygon class="band" points={band.join(" ")} />}
+      <polyline class="line" points={kept.map((at) => point(line.ys, at)).join(" ")} />
       {line.dots &&
-        kept.map(
-          (at) =>
-            line.low?.[at] != null &&
-            line.high?.[at] != null && (
-              <line key={at} class="whisker" x1={frame.x(line.xs[at])} x2={frame.x(line.xs[at])} y1={frame.y(line.low[at])} y2={frame.y(line.high[at])} />
-            ),
-        )}
-      {dots && points.map(([x, y]) => <circle key={x} class="dot" cx={x} cy={y} r="2.5" />)}
+        withRange.map((at) => (
+          <line key={at} class="whisker" x1={x(at)} x2={x(at)} y1={frame.y(line.low[at])} y2={frame.y(line.high[at])} />
+        ))}
+      {(line.dots || kept.length < 3) && kept.map((at) => <circle key={at} class="dot" cx={x(at)} cy={frame.y(line.ys[at])} r="2.5" />)}
     </g>
   );
 }
@@ -57,11 +56,11 @@ function Axes({ frame, width, show }) {
         <g key={value}>
           <line x1={ROOM.left} x2={width - ROOM.right} y1={frame.y(value)} y2={frame.y(value)} />
           <text x={ROOM.left - 5} y={frame.y(value) + 4} text-anchor="end">
-            {show(value)}
+            {show(value).replace(/\.0+ %$/, " %")}
           </text>
         </g>
       ))}
-      {ticks(frame.xs[0], frame.xs[1], width / 90)
+      {ticks(frame.xs[0], frame.xs[1], width / 60)
         .filter(Number.isInteger)
         .map((step) => (
           <text key={step} x={frame.x(step)} y={HEIGHT - 5} text-anchor="middle">
@@ -87,6 +86,7 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
   const Heading = `h${level}`;
   const near = (wanted) => steps.reduce((best, step) => (Math.abs(step - wanted) < Math.abs(best - wanted) ? step : best), steps[0]);
   const at = chosen === null || !steps.includes(chosen) ? steps.at(-1) : chosen;
+  const inside = frame ? marks.filter(([step]) => step >= frame.xs[0] && step <= frame.xs[1]) : [];
   const here = marks.filter(([step]) => step === at).map(([, text]) => text);
   const move = (event) => {
     const moves = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -Infinity, End: Infinity };
@@ -114,10 +114,10 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
         onPointerMove={(event) => frame && setChosen(near(frame.step(event.clientX - box.current.getBoundingClientRect().left)))}
         onPointerLeave={() => setChosen(null)}
       >
-        {frame && (
+        {frame ? (
           <svg width={width} height={HEIGHT} aria-hidden="true">
             <Axes frame={frame} width={width} show={show} />
-            {marks.map(([step, text]) => (
+            {inside.map(([step, text]) => (
               <g key={`${step}${text}`} class="mark">
                 <line x1={frame.x(step)} x2={frame.x(step)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />
                 <path d={`M${round(frame.x(step) - 5)},1h10l-5,9z`} />
@@ -128,6 +128,8 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
             ))}
             {chosen !== null && <line class="cursor" x1={frame.x(at)} x2={frame.x(at)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />}
           </svg>
+        ) : (
+          <div class="not-yet" />
         )}
       </div>
       <Legend lines={lines} at={at} show={show} alarms={here} />

@@ -1,21 +1,19 @@
 // What stands under a curve: its lines with their values at a step, and all values as a table.
 import { useState } from "preact/hooks";
+import { withInterval } from "./numbers.js";
 import { lastAt } from "./thin.js";
 
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2 1 2", "1 2"];
 const ROWS = 200; // of the table
 
 /** A line's looks, by its place: colour and dashes, so that colour is never needed to tell lines apart. */
-export const look = (i) => ({ class: `series-${i % 6}`, "stroke-dasharray": DASHES[i % DASHES.length] });
+export const look = (i) => ({ class: `series-${i % 6}`, "stroke-dasharray": DASHES[(i + Math.floor(i / 6)) % DASHES.length] });
 
 /** What a line has at a step, with its interval; where it has nothing there, the last value before and its step. */
 export function valueAt(line, step, show) {
   const at = lastAt(line.xs, line.ys, step);
   if (at < 0) return "—";
-  const low = line.low?.[at];
-  const high = line.high?.[at];
-  const range = low === null || low === undefined || high === null || high === undefined ? "" : ` (${show(low)} to ${show(high)})`;
-  return `${show(line.ys[at])}${range}${line.xs[at] === step ? "" : ` at ${line.xs[at]}`}`;
+  return `${withInterval(line.ys[at], line.low?.[at], line.high?.[at], show)}${line.xs[at] === step ? "" : ` at ${line.xs[at]}`}`;
 }
 
 export function Legend({ lines, at, show, alarms }) {
@@ -45,7 +43,7 @@ export function Behind({ title, lines, steps, show }) {
   const rows = open ? steps.filter((_, i) => i % every === 0 || i === steps.length - 1) : [];
   return (
     <details onToggle={(event) => setOpen(event.currentTarget.open)}>
-      <summary>Values{every > 1 ? `, every ${every}th step` : ""}</summary>
+      <summary>Values{every > 1 ? `, one step in ${every}` : ""}</summary>
       {open && (
         <div class="table-box tall" role="region" aria-label={`${title}, values`} tabIndex={0}>
           <table>

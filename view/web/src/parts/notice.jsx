@@ -5,8 +5,7 @@ export function Waiting({ answer, what }) {
   if (answer.error) {
     return (
       <p class="notice bad" role="alert">
-        <Text>{answer.error}</Text>{" "}
-        {answer.value !== undefined && "What is shown is from before. "}
+        <Text>{answer.error}</Text> {answer.value !== undefined && "What is shown is from before. "}
         <button type="button" onClick={answer.again}>
           Ask again
         </button>

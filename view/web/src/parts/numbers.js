@@ -14,6 +14,12 @@ export function interval(low, high, digits = 0) {
   return isNone(low) || isNone(high) ? NONE : `${(100 * low).toFixed(digits)}–${(100 * high).toFixed(digits)} %`;
 }
 
+/** A value with its interval behind it, in the value's own format: "33.8 % 22–48 %", "0.91 0.85–0.97"; ends that miss are left out. */
+export function withInterval(value, low, high, show) {
+  const around = isNone(low) || isNone(high) ? "" : ` ${show === share ? interval(low, high) : `${show(low)}–${show(high)}`}`;
+  return `${show(value)}${around}`;
+}
+
 /** Four significant digits, no more: 0.00016 → "1.6e-4", 12345.6 → "12,346", 3 → "3". */
 export function number(value) {
   if (isNone(value)) return NONE;
@@ -50,6 +56,19 @@ export function moment(seconds) {
   const date = new Date(1000 * seconds);
   const two = (part) => String(part).padStart(2, "0");
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}`;
+}
+
+/** A moment in few letters: today's as "23:54:12", others as "11-28 23:54". */
+export function recent(seconds, now = Date.now() / 1000) {
+  if (isNone(seconds)) return NONE;
+  const text = moment(seconds);
+  if (text.slice(0, 10) !== moment(now).slice(0, 10)) return text.slice(5);
+  return `${text.slice(11)}:${String(new Date(1000 * seconds).getSeconds()).padStart(2, "0")}`;
+}
+
+/** Three digits after the point, always: for figures near 1, as the gate. */
+export function fixed(value) {
+  return isNone(value) ? NONE : value.toFixed(3);
 }
 
 /** MiB: "812 MiB", "12.4 GiB". */

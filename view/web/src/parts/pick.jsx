@@ -14,7 +14,14 @@ export function Pick({ names, chosen, onChange, label }) {
     <fieldset class="pick">
       <legend>{label}</legend>
       <div class="row-of-controls">
-        <input type="search" data-find aria-label={`Search: ${label}`} placeholder="search" value={search} onInput={(event) => setSearch(event.target.value)} />
+        <input
+          type="search"
+          data-find
+          aria-label={`Search: ${label}`}
+          placeholder="search"
+          value={search}
+          onInput={(event) => setSearch(event.target.value)}
+        />
         <span class="quiet" role="status">
           {hits.length} of {names.length}
           {hits.length > SHOWN ? `, the first ${SHOWN} shown` : ""}

@@ -2,8 +2,15 @@
 
 // C0 but tab and line feed, DEL, C1, soft hyphen, Arabic letter mark, zero-width and bidi marks, separators, invisible operators, BOM,
 // interlinear and tag characters, lone surrogates.
-const HIDDEN =
-  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e0fff}]|\p{Surrogate}/gu;
+const HIDDEN = new RegExp(
+  [
+    "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f]",
+    "[\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb]",
+    "[\\u{e0000}-\\u{e0fff}]",
+    "\\p{Surrogate}",
+  ].join("|"),
+  "gu",
+);
 
 /** How one hidden character is shown: "⟨U+202E⟩", escape as "⟨ESC⟩", carriage return as "⟨CR⟩". */
 export function spell(character) {
@@ -42,6 +49,11 @@ export function visible(text) {
 
 /** At most `limit` characters of a text in one line, for lists. */
 export function oneLine(text, limit = 160) {
-  const line = visible(String(text).slice(0, 4 * limit).replace(/\s+/g, " ").trim());
+  const line = visible(
+    String(text)
+      .slice(0, 4 * limit)
+      .replace(/\s+/g, " ")
+      .trim(),
+  );
   return line.length > limit ? `${line.slice(0, limit - 1)}…` : line;
 }

@@ -16,10 +16,12 @@ export function flat(config, before = "") {
 export function differing(configs) {
   const all = configs.map((config) => flat(config));
   const names = [...new Set(all.flatMap(Object.keys))].sort();
-  return names.map((name) => [name, all.map((one) => one[name])]).filter(([, values]) => new Set(values.map((value) => JSON.stringify(value))).size > 1);
+  return names
+    .map((name) => [name, all.map((one) => one[name])])
+    .filter(([, values]) => new Set(values.map((value) => JSON.stringify(value))).size > 1);
 }
 
 /** A setting's value as it stands in config.json, in one line. */
 export function Setting({ value }) {
-  return <Text class="mono">{plain(value)}</Text>;
+  return <Text class="mono setting">{plain(value)}</Text>;
 }

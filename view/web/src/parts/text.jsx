@@ -2,7 +2,13 @@ import { pieces } from "./safe.js";
 
 /** Foreign text: as text, with hidden characters made visible. `block` keeps its lines and wraps them. */
 export function Text({ children, block = false, ...rest }) {
-  const shown = pieces(children === null || children === undefined ? "" : String(children));
+  // Several children are one text: `<Text>in {root}</Text>`.
+  const shown = pieces(
+    [children]
+      .flat()
+      .filter((part) => part !== null && part !== undefined && part !== false)
+      .join(""),
+  );
   const inner = shown.map((piece) => (piece.hidden ? <span class="hidden-character">{piece.text}</span> : piece.text));
   return block ? (
     <div class="text" {...rest}>

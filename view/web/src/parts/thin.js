@@ -53,6 +53,7 @@ export function extent(lists) {
     }
   }
   if (low > high) return null;
+  if (low === 0 && high === 0) return [0, 1];
   if (low === high) return [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
   return [low, high];
 }
