@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-FILES = ("metrics.jsonl", "disagreements.jsonl", "left_out.jsonl")
+FILES = ("metrics.jsonl", "disagreements.jsonl", "trace.json", "left_out.jsonl")
 
 
 def cut(run: Path, out: Path, steps: list[int]) -> None:
@@ -19,8 +19,6 @@ def cut(run: Path, out: Path, steps: list[int]) -> None:
     for name in FILES:
         if (run / name).is_file():
             shutil.copy(run / name, out)
-    trace = json.loads((run / "trace.json").read_text("utf-8"))
-    (out / "trace.json").write_text(json.dumps(trace, separators=(",", ":")), encoding="utf-8")
     for step in steps:
         name = f"rollouts/step-{step:06d}"
         shutil.copytree(run / name, out / name)

@@ -51,6 +51,7 @@ class Watched:
         return self.ready()
 
     def ready(self) -> Page:
+        self.page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")  # a new route is drawn
         self.page.wait_for_function(READY)
         return self.page
 
@@ -74,4 +75,4 @@ class Watched:
         blocked = [] if kind else self.blocked()
         self.context.close()
         if kind is None:
-            assert (self.faults, blocked) == ([], [])
+            assert not self.faults and not blocked, [*self.faults, *blocked]
