@@ -65,11 +65,22 @@ export function listen() {
 
 /** Moves the focus to the next or previous element that bears `data-row`; nothing is remembered but the focus itself. */
 export function moveRow(by) {
-  const rows = [...document.querySelectorAll("main [data-row]")].filter((row) => row.offsetParent !== null);
+  const rows = [...document.querySelectorAll("main [data-row]")].filter((row) => row.checkVisibility());
   if (!rows.length) return;
   const holder = document.activeElement?.closest?.("tr, li, [data-holder]");
   const at = rows.findIndex((row) => row === document.activeElement || (holder && holder.contains(row)));
   const next = at < 0 ? (by > 0 ? 0 : rows.length - 1) : Math.min(rows.length - 1, Math.max(0, at + by));
-  rows[next].focus();
-  rows[next].scrollIntoView({ block: "nearest" });
+  focusRow(rows[next]);
+}
+
+export function focusRow(row) {
+  row.focus({ preventScroll: true });
+  row.scrollIntoView({ block: "nearest" });
+}
+
+/** The row that leads to an address or to a page above it: where one was before going down there. */
+export function rowOf(address) {
+  const path = (text) => text.split("?")[0];
+  const rows = [...document.querySelectorAll("main a[data-row]")].filter((row) => row.checkVisibility());
+  return rows.find((row) => `${path(address)}/`.startsWith(`${path(row.getAttribute("href"))}/`));
 }

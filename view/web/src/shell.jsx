@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, get, live, paths } from "./api.js";
 import { useJson, useRoute } from "./hooks.js";
-import { moveRow, useKeys } from "./keys.js";
+import { focusRow, moveRow, rowOf, useKeys } from "./keys.js";
 import { AnatomyPage } from "./pages/anatomy.jsx";
 import { ComparePage } from "./pages/compare.jsx";
 import { FindPage } from "./pages/find.jsx";
@@ -89,7 +89,7 @@ async function toDisagreement(route, run) {
 }
 
 function find(route) {
-  const field = document.querySelector("main [data-find]");
+  const field = [...document.querySelectorAll("main [data-find]")].find((one) => one.checkVisibility());
   if (field) field.focus();
   else if (route.key) go({ page: "find", key: route.key });
 }
@@ -161,15 +161,18 @@ export function Shell() {
   const answer = useJson(route.key ? paths.run(route.key) : null, goesOn ? OFTEN : SELDOM);
   const run = answer.value;
   const place = `${route.page}/${route.key}/${route.step}/${route.g}/${route.sample}`;
-  const first = useRef(place);
+  const first = useRef({ place, hash: location.hash });
   useEffect(() => setGoesOn(!run || run.state === "running" || run.state === "stalled"), [run]);
   useEffect(() => {
     // On a new page reading begins at its top, for eyes, keys and screen readers alike.
-    if (first.current !== place) {
+    // In a list that holds where one comes from, reading goes on at that row; a run's page begins at its top.
+    if (first.current.place !== place) {
       scrollTo(0, 0);
-      main.current.focus({ preventScroll: true });
+      const row = route.page !== "run" && rowOf(first.current.hash);
+      if (row) focusRow(row);
+      else main.current.focus({ preventScroll: true });
     }
-    first.current = place;
+    first.current = { place, hash: location.hash };
   }, [place]);
   const help = () => setHelping(true);
   useShellKeys(route, run, help);

@@ -21,15 +21,18 @@ function quarters(values) {
  *
  * @param {{points: [number, number, string][], xTitle: string, yTitle: string, title: string}} props third: the cell's letter
  */
-export function Scatter({ points, title, xTitle, yTitle }) {
-  const [box, width] = useWidth();
+export function Scatter({ points, ...rest }) {
   const known = useMemo(() => points.filter(([x, y]) => x !== null && y !== null), [points]);
+  return known.length ? <Drawn known={known} {...rest} /> : <p class="quiet">Nothing has been recorded.</p>;
+}
+
+function Drawn({ known, title, xTitle, yTitle }) {
+  const [box, width] = useWidth();
   const xs = roomy(extent([known.map(([x]) => x)]));
   const ys = roomy(extent([known.map(([, y]) => y)]));
   const x = (value) => ROOM.left + ((value - xs[0]) / (xs[1] - xs[0])) * (width - ROOM.left - ROOM.right);
   const y = (value) => HEIGHT - ROOM.bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (HEIGHT - ROOM.top - ROOM.bottom);
   const kinds = Object.keys(CELLS).filter((kind) => known.some((point) => point[2] === kind));
-  if (!known.length) return <p class="quiet">Nothing has been recorded.</p>;
   return (
     <figure class="scatter">
       <div ref={box} role="img" aria-label={`${title}: ${known.length} points; the table below has their quarters`}>
