@@ -12,6 +12,10 @@ from playwright.sync_api import expect
 expect.set_options(timeout=PATIENCE)
 pytest_plugins = ["browser.served"]
 
+OVERLAPS = """() => ["main h1", ".title-row h2", ".paragraph-number", ".standing", ".badge"].filter((name) => {
+    const box = document.querySelector(name).getBoundingClientRect();
+    return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2)?.closest(".formula");
+})"""
 WORDS = list(hostile.TEXTS)
 
 
@@ -20,7 +24,7 @@ def key(server, browser) -> str:
     """That of the hostile run, as the server lists it."""
     with Watched(browser, server, TOKEN) as watched:
         runs = json.loads(watched.context.request.get(f"{server}/api/runs.json").text())["runs"]
-    (key,) = [run["key"] for run in runs if "script" in run["key"]]
+    (key,) = [run["key"] for run in runs if run["key"].startswith("hostile")]
     assert [run["state"] for run in runs if run["name"] == "deep"] == ["broken"]
     return key
 
@@ -56,13 +60,13 @@ def test_a_hostile_rollout_is_shown_as_text_and_the_page_answers(watched, key, n
     shown = page.inner_text(".paragraphs")
     wanted = {
         "script": [hostile.SCRIPT, hostile.HANDLER, hostile.REMOTE, hostile.STYLE],
-        "control": ["⟨ESC⟩[31mred", "⟨U+202E⟩neddih⟨U+2066⟩", "⟨U+0000⟩", "line⟨CR⟩turned"],
-        "latex": [r"\href{javascript:window.pwned=5}", r"$\unknown{$"],
+        "control": ["neddih", "admin"],  # as the judge has it: hidden characters are taken out
+        "latex": [r"$\unknown{$"],
         "deep": ["[" * 1000],
         "long": [f"{hostile.SCRIPT} word"],
         "openings": [r"\(\(\("],
     }[name]
-    assert all(text in shown for text in wanted), shown[:2000]
+    assert [text for text in wanted if text not in shown] == []
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
@@ -71,6 +75,11 @@ def test_a_hostile_rollout_is_shown_as_text_and_the_page_answers(watched, key, n
     for summary in page.locator("summary").all():
         summary.press("Enter")
     nothing_ran(watched)
+    if name == "control":
+        whole = page.inner_text("details:has-text('whole response')")
+        spelt = ("⟨ESC⟩[31mred", "⟨U+202E⟩neddih⟨U+2066⟩", "⟨U+0000⟩", "line⟨CR⟩turned")
+        assert [text for text in spelt if text not in whole] == []
+        assert "with hidden characters, which the judge is not shown" in page.inner_text(".reading")
     page.keyboard.press("t")
     page.wait_for_selector(".tokens")
     nothing_ran(watched)
@@ -81,8 +90,8 @@ def test_formulas_are_drawn_and_bombs_stay_text(watched, key):
     page.wait_for_function("() => [...document.querySelectorAll('.formula')].every((each) => each.childNodes.length)")
     assert page.locator("main .formula").count() == 200  # of a thousand and some
     assert page.locator("main .formula math").count() > 100
-    widest = page.evaluate("() => Math.max(...[...document.querySelectorAll('math *')].map((e) => e.getBoundingClientRect().width))")
-    assert widest < 3000  # \rule{99999em}
+    drawn = page.evaluate(OVERLAPS)
+    assert drawn == []  # \rule{99999em}{99999em} covers nothing
     page.keyboard.press("s")
     page.wait_for_function("() => !document.querySelector('.formula')")
     assert r"\def\a{\b\b\b\b}" in page.inner_text(".paragraphs")
