@@ -62,16 +62,27 @@ export function useRoute() {
   return route;
 }
 
-/** A ref and the width in CSS pixels of the element that it is given to; 0 until that stands, so that nothing is drawn twice. */
+/**
+ * A ref and the width in CSS pixels of the element that it is given to; 0 until that stands, so that nothing is drawn twice. What is far
+ * below the window gets its width when the browser has nothing else to do: what can be seen is drawn first.
+ */
 export function useWidth() {
   const ref = useRef(null);
   const [width, setWidth] = useState(0);
   useLayoutEffect(() => {
     const measure = () => setWidth(Math.max(120, ref.current.clientWidth));
     const observer = new ResizeObserver(measure);
-    observer.observe(ref.current);
-    measure();
-    return () => observer.disconnect();
+    const begin = () => {
+      measure();
+      observer.observe(ref.current);
+    };
+    const idle = window.requestIdleCallback ? [requestIdleCallback, cancelIdleCallback] : [setTimeout, clearTimeout];
+    const near = ref.current.getBoundingClientRect().top < 1.5 * innerHeight;
+    const waiting = near ? begin() : idle[0](begin);
+    return () => {
+      if (!near) idle[1](waiting);
+      observer.disconnect();
+    };
   }, []);
   return [ref, width];
 }
