@@ -62,6 +62,16 @@ export function useRoute() {
   return route;
 }
 
+/** Calls when the browser has nothing else to do, at once after a while where it never has; the function returned takes that back. */
+function whenIdle(call) {
+  if (!window.requestIdleCallback) {
+    const timer = setTimeout(call, 50);
+    return () => clearTimeout(timer);
+  }
+  const handle = requestIdleCallback(call, { timeout: 2000 });
+  return () => cancelIdleCallback(handle);
+}
+
 /**
  * A ref and the width in CSS pixels of the element that it is given to; 0 until that stands, so that nothing is drawn twice. What is far
  * below the window gets its width when the browser has nothing else to do: what can be seen is drawn first.
@@ -76,11 +86,11 @@ export function useWidth() {
       measure();
       observer.observe(ref.current);
     };
-    const idle = window.requestIdleCallback ? [requestIdleCallback, cancelIdleCallback] : [setTimeout, clearTimeout];
-    const near = ref.current.getBoundingClientRect().top < 1.5 * innerHeight;
-    const waiting = near ? begin() : idle[0](begin);
+    let forget = () => {};
+    if (ref.current.getBoundingClientRect().top < 1.5 * innerHeight) begin();
+    else forget = whenIdle(begin);
     return () => {
-      if (!near) idle[1](waiting);
+      forget();
       observer.disconnect();
     };
   }, []);
