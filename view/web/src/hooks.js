@@ -68,7 +68,7 @@ function whenIdle(call) {
     const timer = setTimeout(call, 50);
     return () => clearTimeout(timer);
   }
-  const handle = requestIdleCallback(call, { timeout: 2000 });
+  const handle = requestIdleCallback(call, { timeout: 400 });
   return () => cancelIdleCallback(handle);
 }
 
