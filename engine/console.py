@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from soundrl.engine.timeline import shares
+from soundrl.engine.phases import shares
 from soundrl.fapo.printable import printable
 
 

@@ -72,6 +72,7 @@ class StepBatch:
             advantage=float(self.advantages[index]),
             old_logprobs=self.old_logprobs.get(index),
             reference_logprobs=self.reference_logprobs.get(index),
+            index=index,
         )
 
 

@@ -31,6 +31,8 @@ class Sample:
     none."""
     reference_logprobs: Numbers | None = None
     """The same under the reference policy; None = there is none."""
+    index: int | None = None
+    """Which of its step's samples it is; None = of no step."""
 
     @classmethod
     def of(cls, rollout: Rollout) -> Sample:
@@ -88,6 +90,8 @@ class PackedBatch:
     """[T] float32 log-probabilities under the weights that sampled; None = the weights have not changed since"""
     reference_logprobs: Tensor | None = None
     """[T] float32 the same under the reference policy; None = there is none"""
+    indices: tuple[int, ...] = ()
+    """[B] which of its step's samples the sequences are; empty = they are of no step"""
 
     @property
     def tokens(self) -> int:
@@ -126,6 +130,7 @@ def pack(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
         advantages=scattered(np.array([row.advantage for row in rows]).repeat(own_B)),
         old_logprobs=None if rows[0].old_logprobs is None else scattered(joined(row.old_logprobs for row in rows)),
         reference_logprobs=None if rows[0].reference_logprobs is None else scattered(joined(row.reference_logprobs for row in rows)),
+        indices=tuple(row.index for row in rows if row.index is not None),
     )
 
 

@@ -59,6 +59,7 @@ class Recorder:
             metrics |= part
         if self.judge.watch is not None:
             metrics |= self.judge.watch.step(step, groups, metrics)
+            self.folder.alarms(step, self.judge.watch.standing)
             self.folder.disagree(step, self.judge.watch.disagreements)
         self.before = figures | self.before
         self.rollouts = {name: metrics[name] for name in SUMMARY if name in metrics}

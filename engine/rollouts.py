@@ -6,6 +6,7 @@ verifies and judges a part of its own. Where and when a rollout is sampled chang
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -17,9 +18,10 @@ from soundrl.engine.files.underway import Underway
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.longest_first import ExpectedLengths, rounds_of_decoding
 from soundrl.engine.packing import deal
+from soundrl.engine.phases import WON
 from soundrl.engine.samplers.sampler import Draw, Request, Sampler
 from soundrl.engine.samplers.turns import Turns
-from soundrl.engine.timeline import TIMELINE, WON
+from soundrl.engine.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt, Rollout
 from soundrl.fapo.task import Beside, Task
@@ -134,6 +136,7 @@ class Rollouts:
             yield from (rollout for rollout in known.values() if rollout.prompt_id in ids)
             for rollout in sampled:
                 RANK.beat()
+                rollout.sampled = time.time()
                 if rollout.prompt_id in ids if mine is None else (rollout.prompt_id, rollout.sample) in mine:
                     if mine is None:
                         self.underway.add(rollout)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import Sample, micro_batches
+from soundrl.fapo.pending import scored
 
 Leave = Callable[[StepBatch, Sequence[int]], None]
 FILL = 0.8
@@ -26,6 +27,8 @@ LEAST_ROUNDS = 4
 fewer are dealt at a time, the more the ranks wait for the longest (bench/deal.py: without this .90 of 32 ranks' time is useful)."""
 MOST_BATCHES = 8
 """… or with this many micro-batches a rank: long sequences may never fill theirs."""
+UPDATE = 10_000
+"""A rollout's `window`: that of its optimizer step, and `UPDATE` times that step's number in its step; both from 0."""
 
 
 def cut(lengths: Sequence[Sequence[int]], ranks: int, budget: int) -> list[range]:
@@ -96,3 +99,16 @@ def minibatches(batch: StepBatch, size: int, budget: int) -> list[Minibatch]:
         windows = [[judged[i] for i in part] for part in cut(lengths, batch.ranks.size, budget)]
         out.append(Minibatch(batch, groups, [decided, *windows] if decided else windows))
     return out
+
+
+def number_windows(parts: Sequence[Minibatch]) -> None:
+    """Say of this rank's own rollouts in which window they trained, all of `parts` having trained: by what the batch holds, so that a step
+    that was interrupted numbers them alike."""
+    batch = parts[0].batch
+    groups = dict(zip(batch.owned, scored(list(batch.owned.values())), strict=True))
+    for update, part in enumerate(parts):
+        for window, of in enumerate(part.windows):
+            for group in (groups[g] for g in of if g in groups):
+                for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
+                    if rollout.mask.any() and (batch.everything or advantage != 0.0):
+                        rollout.window = update * UPDATE + window

@@ -46,6 +46,7 @@ def train_step(run: Run, step: int) -> None:
         run.rollouts.learn(prompts, batch)
         filled |= learned(run, pending)
         gate = run.sync()
+    run.folder.save_trained(step, run.trainer.values.take(prompts, batch))
     metrics = run.recorder.step(step, pending, judge, filled, trained, gate)
     run.watch(step, metrics)
     run.evaluate(step)

@@ -16,8 +16,9 @@ from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
-from soundrl.engine.schedule import Leave, Minibatch
+from soundrl.engine.schedule import Leave, Minibatch, number_windows
 from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.trained_values import TrainedValues
 from soundrl.kernels.linear_logprob import Logprobs
 from soundrl.kernels.loss_rule import LossRule
 from soundrl.kernels.policy_loss import METRIC_SUMS
@@ -53,6 +54,7 @@ class Trainer:
         self.within, self.totals, self.late = 0, dict[str, float](), dict[int, np.ndarray]()
         """Of the step under way: mini-batches trained, what they add up to, and what `StepBatch.old_logprobs` was when it began."""
         self.leave: Leave = lambda batch, window: None
+        self.values = TrainedValues()
         self.reference: Policy | None = None
         """Of the KL term, where there is one"""
 
@@ -86,6 +88,7 @@ class Trainer:
                 loss, metrics, logprobs = loss_function(batch, count)
                 (self.ranks.size * loss).backward()
                 sums[2:] += torch.stack([loss.detach(), logprobs.entropy.sum(), *(metrics[name] for name in METRIC_SUMS)])
+                self.values.keep(batch, logprobs)
             sums[0] += batch.tokens
             sums[1] += 1
         return self.ranks.total(dict(zip(SUMS, sums.tolist(), strict=True)))
@@ -157,6 +160,7 @@ class Trainer:
         exactly zero gradient: they count in the denominator and are not trained. Goes on where an interrupted step has stopped (`within`);
         `rest` waits for what trains nothing and belongs to the step (verdicts where λ = 0). Returns metrics over the whole batch.
         """
+        self.values.begin()
         batch, candidates = minibatches[0].batch, [minibatch.candidates() for minibatch in minibatches]
         if self.reference is not None:
             with TIMELINE.detail("reference's log-probs"):  # of all, after a restart too: dealt alike, they are the same bits
@@ -175,6 +179,7 @@ class Trainer:
             self.totals = totals = {name: totals[name] + stats[name] for name in totals}
             self.within += 1
         rest()
+        number_windows(minibatches)
         self.leave(batch, ())
         self.within, self.totals, self.late = 0, {}, {}
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from soundrl.fapo.records import Group, Outcome
-from soundrl.fapo.rewards import is_flawed, rule_reward
+from soundrl.fapo.reward_rule import is_flawed, rule_reward
 
 ZERO = 1e-9
 """Above what rounding leaves of an advantage, or of the difference above, that is 0 (1e-16), and below the next one (1e-6 with a λ of three

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from soundrl.fapo.corrected import Errors, corrected
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
-from soundrl.fapo.rewards import is_flawed, is_unknown
+from soundrl.fapo.reward_rule import is_flawed, is_unknown
 from soundrl.fapo.verify.own import REASONS
 
 Oracle = Callable[[Prompt, Rollout], Verdict]

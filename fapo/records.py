@@ -87,6 +87,15 @@ class Rollout:
     given: all are its own."""
     turns: tuple[Turn, ...] = ()
     """Where there is more than one."""
+    # For who looks at the run later; nothing is computed from them.
+    sampled: float = 0.0
+    """When it was whole, in Unix seconds; 0 = not recorded."""
+    verified: float = 0.0
+    """When its outcome came, the same."""
+    paragraphs: tuple[str, ...] = ()
+    """The solution cut as its judge counts steps; empty where it is not judged."""
+    window: int | None = None
+    """Where it trained, `UPDATE` × optimizer step of its step + window of that (`soundrl.engine.schedule`); None = it trained nothing."""
 
     @property
     def answer_text(self) -> str:
@@ -177,6 +186,10 @@ class Verdict:
     """Address of the endpoint that gave the reply (of the first vote)."""
     votes: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """What each of several votes said: `sound`, `flawed 2` or the reason of an unknown one; empty where there was one vote."""
+    asked: float = field(default=0.0, compare=False, repr=False)
+    """When its first request went out, in Unix seconds, after the wait for a free worker; 0 where nobody was asked."""
+    answered: float = field(default=0.0, compare=False, repr=False)
+    """When its last reply came, the same."""
 
     @classmethod
     def sound(cls) -> Verdict:

@@ -147,6 +147,7 @@ class ReasoningTask(Task):
                 if judge is None or outcome.result().outcome is not Outcome.CORRECT:
                     verdict.set_result(None)
                     return
+                rollout.paragraphs = tuple(self.split(rollout.text))
                 call = Call(time.perf_counter())
                 answer = judge.submit(prompt, rollout, places[prompt.id])
                 if beside is not None:
@@ -166,9 +167,15 @@ class ReasoningTask(Task):
             group = pending.by_prompt[rollout.prompt_id]
             said, verdict = self.verify(group.prompt, rollout), Future()
             outcome = said if isinstance(said, Future) else done(said)
+            outcome.add_done_callback(partial(verified_now, rollout))
             group.add(rollout, outcome, verdict)
             if self.judge_sleeps:
                 pending.held.append((outcome, partial(ask, group.prompt, rollout, verdict)))
             else:
                 outcome.add_done_callback(partial(ask, group.prompt, rollout, verdict))
         return pending.sampled(new)
+
+
+def verified_now(rollout: Rollout, outcome: Future[Said]) -> None:
+    """Its outcome is here."""
+    rollout.verified = time.time()

@@ -50,7 +50,7 @@ def rollouts(folder: Path) -> dict[tuple, str]:
     for kind in ("train", "replaced", "eval"):
         for step in run.steps(kind):
             for row in run.rollouts(step, kind):
-                row = {name: value for name, value in row.items() if not name.startswith("judge_")}
+                row = {name: value for name, value in row.items() if not name.startswith(("judge_", "times"))}
                 row["logprobs"] = np.array(row["logprobs"], np.float32).tobytes().hex()
                 key = (step, kind, row["prompt_id"], row["sample"])
                 assert key not in out, key

@@ -1,6 +1,7 @@
 """Import directions (kernels · fapo → genrm → engine → view), what the kernels need, and names that would shadow the standard library."""
 
 import ast
+import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -56,6 +57,22 @@ def test_import_direction_and_size(path):
 
 def test_the_check_finds_a_wrong_import():
     assert imported(ast.parse("def f():\n    from soundrl.engine.config import Config")) == {"soundrl.engine.config.Config"}
+
+
+LIGHT = (
+    "engine.config engine.files.rollout_file engine.files.run_reader engine.files.saved_step engine.phases engine.recipes "
+    "engine.tools.trace fapo.flips fapo.measures fapo.records fapo.reward_rule genrm.labels genrm.prompts genrm.watch.alarms"
+).split()
+"""What reads a run for the inspector, whose process has no room for torch."""
+
+
+def test_a_run_is_read_without_torch():
+    code = (
+        f"import importlib, sys\nfor name in {LIGHT}: importlib.import_module('soundrl.' + name)\n"
+        "print(sorted({'torch', 'vllm', 'transformers', 'pandas'} & {*sys.modules}), 'pyarrow' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert said.stdout == "[] True\n", said.stdout + said.stderr
 
 
 def parameters(tree: ast.Module) -> dict[str, int]:

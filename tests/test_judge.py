@@ -193,7 +193,10 @@ def test_the_same_question_is_asked_once(serve, ask):
 def test_a_remembered_answer_has_its_critique_and_no_cost_of_its_own(serve, ask, monkeypatch):
     server = serve(find_flaw)
     judge = ask(server)
+    before = time.time()
     first, again = submit(judge).result(120), submit(judge).result(120)
+    assert before <= first.asked <= first.answered <= time.time() and again.asked == again.answered == 0.0
+    assert first.answered - first.asked == pytest.approx(first.seconds, abs=1e-3)
     assert first == again == Verdict.flawed(1) and first.critique == again.critique != "" and first.worker == again.worker == server.url
     assert first.seconds > 0 == again.seconds and again.tokens == 0 and len(server.bodies) == 1
     monkeypatch.setattr(judge_module, "_HELD", len(first.critique) + 1)  # texts are held up to a bound

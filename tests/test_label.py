@@ -6,6 +6,7 @@ import pytest
 
 from soundrl.genrm import label
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled
+from soundrl.genrm.labels import Labels, id_of
 
 
 def verdict(kind: str, step: int | None, critique: str = "Checked.") -> dict:
@@ -84,3 +85,29 @@ def test_a_run_without_disagreements_and_a_damaged_file(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         label.run([str(run), "--list"])
     assert "labels.jsonl:2: no JSON object" in capsys.readouterr().err
+
+
+def test_any_judged_rollout_takes_a_label_and_gives_it_back(run, tmp_path):
+    alone = tmp_path / "alone"  # a run in which no two judges disagree
+    alone.mkdir()
+    row = {"problem": "2+2?", "paragraphs": ["It is 4.", "So 4."], "reference": "4"}
+    labels = Labels(alone)
+    assert labels.left == [] and labels.of("8/p/0") is None
+    labels.set(id_of(8, "p", 0), 1, row)
+    labels.set(id_of(8, "p", 1), -1, row)
+    solution = {"problem": "2+2?", "steps": ("It is 4.", "So 4."), "answer": "4"}
+    assert load_labelled(str(labels.path)) == [Labelled(id="8/p/0", label=1, **solution), Labelled(id="8/p/1", label=-1, **solution)]
+    assert Labels(alone).of("8/p/0") == 1
+    labels.set("8/p/0", None)
+    assert [each.id for each in load_labelled(str(labels.path))] == ["8/p/1"] and Labels(alone).of("8/p/0") is None
+    labels.set("8/p/0", None)  # it has none: nothing is done
+    labels.set("8/p/1", None)
+    assert not labels.path.exists() and Labels(alone).rows == {}
+    with pytest.raises(ValueError, match="2 is no paragraph of the 2 of 8/p/0"):
+        labels.set("8/p/0", 2, row)
+    with pytest.raises(ValueError, match="no such disagreement"):
+        labels.set("8/p/0", 0)
+    both = Labels(run)
+    both.set("12/elsewhere/0", 0, row)
+    both.set("12/gsm8k.jsonl:17/0", 1)
+    assert [each.problem for each in load_labelled(str(both.path))] == ["2+2?", "1+1\x1b[31m?"] and len(both.left) == 2

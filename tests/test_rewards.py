@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
-from soundrl.fapo.rewards import RewardSettings, assign_advantages, overlong_penalty
+from soundrl.fapo.reward_rule import overlong_penalty
+from soundrl.fapo.rewards import RewardSettings, assign_advantages
 from soundrl.kernels.advantage import group_advantage
 
 PROMPT = Prompt(id="p", text="?", answer="1")

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from soundrl.engine.files.rollout_file import OF_JUDGE, SCHEMA, RolloutWriter, file_name, ragged, read_file
+from soundrl.engine.files.rollout_rows import verdict_of
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.files.run_reader import FORMAT, RunReader
-from soundrl.engine.files.underway import verdict_of
 from soundrl.engine.launch.last_words import RANK, explained
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 
@@ -100,6 +100,24 @@ def test_what_a_record_carries_of_the_judges_work_is_kept(tmp_path):
     rows, names = RunReader(tmp_path).rollouts(1), ("extracted", *OF_JUDGE)
     assert [[row[name] for name in names] for row in rows] == [["2", "Step 2 …", 90, 1.5, "j1", [*votes]], [None] * 6]
     assert vars(verdict_of(rows[0])) == vars(said)  # what an interrupted step reads
+
+
+def test_paragraphs_times_and_window_read_back_and_are_null_where_nobody_said_them(tmp_path):
+    told = group("a", 3)
+    told.verdicts[0] = said = Verdict("flawed", 1, asked=1003.5, answered=1007.25)
+    first, second, _ = told.rollouts
+    first.sampled, first.verified, first.paragraphs, first.window = 1000.5, 1001.5, ("It is 2.", "So 3."), 10_002
+    second.sampled, second.window = 1002.0, 0
+    save(tmp_path, 1, [[told]])
+    rows = RunReader(tmp_path).rollouts(1)
+    assert [row["times"] for row in rows] == [
+        {"sampled": 1000.5, "verified": 1001.5, "asked": 1003.5, "answered": 1007.25},
+        {"sampled": 1002.0, "verified": None, "asked": None, "answered": None},
+        None,
+    ]
+    assert [row["paragraphs"] for row in rows] == [["It is 2.", "So 3."], None, None]
+    assert [row["window"] for row in rows] == [10_002, 0, None]
+    assert vars(verdict_of(rows[0])) == vars(said)
 
 
 def test_each_rank_writes_its_own_and_one_without_rollouts_nothing(tmp_path):

@@ -12,7 +12,7 @@ from tiny import write_tiny
 
 from soundrl.engine.exchange import exchange
 from soundrl.engine.packing import deal, micro_batches
-from soundrl.engine.schedule import MOST_BATCHES, Minibatch, cut, minibatches
+from soundrl.engine.schedule import MOST_BATCHES, UPDATE, Minibatch, cut, minibatches, number_windows
 from soundrl.engine.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups, done, scored
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
@@ -129,6 +129,25 @@ def test_what_is_packed_is_decided_before_verdicts_and_trained_after():
     assert [sample.logprobs.tolist() for sample in trained] == [[-1.0] * n for n in (1, 2, 3, 4)] and trained[0].prompt_tokens.tolist() == [
         9
     ]
+
+
+def test_each_trained_rollout_has_the_number_of_its_window_and_others_have_none():
+    judge, pending = collected({"a": "ccw", "b": "www", "c": "cccc", "d": "cww", "e": "cw"})
+    parts = planned(pending, 3, 10)
+    judge.answer("sf" + "ssss" + "f" + "s")
+    assert [minibatch.windows for minibatch in parts] == [[[0], [2]], [[3], [4]]]
+    trained = [len(window) for minibatch in parts for window in minibatch.trained()]
+    number_windows(parts)
+    windows = {group.prompt.id: [rollout.window for rollout in group.rollouts] for group in pending.groups()}
+    # All of c is sound, and has no advantage: its window trains nothing.
+    assert windows == {"a": [0] * 3, "b": [None] * 3, "c": [None] * 4, "d": [UPDATE] * 3, "e": [UPDATE + 1] * 2} and trained == [3, 0, 3, 2]
+    assert all(rollout.paragraphs == ("",) for name in "ce" for rollout in pending.by_prompt[name].rollouts[:1])
+    assert pending.by_prompt["e"].rollouts[1].paragraphs == ()
+    # A step that goes on behind its first optimizer step has settled nothing of that, and numbers alike.
+    judge, pending = collected({"a": "ccw", "b": "www", "c": "cccc", "d": "cww", "e": "cw"})
+    judge.answer("sf" + "ssss" + "f" + "s")
+    number_windows(planned(pending, 3, 10))
+    assert windows == {group.prompt.id: [rollout.window for rollout in group.rollouts] for group in pending.groups()}
 
 
 def test_minibatches_are_whole_groups_in_prompt_order():

@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import start
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from soundrl.engine.environments.arithmetic import calculator
 from soundrl.engine.environments.arithmetic.called_chains import KINDS, first_flaw
 from soundrl.engine.environments.arithmetic.chains import parse
+from soundrl.engine.environments.arithmetic.chains import steps as solution_steps
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.tools.trace import read_trace, steps_of
 from soundrl.fapo.figures import figures
@@ -62,6 +64,26 @@ def test_two_ranks_through_vllm_leave_a_whole_run_folder(two_ranks):
     assert {r["policy_version"] for r in rollouts} == {1}
     assert all((r["verdict"] is not None) == (r["outcome"] == "correct") for r in rollouts)
     assert all(len(r["tokens"]) == len(r["logprobs"]) for r in rollouts)
+    assert all((r["window"] is not None) == (r["advantage"] != 0.0) for r in rollouts) and {r["window"] for r in rollouts} >= {0, 1}
+    spans = [(event["ts"] / 1e6, event["dur"] / 1e6) for event in read_trace(folder / "trace.json") if event.get("name") == "generate"]
+    begin, end = spans[0][0], max(start + seconds for start, seconds in spans)
+    assert all(begin < r["times"]["sampled"] <= r["times"]["verified"] < end + 60 for r in rollouts)
+    assert {(r["times"]["asked"], r["times"]["answered"]) for r in rollouts} == {(None, None)}  # the oracle is not asked
+    by_trainer = {(r["prompt_id"], r["sample"]): r for r in RunReader(folder).trained(1).to_pylist()}
+    assert by_trainer.keys() == {(r["prompt_id"], r["sample"]) for r in rollouts if r["window"] is not None}
+    assert sorted(file.name for file in (folder / "rollouts" / "step-000001").glob("trained-*")) == ["trained-0.arrows", "trained-1.arrows"]
+    ratios, entropy = [], []
+    for r in (r for r in rollouts if r["window"] is not None):
+        found = by_trainer[r["prompt_id"], r["sample"]]
+        ratios += np.exp(np.abs(np.subtract(found["logprobs"], r["logprobs"]))).tolist()
+        entropy += found["entropy"]
+    assert np.mean(ratios) == pytest.approx(steps[0]["mismatch/exp_abs_dlogp"], rel=1e-5) and len(ratios) == steps[0]["tokens/trained"]
+    assert np.mean(entropy) == pytest.approx(steps[0]["loss/entropy"], rel=1e-3)
+    judged = [r for r in rollouts + RunReader(folder).rollouts(3, "eval") if r["verdict"]]
+    assert len(judged) > 16 and all(r["paragraphs"] == list(solution_steps(r["text"])) for r in judged)
+    flawed = [r for r in judged if r["verdict"]["kind"] == "flawed"]
+    assert flawed and all(r["verdict"]["step"] < len(r["paragraphs"]) for r in flawed)
+    assert {r["paragraphs"] is None for r in rollouts if r["verdict"] is None} == {True}
     evaluated = RunReader(folder).rollouts(3, "eval")
     assert RunReader(folder).steps("eval") == [0, 3] and {row["set"] for row in evaluated} == {"arith-test", "arith-test-p2"}
     assert len({(row["prompt_id"], row["sample"]) for row in evaluated}) == len(evaluated) == 48
@@ -233,6 +255,9 @@ def test_a_judge_behind_a_url_reaches_rewards_and_counts(tiny_runs):
     assert unknown and all(v["reason"] == "no_box" for v in unknown)
     asked = [e for e in read_trace(folder / "trace.json") if e["ph"] == "b"]
     assert len(asked) == len(verdicts) and 0 <= row["genrm/overlap"] <= 1
+    own = [r for r in rollouts if r["judge_seconds"]]
+    assert own and all(r["times"]["verified"] <= r["times"]["asked"] < r["times"]["answered"] for r in own)
+    assert all(f"<paragraph_{len(r['paragraphs']) - 1}>" in "".join(ScriptedJudge.seen) for r in own)
     assert row["genrm/unknown_no_box"] >= len(unknown) and row["genrm/latency_p99"] > 0
     assert row["genrm/unknown"] == pytest.approx(len(unknown) / len(verdicts))
     assert all(v["kind"] in ("flawed", "unknown") for v in verdicts)

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from soundrl.fapo.records import Group
+from soundrl.fapo.records import Group, Rollout, Verdict
 
 VERDICT = pa.struct({"kind": pa.string(), "step": pa.int32(), "reason": pa.string()})
 TURN = pa.struct({"own": pa.bool_(), "tool": pa.string(), "failed": pa.bool_(), "text": pa.string()})
+TIMES = pa.struct({name: pa.float64() for name in ("sampled", "verified", "asked", "answered")})
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.string(),
@@ -52,6 +53,10 @@ SCHEMA = pa.schema(
         "policy_version": pa.int32(),
         "mask": pa.list_(pa.uint8()),  # 1 = the policy's own token; null = all are
         "turns": pa.list_(TURN),  # null = one
+        # For who looks at the run; nothing is computed from them.
+        "paragraphs": pa.list_(pa.string()),  # what `verdict.step` counts; null = not judged
+        "times": TIMES,  # Unix seconds; null = not recorded, and of the last two: not asked (remembered, an oracle)
+        "window": pa.int32(),  # that trained it, see `soundrl.engine.schedule`; null = it trained nothing
     }
 )
 OF_JUDGE = ("critique", "judge_tokens", "judge_seconds", "judge_worker", "judge_votes")
@@ -106,8 +111,19 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
         **{"reward": each("rewards"), "advantage": each("advantages"), "kept": each("kept"), "score": each("scores")},
         "mask": [None if r.mask.all() else r.mask for r in rollouts],
         "turns": [[vars(turn) for turn in r.turns] or None for r in rollouts],
+        "paragraphs": [list(r.paragraphs) or None for r in rollouts],
+        "times": [times_of(r, v) for r, v in zip(rollouts, verdicts, strict=True)],
+        "window": [r.window for r in rollouts],
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def times_of(rollout: Rollout, verdict: Verdict | None) -> dict[str, float | None] | None:
+    """Of `TIMES` those that are known; None: no one is."""
+    said = {"sampled": rollout.sampled, "verified": rollout.verified}
+    said |= {} if verdict is None else {"asked": verdict.asked, "answered": verdict.answered}
+    known = {name: value for name, value in said.items() if value}
+    return dict.fromkeys(TIMES.names) | known if known else None
 
 
 class RolloutWriter:

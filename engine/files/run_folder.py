@@ -10,14 +10,15 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.files.checkpoint import checkpoints
 from soundrl.engine.files.rollout_file import RolloutWriter, file_name
-from soundrl.engine.files.run_reader import FORMAT
+from soundrl.engine.files.run_reader import FORMAT, read_lines
+from soundrl.engine.files.trained_file import Trained, trained_name, write_trained
 from soundrl.engine.files.whole import whole
 from soundrl.engine.launch.last_words import RANK, remove, undone
 from soundrl.engine.ranks import Ranks
@@ -34,6 +35,8 @@ class RunFolder:
         self.config, self.ranks, self.writes = config, ranks, ranks.main
         self.metrics = self.board = self.trace = self.lock = None
         self.lines = self.disagreed = 0
+        self.standing: dict[str, str] = {}
+        """Alarms that the file says stand, by name"""
         self.goes_on = False
         """Whether an earlier run of this name goes on, from its last checkpoint, or from its beginning where it has none"""
         self.marks: dict[str, int] = {}
@@ -101,6 +104,7 @@ class RunFolder:
         self.disagreed = self.marks.get("disagreements", 0)
         if (file := self.path / "disagreements.jsonl").exists():
             os.truncate(file, self.disagreed)
+        self._keep_alarms(self.marks.get("step", 0))
         self.trace = TraceFile(self.path / "trace.json", self.marks.get("trace", 0))
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -135,6 +139,20 @@ class RunFolder:
                 file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
                 self.disagreed = file.tell()
 
+    def alarms(self, step: int, standing: Mapping[str, str]) -> None:
+        """Those that stand after a step, by name: a line where they are others than before (`alarms.jsonl`)."""
+        if self.writes and standing != self.standing:
+            self.standing = dict(standing)
+            with (self.path / ALARMS).open("a") as file:
+                file.write(json.dumps({"step": step, "alarms": self.standing}, ensure_ascii=False) + "\n")
+
+    def _keep_alarms(self, step: int) -> None:
+        """Those up to a step; what an interrupted run has said later is said again."""
+        if (file := self.path / ALARMS).exists():
+            kept = [row for row in read_lines(file) if row["step"] <= step]
+            file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            self.standing = kept[-1]["alarms"] if kept else {}
+
     def save_rollouts(self, step: int, groups: Sequence[Group], kind: str = "train", set: str = "") -> None:
         """This rank's groups of one sampling with outcomes, verdicts, rewards and advantages; `kind` and `set` as `rollout_file` has them.
         A collective, of numbers alone: rank 0 ends its file when all others have theirs. A rank without rollouts writes nothing."""
@@ -150,6 +168,14 @@ class RunFolder:
                     file.end(self.ranks.gather(rows))
         if not self.writes:
             self.ranks.gather(rows)
+
+    def save_trained(self, step: int, rows: Iterable[Trained]) -> None:
+        """What this rank has computed of the tokens that it trained; nothing where it trained none."""
+        if rows := list(rows):
+            folder = self.path / "rollouts" / f"step-{step:06d}"
+            folder.mkdir(exist_ok=True)
+            with whole(folder / trained_name(self.ranks.rank)) as beside:
+                write_trained(beside, rows)
 
     def save_trace(self, events: Sequence[dict[str, Any]]) -> None:
         """This rank's events, see `soundrl.engine.timeline`. A collective."""
@@ -190,6 +216,7 @@ FREE = (
 the same, up to the order in which numbers are added."""
 
 
+ALARMS = "alarms.jsonl"
 WARM_START = "warm_start"
 """Folder of checkpoints in the middle of a warm start; gone when it has ended."""
 

@@ -3,9 +3,9 @@
     python -m soundrl.engine.files.run_reader runs/fapo-7b 12                # the rollouts of step 12, a JSON object a line, without tokens
     python -m soundrl.engine.files.run_reader runs/fapo-7b 12 --kind eval    # those of the evaluation after it
 
-Format 2 (`format` in config.json) writes `rollouts/step-000012/rank-0.arrows` (see `rollout_file`), format 1 wrote
-`rollouts/step-000012.jsonl`; both read alike. What is damaged is a ValueError in one line with its place; what was half written when the
-run ended is left out, in one line of the log.
+Formats 3 and 2 (`format` in config.json) have `rollouts/step-000012/rank-0.arrows` (see `rollout_file`; 2 has no paragraphs, times and
+windows), format 1 has `rollouts/step-000012.jsonl`; all read alike. What is damaged is a ValueError in one line with its place; what was
+half written when the run ended is left out, in one line of the log.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 import tyro
 
 from soundrl.engine.files.rollout_file import NAME, SCHEMA, read_file
+from soundrl.engine.files.trained_file import read_trained
 
-FORMAT = 2
+FORMAT = 3
 log = logging.getLogger(__name__)
 
 
@@ -76,6 +77,11 @@ class RunReader:
                 raise ValueError(f"{self.path} has no rollouts of step {step} ({kind}); steps that it has: {there}")
             table = pa.concat_tables([_whole(parts[name]) for name in sorted(parts)], promote_options="default")
         return table if set is None else table.filter(pc.field("set") == set)
+
+    def trained(self, step: int) -> pa.Table:
+        """What training has computed of each token (`trained_file.SCHEMA`), a row a rollout that trained; none where an earlier format has
+        it not, or training is under way. ValueError for a damaged file."""
+        return read_trained(self.path / "rollouts" / f"step-{step:06d}")
 
     def ranks(self, step: int) -> int:
         """How many ranks a whole step of training had; 0 where the format does not say."""

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from soundrl.engine.config import GROUPS, Config
+from soundrl.engine.files.rollout_rows import arrays, rollout_of, verdict_of
 from soundrl.engine.files.run_reader import RunReader
-from soundrl.engine.files.underway import arrays, rollout_of, verdict_of
 from soundrl.fapo.records import Group, Outcome, Prompt
 
 VERDICTS = ("sound", "flawed", "unknown")

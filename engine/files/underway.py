@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 
 from soundrl.engine.files.rollout_file import OF_JUDGE, RolloutWriter, read_file
+from soundrl.engine.files.rollout_rows import arrays, rollout_of, verdict_of
 from soundrl.engine.launch.last_words import remove
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.pending import done
-from soundrl.fapo.records import Group, Prompt, Rollout, Turn, Verdict
+from soundrl.fapo.records import Group, Prompt, Rollout, Verdict
 from soundrl.genrm.verdict import UNASKED
 
 BATCH = 16  # rollouts written at once: what a kill may lose of a rank; a batch costs 1 ms
@@ -198,7 +198,7 @@ def read_rollouts(
 ) -> Iterable[tuple[Rollout, Verdict | None]]:
     """Those of these `kinds` and `prompts`, up to the file's last whole batch."""
     table, _, _ = read_file(file)
-    said = ("prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "mask", "turns", "verdict")
+    said = ("prompt_id", "sample", "kind", "text", "finish_reason", "policy_version", "mask", "turns", "verdict", "times")
     rows = table.select([*said, *OF_JUDGE]).to_pylist()
     columns = [arrays(table.column(name)) for name in ("tokens", "logprobs")]
     for row, tokens, logprobs in zip(rows, *columns, strict=True):
@@ -207,44 +207,12 @@ def read_rollouts(
             yield rollout, None if row["verdict"] is None else verdict_of(row)
 
 
-def rollout_of(row: Mapping[str, Any], prompt_tokens: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> Rollout:
-    """Of a row of a rollout file."""
-    return Rollout(
-        prompt_id=row["prompt_id"],
-        sample=row["sample"],
-        prompt_tokens=prompt_tokens,
-        tokens=tokens,
-        logprobs=logprobs,
-        text=row["text"],
-        finish_reason=row["finish_reason"],
-        policy_version=row["policy_version"],
-        mask=np.array(row["mask"] or [], np.uint8),
-        turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
-    )
-
-
-def verdict_of(row: Mapping[str, Any]) -> Verdict:
-    """Of a row of a rollout file that was judged."""
-    said: dict[str, Any] = {name.removeprefix("judge_"): row[name] for name in OF_JUDGE if row[name] is not None}
-    said |= {"votes": tuple(said["votes"])} if "votes" in said else {}
-    return Verdict(**row["verdict"], **said)
-
-
-def arrays(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
-    """A list column as arrays, no Python object a number."""
-    out: list[np.ndarray] = []
-    for chunk in column.chunks:
-        values, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
-        out += [values[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
-    return out
-
-
 def read_verdicts(file: Path) -> list[dict[str, Any]]:
     """Whole lines; a last one without its end was being written."""
     rows = []
     for line in file.read_text("utf-8").split("\n")[:-1]:
         try:
-            row = json.loads(line)
+            row = {"asked": 0.0, "answered": 0.0} | json.loads(line)
             row["votes"] = tuple(row["votes"])
             rows.append({name: row[name] for name in ("prompt_id", "sample", *(field.name for field in fields(Verdict)))})
         except (ValueError, KeyError, TypeError):

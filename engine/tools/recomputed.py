@@ -35,7 +35,8 @@ from soundrl.fapo.data.left_out import LeftOut
 from soundrl.fapo.data.mixture import Mixture
 from soundrl.fapo.data.prompt_stream import PromptStream, distinct
 from soundrl.fapo.records import Group, Outcome, Prompt
-from soundrl.fapo.rewards import is_flawed, rule_reward, shaping
+from soundrl.fapo.reward_rule import is_flawed, rule_reward
+from soundrl.fapo.rewards import shaping
 from soundrl.fapo.task import Task
 
 SUMMED = 1e-12

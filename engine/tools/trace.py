@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from soundrl.engine.timeline import SAMPLING, WAITS, WON, Interval, hidden
+from soundrl.engine.phases import SAMPLING, WAITS, WON, Interval, hidden
 
 Event = dict[str, Any]
 

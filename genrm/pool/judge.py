@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import threading
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -35,6 +36,7 @@ from soundrl.genrm.verdict import CLOSED, TIMEOUT, majority
 _REPLIES_KEPT = 10_000
 _HELD = 1 << 28  # characters of remembered critiques: 40,000 of the paper's length
 MARKS = {"p50": 0.5, "p99": 0.99}
+FREE: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "asked": 0.0, "answered": 0.0}  # what a remembered answer costs
 
 
 class Question(NamedTuple):
@@ -257,7 +259,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         assert verdict is not None
         if not fresh and verdict.kind != "unknown":
             before = self._cache.pop(key, None)
-            self._cache[key] = replace(verdict, tokens=0, seconds=0.0)
+            self._cache[key] = replace(verdict, **FREE)
             self._held += len(verdict.critique) - len(before.critique if before else "")
             while len(self._cache) > self.cache_size or self._held > _HELD:
                 self._held -= len(self._cache.popitem(last=False)[1].critique)
@@ -265,7 +267,7 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
             counter, name = (self._unknown, verdict.reason) if verdict.kind == "unknown" else (self._counts, verdict.kind)
             counter[name] += 1
             self._counts["deduplicated"] += not asks
-        return verdict if asks or fresh else replace(verdict, tokens=0, seconds=0.0)
+        return verdict if asks or fresh else replace(verdict, **FREE)
 
     async def _judge(self, question: Question) -> Verdict:
         try:
@@ -276,9 +278,10 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
         first, *others = votes
         if not others:
             return first
-        tokens, seconds = sum(vote.tokens for vote in votes), max(vote.seconds for vote in votes)
+        cost = {"tokens": sum(vote.tokens for vote in votes), "seconds": max(vote.seconds for vote in votes)}
+        cost |= {"asked": min(vote.asked for vote in votes), "answered": max(vote.answered for vote in votes)}
         said = tuple(vote.reason or " ".join(map(str, (vote.kind, *([] if vote.step is None else [vote.step])))) for vote in votes)
-        return replace(self.decide(votes), critique=first.critique, tokens=tokens, seconds=seconds, worker=first.worker, votes=said)
+        return replace(self.decide(votes), critique=first.critique, worker=first.worker, votes=said, **cost)
 
     async def _vote(self, question: Question, vote: int) -> Verdict:
         sampling: dict[str, Any] = {"top_p": self.top_p, **self.extra, "temperature": self.temperature, "max_tokens": self.max_tokens}
@@ -297,7 +300,8 @@ class EndpointJudge(AbstractContextManager["EndpointJudge"]):
             self._replies.append((seconds, reply.tokens or 0))
             self._counts.update(replies=1, tokens=reply.tokens or 0)
         verdict = self.asked.read(reply, question.n_paragraphs)
-        return replace(verdict, critique=verdict.critique or reply.text, tokens=reply.tokens or 0, seconds=seconds, worker=reply.worker)
+        cost = {"tokens": reply.tokens or 0, "seconds": seconds, "asked": (now := time.time()) - seconds, "answered": now}
+        return replace(verdict, critique=verdict.critique or reply.text, worker=reply.worker, **cost)
 
     async def _rest(self) -> None:
         await asyncio.gather(*self._open.values(), return_exceptions=True)

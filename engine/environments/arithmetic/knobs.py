@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from soundrl.engine.environments.arithmetic import chains
 from soundrl.engine.environments.arithmetic.arithmetic import Arithmetic
 from soundrl.fapo.records import Check, Prompt, Rollout, Said, Verdict
-from soundrl.fapo.rewards import step_ratio_reward
+from soundrl.fapo.reward_rule import step_ratio_reward
 
 if TYPE_CHECKING:
     from soundrl.engine.config import Config

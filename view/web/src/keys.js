@@ -1,5 +1,5 @@
 // Keys. A page says which keys it has; the page's own go before those of the shell. Nothing happens while a field is being written in.
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 const layers = []; // of {current: {key: [what it does, function]}}, the innermost last
 const PATIENCE = 1500; // ms between "g" and the letter after it
@@ -13,7 +13,7 @@ const PATIENCE = 1500; // ms between "g" and the letter after it
 export function useKeys(keys, outermost = false) {
   const layer = useRef(keys);
   layer.current = keys;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (outermost) layers.unshift(layer);
     else layers.push(layer);
     return () => {
