@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: page compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
+.PHONY: compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -126,6 +126,7 @@ one-prompt: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/one_prompt.py -n0 -v
 
 # The inspector's page, view/page/, from view/web/; wants Node 20 or newer. Its outcome is committed: who only looks at runs needs no node.
+.PHONY: page
 page:
 	cd view/web && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent build
 

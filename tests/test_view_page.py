@@ -77,7 +77,7 @@ def test_versions_are_pinned() -> None:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed: the page's own tests need node 20 or newer")
 def test_the_pages_own_tests() -> None:
-    files = sorted(str(path) for path in (WEB / "test").glob("*.test.js"))
+    files = sorted(str(path) for folder in ("src", "test") for path in (WEB / folder).rglob("*.test.js"))
     assert files
     done = subprocess.run(["node", "--test", *files], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-4000:]

@@ -62,16 +62,37 @@ export function useRoute() {
   return route;
 }
 
-/** A ref and the width in CSS pixels of the element that it is given to; 0 until that stands, so that nothing is drawn twice. */
+/** Calls when the browser has nothing else to do, at once after a while where it never has; the function returned takes that back. */
+function whenIdle(call) {
+  if (!window.requestIdleCallback) {
+    const timer = setTimeout(call, 50);
+    return () => clearTimeout(timer);
+  }
+  const handle = requestIdleCallback(call, { timeout: 400 });
+  return () => cancelIdleCallback(handle);
+}
+
+/**
+ * A ref and the width in CSS pixels of the element that it is given to; 0 until that stands, so that nothing is drawn twice. What is far
+ * below the window gets its width when the browser has nothing else to do: what can be seen is drawn first.
+ */
 export function useWidth() {
   const ref = useRef(null);
   const [width, setWidth] = useState(0);
   useLayoutEffect(() => {
     const measure = () => setWidth(Math.max(120, ref.current.clientWidth));
     const observer = new ResizeObserver(measure);
-    observer.observe(ref.current);
-    measure();
-    return () => observer.disconnect();
+    const begin = () => {
+      measure();
+      observer.observe(ref.current);
+    };
+    let forget = () => {};
+    if (ref.current.getBoundingClientRect().top < 1.5 * innerHeight) begin();
+    else forget = whenIdle(begin);
+    return () => {
+      forget();
+      observer.disconnect();
+    };
   }, []);
   return [ref, width];
 }

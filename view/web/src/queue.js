@@ -6,16 +6,18 @@ const sideOf = (verdict) =>
 /** "flawed at 3", "sound", "unknown". */
 export { sideOf as verdictText };
 
+/** An id is step/prompt/sample; a prompt's own id may hold slashes. */
+const promptOf = (one) => one.id.split("/").slice(1, -1).join("/");
+
 /** The kind of rollouts that a disagreement belongs to: as the server says, else by the set that its prompt's id begins with. */
 export function kindOf(one, sets = []) {
   if (one.kind) return one.kind;
-  const prompt = one.id.split("/").slice(1, -1).join("/");
-  return sets.some((set) => prompt.startsWith(`${set}:`)) ? "eval" : "train";
+  return sets.some((set) => promptOf(one).startsWith(`${set}:`)) ? "eval" : "train";
 }
 
-/** The route of a disagreement's rollout, or null where the server could not say which group it is in. */
+/** The route of a disagreement's rollout; of its prompt where the server could not say in time which group it is in. */
 export function routeOf(one, key, sets) {
-  if (one.g === null || one.g === undefined) return null;
+  if (one.g === null || one.g === undefined) return { page: "prompt", key, query: { id: one.prompt_id ?? promptOf(one) } };
   const kind = kindOf(one, sets);
   return { page: "rollout", key, step: one.step, g: one.g, sample: one.sample, query: kind === "train" ? {} : { kind } };
 }

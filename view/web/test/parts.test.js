@@ -142,5 +142,5 @@ test("the queue goes on from a place, past what has a label, and round", () => {
   assert.equal(nextOpen([all[1], all[3]], {}), null);
   assert.equal(kindOf(all[2], ["t"]), "eval");
   assert.deepEqual(routeOf(all[2], "k", ["t"]), { page: "rollout", key: "k", step: 2, g: 1, sample: 0, query: { kind: "eval" } });
-  assert.equal(routeOf(all[3], "k", []), null);
+  assert.deepEqual(routeOf(all[3], "k", []), { page: "prompt", key: "k", query: { id: "a:0:1" } });
 });

@@ -2,12 +2,13 @@ import { useMemo } from "preact/hooks";
 import { live, paths } from "../api.js";
 import { useJson, useTitle } from "../hooks.js";
 import { Curve } from "../parts/curve.jsx";
+import { Faults } from "../parts/faults.jsx";
 import { Waiting } from "../parts/notice.jsx";
 import { number, share } from "../parts/numbers.js";
 import { Scatter } from "../parts/scatter.jsx";
 import { Table } from "../parts/table.jsx";
 import { Text } from "../parts/text.jsx";
-import { Confusion, Queue } from "./judge_parts.jsx";
+import { Confusion, ofSteps, Queue } from "./judge_parts.jsx";
 
 const column = (pairs, at) => pairs.map((pair) => pair[at]);
 
@@ -86,6 +87,7 @@ export function JudgePage({ route, run }) {
       <Waiting answer={answer} what="what the judge said" />
       {judge && (
         <>
+          <Faults faults={judge.faults} />
           {judge.alarms.map(([step, text]) => (
             <p key={`${step}${text}`} class="notice bad">
               <span aria-hidden="true">▲ </span>Alarm at step {step}: <Text>{text}</Text>
@@ -94,7 +96,7 @@ export function JudgePage({ route, run }) {
           <div class="columns">
             <section aria-labelledby="confusion">
               <h2 id="confusion">Agreement</h2>
-              <Confusion confusion={judge.confusion} />
+              <Confusion confusion={judge.confusion} steps={judge.steps} />
             </section>
             <section aria-labelledby="unknown">
               <h2 id="unknown">No verdict</h2>
@@ -109,6 +111,7 @@ export function JudgePage({ route, run }) {
             <Probe probe={judge.probe} alarms={judge.alarms} />
           </div>
           <h2>Length of a critique and seconds to it</h2>
+          <p class="quiet">{ofSteps(judge.steps)}</p>
           <Scatter points={judge.critiques} title="Critiques" xTitle="tokens" yTitle="seconds" />
           <h2>Disagreements</h2>
           {live && (

@@ -26,8 +26,14 @@ function CountBar({ value, most }) {
   );
 }
 
+/** Of which steps a part of the page is: all of a short run, some of a long one, spread over it. */
+export function ofSteps(steps) {
+  if (!steps?.length) return "";
+  return steps.length === 1 ? `Of step ${steps[0]}.` : `Of ${number(steps.length)} steps between ${steps[0]} and ${steps.at(-1)}.`;
+}
+
 /** Where the judge and the other one name their first wrong paragraph, and who called what sound. */
-export function Confusion({ confusion }) {
+export function Confusion({ confusion, steps }) {
   const who = WHO[confusion.by] || confusion.by;
   if (!confusion.of) return <p class="quiet">Nothing to compare with: no oracle, no second opinion and no labels so far.</p>;
   const distances = Object.entries(confusion.distance)
@@ -50,7 +56,8 @@ export function Confusion({ confusion }) {
   return (
     <>
       <p>
-        <b>{share(confusion.agree / confusion.of)}</b> agree with {who}: {number(confusion.agree)} of {count(confusion.of, "rollout")}.
+        <b>{share(confusion.agree / confusion.of)}</b> agree with {who}: {number(confusion.agree)} of {count(confusion.of, "rollout")}.{" "}
+        {confusion.by === "oracle" && <span class="quiet">{ofSteps(steps)}</span>}
       </p>
       <Table columns={columns} rows={rows} id={(row) => row.what} caption="Verdicts side by side" />
     </>
@@ -77,14 +84,10 @@ export function Queue({ route, disagreements, sets }) {
       title: "rollout",
       head: true,
       show: (one) => {
-        const to = routeOf(one, route.key, sets);
-        const name = <Text>{one.id}</Text>;
-        return to ? (
-          <Link to={to} row>
-            {name}
+        return (
+          <Link to={routeOf(one, route.key, sets)} row>
+            <Text>{one.id}</Text>
           </Link>
-        ) : (
-          name
         );
       },
     },

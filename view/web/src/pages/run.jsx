@@ -1,6 +1,7 @@
 import { useMemo, useState } from "preact/hooks";
 import { useTitle } from "../hooks.js";
 import { Level } from "../parts/badge.jsx";
+import { Faults } from "../parts/faults.jsx";
 import { Progress, Share } from "../parts/figures.jsx";
 import { Jumps } from "../parts/jumps.jsx";
 import { fixed, moment, number, share } from "../parts/numbers.js";
@@ -13,7 +14,7 @@ import { RunCurves } from "./run_curves.jsx";
 function Facts({ run }) {
   const { figures } = run;
   const shown = [
-    ["step", <Progress step={run.step} steps={run.config?.run?.steps} eta={run.eta} />],
+    ["step", <Progress step={run.step} steps={run.total} eta={run.eta} />],
     ["right", share(figures.right)],
     ["right and sound", <Share value={figures.sound} low={figures.sound_low} high={figures.sound_high} />],
     ["flawed, as judged", share(figures.flawed)],
@@ -138,11 +139,7 @@ export function RunPage({ route, run }) {
       <p class="quiet">
         <Text>{[run.recipe, run.task].filter(Boolean).join(", ")}</Text> · begun {moment(run.started)} · last written {moment(run.updated)}
       </p>
-      {[run.fault, ...(run.faults || [])].filter(Boolean).map((line) => (
-        <p key={line} class="notice bad">
-          <Text>{line}</Text>
-        </p>
-      ))}
+      <Faults faults={[run.fault, ...(run.faults || [])].filter(Boolean)} />
       <Facts run={run} />
       <Jumps />
       <h2>What to do</h2>

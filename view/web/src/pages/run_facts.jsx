@@ -1,6 +1,6 @@
 // Tables of the run page: before and after, time by phase, memory, settings.
 import { Setting } from "../parts/settings.jsx";
-import { duration, interval, mebibytes, NONE, number, share } from "../parts/numbers.js";
+import { count, duration, interval, mebibytes, NONE, number, share } from "../parts/numbers.js";
 import { formatOf, isEnd } from "../measures.js";
 import { Table } from "../parts/table.jsx";
 import { Text } from "../parts/text.jsx";
@@ -63,7 +63,7 @@ export function BeforeAfter({ run }) {
 }
 
 export function Phases({ run }) {
-  const { phases, hidden, path } = run.time;
+  const { phases, hidden, path, steps } = run.time;
   const columns = [
     { name: "phase", title: "phase", head: true, show: ([name]) => <Text>{name}</Text> },
     { name: "seconds", title: "time", number: true, show: ([, seconds]) => duration(seconds) },
@@ -87,7 +87,7 @@ export function Phases({ run }) {
         columns={columns}
         rows={phases}
         id={([name]) => name}
-        caption="By phase, mean of the last 20 steps"
+        caption={`By phase, mean of ${count(steps, "step")}`}
         empty="no phase has been recorded"
       />
       <p>

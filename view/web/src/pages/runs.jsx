@@ -1,5 +1,6 @@
 import { live, paths } from "../api.js";
 import { useJson, useTitle } from "../hooks.js";
+import { useKeys } from "../keys.js";
 import { Badge } from "../parts/badge.jsx";
 import { Waiting } from "../parts/notice.jsx";
 import { count } from "../parts/numbers.js";
@@ -29,6 +30,11 @@ export function RunsPage({ route }) {
   const chosen = (route.query.chosen || "").split(",").filter(Boolean);
   const set = (query) => go(changed(route, query), true);
   const choose = (key) => set({ chosen: (chosen.includes(key) ? chosen.filter((one) => one !== key) : [...chosen, key]).join(",") });
+  const compare = { page: "compare", query: { runs: chosen.join(",") } };
+  useKeys({
+    x: ["choose the run to compare, or not", () => document.activeElement.closest("tr")?.querySelector("input[type=checkbox]")?.click()],
+    c: ["compare the chosen runs", () => chosen.length > 1 && go(compare)],
+  });
   const { value } = answer;
   const shown = [
     nameColumn((run) => (
@@ -63,7 +69,7 @@ export function RunsPage({ route }) {
               {hits.length === runs.length ? count(runs.length, "run") : `${hits.length} of ${count(runs.length, "run")}`}
             </span>
             {chosen.length > 1 ? (
-              <a href={format({ page: "compare", query: { runs: chosen.join(",") } })} class="action">
+              <a href={format(compare)} class="action">
                 Compare {chosen.length} runs
               </a>
             ) : (

@@ -83,6 +83,15 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
   const [chosen, setChosen] = useState(null);
   const frame = useMemo(() => frameOf(lines, width), [lines, width]);
   const steps = useMemo(() => union(lines.map((line) => line.xs)), [lines]);
+  // Kept while the pointer moves: only the cursor and the values are drawn anew.
+  const drawn = useMemo(
+    () =>
+      frame && [
+        <Axes key="axes" frame={frame} width={width} show={show} />,
+        ...lines.map((line, i) => <Line key={line.label} line={line} i={i} frame={frame} width={width} />),
+      ],
+    [frame, lines, width, show],
+  );
   const Heading = `h${level}`;
   const near = (wanted) => steps.reduce((best, step) => (Math.abs(step - wanted) < Math.abs(best - wanted) ? step : best), steps[0]);
   const at = chosen === null || !steps.includes(chosen) ? steps.at(-1) : chosen;
@@ -116,16 +125,13 @@ export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
       >
         {frame ? (
           <svg width={width} height={HEIGHT} aria-hidden="true">
-            <Axes frame={frame} width={width} show={show} />
             {inside.map(([step, text]) => (
               <g key={`${step}${text}`} class="mark">
                 <line x1={frame.x(step)} x2={frame.x(step)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />
                 <path d={`M${round(frame.x(step) - 5)},1h10l-5,9z`} />
               </g>
             ))}
-            {lines.map((line, i) => (
-              <Line key={line.label} line={line} i={i} frame={frame} width={width} />
-            ))}
+            {drawn}
             {chosen !== null && <line class="cursor" x1={frame.x(at)} x2={frame.x(at)} y1={ROOM.top} y2={HEIGHT - ROOM.bottom} />}
           </svg>
         ) : (
