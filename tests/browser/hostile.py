@@ -65,7 +65,7 @@ def write(root: Path, config: dict) -> str:
     (run / "config.json").write_text(json.dumps(config), "utf-8")
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, SCRIPT: 1.0, "reward/correct": 0.5}) + f"\n{DEEP}\n", "utf-8")
     events = [{"name": SCRIPT, "ph": "X", "ts": 10**15 + i * 10**6, "pid": 0, "tid": 0, "cat": "phase", "dur": 10**6} for i in range(3)]
-    events.append(events[0] | {"name": "generate", "ts": 10**15 + 4 * 10**6})
+    events.append(events[0] | {"name": "step", "dur": 4 * 10**6})
     (run / "trace.json").write_text("[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n", "utf-8")
     deep = root / "deep"
     deep.mkdir()
