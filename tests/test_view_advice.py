@@ -38,26 +38,41 @@ def after(step, **more):
 EVALUATED = [
     {"step": n, "eval/a/accuracy": m, "eval/a/accuracy_low": m - 0.05, "eval/a/accuracy_high": m + 0.05} for n, m in ((0, 0.5), (30, 0.39))
 ]
-RAISED = {  # rows, level, beginning of what is told, page of the link; rows that are just well enough
-    "gate": (after(20, mismatch__gate=1.026), "alarm", "sampler and trainer drift apart: 52%", None, after(20, mismatch__gate=1.024)),
-    "signal": (after(25, reward__groups_with_signal=0.4), "alarm", "60% of the groups train nothing", "#/run/one/step/30", after(25, reward__groups_with_signal=0.6)),
-    "cut": (after(25, tokens__cut=0.26), "alarm", "26% of the responses are cut", "#/run/one/step/30?filter=cut", after(25, tokens__cut=0.24)),
-    "unknown": (
-        after(25, genrm__unknown=0.11, genrm__unknown_timeout=3.0, genrm__unknown_no_box=1.0), "alarm",
-        "11% of the judged rollouts have no verdict: timeout 15, no_box 5", "#/run/one/step/30?filter=unknown", after(25, genrm__unknown=0.09),
-    ),
-    "verifier": (after(25, verify__unknown=0.5, verify__crash=4.0), "alarm", "the verifier failed for 50% of the rollouts: ", "#/run/one/step/30?filter=unknown", after(25, verify__unknown=0.05)),
-    "phase": (after(30, time__train=25.0, time__step=31.0), "alarm", "train took 6 times its median", "#/run/one/step/30/anatomy", after(30, time__train=23.0, time__step=29.0)),
-    "skipped": (after(30, optim__skipped=1.0), "alarm", "optimizer steps were left out", "#/run/one/step/30", after(30, optim__skipped=0.0)),
-    "drift": (after(30, genrm__alarm=2.0), "alarm", "the judge's watch is under an alarm: the run's console", "#/run/one/judge", WELL),
-    "worse": ([*WELL, *EVALUATED], "alarm", "the last evaluation is below the first", None, [*WELL, EVALUATED[0]]),
-    "waiting": (after(20, time__judge_wait=2.5), "advice", "25% of a step is waiting for verdicts", "#/run/one/step/30/anatomy", after(20, time__judge_wait=1.9)),
-    "ranks": (after(20, time__rank_wait=2.5), "advice", "25% of a step ranks wait", "#/run/one/step/30/anatomy", after(20, time__rank_wait=1.9)),
-    "sync": (after(20, time__sync=2.6), "advice", "26% of a step brings weights", None, after(20, time__sync=2.4)),
-    "entropy": (after(20, loss__entropy=0.12), "advice", "the policy's entropy has fallen by 76%", None, after(20, loss__entropy=0.13)),
-    "clipped": (after(20, loss__clip_high=0.15, loss__clip_low=0.06), "advice", "21% of the tokens are clipped", None, after(20, loss__clip_high=0.19)),
-    "latency": (after(30, genrm__latency_alarm=1.0), "note", "some critiques take very long", "#/run/one/judge", after(30, genrm__latency_alarm=0.0)),
-}  # fmt: skip
+STEP = "#/run/one/step/30"
+Rows = list[dict[str, float]]
+RAISED: dict[str, tuple[Rows, str, str, str | None, Rows]] = {}
+"""By a name: rows, level, beginning of what is told, link; and rows that are just well enough"""
+
+
+def raised(name: str, level: str, what: str, link: str | None, bad: Rows, well: Rows) -> None:
+    RAISED[name] = (bad, level, what, link, well)
+
+
+raised("gate", "alarm", "sampler and trainer drift apart: 52%", None, after(20, mismatch__gate=1.026), after(20, mismatch__gate=1.024))
+signal = [after(25, reward__groups_with_signal=share) for share in (0.4, 0.6)]
+raised("signal", "alarm", "60% of the groups train nothing", STEP, *signal)
+raised("cut", "alarm", "26% of the responses are cut", f"{STEP}?filter=cut", after(25, tokens__cut=0.26), after(25, tokens__cut=0.24))
+reasons = after(25, genrm__unknown=0.11, genrm__unknown_timeout=3.0, genrm__unknown_no_box=1.0)
+what = "11% of the judged rollouts have no verdict: timeout 15, no_box 5"
+raised("unknown", "alarm", what, f"{STEP}?filter=unknown", reasons, after(25, genrm__unknown=0.09))
+crashed, few = after(25, verify__unknown=0.5, verify__crash=4.0), after(25, verify__unknown=0.05)
+raised("verifier", "alarm", "the verifier failed for 50% of the rollouts: crash 20", f"{STEP}?filter=unknown", crashed, few)
+long, usual = after(30, time__train=25.0, time__step=31.0), after(30, time__train=23.0, time__step=29.0)
+raised("phase", "alarm", "train took 6 times its median", f"{STEP}/anatomy", long, usual)
+raised("skipped", "alarm", "optimizer steps were left out", STEP, after(30, optim__skipped=1.0), after(30, optim__skipped=0.0))
+raised("drift", "alarm", "the judge's watch is under an alarm: the run's console", "#/run/one/judge", after(30, genrm__alarm=2.0), WELL)
+raised("worse", "alarm", "the last evaluation is below the first", None, [*WELL, *EVALUATED], [*WELL, EVALUATED[0]])
+waiting = [after(20, time__judge_wait=seconds) for seconds in (2.5, 1.9)]
+raised("waiting", "advice", "25% of a step is waiting for verdicts", f"{STEP}/anatomy", *waiting)
+ranks = [after(20, time__rank_wait=seconds) for seconds in (2.5, 1.9)]
+raised("ranks", "advice", "25% of a step ranks wait", f"{STEP}/anatomy", *ranks)
+raised("sync", "advice", "26% of a step brings weights", None, after(20, time__sync=2.6), after(20, time__sync=2.4))
+fallen = [after(20, loss__entropy=nats) for nats in (0.12, 0.13)]
+raised("entropy", "advice", "the policy's entropy has fallen by 76%", None, *fallen)
+clipped, less = after(20, loss__clip_high=0.15, loss__clip_low=0.06), after(20, loss__clip_high=0.19)
+raised("clipped", "advice", "21% of the tokens are clipped", None, clipped, less)
+late = [after(30, genrm__latency_alarm=alarms) for alarms in (1.0, 0.0)]
+raised("latency", "note", "some critiques take very long", "#/run/one/judge", *late)
 
 
 @pytest.mark.parametrize("name", RAISED)

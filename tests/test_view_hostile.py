@@ -57,8 +57,12 @@ def test_a_configuration_of_odd_types(run):
     (run / "config.json").write_text(json.dumps(odd | {"rollout": [], "model": {"path": 7}, "\ud800": "\ud800"}))
     assert listed(run)["steps"] is None and listed(run)["figures"]["tokens_per_second"] is None
     assert every_page(run)["step-000002/train"]["lam"] == 1.0
-    (run / "config.json").write_text('{"a": ' * 900 + "1" + "}" * 900)  # as deep as it can be read
-    assert get(run, "run")["config"]["a"]["a"]
+    (run / "config.json").write_text('{"a": ' * 900 + "1" + "}" * 900)  # as deep as it can be read, and not be written
+    assert get(run, "run")["fault"] == "config.json is nested too deep; restore it"
+    (run / "plan.json").write_text('{"a": ' * 900 + "1" + "}" * 900)
+    assert get(run, "run")["memory"]["planned"] is None
+    (run / "plan.json").write_text('{"weights": 1.5}')
+    assert get(run, "run")["memory"]["planned"] == {"weights": 1.5}
 
 
 def test_metrics_with_broken_lines(run):
@@ -85,7 +89,7 @@ def test_metrics_with_broken_lines(run):
     )
     assert page["series"]["x"][-1] is None
     assert get(run, "run")["faults"] == ["metrics.jsonl: 8 lines hold no JSON object with a step; they are left out"]
-    assert listed(run)["step"] == 9
+    assert listed(run)["step"] == 4
     (run / "metrics.jsonl").write_bytes(b"\xff" * 1000 + b"\n" + json.dumps(metrics(1)).encode() + b"\n")
     assert get(run, "series")["steps"] == [1]
 

@@ -93,7 +93,8 @@ def test_the_page_of_a_step(runs):
     assert groups[1]["disagree"] == [True, False, False, False]
     assert page["totals"] == {"s": 1, "f": 2, "w": 6, "u": 1, "n": 1, "r": 1} and page["faults"] == []
     assert page["filters"] == {
-        "flawed": 2, "unknown": 1, "disagree": 1, "flipped": sum(sum(g["flipped"]) for g in groups), "cut": 1, "wrong": 6, "noanswer": 1, "sound": 1,
+        "flawed": 2, "unknown": 1, "disagree": 1,
+        "flipped": sum(sum(g["flipped"]) for g in groups), "cut": 1, "wrong": 6, "noanswer": 1, "sound": 1,
     }  # fmt: skip
 
 

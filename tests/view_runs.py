@@ -153,7 +153,7 @@ def write_run(run: Path, steps: int = 3) -> Path:
     told = {"kind": "flawed", "step": 1, "reason": "", "critique": "…"}
     row = {
         "step": 2,
-        "set": "arith-train",
+        "set": "",
         "prompt_id": "p2:0",
         "sample": 0,
         "problem": PROBLEM,
