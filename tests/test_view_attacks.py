@@ -42,7 +42,15 @@ def nothing_ran(watched: Watched) -> None:
 
 @pytest.mark.parametrize(
     "route",
-    ["#/", "#/run/{}", "#/run/{}/judge", "#/run/{}/step/1", "#/run/{}/step/1/anatomy", "#/run/{}/step/1/group/0?source=1", "#/run/{}/find?q=script"],
+    [
+        "#/",
+        "#/run/{}",
+        "#/run/{}/judge",
+        "#/run/{}/step/1",
+        "#/run/{}/step/1/anatomy",
+        "#/run/{}/step/1/group/0?source=1",
+        "#/run/{}/find?q=script",
+    ],
 )
 def test_lists_and_groups_show_hostile_text_as_text(watched, key, route):
     watched.open(route.format(key))

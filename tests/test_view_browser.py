@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from browser.chromium import CURE, chromium, install, must
 from browser.watched import PATIENCE, RUNS, TOKEN, Watched
 from playwright.sync_api import expect
 
@@ -38,6 +40,7 @@ PAGES = {
     "tokens": (f"{STEP}/rollout/0/2?colour=difference", "Rollout 2 of group 0, step 8"),
     "prompt": ("#/run/small/prompt?id=arith-train:0:62", "One prompt arith-train:0:62"),
     "find": ("#/run/small/find?q=63", "Find"),
+    "wide words": ("#/run/small/step/8/rollout/5/6", "Rollout 6"),
     "turns": ("#/run/tools/step/2/rollout/0/1", "Rollout 1 of group 0, step 2"),
     "no page": ("#/nothing/here", "No such page"),
 }
@@ -47,16 +50,16 @@ def groups(kind: str = "train") -> list[Any]:
     return groups_of(RunReader(RUNS / "small").table(8, kind), "small")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark", "narrow"])
-def test_each_page_opens_without_a_fault_and_can_be_read_by_all(browser, server, theme):
+@pytest.mark.parametrize(("theme", "rules"), [("light", "all"), ("dark", "colours"), ("narrow", "layout")])
+def test_each_page_opens_without_a_fault_and_can_be_read_by_all(browser, server, theme, rules):
     """No error, nothing blocked, nothing asked of others; axe finds nothing serious; on a narrow screen no page scrolls sideways."""
     width = 360 if theme == "narrow" else 1280
     with Watched(browser, server, TOKEN, "dark" if theme == "dark" else "light", width) as watched:
-        found = {name: list(faults_of(watched, *PAGES[name], width)) for name in PAGES}
+        found = {name: list(faults_of(watched, *PAGES[name], width, rules)) for name in PAGES}
         assert {name: faults for name, faults in found.items() if faults} == {}
 
 
-def faults_of(watched: Watched, route: str, title: str, width: int) -> Iterator[str]:
+def faults_of(watched: Watched, route: str, title: str, width: int, rules: str) -> Iterator[str]:
     page = watched.open(route)
     if not (said := " ".join(watched.title().split())).startswith(title):
         yield f"its heading is {said}"
@@ -64,7 +67,7 @@ def faults_of(watched: Watched, route: str, title: str, width: int) -> Iterator[
         yield f"its title is {page.title()}"
     if (wide := page.evaluate("() => document.documentElement.scrollWidth")) > width:
         yield f"{wide} pixels wide"
-    yield from watched.axe()
+    yield from watched.axe(rules)
 
 
 def test_a_page_that_the_policy_blocks_is_seen(watched):
@@ -238,3 +241,20 @@ def test_a_bundle_is_the_server_frozen(browser, bundle):
         assert page.locator(".found li").count() > 3
         assert watched.open(PAGES["prompt"][0]).locator("tbody tr").count() == 1
         assert watched.open(PAGES["rollout"][0]).locator(".label").count() == 0  # nothing can be written there
+
+
+def test_a_machine_without_a_browser_is_told_how_to_get_one(monkeypatch):
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/chromium" if name == "chromium" else None)
+    assert (chromium(), must(), install()) == ("/usr/bin/chromium", False, "")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert (chromium(), must(), install()) == (None, False, f"the browser's tests will be skipped: {CURE}")
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/apt-get" if name == "apt-get" else None)
+    assert must()  # there it may not be skipped
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    asked = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: asked.append(command) or CompletedProcess(command, 0, "", ""))
+    assert install() == "installed Debian's Chromium for the browser's tests" and asked[1][-1] == "chromium"
+    monkeypatch.setattr("subprocess.run", lambda command, **_: CompletedProcess(command, 100, "", "E: no network\n"))
+    assert install() == f"apt-get update -qq failed (E: no network); {CURE}"

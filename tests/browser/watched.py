@@ -17,7 +17,8 @@ document.addEventListener("securitypolicyviolation", (event) => window.violation
 """
 READY = """() => document.querySelector("main h1")
     && ![...document.querySelectorAll("main p.quiet")].some((each) => each.textContent.startsWith("Reading "))"""
-AXE = """() => axe.run(document, {resultTypes: ["violations"]}).then((found) => found.violations
+RULES = {"all": {}, "colours": {"runOnly": ["color-contrast"]}, "layout": {"rules": {"color-contrast": {"enabled": False}}}}
+AXE = """(rules) => axe.run(document, {resultTypes: ["violations"], ...rules}).then((found) => found.violations
     .filter((each) => ["serious", "critical"].includes(each.impact))
     .map((each) => `${each.id}: ${each.nodes.slice(0, 3).map((node) => node.html.slice(0, 120)).join(" | ")}`))"""
 
@@ -58,11 +59,11 @@ class Watched:
     def title(self) -> str:
         return self.page.inner_text("main h1")
 
-    def axe(self) -> list[str]:
-        """Serious and critical findings, a line each."""
+    def axe(self, rules: str = "all") -> list[str]:
+        """Serious and critical findings, a line each; of all rules, of `colours` alone or of all but these (`layout`)."""
         if not self.page.evaluate("() => 'axe' in window"):
             self.page.evaluate(AXE_SCRIPT)
-        return self.page.evaluate(AXE)
+        return self.page.evaluate(AXE, RULES[rules])
 
     def blocked(self) -> list[str]:
         """What the page's policy has blocked so far; `PROBE` is its witness."""

@@ -63,7 +63,7 @@ function Hits({ route, kind, found }) {
   return (
     <>
       <Searched searched={found.searched} found={found.hits.length} noun="hit" />
-      {found.more && <p>There are more; name fewer steps, or longer words.</p>}
+      {found.more && <More route={route} searched={found.searched} />}
       <ol class="found">
         {found.hits.map((hit, i) => (
           <li key={i}>
@@ -78,6 +78,18 @@ function Hits({ route, kind, found }) {
         ))}
       </ol>
     </>
+  );
+}
+
+/** The way to what stands behind the last step that was searched. */
+function More({ route, searched }) {
+  const last = searched.at(-1);
+  if (!live || last === undefined) return <p>There are more; look for longer words.</p>;
+  const to = { ...route, query: { ...route.query, steps: `${last + 1}-` } };
+  return (
+    <p>
+      There may be more: <Link to={to}>from step {last + 1} on</Link>
+    </p>
   );
 }
 

@@ -8,10 +8,14 @@ import { count } from "../parts/numbers.js";
 import { Table } from "../parts/table.jsx";
 import { Text } from "../parts/text.jsx";
 
+const AGAIN = 1000; // ms
+
 /** The same prompt at the run's steps: how its groups came out. */
 export function PromptPage({ route, run }) {
   const id = route.query.id || "";
-  const asked = useJson(live && id ? paths.prompt(route.key, id) : null);
+  const [left, setLeft] = useState(0); // steps that the server has not searched yet: it is asked again
+  const asked = useJson(live && id ? paths.prompt(route.key, id) : null, left ? AGAIN : 0);
+  useEffect(() => setLeft(asked.value?.left || 0), [asked.value]);
   const own = useBundled(route.key, run, live ? "" : id);
   const answer = live ? asked : own;
   useTitle("prompt", run?.name);
@@ -31,6 +35,7 @@ export function PromptPage({ route, run }) {
       {answer.value && (
         <>
           <Searched searched={answer.value.searched} found={rows.length} />
+          {left > 0 && <p class="quiet">{count(left, "step")} to be searched yet …</p>}
           <Table caption="Where it was sampled" hideCaption columns={columns} rows={rows} id={(row) => row.slice(0, 3).join("/")} empty="at no step that was searched" />
         </>
       )}

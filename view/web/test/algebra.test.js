@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { flips, lamOf, rescore, shift, sign } from "./algebra.js";
+import { flips, lamOf, rescore, shift, sign } from "../src/algebra.js";
 
 const near = (found, wanted) => found.forEach((value, i) => assert.ok(Math.abs(value - wanted[i]) < 1e-6, `${found} is not ${wanted}`));
 const rule = (base, flawed, kept = base.map(() => true)) => ({ lam: 1, normalize_std: true, base, flawed, kept });

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { byParagraph, named, sentences } from "./critique.js";
-import { pieces } from "./mathtext.js";
-import { COLOURINGS, reach, shade, spans } from "./tokens.js";
+import { byParagraph, named, sentences } from "../src/critique.js";
+import { pieces } from "../src/mathtext.js";
+import { COLOURINGS, reach, shade, spans } from "../src/tokens.js";
 
 const math = (text, ...more) => pieces(text, ...more).filter((piece) => "math" in piece).map((piece) => piece.math);
 const joined = (text) => pieces(text).map((piece) => piece.text ?? piece.source).join("");

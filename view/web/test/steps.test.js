@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { around, kindOf, matches, ordered } from "./filters.js";
-import { hitsIn } from "./search.js";
-import { end, span, ticks, windowName } from "./wallclock.js";
+import { around, kindOf, matches, ordered } from "../src/filters.js";
+import { hitsIn } from "../src/search.js";
+import { end, span, ticks, windowName } from "../src/wallclock.js";
 
 const group = {
   cells: "sfwun", disagree: [false, true, false, false, false], flipped: [true, false, false, false, false],
