@@ -1,7 +1,7 @@
 // What stands around each page: where one is, the pages of the run, the theme, keys, and one question for the run's own JSON.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, get, live, paths } from "./api.js";
-import { useJson, useRoute } from "./hooks.js";
+import { useJson, useRoute, useTitle } from "./hooks.js";
 import { focusRow, moveRow, rowOf, useKeys } from "./keys.js";
 import { AnatomyPage } from "./pages/anatomy.jsx";
 import { ComparePage } from "./pages/compare.jsx";
@@ -14,6 +14,7 @@ import { RunPage } from "./pages/run.jsx";
 import { RunsPage } from "./pages/runs.jsx";
 import { StepPage } from "./pages/step.jsx";
 import { State } from "./parts/badge.jsx";
+import { Failure } from "./parts/failure.jsx";
 import { Help } from "./parts/help.jsx";
 import { Waiting } from "./parts/notice.jsx";
 import { oneLine } from "./parts/safe.js";
@@ -177,26 +178,32 @@ export function Shell() {
   const help = () => setHelping(true);
   useShellKeys(route, run, help);
   const Page = PAGES[route.page];
+  const unread = Boolean(route.key && !run && answer.error);
   return (
     <>
       <Header route={route} run={run} onHelp={help} onSkip={(event) => (event.preventDefault(), main.current.focus())} />
       <main ref={main} tabIndex={-1}>
         {route.key && <Waiting answer={answer} what="the run" />}
-        {!Page && <Unknown />}
-        {route.key && !run && answer.error && <h1>Not to be read</h1>}
-        {Page && !(route.key && !run && answer.error) && <Page key={route.key} route={route} run={run} />}
+        {!Page && <Nothing title="No such page">The address names no page.</Nothing>}
+        {unread && <Nothing title="Not to be read">Nothing is known of this run.</Nothing>}
+        {Page && !unread && (
+          <Failure place={place}>
+            <Page key={route.key} route={route} run={run} />
+          </Failure>
+        )}
       </main>
       {helping && <Help onClose={() => setHelping(false)} />}
     </>
   );
 }
 
-function Unknown() {
+function Nothing({ title, children }) {
+  useTitle(title);
   return (
     <>
-      <h1>No such page</h1>
+      <h1>{title}</h1>
       <p>
-        The address names no page. <a href="#/">All runs</a>
+        {children} <a href="#/">All runs</a>
       </p>
     </>
   );
