@@ -12,7 +12,7 @@ ARGS   ?=
 export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
-.PHONY: install run genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
+.PHONY: install run view genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
 .PHONY: compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
@@ -69,6 +69,11 @@ test lint: export CUDA_VISIBLE_DEVICES =
 test: $(TESTED)/.installed
 	@$(TESTED)/bin/python tests/mathverify_cases.py --fetch
 	$(TESTED)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Runs in the browser: make view RUNS=runs/arith-genrm ARGS="--port 8765"
+RUNS ?= runs
+view: $(STAMP)
+	$(BIN)/python -m soundrl.view $(RUNS) $(ARGS)
 
 # FAPO against GRPO from the same start: 3 seeds, mean ± sd.
 compare: $(STAMP)

@@ -74,7 +74,8 @@ class Labels:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else writes meanwhile, and what others have written since is in `rows`. The lock is the folder's own, which no run takes."""
+        """Nobody else writes meanwhile, and what others have written since is in `rows`. It is the folder itself that is locked, which no
+        run does."""
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)

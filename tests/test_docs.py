@@ -39,6 +39,7 @@ from soundrl.genrm.make import make as making
 from soundrl.genrm.serve.prm import Scoring
 from soundrl.genrm.serve.server import Serving
 from soundrl.kernels.certificate import __main__ as certificate
+from soundrl.view import __main__ as viewing
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -143,6 +144,7 @@ def reads_its_arguments(words: list[str], place: Path) -> None:
         "critic_data": Planted | Sampled,
     }
     kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments, "replay": replay.Arguments}
+    kinds |= {"view": viewing.Arguments}
     arguments = words[3 : words.index("--") if "--" in words else None]  # what follows are settings of the training
     if words[2].endswith(("serve", "prm")):  # looks for the model
         arguments[arguments.index("--model") + 1] = str(place / "tiny")
@@ -191,6 +193,12 @@ def has_its_files(words: list[str], place: Path) -> None:
     assert paths == [word for word in paths if (ROOT / word).exists()]
 
 
+def is_the_librarys(words: list[str], place: Path) -> None:
+    """Of a folder that a bundle has made; its own command line."""
+    done = start([sys.executable, *words[1:3], "--help"])
+    assert done.returncode == 0 and "-d DIRECTORY" in done.stdout, done.stderr
+
+
 def is_packaged(words: list[str], place: Path) -> None:
     """What is built from `.` is what tests/test_packaging.py builds; any other package is pinned as the converter says."""
     what = [word for word in words[4:] if not word.startswith("--")]
@@ -220,11 +228,12 @@ RULES: list[tuple[str, Proof]] = [
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
     (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
     (
-        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)"
+        r"\S*python -m soundrl\.(view|genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)"
         r"|engine\.(evaluate|tools\.(convert|replay))) ",
         reads_its_arguments,
     ),
     (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),
+    (r"python -m http\.server -d \S+$", is_the_librarys),
     (r"python -m pytest ", has_its_files),
     (r"python -m pip (install|wheel) ", is_packaged),
     (r"\S*python (bench|starts)/(\w+/)?\w+\.py( |$)", has_its_options),
@@ -341,7 +350,7 @@ def named_settings(text: str) -> list[str]:
     ]
 
 
-FOLDERS = "kernels|fapo|genrm|engine|bench|tests|docs|starts|requirements|examples"
+FOLDERS = "kernels|fapo|genrm|engine|view|bench|tests|docs|starts|requirements|examples"
 
 
 def named_files(text: str) -> list[str]:

@@ -1,99 +1,257 @@
-"""A run whose every text attacks whoever looks at it, in a real browser: shown as text, and nothing of it runs."""
-
-from __future__ import annotations
+"""Folders that somebody has damaged, or means ill with: each page says in a line what is not there, and shows the rest."""
 
 import json
+import os
 
+import numpy as np
 import pytest
-from browser import hostile
-from browser.watched import PATIENCE, TOKEN, Watched
-from playwright.sync_api import expect
+from view_runs import event, group_of, metrics, write_run, write_step
 
-expect.set_options(timeout=PATIENCE)
-pytest_plugins = ["browser.served"]
+from soundrl.view.api import answer
+from soundrl.view.plain import NotThere, encoded, key_of
+from soundrl.view.runs import Runs
 
-WORDS = list(hostile.TEXTS)
-
-
-@pytest.fixture(scope="module")
-def key(server, browser) -> str:
-    """That of the hostile run, as the server lists it."""
-    with Watched(browser, server, TOKEN) as watched:
-        runs = json.loads(watched.context.request.get(f"{server}/api/runs.json").text())["runs"]
-    (key,) = [run["key"] for run in runs if "script" in run["key"]]
-    assert [run["state"] for run in runs if run["name"] == "deep"] == ["broken"]
-    return key
+PAGES = "run series judge step-000002/train step-000002/train/group-0 step-000002/train/rollout-0-1 step-000002/train/tokens-0-1".split()
 
 
-def nothing_ran(watched: Watched) -> None:
-    assert watched.page.evaluate("() => window.pwned") is None
-    assert watched.page.locator("main script, main iframe, main img, main style, main link, main [onload], main [onerror]").count() == 0
-    addresses = watched.page.evaluate("() => [...document.querySelectorAll('a')].map((a) => a.getAttribute('href'))")
-    assert addresses and all(address.startswith("#") for address in addresses), addresses
-    styled = watched.page.evaluate(
-        "() => [...document.querySelectorAll('main math *')].filter((e) => getComputedStyle(e).position === 'fixed').length"
-    )
-    assert styled == 0
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "runs" / "one")
+
+
+def get(run, name, **asked):
+    return json.loads(encoded(answer(Runs(run.parent), f"one/{name}.json", asked)))
+
+
+def listed(run):
+    return json.loads(encoded(answer(Runs(run.parent), "runs.json", {})))["runs"][0]
+
+
+def every_page(run):
+    return {name: get(run, name) for name in PAGES}
 
 
 @pytest.mark.parametrize(
-    "route",
-    ["#/", "#/run/{}", "#/run/{}/judge", "#/run/{}/step/1", "#/run/{}/step/1/anatomy", "#/run/{}/step/1/group/0", "#/run/{}/find?q=script"],
-)
-def test_lists_and_groups_show_hostile_text_as_text(watched, key, route):
-    watched.open(route.format(key))
-    nothing_ran(watched)
-    if not route.endswith("anatomy") and "judge" not in route:
-        assert "<script>" in watched.page.inner_text("body") or "onerror=" in watched.page.inner_text("body")
-    assert watched.axe() == []
+    ("content", "why"),
+    [
+        (b"", "holds no JSON"), (b"{", "holds no JSON"), (b"[1]", "no JSON object"), (b"\xff\xfe{}", "holds no JSON"), (b"null", "no JSON object"),
+        (b"[" * 200_000, "nested too deep"), (b" " * (5 << 20), "which no run writes"), (b"{}", "is empty"),
+    ],
+    ids=["empty", "cut", "a list", "no text", "null", "deep", "large", "nothing in it"],
+)  # fmt: skip
+def test_a_configuration_that_is_none(run, content, why):
+    (run / "config.json").write_bytes(content)
+    row = listed(run)
+    assert row["state"] == "broken" and why in row["fault"] and row["figures"]["right"] == 0.5  # what is there is there
+    pages = every_page(run)
+    assert pages["run"]["config"] == {} and pages["step-000002/train"]["groups"][0]["cells"] == "sfwn"
 
 
-@pytest.mark.parametrize("name", WORDS)
-def test_a_hostile_rollout_is_shown_as_text_and_the_page_answers(watched, key, name):
-    page = watched.open(f"#/run/{key}/step/1/rollout/0/{WORDS.index(name)}")
-    page.wait_for_function("() => [...document.querySelectorAll('.formula')].every((each) => each.childNodes.length)")
-    nothing_ran(watched)
-    shown = page.inner_text(".paragraphs")
-    wanted = {
-        "script": [hostile.SCRIPT, hostile.HANDLER, hostile.REMOTE, hostile.STYLE],
-        "control": ["⟨ESC⟩[31mred", "⟨U+202E⟩neddih⟨U+2066⟩", "⟨U+0000⟩", "line⟨CR⟩turned"],
-        "latex": [r"\href{javascript:window.pwned=5}", r"$\unknown{$"],
-        "deep": ["[" * 1000],
-        "long": [f"{hostile.SCRIPT} word"],
-        "openings": [r"\(\(\("],
-    }[name]
-    assert all(text in shown for text in wanted), shown[:2000]
-    page.keyboard.press("?")
-    expect(page.get_by_role("dialog")).to_be_visible()
-    page.keyboard.press("Escape")
-    if WORDS.index(name) < 4:  # judged: critique, votes and prompt are there, hostile too
-        assert hostile.SCRIPT in page.inner_text("main dl") and hostile.HANDLER in page.inner_text(".critique")
-    for summary in page.locator("summary").all():
-        summary.press("Enter")
-    nothing_ran(watched)
-    page.keyboard.press("t")
-    page.wait_for_selector(".tokens")
-    nothing_ran(watched)
+def test_a_configuration_of_odd_types(run):
+    odd = {
+        "run": {"steps": "many", "gate": [], "task": {}},
+        "fapo": {"lam": float("nan")},
+        "genrm": {"unknown": {}, "probe": 3},
+        "data": {"train": [[]]},
+    }
+    (run / "config.json").write_text(json.dumps(odd | {"rollout": [], "model": {"path": 7}, "\ud800": "\ud800"}))
+    assert listed(run)["steps"] is None and listed(run)["figures"]["tokens_per_second"] is None
+    assert every_page(run)["step-000002/train"]["lam"] == 1.0
+    (run / "config.json").write_text('{"a": ' * 900 + "1" + "}" * 900)  # as deep as it can be read, and not be written
+    assert get(run, "run")["fault"] == "config.json is nested too deep; restore it"
+    (run / "plan.json").write_text('{"a": ' * 900 + "1" + "}" * 900)
+    assert get(run, "run")["memory"]["planned"] is None
+    (run / "plan.json").write_text('{"weights": 1.5}')
+    assert get(run, "run")["memory"]["planned"] == {"weights": 1.5}
 
 
-def test_formulas_are_drawn_and_bombs_stay_text(watched, key):
-    page = watched.open(f"#/run/{key}/step/1/rollout/0/{WORDS.index('latex')}")
-    page.wait_for_function("() => [...document.querySelectorAll('.formula')].every((each) => each.childNodes.length)")
-    assert page.locator("main .formula").count() == 200  # of a thousand and some
-    assert page.locator("main .formula math").count() > 100
-    widest = page.evaluate("() => Math.max(...[...document.querySelectorAll('math *')].map((e) => e.getBoundingClientRect().width))")
-    assert widest < 3000  # \rule{99999em}
-    page.keyboard.press("s")
-    page.wait_for_function("() => !document.querySelector('.formula')")
-    assert r"\def\a{\b\b\b\b}" in page.inner_text(".paragraphs")
+def test_metrics_with_broken_lines(run):
+    lines = (run / "metrics.jsonl").read_text()
+    broken = [
+        "{",
+        "[]",
+        "null",
+        '{"step": "x"}',
+        '{"step": true}',
+        "[" * 50_000,
+        '{"no": 1}',
+        "\x00\x00",
+        '{"step": 9, "reward/correct": "high"}',
+    ]
+    (run / "metrics.jsonl").write_text(
+        "\n".join(broken) + "\n" + lines + '{"step": 4, "reward/correct": NaN, "time/step": 1e999, "x": ' + "9" * 400 + "}\n"
+    )
+    page = get(run, "series")
+    assert (
+        page["steps"] == [9, 1, 2, 3, 4]
+        and page["series"]["reward/correct"] == [None, 0.5, 0.5, 0.5, None]
+        and page["series"]["time/step"][-1] is None
+    )
+    assert page["series"]["x"][-1] is None
+    assert get(run, "run")["faults"] == ["metrics.jsonl: 8 lines hold no JSON object with a step; they are left out"]
+    assert listed(run)["step"] == 4
+    (run / "metrics.jsonl").write_bytes(b"\xff" * 1000 + b"\n" + json.dumps(metrics(1)).encode() + b"\n")
+    assert get(run, "series")["steps"] == [1]
 
 
-def test_two_million_characters_come_in_parts(watched, key):
-    page = watched.open(f"#/run/{key}/step/1/rollout/0/{WORDS.index('long')}")
-    more = page.locator(".reading .more button")
-    assert more.inner_text() == "show the next 20,000 of 200,000 characters"
-    before = len(page.inner_text(".paragraphs"))
-    more.click()
-    page.wait_for_function("before => document.querySelector('.paragraphs').innerText.length > before + 15000", arg=before)
-    assert "1,800,000 further characters stand in the run's files only." in page.inner_text(".reading")
-    nothing_ran(watched)
+def test_a_line_without_end(run):
+    (run / "metrics.jsonl").write_bytes(b"x" * (21 << 20))
+    row = listed(run)
+    assert row["state"] == "broken" and "16 MiB" in row["fault"]
+
+
+@pytest.mark.parametrize("cut", [0, 7, 500, 2500, 4000, -1])
+def test_a_file_that_is_cut_off(run, cut):
+    file = run / "rollouts" / "step-000002" / "rank-0.arrows"
+    file.write_bytes(file.read_bytes()[:cut])
+    page = get(run, "step-000002/train")
+    assert page["groups"][-1]["cells"] == "wwww" and page["faults"], page["faults"]  # the other rank's
+    assert all(len(fault) < 400 and "\n" not in fault for fault in page["faults"])
+
+
+def test_bytes_that_have_turned(run):
+    """At a hundred places: a page with a line of it, or the page as it was; never an error of the inspector's own."""
+    file = run / "rollouts" / "step-000002" / "rank-0.arrows"
+    whole, rng, seen = file.read_bytes(), np.random.default_rng(0), set()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), 8):
+            damaged[at] ^= int(rng.integers(1, 256))
+        file.write_bytes(damaged)
+        runs = Runs(run.parent)
+        page = answer(runs, "one/step-000002/train.json", {})
+        seen.add(bool(page["faults"]))
+        encoded(page)
+        for group in page["groups"][:2]:
+            for name in (f"group-{group['g']}", f"rollout-{group['g']}-0", f"tokens-{group['g']}-0"):
+                try:
+                    encoded(answer(runs, f"one/step-000002/train/{name}.json", {}))
+                except ValueError as error:  # one line
+                    assert len(str(error)) < 500
+    assert True in seen  # witness
+
+
+def test_files_that_are_no_rollouts(run):
+    folder = run / "rollouts" / "step-000002"
+    (folder / "rank-1.arrows").unlink()
+    assert "rank 1 are missing" in " ".join(get(run, "step-000002/train")["faults"])
+    for name in ("rank-0.evil-x.arrows", "rank-99999999999.arrows", "rank-x.arrows", "rank-0.eval-..%2F..%2Fx.arrows", "trained-x.arrows"):
+        (folder / name).write_bytes(b"no stream")
+    (run / "rollouts" / "step-99999999999999").mkdir()
+    (run / "rollouts" / "step-000007").write_text("a file")
+    (run / "rollouts" / "step-000008").mkdir()
+    assert get(run, "step-000002/train")["groups"] and get(run, "run")["steps"]["train"] == [1, 2, 3]
+    assert get(run, "step-000002/eval")["groups"] == [] and "rank-0.eval" in get(run, "step-000002/eval")["faults"][0]
+    with pytest.raises(NotThere):
+        get(run, "step-000008/train")
+
+
+TEXTS = {
+    "2 MB": "x" * 2_000_000,
+    "script": "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "ansi": "\x1b[31mred\x1b]8;;http://evil\x07",
+    "bidi": "\u202eright to left\u2066\u200f",
+    "NUL": "a\x00b\x00",
+    "latex": "\\def\\a{\\a\\a}\\a" * 1000,
+    "deep JSON": '{"a":' * 50_000,
+    "lines": "\n" * 100_000,
+    "surrogates": "\U0001f600" * 10,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_that_mean_ill_are_texts(run, name):
+    write_step(run, 2, [[group_of("p:0", "sfwn", text=TEXTS[name])]])
+    pages = every_page(run)
+    group, rollout = pages["step-000002/train/group-0"]["rollouts"][0], pages["step-000002/train/rollout-0-1"]
+    assert group["text"] == TEXTS[name][:4000] and group["whole"] == (len(TEXTS[name]) <= 4000)
+    assert rollout["text"] == TEXTS[name][:200_000] and rollout["left"] == max(len(TEXTS[name]) - 200_000, 0)
+    assert len(encoded(pages["step-000002/train/group-0"])) < 300_000
+    assert len(encoded(rollout)) < 3_000_000
+    found = get(run, "find", q=TEXTS[name][:3], steps="2") if TEXTS[name].strip() else {"hits": [1]}
+    assert found["hits"]
+
+
+def test_labels_and_disagreements_that_are_none(run):
+    (run / "labels.jsonl").write_text('{"id": 3}\n{\n[]\n{"id": "2/p:0/1", "label": "x"}\n{"id": "2/p:0/0", "label": -1}\n')
+    (run / "disagreements.jsonl").write_text('{"step": 1}\n{"step": 1, "first": [], "second": 2}\n' + "[" * 10_000 + "\n")
+    assert get(run, "step-000002/train/rollout-0-0")["label"] == -1 and get(run, "step-000002/train/rollout-0-1")["label"] is None
+    assert get(run, "judge")["faults"] == ["disagreements.jsonl: 3 lines are none of a second opinion; they are left out"]
+
+
+def test_a_trace_that_is_none(run):
+    lines = [
+        '{"name": "step", "ph": "X"',
+        '{"name": "step", "ph": "X", "ts": "x", "pid": [], "dur": 1}',
+        '{"name": "step", "ph": "X", "ts": 1, "pid": 0}',
+    ]
+    (run / "trace.json").write_text("[\n" + ",\n".join(lines) + ",\n" + event("step", 0, 10, 0))
+    assert get(run, "run")["time"]["phases"] == [] and len(get(run, "step-000001/anatomy")["ranks"]) == 1
+    (run / "trace.json").write_bytes(os.urandom(100_000))
+    assert get(run, "run")["time"]["phases"] == []
+    # The rollouts know their own times.
+    assert get(run, "step-000001/anatomy")["ranks"] == [] and len(get(run, "step-000001/anatomy")["rollouts"]) == 12
+    (run / "trace.json").unlink()
+    assert get(run, "run")["time"]["steps"] == 0
+
+
+NAMES = ["a'b\"c", "new\nline", "<script>alert(1)</script>", "..%2f..%2f", "...", "-rf", "é\u202e", "a=2Fb", "=", "x" * 200]
+
+
+def test_names_of_runs_that_mean_ill(tmp_path):
+    root = tmp_path / "runs"
+    for name in NAMES:
+        write_run(root / name, steps=1)
+    os.mkdir(os.fsencode(root) + b"/\xff\xfe")
+    (root / os.fsdecode(b"\xff\xfe") / "metrics.jsonl").write_text("")
+    runs = Runs(root)
+    page = json.loads(encoded(answer(runs, "runs.json", {})))
+    keys = {run["key"] for run in page["runs"]}
+    assert len(keys) == len(NAMES) + 1 == len(page["runs"]) and keys >= {key_of(name) for name in NAMES}
+    for key in keys:
+        assert all(c.isalnum() or c in "=._-" for c in key) and key.isascii() and not key.startswith(".")
+        assert answer(runs, f"{key}/run.json", {})["key"] == key
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(run):
+    (run.parent / "two").mkdir()
+    (run.parent / "two" / "metrics.jsonl").mkdir()
+    (run.parent / "two" / "rollouts").mkdir()
+    (run.parent / "two" / "config.json").write_text("{}")
+    rows = json.loads(encoded(answer(Runs(run.parent), "runs.json", {})))["runs"]
+    assert [(row["key"], row["state"]) for row in rows] == [("one", "stopped"), ("two", "broken")] and "directory" in rows[1]["fault"]
+
+
+def test_an_older_run_without_the_new_columns(run):
+    """Format 1: an object a line."""
+    row = {
+        "prompt_id": "p",
+        "sample": 0,
+        "set": "x",
+        "prompt": "1+1?",
+        "answer": "2",
+        "text": "2",
+        "tokens": [1, 2],
+        "logprobs": [None, -0.5],
+    }
+    row |= {
+        "outcome": "correct",
+        "verdict": None,
+        "reward": 1.0,
+        "advantage": 0.0,
+        "kept": True,
+        "finish_reason": "stop",
+        "policy_version": 1,
+    }
+    (run / "rollouts" / "step-000004.jsonl").write_text("".join(json.dumps(row | {"sample": n}) + "\n" for n in range(3)))
+    page = get(run, "step-000004/train")
+    assert page["groups"][0]["cells"] == "rrr" and get(run, "run")["steps"]["train"] == [1, 2, 3, 4]
+    rollout, tokens = get(run, "step-000004/train/rollout-0-2"), get(run, "step-000004/train/tokens-0-2")
+    assert (
+        rollout["times"]["sampled"] is None
+        and rollout["window"] is None
+        and tokens["logprobs"] == [None, -0.5]
+        and tokens["trained"] is None
+    )
+    (run / "rollouts" / "step-000005.jsonl").write_text('{"prompt_id": [}\n')
+    assert "no JSON object" in get(run, "step-000005/train")["faults"][0]

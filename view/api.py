@@ -8,17 +8,19 @@ from typing import Any
 
 from soundrl.view import rollouts
 from soundrl.view.anatomy import anatomy_page
-from soundrl.view.find import find_page, prompt_page
+from soundrl.view.find import find_page, prompt_page, texts_page
 from soundrl.view.groups import group_page, step_page
 from soundrl.view.judge import judge_page
 from soundrl.view.overview import run_page, series_page
 from soundrl.view.plain import NotThere
 from soundrl.view.runs import Runs
 
-Json = dict[str, Any]
+Json = dict[str, Any] | list[Any]
 Asked = Mapping[str, str]
 KIND = re.compile(r"(train|eval|replaced|probe)\.json")
 STEP = re.compile(r"step-(\d{6,9})")
+LAST = 999_999_999
+TEXTS = re.compile(r"find-texts-(\d{1,9})\.json")
 WITHIN = re.compile(r"(group|rollout|tokens)-(\d{1,7})(?:-(\d{1,7}))?\.json")
 
 
@@ -45,12 +47,20 @@ def answer(runs: Runs, path: str, asked: Asked, whole: bool = False) -> Json:
         case ["judge.json"]:
             return judge_page(runs.run(key))
         case ["find.json"]:
-            found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", asked.get("steps", "0-999999999"))
+            found = re.fullmatch(r"(\d{1,9})(?:(-)(\d{1,9})?)?", asked.get("steps", "0-"))
             if found is None:
-                raise ValueError("steps are written as 1-12 or 7")
-            return find_page(runs.run(key), asked.get("q", ""), asked.get("kind", "train"), int(found[1]), int(found[2] or found[1]))
+                raise ValueError("steps are written as 1-12, 7 or 7-")
+            return find_page(
+                runs.run(key),
+                asked.get("q", ""),
+                asked.get("kind", "train"),
+                int(found[1]),
+                int(found[3] or (LAST if found[2] else found[1])),
+            )
         case ["prompt.json"]:
             return prompt_page(runs.run(key), asked.get("id", ""))
+        case [file] if at := TEXTS.fullmatch(file):
+            return texts_page(runs.run(key), int(at[1]))
         case [step, "anatomy.json"] if at := STEP.fullmatch(step):
             return anatomy_page(runs.run(key), int(at[1]))
         case [step, file] if (at := STEP.fullmatch(step)) and (of := KIND.fullmatch(file)):

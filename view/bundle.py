@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from soundrl.view.api import answer
-from soundrl.view.plain import encoded
+from soundrl.view.plain import NotThere, encoded
 from soundrl.view.runs import Runs
 from soundrl.view.server import PAGE, TYPES
 
@@ -76,6 +77,10 @@ class Writer:
             for kind, there in found["steps"].items():
                 for step in sorted(steps.intersection(there)):
                     self.step(f"{key}/step-{step:06d}", kind)
+                    if kind == "train":
+                        self.put(f"{key}/find-texts-{step}.json")
+                        with contextlib.suppress(NotThere):  # of a run without a trace
+                            self.put(f"{key}/step-{step:06d}/anatomy.json")
         return self.count, self.bytes
 
     def step(self, place: str, kind: str) -> None:

@@ -53,9 +53,9 @@ def letters(step: Step) -> np.ndarray:
 
 
 def rule_of(step: Step, rows: slice, rule: Rule) -> dict[str, Any] | None:
-    """What rewards and advantages follow from at any λ; None where the rollouts have no rewards (an evaluation)."""
+    """What rewards and advantages follow from at any λ; None where the rollouts have no rewards (an evaluation, a damaged file)."""
     reward = step.columns["reward"][rows]
-    if not len(reward) or np.isnan(reward).all():
+    if not len(reward) or not np.isfinite(reward).all():
         return None
     flawed = step.columns["verdict"][rows] == FLAWED
     unknown = step.columns["verdict"][rows] == UNKNOWN

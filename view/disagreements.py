@@ -9,10 +9,12 @@ from typing import Any
 from soundrl.view.tail import Tail, object_of
 
 Said = dict[str, Any]
+Named = tuple[str, str, int]
+"""Kind (`train` of those that were replaced too), prompt and sample"""
 
 
 class Disagreements:
-    """`by_step[12]["arith:0:3", 5]` → (first, second), each `{"kind", "step"}`."""
+    """`by_step[12]["train", "arith:0:3", 5]` → (first, second), each `{"kind", "step"}`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "disagreements.jsonl"
@@ -20,7 +22,7 @@ class Disagreements:
         self._reset()
 
     def _reset(self) -> None:
-        self.by_step: dict[int, dict[tuple[str, int], tuple[Said, Said]]] = {}
+        self.by_step: dict[int, dict[Named, tuple[Said, Said]]] = {}
         self.distance: Counter[str] = Counter()
         self.bad = self.count = 0
         self.harsh = self.missed = 0
@@ -32,7 +34,10 @@ class Disagreements:
         if row is None or first is None or second is None or not isinstance(row.get("step"), int) or not isinstance(row.get("sample"), int):
             self.bad += bool(line)
             return
-        self.by_step.setdefault(row["step"], {})[str(row.get("prompt_id")), row["sample"]] = (first, second)
+        self.by_step.setdefault(row["step"], {})["eval" if row.get("set") else "train", str(row.get("prompt_id")), row["sample"]] = (
+            first,
+            second,
+        )
         self.count += 1
         kinds = first["kind"], second["kind"]
         self.harsh += kinds == ("flawed", "sound")
@@ -44,7 +49,12 @@ class Disagreements:
         self.tail.read()
         return self
 
-    def of(self, step: int) -> dict[tuple[str, int], tuple[Said, Said]]:
+    def about(self, step: int, kind: str, prompt_id: str, sample: int | None) -> tuple[Said, Said] | None:
+        """Of one rollout: what the first and the second judge say, where they disagree."""
+        known = self.by_step.get(step)
+        return None if known is None or sample is None else known.get(("eval" if kind == "eval" else "train", prompt_id, sample))
+
+    def of(self, step: int) -> dict[Named, tuple[Said, Said]]:
         return self.by_step.get(step, {})
 
     @property

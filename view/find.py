@@ -14,6 +14,7 @@ from soundrl.view.run import Run
 
 Json = dict[str, Any]
 SECONDS = 0.7  # of one answer
+TEXT = 4000  # characters of a solution in a bundle
 HITS = 200
 AROUND = 60  # characters before and after
 WHERE = {"text": "text", "critique": "critique", "prompt": "prompt"}
@@ -61,6 +62,13 @@ def hits_in(run: Run, step: int, kind: str, sought: str) -> list[Json]:
                     out.append({"step": step, "g": g, "sample": sample, "where": name, **around(column[at].as_py(), sought)})
             row += batch.num_rows
     return sorted(out, key=lambda hit: (hit["g"], hit["sample"]))
+
+
+def texts_page(run: Run, step: int) -> list[list[Any]]:
+    """`<key>/find-texts-<step>.json`: [g, sample, text] of a step of training, for a bundle's page, which has no server to ask."""
+    held = run.step(step, "train")
+    texts = held.read(list(range(len(held.disk))), ("text",))
+    return [[*held.place(row), (read["text"] or "")[:TEXT]] for row, read in enumerate(texts)]
 
 
 def around(text: str, sought: str) -> Json:

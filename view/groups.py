@@ -46,9 +46,8 @@ def group_entry(run: Run, held: Step, g: int, cells: np.ndarray) -> Json:
     flipped = np.zeros(head.size, bool)
     if found is not None:
         flipped = signs(np.nan_to_num(advantage)) != signs(advantages(found, 0.0))
-    said = run.disagreements.of(held.step)
     samples = whole(held.columns["sample"][rows])
-    disagree = [(head.prompt_id, sample) in said for sample in samples]
+    disagree = [run.disagreements.about(held.step, held.kind, head.prompt_id, sample) is not None for sample in samples]
     return {
         "g": g,
         "prompt_id": head.prompt_id,
@@ -90,7 +89,7 @@ def rollout_entry(run: Run, held: Step, g: int, i: int, read: Json, most: int) -
     row = held.row(g, i)
     columns, head = held.columns, held.heads[g]
     text, outcome, verdict = read["text"] or "", int(columns["outcome"][row]), read["verdict"]
-    said = run.disagreements.of(held.step).get((head.prompt_id, int(np.nan_to_num(columns["sample"][row]))))
+    said = run.disagreements.about(held.step, held.kind, head.prompt_id, whole(columns["sample"][row : row + 1])[0])
     return {
         "sample": i,
         "text": text[:most],

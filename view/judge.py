@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import Counter
 from statistics import NormalDist
 from typing import Any
@@ -22,6 +24,7 @@ STEPS = 12  # that critiques and the oracle's confusion are taken of, spread ove
 CRITIQUES = 2000
 TOLD = 300  # rollouts of a step that the oracle is asked of
 QUEUE = 1000  # disagreements, the newest
+SECONDS = 0.5  # for which steps are read so that the queue has its links
 Z = NormalDist().inv_cdf(0.975)
 
 
@@ -68,8 +71,8 @@ def looked_at(run: Run, step: int) -> Step | None:
 
 
 def confusion(run: Run, held: list[Step]) -> Json:
-    """By the oracle, of some right rollouts of some steps; else by the second opinions, else by a person's labels. `distance` is of rollouts
-    that both call flawed: the judge's step less the other's."""
+    """By the oracle, of some right rollouts of some steps; else by the second opinions, else by a person's labels. `distance` is of
+    rollouts that both call flawed: the judge's step less the other's."""
     if oracle_in(data_of(run)) is not None and held:
         total: Counter[str] = Counter()
         for step in held:
@@ -121,10 +124,15 @@ def by_labels(run: Run) -> Counter[str]:
     for id, label in run.labels.all().items():
         step, _, rest = id.partition("/")
         prompt, _, sample = rest.rpartition("/")
-        if step.isdecimal() and sample.isdecimal() and (found := run.disagreements.of(int(step)).get((prompt, int(sample)))):
+        if step.isdecimal() and sample.isdecimal() and (found := said_of(run, int(step), prompt, int(sample))):
             own = ("sound", None) if label < 0 else ("flawed", label)
             total.update(counted((found[0]["kind"], found[0]["step"]), own))
     return total
+
+
+def said_of(run: Run, step: int, prompt: str, sample: int) -> tuple[Json, Json] | None:
+    about = run.disagreements.about
+    return about(step, "train", prompt, sample) or about(step, "eval", prompt, sample)
 
 
 def over_critic(run: Run) -> list[list[float | None]]:
@@ -165,12 +173,12 @@ def critiques(held: list[Step]) -> list[list[Any]]:
 
 def queue(run: Run) -> list[Json]:
     """Disagreements, the newest first, those without a label before the others."""
-    labels = run.labels.all()
+    labels, until = run.labels.all(), time.monotonic() + SECONDS
     rows: list[Json] = []
     for step in sorted(run.disagreements.by_step, reverse=True):
-        for (prompt, sample), (first, second) in run.disagreements.of(step).items():
+        for (kind, prompt, sample), (first, second) in run.disagreements.of(step).items():
             id = id_of(step, prompt, sample)
-            kind, g = place(run, step, prompt)
+            kind, g = place(run, step, kind, prompt, until)
             row = {"id": id, "step": step, "kind": kind, "g": g, "prompt_id": prompt, "sample": sample}
             rows.append(row | {"first": first, "second": second, "label": labels.get(id)})
         if len(rows) >= QUEUE:
@@ -178,7 +186,13 @@ def queue(run: Run) -> list[Json]:
     return sorted(rows[:QUEUE], key=lambda row: row["label"] is not None)
 
 
-def place(run: Run, step: int, prompt: str) -> tuple[str | None, int | None]:
-    """Kind and group; a step is read for it, where the page may still wait."""
-    found = [(kind, g) for at, kind, g in run.prompts.of(prompt) if at == step]
-    return found[0] if found else (None, None)
+def place(run: Run, step: int, kind: str, prompt: str, until: float) -> tuple[str, int | None]:
+    """Kind and group; the step is read for it, where the page may still wait. What trained nothing may have been replaced."""
+    for each in ("eval",) if kind == "eval" else ("train", "replaced"):
+        if (step, each) not in run.prompts.seen and time.monotonic() < until:
+            with contextlib.suppress(NotThere):
+                run.step(step, each)
+        for at, found, g in run.prompts.of(prompt):
+            if (at, found) == (step, each):
+                return each, g
+    return kind, None

@@ -6,9 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from soundrl.view.advice import advice, alarms_of
-from soundrl.view.plain import NotThere, cleaned
+from soundrl.view.plain import NotThere, cleaned, depth
 from soundrl.view.recipe import nearest
-from soundrl.view.run import Run
+from soundrl.view.run import DEEPEST, Run
 from soundrl.view.runs import entry_of
 from soundrl.view.tail import object_of
 
@@ -49,7 +49,7 @@ def planned(run: Run) -> Json | None:
         found = object_of(file.read_bytes()) if file.is_file() and file.stat().st_size < PLAN else None
     except (OSError, NotThere):
         return None
-    return cleaned(found)
+    return cleaned(found) if depth(found) <= DEEPEST else None
 
 
 def times(run: Run) -> Json:

@@ -31,6 +31,19 @@ def cleaned(value: Any) -> Any:
     return [cleaned(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+def depth(value: Any) -> int:
+    """Of lists and objects in each other; told without recursion, whatever it was read from.
+
+    >>> depth(1), depth([]), depth({"a": [1]})
+    (0, 1, 2)
+    """
+    level, found = [value], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        found += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return found
+
+
 def encoded(answer: Any) -> bytes:
     r"""Bytes of a JSON file; ASCII, so that half a surrogate pair, which a damaged text may hold, is still JSON.
 

@@ -14,7 +14,7 @@ from soundrl.view.cells import Rule
 from soundrl.view.disagreements import Disagreements
 from soundrl.view.labels import LabelFile
 from soundrl.view.metrics import Metrics
-from soundrl.view.plain import NotThere, one_fault
+from soundrl.view.plain import NotThere, depth, one_fault
 from soundrl.view.prompts import Prompts
 from soundrl.view.step import KINDS, Step
 from soundrl.view.trace_index import TraceIndex
@@ -22,6 +22,7 @@ from soundrl.view.trained import TrainedStep
 
 STEPS = Cache(48 << 20)
 """Of all runs together"""
+DEEPEST = 20  # lists and objects in each other; a run has 3
 CONFIG = 4 << 20  # bytes of a config.json, at most
 STEP = re.compile(r"step-(\d{6,9})(\.jsonl)?")
 
@@ -129,4 +130,6 @@ def read_config(file: Path, size: int) -> tuple[dict[str, Any], str]:
         return {}, "config.json is nested too deep; restore it"
     except (OSError, ValueError) as error:
         return {}, f"config.json holds no JSON ({one_fault(error)}); restore it"
+    if depth(found) > DEEPEST:
+        return {}, "config.json is nested too deep; restore it"
     return (found, "") if isinstance(found, dict) else ({}, "config.json holds no JSON object; restore it")

@@ -43,7 +43,7 @@ def rollout(sample: int, text: str) -> Rollout:
 
 def write(root: Path, config: dict) -> str:
     """The run, below `root`, with the settings of a real one; gives its key."""
-    run = root / f"x {SCRIPT.replace('/', ':')}"
+    run = root / f"hostile {NAME}"
     folder = run / "rollouts" / "step-000001"
     folder.mkdir(parents=True)
     said = dict.fromkeys(("critique", "worker"), f"Paragraph 0: {TEXTS['script']} {BOMB} {BIDI}")
@@ -64,7 +64,11 @@ def write(root: Path, config: dict) -> str:
     config = config | {"run": config["run"] | {"name": NAME, "task": SCRIPT}}
     (run / "config.json").write_text(json.dumps(config), "utf-8")
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, SCRIPT: 1.0, "reward/correct": 0.5}) + f"\n{DEEP}\n", "utf-8")
+    events = [{"name": SCRIPT, "ph": "X", "ts": 10**15 + i * 10**6, "pid": 0, "tid": 0, "cat": "phase", "dur": 10**6} for i in range(3)]
+    events.append(events[0] | {"name": "step", "dur": 4 * 10**6})
+    (run / "trace.json").write_text("[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n", "utf-8")
     deep = root / "deep"
     deep.mkdir()
+    (deep / "metrics.jsonl").write_text("", "utf-8")
     (deep / "config.json").write_text(f'{{"run": {DEEP}', "utf-8")
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "".join(f"={b:02X}" for b in c.encode()) for c in run.name)

@@ -1,6 +1,6 @@
 import { useMemo } from "preact/hooks";
 import { flips, lamOf, rescore, shift, sign } from "../algebra.js";
-import { live, paths } from "../api.js";
+import { cached, live, paths } from "../api.js";
 import { kindOf } from "../filters.js";
 import { useJson, useTitle } from "../hooks.js";
 import { useKeys } from "../keys.js";
@@ -22,7 +22,9 @@ export function GroupPage({ route, run }) {
   const kind = kindOf(route, run);
   const answer = useJson(kind ? paths.group(route.key, route.step, kind, route.g) : null);
   const group = answer.value;
-  const beside = (by) => () => route.g + by >= 0 && go({ ...route, g: route.g + by });
+  const last = cached(paths.step(route.key, route.step, kind))?.groups.length; // known where one comes from the step's page
+  const there = (g) => g >= 0 && (last === undefined || g < last);
+  const beside = (by) => () => there(route.g + by) && go({ ...route, g: route.g + by });
   const here = { ...route, query: { ...route.query, kind } };
   useTitle(`group ${route.g}`, `step ${route.step}`, run?.name);
   useKeys({
@@ -38,7 +40,7 @@ export function GroupPage({ route, run }) {
         </h1>
         <nav class="neighbours" aria-label="Groups beside this one">
           {route.g > 0 && <Link to={{ ...route, g: route.g - 1 }}>← group {route.g - 1}</Link>}
-          <Link to={{ ...route, g: route.g + 1 }}>group {route.g + 1} →</Link>
+          {there(route.g + 1) && <Link to={{ ...route, g: route.g + 1 }}>group {route.g + 1} →</Link>}
         </nav>
       </div>
       {kind && <Waiting answer={answer} what="the group" />}

@@ -78,7 +78,7 @@ function Totals({ step }) {
         ))}
         {step.kind === "train" && <Fact name="groups with signal">{`${signal} of ${groups}`}</Fact>}
         {step.kind === "train" && <Fact name="past the shift">{`${past} of ${groups}`}</Fact>}
-        <Fact name="λ">{number(step.lam)}</Fact>
+        {step.kind === "train" && <Fact name="λ">{number(step.lam)}</Fact>}
       </dl>
       <CellKey />
     </>
@@ -160,8 +160,9 @@ function openCell(event, route) {
 
 function Row({ route, group, kept, withSet }) {
   const to = { page: "group", key: route.key, step: route.step, g: group.g, query: { kind: route.query.kind } };
+  const trains = route.query.kind === "train";
   return (
-    <li class={group.signal ? "" : "flat"}>
+    <li class={group.signal || !trains ? "" : "flat"}>
       <a href={format(to)} data-row="">
         group {group.g}
       </a>
@@ -189,8 +190,8 @@ function Row({ route, group, kept, withSet }) {
         </span>
       )}
       <span class="row-facts">
-        {group.signal || route.query.kind !== "train" ? "" : "no signal · "}
-        {group.past ? "past the shift · " : ""}
+        {trains && !group.signal ? "no signal · " : ""}
+        {trains && group.past ? "past the shift · " : ""}
         {withSet ? `${oneLine(group.set, 30)} · ` : ""}
         {number(meanLength(group) === null ? null : Math.round(meanLength(group)))} tokens
       </span>

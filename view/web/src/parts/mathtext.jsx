@@ -4,6 +4,7 @@ import { visible } from "./safe.js";
 import { Text } from "./text.jsx";
 
 const SLICE = 20; // ms of drawing between two breaths, so that keys are answered
+const LONG = 40; // characters of a formula that may be wider than its column
 const waiting = [];
 let drawing = false;
 
@@ -43,7 +44,11 @@ function Formula({ math, display, source }) {
     waiting.push((draw) => {
       if (gone) return;
       const fault = draw(element, math, display);
-      if (!fault) return;
+      if (!fault) {
+        if (source.length > LONG && element.scrollWidth > element.clientWidth + 1) element.classList.add("wide");
+        return;
+      }
+      element.classList.add("source");
       element.textContent = visible(source);
       element.title = visible(fault).slice(0, 200);
     });

@@ -4,6 +4,8 @@ import { changed } from "../route.js";
 import { Badge } from "./badge.jsx";
 import { More, PART } from "./long.jsx";
 import { Formulas, useFormulas } from "./mathtext.jsx";
+import { count } from "./numbers.js";
+import { pieces as safePieces } from "./safe.js";
 import { Text } from "./text.jsx";
 
 const MOST = 300; // paragraphs drawn at once
@@ -41,6 +43,7 @@ export function Solution({ route, rollout, source, children }) {
   const naming = useMemo(() => byParagraph(said, all.length), [said, all]);
   const drawn = useFormulas(useMemo(() => [...shown, ...said.map((sentence) => sentence.text)], [shown, said]), source);
   const wrong = rollout.verdict?.kind === "flawed" && Number.isInteger(rollout.verdict.step) ? rollout.verdict.step : null;
+  const hidden = useMemo(() => safePieces(rollout.text || "").filter((piece) => piece.hidden).length, [rollout]);
   const who = useMemo(() => marks(rollout), [rollout]);
   const find = (kind, at) => list.current.querySelector(`[data-${kind}="${at}"]`);
   const toParagraph = (at, sentence) => {
@@ -60,6 +63,11 @@ export function Solution({ route, rollout, source, children }) {
           <h2 id="solution-title">Solution</h2>
           <a href={changed(route, { source: source ? "" : 1 })}>{source ? "draw formulas" : "source of formulas"}</a>
         </div>
+        {hidden > 0 && (
+          <p class="notice warn">
+            {count(hidden, "place")} with hidden characters, which the judge is not shown; they stand visible in the whole response below.
+          </p>
+        )}
         <ol class="paragraphs">
           {shown.map((_, i) => (
             <Paragraph
