@@ -61,7 +61,7 @@ function trail(route, run) {
   return found;
 }
 
-function useShellKeys(route, run, help) {
+function useShellKeys(route, run, { help, seek }) {
   const toRun = (page) => () => route.key && go({ page, key: route.key });
   useKeys(
     {
@@ -72,7 +72,7 @@ function useShellKeys(route, run, help) {
       "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
       "g j": ["go to the judge", toRun("judge")],
       n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
-      "/": ["find", () => find(route)],
+      "/": ["find", () => find(route, seek)],
       "?": ["these keys", help],
     },
     true,
@@ -89,10 +89,17 @@ async function toDisagreement(route, run) {
   }
 }
 
-function find(route) {
-  const field = [...document.querySelectorAll("main [data-find]")].find((one) => one.checkVisibility());
-  if (field) field.focus();
-  else if (route.key) go({ page: "find", key: route.key });
+const findField = () => [...document.querySelectorAll("main [data-find]")].find((one) => one.checkVisibility());
+
+/** To the page's own field, else to the page that finds; `seek.current` says that its field is wanted once it is drawn. */
+function find(route, seek) {
+  const field = findField();
+  if (field) {
+    field.focus();
+  } else if (route.key) {
+    seek.current = true;
+    go({ page: "find", key: route.key });
+  }
 }
 
 function Theme() {
@@ -162,6 +169,7 @@ export function Shell() {
   const answer = useJson(route.key ? paths.run(route.key) : null, goesOn ? OFTEN : SELDOM);
   const run = answer.value;
   const place = `${route.page}/${route.key}/${route.step}/${route.g}/${route.sample}`;
+  const seek = useRef(false);
   const first = useRef({ place, hash: location.hash });
   useEffect(() => setGoesOn(!run || run.state === "running" || run.state === "stalled"), [run]);
   useEffect(() => {
@@ -170,13 +178,15 @@ export function Shell() {
     if (first.current.place !== place) {
       scrollTo(0, 0);
       const row = route.page !== "run" && rowOf(first.current.hash);
-      if (row) focusRow(row);
+      if (seek.current && findField()) findField().focus();
+      else if (row) focusRow(row);
       else main.current.focus({ preventScroll: true });
     }
+    seek.current = false;
     first.current = { place, hash: location.hash };
   }, [place]);
   const help = () => setHelping(true);
-  useShellKeys(route, run, help);
+  useShellKeys(route, run, { help, seek });
   const Page = PAGES[route.page];
   const unread = Boolean(route.key && !run && answer.error);
   return (
