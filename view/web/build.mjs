@@ -1,13 +1,14 @@
-// Builds view/page/ from this folder: app.js, math.js (KaTeX, loaded when mathematics is shown), app.css, index.html, licenses.txt and
-// build.json, which holds the sha256 of every source and of every file built, so that a test without node can tell a stale build.
+// Builds view/page/, or the folder given, from this one: app.js, math.js (KaTeX, loaded when mathematics is shown), app.css, index.html,
+// licenses.txt and build.json, which holds the sha256 of every source and of every file built, so that a test without node can tell a
+// stale build.
 import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { dirname, join, relative } from "node:path";
+import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const page = join(here, "..", "page");
+const page = process.argv[2] ? resolve(process.argv[2]) : join(here, "..", "page");
 const LIMIT = 400_000; // bytes of view/page in all
 
 /** MathML needs no widths of glyphs: of KaTeX's 57 kB of font metrics the two stay that its macros \TeX and \LaTeX read. */

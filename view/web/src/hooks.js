@@ -1,6 +1,7 @@
 // What pages need of the browser: JSON that may be polled, the route, and the width of an element.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { cached, get, live } from "./api.js";
+import { oneLine } from "./parts/safe.js";
 import { parse } from "./route.js";
 
 /**
@@ -99,7 +100,7 @@ export function useWidth() {
 
 /** Sets the tab's title: `useTitle("step 12", "small")` → "step 12 · small · soundrl". */
 export function useTitle(...parts) {
-  const title = [...parts.filter(Boolean), "soundrl"].join(" · ");
+  const title = oneLine([...parts.filter(Boolean), "soundrl"].join(" · "), 200);
   useEffect(() => {
     document.title = title;
   }, [title]);

@@ -31,7 +31,7 @@ export function draw(element, source, display) {
     trust: false,
     strict: false,
     maxExpand: 200,
-    maxSize: 20,
+    maxSize: 10,
     throwOnError: true,
   });
   let tree;
@@ -45,7 +45,8 @@ export function draw(element, source, display) {
     tree = buildMathML(parseTree(source, settings), source, options, display, true);
   } catch (error) {
     // A RangeError is a formula nested deeper than the stack.
-    if (error instanceof ParseError || error instanceof RangeError) return String(error.message).split("\n")[0];
+    if (error instanceof RangeError) return "nested too deeply";
+    if (error instanceof ParseError) return String(error.message).split("\n")[0];
     throw error;
   }
   setStylesAside(tree);

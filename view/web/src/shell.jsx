@@ -1,7 +1,7 @@
 // What stands around each page: where one is, the pages of the run, the theme, keys, and one question for the run's own JSON.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, get, live, paths } from "./api.js";
-import { useJson, useRoute } from "./hooks.js";
+import { useJson, useRoute, useTitle } from "./hooks.js";
 import { focusRow, moveRow, rowOf, useKeys } from "./keys.js";
 import { AnatomyPage } from "./pages/anatomy.jsx";
 import { ComparePage } from "./pages/compare.jsx";
@@ -14,6 +14,7 @@ import { RunPage } from "./pages/run.jsx";
 import { RunsPage } from "./pages/runs.jsx";
 import { StepPage } from "./pages/step.jsx";
 import { State } from "./parts/badge.jsx";
+import { Failure } from "./parts/failure.jsx";
 import { Help } from "./parts/help.jsx";
 import { Waiting } from "./parts/notice.jsx";
 import { oneLine } from "./parts/safe.js";
@@ -60,7 +61,7 @@ function trail(route, run) {
   return found;
 }
 
-function useShellKeys(route, run, help) {
+function useShellKeys(route, run, { help, seek }) {
   const toRun = (page) => () => route.key && go({ page, key: route.key });
   useKeys(
     {
@@ -71,7 +72,7 @@ function useShellKeys(route, run, help) {
       "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
       "g j": ["go to the judge", toRun("judge")],
       n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
-      "/": ["find", () => find(route)],
+      "/": ["find", () => find(route, seek)],
       "?": ["these keys", help],
     },
     true,
@@ -88,10 +89,17 @@ async function toDisagreement(route, run) {
   }
 }
 
-function find(route) {
-  const field = [...document.querySelectorAll("main [data-find]")].find((one) => one.checkVisibility());
-  if (field) field.focus();
-  else if (route.key) go({ page: "find", key: route.key });
+const findField = () => [...document.querySelectorAll("main [data-find]")].find((one) => one.checkVisibility());
+
+/** To the page's own field, else to the page that finds; `seek.current` says that its field is wanted once it is drawn. */
+function find(route, seek) {
+  const field = findField();
+  if (field) {
+    field.focus();
+  } else if (route.key) {
+    seek.current = true;
+    go({ page: "find", key: route.key });
+  }
 }
 
 function Theme() {
@@ -161,6 +169,7 @@ export function Shell() {
   const answer = useJson(route.key ? paths.run(route.key) : null, goesOn ? OFTEN : SELDOM);
   const run = answer.value;
   const place = `${route.page}/${route.key}/${route.step}/${route.g}/${route.sample}`;
+  const seek = useRef(false);
   const first = useRef({ place, hash: location.hash });
   useEffect(() => setGoesOn(!run || run.state === "running" || run.state === "stalled"), [run]);
   useEffect(() => {
@@ -169,34 +178,42 @@ export function Shell() {
     if (first.current.place !== place) {
       scrollTo(0, 0);
       const row = route.page !== "run" && rowOf(first.current.hash);
-      if (row) focusRow(row);
+      if (seek.current && findField()) findField().focus();
+      else if (row) focusRow(row);
       else main.current.focus({ preventScroll: true });
     }
+    seek.current = false;
     first.current = { place, hash: location.hash };
   }, [place]);
   const help = () => setHelping(true);
-  useShellKeys(route, run, help);
+  useShellKeys(route, run, { help, seek });
   const Page = PAGES[route.page];
+  const unread = Boolean(route.key && !run && answer.error);
   return (
     <>
       <Header route={route} run={run} onHelp={help} onSkip={(event) => (event.preventDefault(), main.current.focus())} />
       <main ref={main} tabIndex={-1}>
         {route.key && <Waiting answer={answer} what="the run" />}
-        {!Page && <Unknown />}
-        {route.key && !run && answer.error && <h1>Not to be read</h1>}
-        {Page && !(route.key && !run && answer.error) && <Page key={route.key} route={route} run={run} />}
+        {!Page && <Nothing title="No such page">The address names no page.</Nothing>}
+        {unread && <Nothing title="Not to be read">Nothing is known of this run.</Nothing>}
+        {Page && !unread && (
+          <Failure place={place}>
+            <Page key={route.key} route={route} run={run} />
+          </Failure>
+        )}
       </main>
       {helping && <Help onClose={() => setHelping(false)} />}
     </>
   );
 }
 
-function Unknown() {
+function Nothing({ title, children }) {
+  useTitle(title);
   return (
     <>
-      <h1>No such page</h1>
+      <h1>{title}</h1>
       <p>
-        The address names no page. <a href="#/">All runs</a>
+        {children} <a href="#/">All runs</a>
       </p>
     </>
   );

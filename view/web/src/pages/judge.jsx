@@ -40,8 +40,16 @@ function Probe({ probe, alarms }) {
   return <Curve title="The probe: solutions of known verdict" lines={shares} marks={alarms} show={share} />;
 }
 
-function Canaries({ canaries }) {
-  if (!canaries) return <p class="quiet">By attack: not recorded.</p>;
+function Canaries({ canaries, together }) {
+  if (!canaries) {
+    const last = together?.findLast(([, value]) => value !== null);
+    if (!last) return <p class="quiet">None were asked, or it was not recorded.</p>;
+    return (
+      <p>
+        Of all attacks together <b>{share(last[1])}</b> were accepted at step {last[0]}. <span class="quiet">By attack: not recorded.</span>
+      </p>
+    );
+  }
   const columns = [
     { name: "attack", title: "attack", head: true, show: (row) => <Text>{row.attack}</Text> },
     { name: "accepted", title: "accepted", number: true, show: (row) => number(row.accepted) },
@@ -102,7 +110,7 @@ export function JudgePage({ route, run }) {
               <h2 id="unknown">No verdict</h2>
               <Unknown reasons={judge.unknown} />
               <h2>Canaries</h2>
-              <Canaries canaries={judge.canaries} />
+              <Canaries canaries={judge.canaries} together={judge.probe.canary_accepted} />
             </section>
           </div>
           <h2>Over the steps</h2>

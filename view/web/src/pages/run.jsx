@@ -47,10 +47,10 @@ function Advice({ run }) {
               <b>
                 <Text>{one.what}</Text>
               </b>
-              {one.link && (
+              {one.link?.startsWith("#/") && (
                 <>
                   {" "}
-                  <a href={one.link.startsWith("#/") ? one.link : "#/"} data-row="">
+                  <a href={one.link} data-row="">
                     look<span class="unseen"> at: {one.what}</span>
                   </a>
                 </>

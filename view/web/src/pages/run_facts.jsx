@@ -1,4 +1,5 @@
 // Tables of the run page: before and after, time by phase, memory, settings.
+import { Fold } from "../parts/fold.jsx";
 import { Setting } from "../parts/settings.jsx";
 import { count, duration, interval, mebibytes, NONE, number, share } from "../parts/numbers.js";
 import { formatOf, isEnd } from "../measures.js";
@@ -144,12 +145,13 @@ export function Settings({ run }) {
       ) : (
         <p class="quiet">The recipe is not known, so what differs from it is not either.</p>
       )}
-      <details>
-        <summary>The whole configuration</summary>
-        <Text block class="text config">
-          {JSON.stringify(run.config, null, 1)}
-        </Text>
-      </details>
+      <Fold summary="The whole configuration">
+        {() => (
+          <Text block class="text config" tabIndex={0} role="region" aria-label="The whole configuration">
+            {JSON.stringify(run.config, null, 1)}
+          </Text>
+        )}
+      </Fold>
     </>
   );
 }

@@ -9,10 +9,10 @@ const STATES = {
 };
 const LEVELS = { alarm: ["▲", "bad"], advice: ["→", "warn"], note: ["i", "calm"] };
 
-/** A word in a frame; tone: good, warn, bad or calm. */
-export function Badge({ tone = "calm", sign = "", children, ...rest }) {
+/** Words in a frame; tone: good, warn, bad or calm; `one` keeps them in one line. */
+export function Badge({ tone = "calm", sign = "", one = false, children, ...rest }) {
   return (
-    <span class={`badge ${tone}`} {...rest}>
+    <span class={`badge ${tone}${one ? " nowrap" : ""}`} {...rest}>
       {sign && <span aria-hidden="true">{sign} </span>}
       {children}
     </span>
@@ -22,7 +22,7 @@ export function Badge({ tone = "calm", sign = "", children, ...rest }) {
 export function State({ state }) {
   const [sign, tone] = STATES[state] || ["?", "warn"];
   return (
-    <Badge tone={tone} sign={sign}>
+    <Badge tone={tone} sign={sign} one>
       {state}
     </Badge>
   );
@@ -31,7 +31,7 @@ export function State({ state }) {
 export function Level({ level }) {
   const [sign, tone] = LEVELS[level] || ["?", "warn"];
   return (
-    <Badge tone={tone} sign={sign}>
+    <Badge tone={tone} sign={sign} one>
       {level}
     </Badge>
   );

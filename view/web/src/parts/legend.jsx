@@ -1,5 +1,5 @@
 // What stands under a curve: its lines with their values at a step, and all values as a table.
-import { useState } from "preact/hooks";
+import { Fold } from "./fold.jsx";
 import { withInterval } from "./numbers.js";
 import { lastAt } from "./thin.js";
 
@@ -38,13 +38,11 @@ export function Legend({ lines, at, show, alarms }) {
 }
 
 export function Behind({ title, lines, steps, show }) {
-  const [open, setOpen] = useState(false);
   const every = Math.ceil(steps.length / ROWS);
-  const rows = open ? steps.filter((_, i) => i % every === 0 || i === steps.length - 1) : [];
+  const rows = () => steps.filter((_, i) => i % every === 0 || i === steps.length - 1);
   return (
-    <details onToggle={(event) => setOpen(event.currentTarget.open)}>
-      <summary>Values{every > 1 ? `, one step in ${every}` : ""}</summary>
-      {open && (
+    <Fold summary={every > 1 ? `Values, one step in ${every}` : "Values"}>
+      {() => (
         <div class="table-box tall" role="region" aria-label={`${title}, values`} tabIndex={0}>
           <table>
             <caption class="unseen">{title}, values by step</caption>
@@ -59,7 +57,7 @@ export function Behind({ title, lines, steps, show }) {
               </tr>
             </thead>
             <tbody>
-              {rows.map((step) => (
+              {rows().map((step) => (
                 <tr key={step}>
                   <th scope="row">{step}</th>
                   {lines.map((line) => (
@@ -73,6 +71,6 @@ export function Behind({ title, lines, steps, show }) {
           </table>
         </div>
       )}
-    </details>
+    </Fold>
   );
 }
