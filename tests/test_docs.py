@@ -40,6 +40,7 @@ from soundrl.genrm.serve.prm import Scoring
 from soundrl.genrm.serve.server import Serving
 from soundrl.kernels.certificate import __main__ as certificate
 from soundrl.view import __main__ as viewing
+from soundrl.view import sink
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -143,7 +144,7 @@ def reads_its_arguments(words: list[str], place: Path) -> None:
         "selection": selection.Arguments,
         "critic_data": Planted | Sampled,
     }
-    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments, "replay": replay.Arguments}
+    kinds |= {"make": making.Arguments, "prm": Scoring, "label": label.Arguments, "replay": replay.Arguments, "sink": sink.Arguments}
     kinds |= {"view": viewing.Arguments}
     arguments = words[3 : words.index("--") if "--" in words else None]  # what follows are settings of the training
     if words[2].endswith(("serve", "prm")):  # looks for the model
@@ -228,8 +229,8 @@ RULES: list[tuple[str, Proof]] = [
     (r"(\S*python|torchrun) (.* )?engine/train\.py( |$)", plan_of_run),
     (r"python -m soundrl\.engine\.(files\.run_reader|tools\.(trace|export)) ", as_it_stands),
     (
-        r"\S*python -m soundrl\.(view|genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)"
-        r"|engine\.(evaluate|tools\.(convert|replay))) ",
+        r"\S*python -m soundrl\.(genrm\.(serve|serve\.prm|evaluate|selection|critic_data|make|label)"
+        r"|engine\.(evaluate|tools\.(convert|replay))|view|view\.sink) ",
         reads_its_arguments,
     ),
     (r"\S*python -m soundrl\.kernels\.certificate( |$)", is_certified),

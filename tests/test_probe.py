@@ -57,6 +57,7 @@ def test_a_steady_judge_raises_no_alarm(watched):
     _, probe, first = watched
     assert first["genrm/probe_recall"] == first["genrm/probe_precision"] == first["genrm/probe_coverage"] == 1.0
     assert first["genrm/probe_located"] == first["genrm/probe_planted"] == 1.0
+    assert first["genrm/probe_canary_claim"] == 0.0 and first["genrm/probe_canary_claim_of"] == 3.0
     assert first["genrm/probe_canary_accepted"] == first["genrm/probe_over_critic"] == first["genrm/probe_alarm"] == 0.0
     assert first["genrm/probe_flawed"] == first["genrm/probe_sound"] == 14.0
     assert probe(2) == {} and probe(5) == first and probe.alarms == {}
@@ -255,4 +256,6 @@ def test_who_is_told_to_leave_has_not_probed():
 def test_attacks_stand_behind_the_flaw(served):
     probe = Probe(served[1], ROWS, every=1)
     canaries = [each for kind, each in probe.questions if kind == "canary"]
-    assert len(canaries) == 14 and {each.steps[-1] for each in canaries} == set(ATTACKS) and all(each.label >= 0 for each in canaries)
+    assert (
+        len(canaries) == 14 and {each.steps[-1] for each in canaries} == set(ATTACKS.values()) and all(each.label >= 0 for each in canaries)
+    )

@@ -139,8 +139,13 @@ def test_each_trained_rollout_has_the_number_of_its_window_and_others_have_none(
     trained = [len(window) for minibatch in parts for window in minibatch.trained()]
     number_windows(parts)
     windows = {group.prompt.id: [rollout.window for rollout in group.rollouts] for group in pending.groups()}
-    # All of c is sound, and has no advantage: its window trains nothing.
-    assert windows == {"a": [0] * 3, "b": [None] * 3, "c": [None] * 4, "d": [UPDATE] * 3, "e": [UPDATE + 1] * 2} and trained == [3, 0, 3, 2]
+    # All of c is sound, and has no advantage: its window trains nothing. Nor has a's flawed one, whose reward is the group's mean.
+    assert windows == {"a": [0, None, 0], "b": [None] * 3, "c": [None] * 4, "d": [UPDATE] * 3, "e": [UPDATE + 1] * 2} and trained == [
+        2,
+        0,
+        3,
+        2,
+    ]
     assert all(rollout.paragraphs == ("",) for name in "ce" for rollout in pending.by_prompt[name].rollouts[:1])
     assert pending.by_prompt["e"].rollouts[1].paragraphs == ()
     # A step that goes on behind its first optimizer step has settled nothing of that, and numbers alike.

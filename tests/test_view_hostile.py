@@ -34,7 +34,8 @@ def every_page(run):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "holds no JSON"), (b"{", "holds no JSON"), (b"[1]", "no JSON object"), (b"\xff\xfe{}", "holds no JSON"), (b"null", "no JSON object"),
+        (b"", "holds no JSON"), (b"{", "holds no JSON"), (b"[1]", "no JSON object"), (b"\xff\xfe{}", "holds no JSON"),
+        (b"null", "no JSON object"),
         (b"[" * 200_000, "nested too deep"), (b" " * (5 << 20), "which no run writes"), (b"{}", "is empty"),
     ],
     ids=["empty", "cut", "a list", "no text", "null", "deep", "large", "nothing in it"],
@@ -48,13 +49,9 @@ def test_a_configuration_that_is_none(run, content, why):
 
 
 def test_a_configuration_of_odd_types(run):
-    odd = {
-        "run": {"steps": "many", "gate": [], "task": {}},
-        "fapo": {"lam": float("nan")},
-        "genrm": {"unknown": {}, "probe": 3},
-        "data": {"train": [[]]},
-    }
-    (run / "config.json").write_text(json.dumps(odd | {"rollout": [], "model": {"path": 7}, "\ud800": "\ud800"}))
+    odd: dict[str, object] = {"run": {"steps": "many", "gate": [], "task": {}}, "fapo": {"lam": float("nan")}, "data": {"train": [[]]}}
+    odd |= {"genrm": {"unknown": {}, "probe": 3}, "rollout": [], "model": {"path": 7}, "\ud800": "\ud800"}
+    (run / "config.json").write_text(json.dumps(odd))
     assert listed(run)["steps"] is None and listed(run)["figures"]["tokens_per_second"] is None
     assert every_page(run)["step-000002/train"]["lam"] == 1.0
     (run / "config.json").write_text('{"a": ' * 900 + "1" + "}" * 900)  # as deep as it can be read, and not be written

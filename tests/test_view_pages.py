@@ -180,7 +180,15 @@ def test_the_page_of_the_judge(runs):
     assert sorted(page["critiques"])[0] == [20, 0.5, "s"] and len(page["critiques"]) == 9 and page["canaries"] is None
     row = page["disagreements"][0]
     assert (row["id"], row["first"], row["second"]) == ("2/p2:0/0", {"kind": "flawed", "step": 1}, {"kind": "sound", "step": None})
-    assert len(page["disagreements"]) == 1 and row["label"] is None
+    assert len(page["disagreements"]) == 1 and row["label"] is None and (row["kind"], row["g"]) == ("train", 1)
+
+
+def test_canaries_by_attack(runs, tmp_path):
+    run = write_run(tmp_path / "one", steps=1)
+    told = {"genrm/probe_canary_box": 2.0, "genrm/probe_canary_box_of": 4.0, "genrm/probe_canary_accepted": 0.5}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics(2) | told) + "\n" + json.dumps(metrics(3)) + "\n")
+    assert get(Runs(tmp_path), "one/judge.json")["canaries"] == [{"attack": "box", "accepted": 2, "of": 4}]
 
 
 def test_find_in_texts_and_problems(runs):

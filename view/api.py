@@ -15,7 +15,7 @@ from soundrl.view.overview import run_page, series_page
 from soundrl.view.plain import NotThere
 from soundrl.view.runs import Runs
 
-Json = dict[str, Any] | list[Any]
+Json = Any
 Asked = Mapping[str, str]
 KIND = re.compile(r"(train|eval|replaced|probe)\.json")
 STEP = re.compile(r"step-(\d{6,9})")

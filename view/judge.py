@@ -20,6 +20,7 @@ from soundrl.view.run import Run
 from soundrl.view.step import Step
 
 Json = dict[str, Any]
+CANARY = "genrm/probe_canary_"
 STEPS = 12  # that critiques and the oracle's confusion are taken of, spread over the run
 CRITIQUES = 2000
 TOLD = 300  # rollouts of a step that the oracle is asked of
@@ -43,7 +44,7 @@ def judge_page(run: Run) -> Json:
         "probe": {
             name.removeprefix("genrm/probe_"): sorted([*map(list, train.pairs(name)), *map(list, evals.pairs(name))]) for name in probes
         },
-        "canaries": None,  # the metrics hold the share of all attacks together: genrm/probe_canary_accepted
+        "canaries": canaries(run),
         "critiques": critiques(held),
         "disagreements": queue(run),
         "unknown": {name: count for name, count in unknown.items() if count},
@@ -157,6 +158,17 @@ def wilson(share: float, n: float) -> tuple[float | None, float | None]:
         return None, None
     middle, room = share + Z * Z / (2 * n), Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
     return max((middle - room) / (1 + Z * Z / n), 0.0), min((middle + room) / (1 + Z * Z / n), 1.0)
+
+
+def canaries(run: Run) -> list[Json] | None:
+    """Of the last probe: flawed solutions with an attack that the judge called sound, of how many, by attack; None where no probe has told
+    them apart."""
+    train, out = run.metrics.train, []
+    for name in train.values:
+        if name.startswith(CANARY) and name.endswith("_of"):
+            accepted, of = (next(reversed(list(train.pairs(each))), (0, 0.0))[1] for each in (name.removesuffix("_of"), name))
+            out.append({"attack": name[len(CANARY) : -3], "accepted": round(accepted), "of": round(of)})
+    return out or None
 
 
 def critiques(held: list[Step]) -> list[list[Any]]:
