@@ -19,7 +19,8 @@ export function sentences(critique, paragraphs) {
     out.push({ text, paragraphs: [...new Set([...own, ...named(text, paragraphs.length)])] });
     from = end;
   };
-  for (const end of cuts(critique, quoted)) if (end > from && (quoted.has(end) || !/^\s*\d+\.\s*$/.test(critique.slice(from, end)))) add(end);
+  for (const end of cuts(critique, quoted))
+    if (end > from && (quoted.has(end) || !/^\s*\d+\.\s*$/.test(critique.slice(from, end)))) add(end);
   if (from < critique.length) add(critique.length);
   return out;
 }

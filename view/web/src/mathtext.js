@@ -2,7 +2,7 @@
 
 export const LIMITS = { formulas: 200, length: 2000 };
 
-const CLOSING = { "$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]" };
+const CLOSING = { $$: "$$", $: "$", "\\(": "\\)", "\\[": "\\]" };
 const OPENING = /\\\\|\\\$|\$\$|\$|\\\(|\\\[/g;
 
 /** Pieces of `text` in order, whose sources joined are the text: {text} or {math, display, source}. `left` is how many formulas may still be

@@ -25,7 +25,10 @@ function differences(tokens) {
 
 /** The value that has the strongest colour: the 98th percentile of magnitudes, so that one odd token does not pale all others; at least `least`. */
 export function reach(values, least = 1e-6) {
-  const sorted = values.filter((value) => value !== null && Number.isFinite(value)).map(Math.abs).sort((a, b) => a - b);
+  const sorted = values
+    .filter((value) => value !== null && Number.isFinite(value))
+    .map(Math.abs)
+    .sort((a, b) => a - b);
   return sorted.length ? Math.max(sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * 0.98))], least) : least;
 }
 

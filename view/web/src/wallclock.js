@@ -10,7 +10,8 @@ export const TIMES = [
 ];
 
 /** The last moment that is known of a rollout, or null. */
-export const end = (row) => row.slice(3, 8).reduce((last, value) => (value === null || (last !== null && last > value) ? last : value), null);
+export const end = (row) =>
+  row.slice(3, 8).reduce((last, value) => (value === null || (last !== null && last > value) ? last : value), null);
 
 /** Seconds from the first known moment of a rollout to the last: how long it was on its way once sampled. */
 export function span(row) {
@@ -64,30 +65,32 @@ function axis(pen, colours, { last, width, y, top }) {
   }
 }
 
+/** The name of a phase's colour. */
+export const phaseColour = (name) => (Object.hasOwn(PHASES, name) ? PHASES[name] : "series-4");
+
 /** Each rank's phases as a band with its name where there is room, and below it thinly what it did within. */
 export function drawLanes(pen, colours, { clock, last, width }) {
   axis(pen, colours, { last, width, y: clock.ranks.length * LANE, top: 0 });
+  const x = (time) => (time / last) * width;
   clock.ranks.forEach(({ rank, phases, details }, i) => {
     const y = i * LANE + 4;
-    // Phases stand within phases (waiting for verdicts within training): the long ones first.
+    // Phases stand within phases (waiting for verdicts within training): the long ones first, then all names.
     const long = ([, from, to]) => (to ?? last) - from;
-    for (const [name, from, to] of [...phases].sort((a, b) => long(b) - long(a))) {
-      const [x, wide] = [(from / last) * width, Math.max(1, (((to ?? last) - from) / last) * width - 1)];
-      pen.fillStyle = colours[PHASES[name] || "series-4"];
-      pen.fillRect(x, y, wide, BAND);
-      pen.font = "11px system-ui, sans-serif";
-      pen.textBaseline = "middle";
-      pen.textAlign = "left";
-      pen.fillStyle = colours.ground;
-      const label = `${i === 0 || clock.ranks.length < 9 ? name : ""}`;
-      if (label && pen.measureText(label).width < wide - 6) pen.fillText(label, x + 3, y + BAND / 2);
+    const bands = [...phases].sort((a, b) => long(b) - long(a));
+    for (const [name, from, to] of bands) {
+      pen.fillStyle = colours[phaseColour(name)];
+      pen.fillRect(x(from), y, Math.max(1, x((to ?? last) - from) - 1), BAND);
+    }
+    pen.font = "11px system-ui, sans-serif";
+    pen.textBaseline = "middle";
+    pen.textAlign = "left";
+    pen.fillStyle = colours.ground;
+    for (const [name, from, to] of clock.ranks.length < 33 ? bands : []) {
+      if (pen.measureText(name).width < x((to ?? last) - from) - 6) pen.fillText(name, x(from) + 3, y + BAND / 2);
     }
     pen.fillStyle = colours["strong-line"];
-    for (const [, from, to] of details || []) {
-      pen.fillRect((from / last) * width, y + BAND + 2, Math.max(0.75, (((to ?? last) - from) / last) * width - 0.5), THIN);
-    }
+    for (const [, from, to] of details || []) pen.fillRect(x(from), y + BAND + 2, Math.max(0.75, x((to ?? last) - from) - 0.5), THIN);
     pen.fillStyle = colours.quiet;
-    pen.textBaseline = "middle";
     pen.textAlign = "right";
     if (clock.ranks.length < 33) pen.fillText(`rank ${rank}`, width - 2, y + BAND + THIN / 2 + 2);
   });

@@ -37,7 +37,12 @@ test("the shift: a flawed rollout's sign is that of 2β − λ(α + β)", () => 
   assert.deepEqual(shift(2, 2, 1), { rho: 1, threshold: 1, past: false, tie: true });
   assert.deepEqual(shift(1, 0, 1).rho, null);
   assert.deepEqual(shift(3, 2, 0), { rho: 1.5, threshold: null, past: false, tie: false });
-  for (const [alpha, beta, gamma] of [[3, 2, 1], [1, 2, 3], [4, 1, 2], [2, 3, 1]])
+  for (const [alpha, beta, gamma] of [
+    [3, 2, 1],
+    [1, 2, 3],
+    [4, 1, 2],
+    [2, 3, 1],
+  ])
     for (const lam of [0.25, 0.8, 1, 4 / 3, 2, 3]) {
       const base = [...Array(alpha).fill(1), ...Array(beta).fill(-1), ...Array(gamma).fill(1)];
       const flawed = base.map((_, i) => i >= alpha + beta);
@@ -54,5 +59,8 @@ test("who flips", () => {
 });
 
 test("λ of an address", () => {
-  assert.deepEqual(["1.3", "", null, "x", "-1", "1e9", "0"].map((text) => lamOf(text, 7)), [1.3, 7, 7, 7, 7, 7, 0]);
+  assert.deepEqual(
+    ["1.3", "", null, "x", "-1", "1e9", "0"].map((text) => lamOf(text, 7)),
+    [1.3, 7, 7, 7, 7, 7, 0],
+  );
 });

@@ -4,8 +4,14 @@ import { byParagraph, named, sentences } from "../src/critique.js";
 import { pieces } from "../src/mathtext.js";
 import { COLOURINGS, reach, shade, spans } from "../src/tokens.js";
 
-const math = (text, ...more) => pieces(text, ...more).filter((piece) => "math" in piece).map((piece) => piece.math);
-const joined = (text) => pieces(text).map((piece) => piece.text ?? piece.source).join("");
+const math = (text, ...more) =>
+  pieces(text, ...more)
+    .filter((piece) => "math" in piece)
+    .map((piece) => piece.math);
+const joined = (text) =>
+  pieces(text)
+    .map((piece) => piece.text ?? piece.source)
+    .join("");
 
 test("mathematics is found, money is not", () => {
   assert.deepEqual(math("so $x^2$ and \\(y\\) and $$z$$ and \\[w\n+1\\]."), ["x^2", "y", "z", "w\n+1"]);
@@ -17,7 +23,8 @@ test("mathematics is found, money is not", () => {
 });
 
 test("pieces joined are the text, within limits", () => {
-  for (const text of ["", "plain", "$x$", "a$x$b$$y$$c\\(", "$".repeat(999), "\\[".repeat(500), "$x$ ".repeat(300)]) assert.equal(joined(text), text);
+  for (const text of ["", "plain", "$x$", "a$x$b$$y$$c\\(", "$".repeat(999), "\\[".repeat(500), "$x$ ".repeat(300)])
+    assert.equal(joined(text), text);
   assert.equal(math("$x$ ".repeat(300)).length, 200);
   const left = { count: 3 };
   assert.equal(math("$x$ $x$", left).length, 2);
@@ -31,10 +38,14 @@ test("two million characters of openings take no quadratic time", () => {
 });
 
 test("sentences and the paragraphs that they name", () => {
-  const critique = "Paragraph 0 is right. In <paragraph_1>, 3.5 is taken for 4! Steps 2-3 follow.\n2. Step 9 is none. The index is \\boxed{1}";
+  const critique =
+    "Paragraph 0 is right. In <paragraph_1>, 3.5 is taken for 4! Steps 2-3 follow.\n2. Step 9 is none. The index is \\boxed{1}";
   const list = sentences(critique, ["", "", "", ""]);
   assert.equal(list.map((sentence) => sentence.text).join(""), critique);
-  assert.deepEqual(list.map((sentence) => sentence.paragraphs), [[0], [1], [2, 3], [], []]);
+  assert.deepEqual(
+    list.map((sentence) => sentence.paragraphs),
+    [[0], [1], [2, 3], [], []],
+  );
   assert.deepEqual(byParagraph(list, 4), [[0], [1], [2], [2]]);
   assert.deepEqual(named("paragraph **2**, paragraphs 0 and 1, step #3, paragraph 1 to 900000", 4), [2, 0, 1, 3]);
   assert.deepEqual(sentences("", ["a"]), []);
@@ -51,11 +62,18 @@ test("what a critique quotes begins a sentence of its own", () => {
 });
 
 test("colours: strength by magnitude, sign by class, what is not recorded is said", () => {
-  assert.deepEqual([0, 0.1, 1, 5, -0.5, null, NaN].map((value) => shade(value, 1)), ["t0", "tp1", "tp5", "tp5", "tn3", "tx", "tx"]);
+  assert.deepEqual(
+    [0, 0.1, 1, 5, -0.5, null, NaN].map((value) => shade(value, 1)),
+    ["t0", "tp1", "tp5", "tp5", "tn3", "tx", "tx"],
+  );
   assert.equal(reach([null, 0, -2, 1]), 2);
   assert.equal(reach([...Array(99).fill(1), 1000]), 1);
   assert.equal(reach([]), 1e-6);
-  assert.deepEqual(spans(["a", "a", "b", "a"]), [[0, 2, "a"], [2, 3, "b"], [3, 4, "a"]]);
+  assert.deepEqual(spans(["a", "a", "b", "a"]), [
+    [0, 2, "a"],
+    [2, 3, "b"],
+    [3, 4, "a"],
+  ]);
 });
 
 test("what a token is coloured by", () => {

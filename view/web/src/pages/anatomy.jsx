@@ -8,8 +8,9 @@ import { Link } from "../parts/link.jsx";
 import { Waiting } from "../parts/notice.jsx";
 import { count, duration, moment, NONE } from "../parts/numbers.js";
 import { Table } from "../parts/table.jsx";
+import { Text } from "../parts/text.jsx";
 import { around } from "../filters.js";
-import { drawLanes, drawRollouts, end, span, TIMES, updates, windowName } from "../wallclock.js";
+import { drawLanes, drawRollouts, end, phaseColour, span, TIMES, updates, windowName } from "../wallclock.js";
 import { changed, go } from "../route.js";
 
 const ROWS = 200;
@@ -91,7 +92,7 @@ function Lanes({ clock, last }) {
   const phases = clock.ranks.flatMap(({ rank, phases }) => phases.map(([name, from, to]) => ({ rank, name, from, to })));
   const columns = [
     { name: "rank", title: "rank", head: true },
-    { name: "name", title: "phase" },
+    { name: "name", title: "phase", show: (row) => <Text>{row.name}</Text> },
     { name: "from", title: "from", number: true, show: (row) => duration(row.from) },
     { name: "to", title: "to", number: true, show: (row) => (row.to === null ? "still open" : duration(row.to)) },
     { name: "long", title: "took", number: true, show: (row) => (row.to === null ? NONE : duration(row.to - row.from)) },
@@ -107,6 +108,13 @@ function Lanes({ clock, last }) {
           draw={(pen, colours) => drawLanes(pen, colours, { clock, last, width })}
         />
       </div>
+      <ul class="clock-key" aria-label="Colours of the phases">
+        {[...new Set(phases.map((phase) => phase.name))].map((name) => (
+          <li key={name} class={`phase-${phaseColour(name)}`}>
+            <Text>{name}</Text>
+          </li>
+        ))}
+      </ul>
       <details>
         <summary>the same as a table</summary>
         <Table caption="Phases of the ranks, seconds after the step began" columns={columns} rows={phases} />
@@ -142,7 +150,12 @@ function Rollouts({ route, clock, rows, last, missing }) {
       </div>
       <details>
         <summary>the same as a table</summary>
-        <Table caption="Rollouts, seconds after the step began" columns={columns} rows={rows.slice(0, shown)} id={(row) => `${row[0]}/${row[1]}`} />
+        <Table
+          caption="Rollouts, seconds after the step began"
+          columns={columns}
+          rows={rows.slice(0, shown)}
+          id={(row) => `${row[0]}/${row[1]}`}
+        />
         {shown < rows.length && (
           <button type="button" onClick={() => setShown(shown + ROWS)}>
             {Math.min(ROWS, rows.length - shown)} more of {rows.length}
@@ -164,11 +177,13 @@ function Key({ missing, windows }) {
   ];
   return (
     <ul class="clock-key" aria-label="What the lines mean">
-      {says.filter(([name]) => !missing.includes(name)).map(([name, text]) => (
-        <li key={name} class={`key-${name}`}>
-          {text}
-        </li>
-      ))}
+      {says
+        .filter(([name]) => !missing.includes(name))
+        .map(([name, text]) => (
+          <li key={name} class={`key-${name}`}>
+            {text}
+          </li>
+        ))}
       {windows && <li class="key-window">the update that it trained in</li>}
     </ul>
   );

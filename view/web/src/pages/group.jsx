@@ -36,7 +36,11 @@ export function GroupPage({ route, run }) {
     <>
       <div class="title-row">
         <h1>
-          Group {route.g} <span class="quiet">of step {route.step}{kind && kind !== "train" ? `, ${kind}` : ""}</span>
+          Group {route.g}{" "}
+          <span class="quiet">
+            of step {route.step}
+            {kind && kind !== "train" ? `, ${kind}` : ""}
+          </span>
         </h1>
         <nav class="neighbours" aria-label="Groups beside this one">
           {route.g > 0 && <Link to={{ ...route, g: route.g - 1 }}>← group {route.g - 1}</Link>}
@@ -136,8 +140,8 @@ function Verdict({ group, now, turned, lam, own }) {
     <>
       <p class="algebra">
         α sound {number(group.alpha)} · β wrong {number(group.beta)} · γ flawed {number(group.gamma)} · ρ = α ÷ β ={" "}
-        {now.rho === null ? "— (nothing wrong)" : number(now.rho)} · threshold 2 ÷ λ − 1 = {now.threshold === null ? "none at λ = 0" : number(now.threshold)}:{" "}
-        <strong>{flat}</strong>
+        {now.rho === null ? "— (nothing wrong)" : number(now.rho)} · threshold 2 ÷ λ − 1 ={" "}
+        {now.threshold === null ? "none at λ = 0" : number(now.threshold)}: <strong>{flat}</strong>
       </p>
       <p role="status">
         {lam === own
@@ -156,7 +160,16 @@ const turn = (each) => `rollout ${each.i} from ${SIGNS[each.from]} to ${SIGNS[ea
 function columns(route, lam, own) {
   const other = lam !== own;
   return [
-    { name: "sample", title: "rollout", head: true, show: (row) => <Link row to={rolloutRoute(route, row.sample)}>{row.sample}</Link> },
+    {
+      name: "sample",
+      title: "rollout",
+      head: true,
+      show: (row) => (
+        <Link row to={rolloutRoute(route, row.sample)}>
+          {row.sample}
+        </Link>
+      ),
+    },
     { name: "cell", title: "standing", show: (row) => <Cell kind={row.cell} word /> },
     { name: "extracted", title: "answer", show: (row) => (row.extracted === null ? null : <Text>{row.extracted.slice(0, 80)}</Text>) },
     { name: "outcome", title: "outcome", show: (row) => row.outcome && row.outcome.replace("_", " ") },

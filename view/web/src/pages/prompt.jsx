@@ -29,14 +29,24 @@ export function PromptPage({ route, run }) {
   return (
     <>
       <h1>
-        One prompt <span class="quiet"><Text>{id}</Text></span>
+        One prompt{" "}
+        <span class="quiet">
+          <Text>{id}</Text>
+        </span>
       </h1>
       <Waiting answer={answer} what="the steps" />
       {answer.value && (
         <>
           <Searched searched={answer.value.searched} found={rows.length} />
           {left > 0 && <p class="quiet">{count(left, "step")} to be searched yet …</p>}
-          <Table caption="Where it was sampled" hideCaption columns={columns} rows={rows} id={(row) => row.slice(0, 3).join("/")} empty="at no step that was searched" />
+          <Table
+            caption="Where it was sampled"
+            hideCaption
+            columns={columns}
+            rows={rows}
+            id={(row) => row.slice(0, 3).join("/")}
+            empty="at no step that was searched"
+          />
         </>
       )}
     </>

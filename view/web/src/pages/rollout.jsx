@@ -42,11 +42,23 @@ export function RolloutPage({ route, run }) {
     <>
       <div class="title-row">
         <h1>
-          Rollout {route.sample} <span class="quiet">of group {route.g}, step {route.step}{kind && kind !== "train" ? `, ${kind}` : ""}</span>
+          Rollout {route.sample}{" "}
+          <span class="quiet">
+            of group {route.g}, step {route.step}
+            {kind && kind !== "train" ? `, ${kind}` : ""}
+          </span>
         </h1>
         <nav class="neighbours" aria-label="Rollouts beside this one">
-          {before && <Link to={before}>← {before.g}/{before.sample}</Link>}
-          {after && <Link to={after}>{after.g}/{after.sample} →</Link>}
+          {before && (
+            <Link to={before}>
+              ← {before.g}/{before.sample}
+            </Link>
+          )}
+          {after && (
+            <Link to={after}>
+              {after.g}/{after.sample} →
+            </Link>
+          )}
         </nav>
       </div>
       {kind && <Waiting answer={answer} what="the rollout" />}

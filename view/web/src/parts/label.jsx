@@ -33,8 +33,7 @@ export function Label({ route, kind, rollout, again }) {
     <section class="label" aria-labelledby="label-title">
       <h2 id="label-title">Is the judge right?</h2>
       <p role="status">
-        The judge says {said(rollout.verdict)}.{" "}
-        {own === null ? "You have said nothing yet." : `You say: ${labelled(own)}.`}
+        The judge says {said(rollout.verdict)}. {own === null ? "You have said nothing yet." : `You say: ${labelled(own)}.`}
       </p>
       <div class="row-of-controls">
         {judged !== null && (

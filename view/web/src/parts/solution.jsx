@@ -24,7 +24,11 @@ export function within(paragraphs, room) {
 /** Who says where the first wrong paragraph is: {index: [who…]}. */
 function marks(rollout) {
   const out = {};
-  const says = [["the judge", rollout.verdict], ["the second opinion", rollout.second], ["the oracle", rollout.oracle]];
+  const says = [
+    ["the judge", rollout.verdict],
+    ["the second opinion", rollout.second],
+    ["the oracle", rollout.oracle],
+  ];
   for (const [who, verdict] of says) if (verdict?.kind === "flawed" && Number.isInteger(verdict.step)) (out[verdict.step] ??= []).push(who);
   if (Number.isInteger(rollout.label) && rollout.label >= 0) (out[rollout.label] ??= []).push("your label");
   return out;
@@ -41,7 +45,10 @@ export function Solution({ route, rollout, source, children }) {
   const critique = (rollout.critique || "").slice(0, PART);
   const said = useMemo(() => sentences(critique, all), [critique, all]);
   const naming = useMemo(() => byParagraph(said, all.length), [said, all]);
-  const drawn = useFormulas(useMemo(() => [...shown, ...said.map((sentence) => sentence.text)], [shown, said]), source);
+  const drawn = useFormulas(
+    useMemo(() => [...shown, ...said.map((sentence) => sentence.text)], [shown, said]),
+    source,
+  );
   const wrong = rollout.verdict?.kind === "flawed" && Number.isInteger(rollout.verdict.step) ? rollout.verdict.step : null;
   const hidden = useMemo(() => safePieces(rollout.text || "").filter((piece) => piece.hidden).length, [rollout]);
   const who = useMemo(() => marks(rollout), [rollout]);
@@ -83,9 +90,7 @@ export function Solution({ route, rollout, source, children }) {
           ))}
         </ol>
         <More shown={shown.reduce((sum, text) => sum + text.length, 0)} total={total} onMore={() => setRoom(room + PART)} />
-        {rollout.left > 0 && (
-          <p class="quiet">{rollout.left.toLocaleString("en-US")} further characters stand in the run's files only.</p>
-        )}
+        {rollout.left > 0 && <p class="quiet">{rollout.left.toLocaleString("en-US")} further characters stand in the run's files only.</p>}
       </section>
       <section aria-labelledby="critique-title">
         <h2 id="critique-title">Critique</h2>
@@ -102,7 +107,9 @@ export function Solution({ route, rollout, source, children }) {
             />
           ))}
         </div>
-        {(rollout.critique || "").length > PART && <p class="quiet">its first 20,000 characters; all of it is below, as the judge's reply</p>}
+        {(rollout.critique || "").length > PART && (
+          <p class="quiet">its first 20,000 characters; all of it is below, as the judge's reply</p>
+        )}
         {children}
       </section>
     </div>

@@ -152,7 +152,11 @@ function Values({ tokens, at }) {
   return (
     <output class="values" aria-live="polite">
       <span>
-        token {(tokens.from + at).toLocaleString("en-US")}: <strong><Text>{written(tokens, at).replace("\n", "")}</Text></strong> (id {tokens.ids[at]})
+        token {(tokens.from + at).toLocaleString("en-US")}:{" "}
+        <strong>
+          <Text>{written(tokens, at).replace("\n", "")}</Text>
+        </strong>{" "}
+        (id {tokens.ids[at]})
       </span>
       <span>log-probability {signed(sampled, 4)}</span>
       <span>trainer's {signed(trained, 4)}</span>

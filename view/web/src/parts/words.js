@@ -17,5 +17,7 @@ export function promptText(prompt) {
   if (prompt === null || prompt === undefined) return "";
   if (typeof prompt === "string") return prompt;
   if (!Array.isArray(prompt)) return JSON.stringify(prompt);
-  return prompt.map((each) => `[${each.role}]\n${typeof each.content === "string" ? each.content : JSON.stringify(each.content)}`).join("\n\n");
+  return prompt
+    .map((each) => `[${each.role}]\n${typeof each.content === "string" ? each.content : JSON.stringify(each.content)}`)
+    .join("\n\n");
 }
