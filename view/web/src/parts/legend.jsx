@@ -39,7 +39,9 @@ export function Legend({ lines, at, show, alarms }) {
 
 export function Behind({ title, lines, steps, show }) {
   const every = Math.ceil(steps.length / ROWS);
-  const rows = () => steps.filter((_, i) => i % every === 0 || i === steps.length - 1);
+  // Of a long run some steps, but every evaluation.
+  const evaluated = () => new Set(lines.filter((line) => line.dots).flatMap((line) => line.xs));
+  const rows = (own = evaluated()) => steps.filter((step, i) => i % every === 0 || i === steps.length - 1 || own.has(step));
   return (
     <Fold summary={every > 1 ? `Values, one step in ${every}` : "Values"}>
       {() => (
