@@ -4,9 +4,9 @@
     python bench/view.py --steps 40 --prompts 32
 
 The rollouts of five steps are made with the run's own writer; the other steps are hard links to their files. The server is a process of
-its own. Before a page is asked for, its step's files are dropped from the page cache, so that they come from the disk. Milliseconds of each
-kind of page, resident memory and its peak are appended to bench/results/view.jsonl, with the bars: a step page within 1 s, a rollout within
-300 ms, 300 MiB.
+its own. Before a page is asked for, its step's files are dropped from the page cache, so that they come from the disk. Of each kind of page
+the milliseconds until it has come and those that the server has computed (`cpu`, a mean), resident memory and its peak are appended to
+bench/results/view.jsonl, with the machine's load and the bars: a step page within 1 s, a rollout within 300 ms, 300 MiB.
 """
 
 from __future__ import annotations
@@ -196,13 +196,19 @@ def memory(pid: int) -> tuple[float, float]:
     return int(status["VmRSS"].split()[0]) / 1024, int(status["VmHWM"].split()[0]) / 1024
 
 
-def look(run: Path, args: Arguments, pid: int, ask: Client) -> dict[str, object]:
-    times: dict[str, list[float]] = {}
+def computed(pid: int) -> float:
+    """Milliseconds that the server has computed for, in tens: what a page costs, however busy the machine is."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
 
-    def get(kind: str, path: str) -> bytes:
-        spent, body = ask(path)
-        times.setdefault(kind, []).append(spent)
-        return body
+
+def look(run: Path, args: Arguments, pid: int, ask: Client) -> dict[str, object]:
+    times: dict[str, list[tuple[float, float]]] = {}
+
+    def get(kind: str, path: str) -> None:
+        before = computed(pid)
+        spent, _ = ask(path)
+        times.setdefault(kind, []).append((spent, computed(pid) - before))
 
     empty = memory(pid)[0]
     get("first runs", "/api/runs.json")
@@ -230,7 +236,15 @@ def look(run: Path, args: Arguments, pid: int, ask: Client) -> dict[str, object]
     get("runs", "/api/runs.json")
     get("run", "/api/made/run.json")
     now, peak = memory(pid)
-    found = {name: {"n": len(v), "median": round(median(v), 1), "worst": round(max(v), 1)} for name, v in times.items()}
+    found = {}
+    for name, said in times.items():
+        waited, own = zip(*said, strict=True)
+        found[name] = {
+            "n": len(said),
+            "median": round(median(waited), 1),
+            "worst": round(max(waited), 1),
+            "cpu": round(sum(own) / len(own), 1),
+        }
     return {
         "ms": found,
         "MiB": {"empty": round(empty), "half": round(resident[len(resident) // 2]), "end": round(now), "peak": round(peak)},

@@ -9,7 +9,7 @@ from view_runs import SAID, SETTINGS, group_of, write_config, write_step
 
 from soundrl.fapo.flips import Mix, sign
 from soundrl.fapo.rewards import assign_advantages
-from soundrl.view.cells import Rule, advantages, mix, rule_of, signs
+from soundrl.view.cells import Rule, Scored, advantages, signs
 from soundrl.view.step import Step
 
 LAMS = (0.0, 2 / 3, 1.0, 4 / 3, 2.0)
@@ -42,12 +42,13 @@ def test_rewards_and_advantages_at_any_lambda(tmp_path, seed):
     run.mkdir()
     write_config(run)
     write_step(run, 1, [groups])
-    step, rule = Step(run, 1, "train"), Rule(lam, normalize, drop)
+    step = Step(run, 1, "train")
+    scored = Scored(step, Rule(lam, normalize, drop))
     checked = 0
     for other in LAMS:
         assign_advantages(groups, replace(settings, lam=other))
         for g, group in enumerate(groups):
-            found = rule_of(step, step.rows(g), rule)
+            found = scored.of(g, step.rows(g))
             assert found is not None
             rewards, own = by_contract(found, other)
             kept = np.array(group.kept)
@@ -68,10 +69,11 @@ def test_flips_and_the_shift(tmp_path, lam):
     run = tmp_path / "run"
     run.mkdir()
     write_step(run, 1, [groups])
-    step, rule, past = Step(run, 1, "train"), Rule(lam, True, True), 0
+    step, past = Step(run, 1, "train"), 0
+    scored = Scored(step, Rule(lam, True, True))
     zero = [group_of(group.prompt.id, "".join(kinds_of(group)), 0.0) for group in groups]
     for g, (group, before) in enumerate(zip(groups, zero, strict=True)):
-        own, found = mix(step, step.rows(g), rule), Mix.of(group)
+        own, found = scored.mix(g), Mix.of(group)
         assert (own["alpha"], own["beta"], own["gamma"]) == (found.sound, found.wrong, found.flawed)
         assert own["threshold"] == (None if lam == 0 else 2 / lam - 1) and own["rho"] == (
             found.sound / found.wrong if found.wrong else None
@@ -79,7 +81,9 @@ def test_flips_and_the_shift(tmp_path, lam):
         if found.flawed and lam > 0:
             assert own["past"] == (found.expected(lam) < 0)
             past += own["past"]
-        made = rule_of(step, step.rows(g), rule)
+        made, rows = scored.of(g, step.rows(g)), step.rows(g)
+        turned = [sign(a) != sign(b) for a, b in zip(group.advantages, before.advantages, strict=True)]
+        assert scored.flipped[rows].tolist() == turned and scored.signal[g] == group.signal
         assert made is not None and signs(advantages(made, 0.0)).tolist() == [sign(a) for a in before.advantages]
     assert (past > 0) == (lam > 0)
 

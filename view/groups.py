@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from soundrl.view.cells import CORRECT, LETTERS, advantages, letters, mix, numbers, rule_of, signs, whole
+from soundrl.view.cells import CORRECT, LETTERS, Scored, letters, numbers, whole
 from soundrl.view.oracle import oracle_of
 from soundrl.view.plain import finite
 from soundrl.view.run import Run
@@ -18,50 +18,58 @@ LISTED = ("text", "prompt", "answer", "extracted", "finish_reason", "verdict", "
 Json = dict[str, Any]
 
 
+class Listed:
+    """A step's groups as lists of plain numbers, made for all of them at once."""
+
+    def __init__(self, run: Run, held: Step) -> None:
+        self.run, self.held = run, held
+        self.scored = held.once(run.rule, lambda: Scored(held, run.rule))
+        columns = held.columns
+        self.lists: Json = {
+            "rewards": numbers(columns["reward"]),
+            "advantages": numbers(columns["advantage"]),
+            "lengths": whole(columns["length"]),
+            "cut": (columns["cut"] == 1).tolist(),
+            "flipped": self.scored.flipped.tolist(),
+            "disagree": self._disagree(),
+        }
+        self.cells = "".join(letters_of(held))
+
+    def _disagree(self) -> list[bool]:
+        """Where a second judge says otherwise."""
+        held, out = self.held, [False] * len(self.held.disk)
+        told = self.run.disagreements.of(held.step)
+        kind = "eval" if held.kind == "eval" else "train"
+        named = {prompt for each, prompt, _ in told if each == kind}
+        for head in held.heads if named else ():
+            if head.prompt_id in named:
+                for row in range(head.start, head.start + head.size):
+                    out[row] = (kind, head.prompt_id, held.columns["sample"][row]) in told  # 3.0 is found as 3
+        return out
+
+    def entry(self, g: int) -> Json:
+        """Of a group, as a step's list has it."""
+        rows, head = self.held.rows(g), self.held.heads[g]
+        about = {"g": g, "prompt_id": head.prompt_id, "set": head.set, "problem": head.problem, "cells": self.cells[rows]}
+        signal = {"signal": bool(self.scored.signal[g])}
+        return about | {name: values[rows] for name, values in self.lists.items()} | signal | self.scored.mix(g)
+
+
 def step_page(run: Run, step: int, kind: str) -> Json:
     """`<key>/step-000012/<kind>.json`"""
     held = run.step(step, kind)
-    cells = letters(held)
-    groups = [group_entry(run, held, g, cells) for g in range(len(held.heads))]
-    counts = Counter(cells.tolist())
-    each = [(group, i) for group in groups for i in range(len(group["cells"]))]
-    filters = {
-        "flawed": counts["f"],
-        "unknown": counts["u"],
-        "disagree": sum(group["disagree"][i] for group, i in each),
-        "flipped": sum(group["flipped"][i] for group, i in each),
-        "cut": sum(group["cut"][i] for group, i in each),
-        "wrong": counts["w"],
-        "noanswer": counts["n"],
-        "sound": counts["s"],
-    }
-    totals = {letter: counts[letter] for letter in LETTERS}
-    return {"step": step, "kind": kind, "lam": run.rule.lam, "groups": groups, "totals": totals, "filters": filters, "faults": held.faults}
-
-
-def group_entry(run: Run, held: Step, g: int, cells: np.ndarray) -> Json:
-    rows, head, rule = held.rows(g), held.heads[g], run.rule
-    found = rule_of(held, rows, rule)
-    advantage = held.columns["advantage"][rows]
-    flipped = np.zeros(head.size, bool)
-    if found is not None:
-        flipped = signs(np.nan_to_num(advantage)) != signs(advantages(found, 0.0))
-    samples = whole(held.columns["sample"][rows])
-    disagree = [run.disagreements.about(held.step, held.kind, head.prompt_id, sample) is not None for sample in samples]
+    listed = Listed(run, held)
+    counts = Counter(listed.cells)
+    flags = {name: sum(listed.lists[name]) for name in ("disagree", "flipped", "cut")}
+    filters = {"flawed": counts["f"], "unknown": counts["u"], **flags, "wrong": counts["w"], "noanswer": counts["n"], "sound": counts["s"]}
     return {
-        "g": g,
-        "prompt_id": head.prompt_id,
-        "set": head.set,
-        "problem": head.problem,
-        "cells": "".join(cells[rows]),
-        "rewards": numbers(held.columns["reward"][rows]),
-        "advantages": numbers(advantage),
-        "lengths": whole(held.columns["length"][rows]),
-        "cut": (held.columns["cut"][rows] == 1).tolist(),
-        "flipped": flipped.tolist(),
-        "disagree": disagree,
-        "signal": bool((np.nan_to_num(advantage) != 0).any()),
-        **mix(held, rows, rule),
+        "step": step,
+        "kind": kind,
+        "lam": run.rule.lam,
+        "groups": [listed.entry(g) for g in range(len(held.heads))],
+        "totals": {letter: counts[letter] for letter in LETTERS},
+        "filters": filters,
+        "faults": held.faults,
     }
 
 
@@ -70,11 +78,11 @@ def group_page(run: Run, step: int, kind: str, g: int) -> Json:
     held = run.step(step, kind)
     rows = held.rows(g)
     read = held.read(rows, LISTED)
-    found = rule_of(held, rows, run.rule)
+    listed = Listed(run, held)
+    found = listed.scored.of(g, rows)
     rule = None if found is None else found | {name: found[name].tolist() for name in ("base", "flawed", "kept", "kept_zero")}
-    cells = letters(held)
     rollouts = [rollout_entry(run, held, g, i, row, TEXT) for i, row in enumerate(read)]
-    return group_entry(run, held, g, cells) | {
+    return listed.entry(g) | {
         "prompt": read[0]["prompt"] if read else None,
         "answer": read[0]["answer"] if read else None,
         "rule": rule,
@@ -113,6 +121,5 @@ def rollout_entry(run: Run, held: Step, g: int, i: int, read: Json, most: int) -
 
 
 def letters_of(held: Step) -> np.ndarray:
-    if "cell" not in held.columns:
-        held.columns["cell"] = letters(held)
-    return held.columns["cell"]
+    """[N], made once."""
+    return held.once("letters", lambda: letters(held))

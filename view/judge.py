@@ -21,7 +21,7 @@ from soundrl.view.step import Step
 
 Json = dict[str, Any]
 CANARY = "genrm/probe_canary_"
-STEPS = 12  # that critiques and the oracle's confusion are taken of, spread over the run
+STEPS = 8  # that critiques and the oracle's confusion are taken of, spread over the run
 CRITIQUES = 2000
 TOLD = 300  # rollouts of a step that the oracle is asked of
 QUEUE = 1000  # disagreements, the newest

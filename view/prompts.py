@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Sequence
 
-MOST = 500_000  # groups in the index, 100 MB; the steps of a longer run that are seen later are left out of it
+MOST = 250_000  # groups in the index, some 50 MB; the steps of a longer run that are seen later are left out of it
 
 Place = tuple[int, str, int]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -116,9 +117,14 @@ class Run:
     def _files(self, step: int) -> tuple[Path, Hashable]:
         """Folder of a step, and what changes with them."""
         folder = self.path / "rollouts" / f"step-{step:06d}"
-        files = sorted(folder.iterdir()) if folder.is_dir() else [file for file in [folder.with_suffix(".jsonl")] if file.is_file()]
-        self.check(folder, *files)
-        return folder, tuple((file.name, said.st_size, said.st_mtime_ns) for file in files for said in [file.stat()])
+        old = folder.with_suffix(".jsonl")
+        self.check(folder, old)
+        if not folder.is_dir():
+            return folder, tuple((old.name, said.st_size, said.st_mtime_ns) for said in [old.stat()]) if old.is_file() else ()
+        with os.scandir(folder) as entries:
+            files = sorted(entries, key=lambda entry: entry.name)
+        self.check(*(Path(entry.path) for entry in files if entry.is_symlink()))
+        return folder, tuple((entry.name, said.st_size, said.st_mtime_ns) for entry in files for said in [entry.stat()])
 
 
 def read_config(file: Path, size: int) -> tuple[dict[str, Any], str]:

@@ -6,7 +6,7 @@ Shapes: N rollouts, G groups.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Step:
         self.parts = parts_of(run, step, kind)
         self.faults: list[str] = []
         self.heads: list[Head] = []
+        self._made: dict[Hashable, Any] = {}
         columns: dict[str, list[np.ndarray]] = {}
         self._group_of: dict[tuple[str, str], int] = {}
         for part in self._kept(columns):
@@ -111,10 +112,22 @@ class Step:
             out[number] = self._group_of[key]
         return out
 
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave, kept as long as the step is; its size is in `size`."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     @property
     def size(self) -> int:
         """Bytes in memory, about."""
-        return sum(column.nbytes for column in self.columns.values()) + 500 * len(self.heads) + 300 * len(self.parts) + 2000
+        return (
+            sum(column.nbytes for column in self.columns.values())
+            + 50 * len(self.disk)
+            + 500 * len(self.heads)
+            + 300 * len(self.parts)
+            + 2000
+        )
 
     def rows(self, g: int) -> slice:
         """NotThere where there is no such group."""
