@@ -81,8 +81,7 @@ def test_a_page_that_the_policy_blocks_is_seen(watched):
     assert watched.page.evaluate("() => window.pwned") is None
     assert {line.split()[0] for line in watched.blocked()} == {"script-src-elem", "script-src-attr", "img-src"}
     assert any("Content Security Policy" in line for line in watched.faults)
-    watched.faults.clear()
-    watched.page.evaluate("() => { window.violations = []; }")
+    watched.forget()
 
 
 def test_each_filter_link_shows_what_it_counts(watched):
@@ -111,12 +110,11 @@ def test_another_lambda_gives_the_engines_own_advantages(watched):
     own, turned = groups(), 0
     for number, group in enumerate(groups()):
         watched.open(f"{STEP}/group/{number}")
-        for lam in (0.0, 0.37, 4 / 3, 2.0):
+        for lam in (0.0, 4 / 3, 2.0):
             watched.page.get_by_label("λ as a number").fill(str(lam))
             assign_advantages([group], RewardSettings(lam=lam, **base))
-            cells = watched.page.locator("[data-advantage]")
             watched.page.wait_for_function("lam => location.hash.includes(`lam=${lam}`)", arg=str(lam).removesuffix(".0"))
-            found = [float(cells.nth(i).get_attribute("data-advantage") or "nan") for i in range(cells.count())]
+            found = watched.page.locator("[data-advantage]").evaluate_all("all => all.map((each) => Number(each.dataset.advantage))")
             assert found == pytest.approx(group.advantages, abs=1e-6), (number, lam)
             said = watched.page.inner_text(".lambda [role=status]")
             flipped = [flip.rollouts for flip in flips([own[number]], [group])]
@@ -219,7 +217,8 @@ def test_all_of_it_goes_by_keys(watched, root):
     at("#/run/small/judge", "Judge")
     press("/")
     at("#/run/small/find", "Find")
-    press("/", *"63", "Enter")
+    expect(page.locator("main [data-find]")).to_be_focused()
+    press(*"63", "Enter")
     at("#/run/small/find?q=63", "Find")
     press("Escape", "j", "Enter")
     page.wait_for_function("() => location.hash.includes('/rollout/')")

@@ -16,6 +16,9 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-extensions",
+    "--disable-smooth-scrolling",
+    "--force-prefers-reduced-motion",
 )
 CURE = "no Chromium here: apt-get install chromium, or name one in CHROMIUM"
 

@@ -55,10 +55,19 @@ def server(root) -> Iterator[str]:
         process.terminate()
 
 
+@pytest.fixture(scope="module")
+def opened(browser, server) -> Iterator[Watched]:
+    """One page for many tests: a process of its own for each costs more than most of them."""
+    with Watched(browser, server, TOKEN) as opened:
+        yield opened
+
+
 @pytest.fixture
-def watched(browser, server) -> Iterator[Watched]:
-    with Watched(browser, server, TOKEN) as watched:
-        yield watched
+def watched(opened) -> Iterator[Watched]:
+    """That page, without a fault at the test's end."""
+    opened.forget()
+    yield opened
+    opened.check()
 
 
 @pytest.fixture(scope="module")
