@@ -5,51 +5,75 @@ import { oneLine } from "./parts/safe.js";
 import { parse } from "./route.js";
 
 /**
- * The JSON at a path; asked again every `every` milliseconds while the tab is shown, never in a bundle.
+ * Calls a question again and again while the tab is shown, never in a bundle. Another pace does not ask anew, it only waits otherwise.
  *
- * @param {string|null} path null asks nothing
- * @param {number} every 0: once
- * @returns {{value: any, error: string, again: function(): void}} value is undefined until the first answer; with an error the last
- *   value stays
+ * @param {function(AbortSignal): Promise} ask one question at a time; not called again before it has ended
+ * @param {any[]} about what the question is about: another one begins again
+ * @param {number} every milliseconds between the end of one and the next; 0: once
+ * @param {boolean} first false leaves out the first question
+ * @returns {function(): Promise} asks now
  */
-export function useJson(path, every = 0) {
-  const [state, setState] = useState({ path, value: path ? cached(path) : undefined, error: "" });
-  const ask = useRef(() => {});
+export function useAgain(ask, about, every, first = true) {
+  const now = useRef({ pace: every, ask, once: async () => {}, later: () => {} });
+  now.current.pace = every;
+  now.current.ask = ask;
   useEffect(() => {
-    if (!path) return undefined;
+    const own = now.current;
     const control = new AbortController();
     let timer = 0;
     let asking = false;
-    setState({ path, value: cached(path), error: "" });
-    async function once() {
+    own.later = () => {
+      clearTimeout(timer);
+      if (own.pace && live && !document.hidden && !asking && !control.signal.aborted) timer = setTimeout(own.once, own.pace);
+    };
+    own.once = async () => {
       clearTimeout(timer);
       if (asking || control.signal.aborted) return;
       asking = true;
       try {
-        const value = await get(path, { signal: control.signal });
-        if (!control.signal.aborted) setState((old) => (old.value === value && !old.error ? old : { path, value, error: "" }));
-      } catch (error) {
-        if (control.signal.aborted) return;
-        setState((old) => ({ ...old, error: String(error.message) }));
+        await own.ask(control.signal);
       } finally {
         asking = false;
       }
-      if (every && live && !document.hidden && !control.signal.aborted) timer = setTimeout(once, every);
-    }
-    function shown() {
-      if (!document.hidden && every && live) once();
-    }
-    ask.current = once;
+      own.later();
+    };
+    const shown = () => document.hidden || !own.pace || !live || own.once();
     document.addEventListener("visibilitychange", shown);
-    if (!(cached(path) && !live)) once();
+    if (first) own.once();
     return () => {
       control.abort();
       clearTimeout(timer);
       document.removeEventListener("visibilitychange", shown);
     };
-  }, [path, every]);
+  }, about);
+  useEffect(() => now.current.later(), [every]);
+  return () => now.current.once();
+}
+
+/**
+ * The JSON at a path; asked again every `every` milliseconds while the tab is shown, never in a bundle.
+ *
+ * @param {string|null} path null asks nothing
+ * @param {number} every 0: once
+ * @returns {{value: any, error: string, again: function(): Promise}} value is undefined until the first answer; with an error the last
+ *   value stays
+ */
+export function useJson(path, every = 0) {
+  const [state, setState] = useState({ path, value: path ? cached(path) : undefined, error: "" });
+  async function ask(signal) {
+    if (!path) return;
+    try {
+      const value = await get(path, { signal });
+      if (!signal.aborted) setState((old) => (old.path === path && old.value === value && !old.error ? old : { path, value, error: "" }));
+    } catch (error) {
+      if (signal.aborted) return;
+      const message = String(error.message);
+      setState((old) => ({ path, value: old.path === path ? old.value : cached(path), error: message }));
+    }
+  }
+  const again = useAgain(ask, [path], every, live || !path || cached(path) === undefined);
   const current = state.path === path ? state : { value: path ? cached(path) : undefined, error: "" };
-  return { value: current.value, error: current.error, again: () => ask.current() };
+  return { value: current.value, error: current.error, again };
 }
 
 /** The route of the address, anew whenever that changes. */

@@ -1,6 +1,7 @@
 // A run's series, asked for whole once and then only what is new.
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { ApiError, get, live, paths } from "./api.js";
+import { useAgain } from "./hooks.js";
 import { merge } from "./merge.js";
 
 // An evaluation's line comes after its step's own, so the last steps are asked for again.
@@ -18,37 +19,22 @@ const lastOf = (data) => Math.max(data.steps.at(-1) ?? 0, data.eval_steps.at(-1)
 export function useSeries(keys, every) {
   const [state, setState] = useState({ data: {}, error: "" });
   const known = useRef({});
-  const names = keys.join(",");
-  useEffect(() => {
-    const control = new AbortController();
-    let timer = 0;
-    async function once() {
-      clearTimeout(timer);
-      let error = "";
-      for (const key of names ? names.split(",") : []) {
-        try {
-          const old = known.current[key];
-          const after = old && live ? Math.max(0, lastOf(old) - AGAIN) : undefined;
-          const fresh = await get(paths.series(key, after), { signal: control.signal, keep: false });
-          known.current[key] = after === undefined ? fresh : merge(old, fresh, after);
-        } catch (failure) {
-          if (control.signal.aborted) return;
-          if (!(failure instanceof ApiError)) throw failure;
-          error = failure.message;
-        }
+  async function ask(signal) {
+    let error = "";
+    for (const key of keys) {
+      try {
+        const old = known.current[key];
+        const after = old && live ? Math.max(0, lastOf(old) - AGAIN) : undefined;
+        const fresh = await get(paths.series(key, after), { signal, keep: false });
+        known.current[key] = after === undefined ? fresh : merge(old, fresh, after);
+      } catch (failure) {
+        if (signal.aborted) return;
+        if (!(failure instanceof ApiError)) throw failure;
+        error = failure.message;
       }
-      if (control.signal.aborted) return;
-      setState({ data: { ...known.current }, error });
-      if (every && live && !document.hidden) timer = setTimeout(once, every);
     }
-    const shown = () => !document.hidden && every && live && once();
-    document.addEventListener("visibilitychange", shown);
-    once();
-    return () => {
-      control.abort();
-      clearTimeout(timer);
-      document.removeEventListener("visibilitychange", shown);
-    };
-  }, [names, every]);
+    if (!signal.aborted) setState({ data: { ...known.current }, error });
+  }
+  useAgain(ask, [keys.join(",")], every);
   return state;
 }

@@ -71,7 +71,7 @@ function useShellKeys(route, run, { help, seek }) {
       "g r": ["go to the run", toRun("run")],
       "g s": ["go to the step, or to the last one", () => route.key && stepRoute(route, run) && go(stepRoute(route, run))],
       "g j": ["go to the judge", toRun("judge")],
-      n: ["next disagreement without a label", () => route.key && toDisagreement(route, run)],
+      q: ["next in the queue: a disagreement without a label", () => route.key && toDisagreement(route, run)],
       "/": ["find", () => find(route, seek)],
       "?": ["these keys", help],
     },

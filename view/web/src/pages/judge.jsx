@@ -124,7 +124,8 @@ export function JudgePage({ route, run }) {
           <h2>Disagreements</h2>
           {live && (
             <p class="quiet">
-              Open one, read it, and say there who is right: the label joins the run's probe. n opens the next one without a label.
+              Open one, read it, and say there who is right: the label joins the run's probe. q opens the next one without a label, from the
+              rollout too.
             </p>
           )}
           <Queue route={route} disagreements={judge.disagreements} sets={run?.sets || []} />
