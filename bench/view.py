@@ -22,6 +22,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import tyro
@@ -202,7 +203,7 @@ def computed(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
 
 
-def look(run: Path, args: Arguments, pid: int, ask: Client) -> dict[str, object]:
+def look(run: Path, args: Arguments, pid: int, ask: Client) -> dict[str, Any]:
     times: dict[str, list[tuple[float, float]]] = {}
 
     def get(kind: str, path: str) -> None:
@@ -245,7 +246,9 @@ def look(run: Path, args: Arguments, pid: int, ask: Client) -> dict[str, object]
             "worst": round(max(waited), 1),
             "cpu": round(sum(own) / len(own), 1),
         }
+    load = round(os.getloadavg()[0], 1)
     return {
+        "load": load,
         "ms": found,
         "MiB": {"empty": round(empty), "half": round(resident[len(resident) // 2]), "end": round(now), "peak": round(peak)},
     }
@@ -262,9 +265,7 @@ def main(args: Arguments) -> None:
                 row = look(run, args, server.pid, Client(server.stdout.readline()))
             finally:
                 server.terminate()
-    worst = {name: row["ms"][name]["worst"] for name in ("step", "rollout", "tokens", "rollout, its step not read")} | {
-        "MiB": row["MiB"]["peak"]
-    }  # pyright: ignore
+    worst = {name: row["MiB"]["peak"] if name == "MiB" else row["ms"][name]["worst"] for name in BARS}
     held = {name: worst[name] <= bar for name, bar in BARS.items()}
     asked = {name: value for name, value in asdict(args).items() if name != "out"}
     line = {"bench": "view", **asked, "trace_lines": lines, **row, "bars": BARS, "held": held, "stamp": machine("cpu")}

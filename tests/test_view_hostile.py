@@ -176,6 +176,16 @@ def test_labels_and_disagreements_that_are_none(run):
     assert get(run, "judge")["faults"] == ["disagreements.jsonl: 3 lines are none of a second opinion; they are left out"]
 
 
+def test_files_that_cannot_be_read_leave_the_pages(run):
+    for name in ("disagreements.jsonl", "alarms.jsonl", "labels.jsonl", "metrics.jsonl"):
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir()
+    pages = every_page(run)
+    assert pages["step-000002/train"]["groups"][0]["cells"] == "sfwn" and pages["judge"]["confusion"]["by"] == "oracle"
+    assert [fault.partition(":")[0] for fault in pages["judge"]["faults"]] == ["metrics.jsonl", "disagreements.jsonl"]
+    assert pages["run"]["state"] == "broken" and pages["series"]["steps"] == []
+
+
 def test_a_trace_that_is_none(run):
     lines = [
         '{"name": "step", "ph": "X"',

@@ -227,3 +227,21 @@ def test_letters_are_those_of_the_table(runs):
     seen = "".join(group["cells"] for group in get(runs, "one/step-000001/train.json")["groups"])
     assert seen == "".join(LETTERS.get(kind, kind) for kind in "sfwn" + "xuwr" + "wwww")
     assert Outcome.UNKNOWN in {outcome for _, outcome, _ in SAID.values()} and metrics(1)["step"] == 1
+
+
+def test_pieces_of_text_by_the_runs_own_vocabulary(tmp_path, monkeypatch):
+    from tokenizers import Tokenizer, decoders, models
+
+    monkeypatch.chdir(tmp_path)  # the configuration names starts/policy, from here
+    run = write_run(tmp_path / "runs" / "one", steps=1)
+    assert get(Runs(run.parent), "one/step-000001/train/tokens-0-1.json")["pieces"] is None
+    folder = run / "policy" / "step-000001"
+    folder.mkdir(parents=True)
+    made = Tokenizer(models.BPE({"a": 3, "Ġb": 4, "Ã": 5, "©": 6}, []))
+    made.decoder = decoders.ByteLevel()
+    made.save(str(folder / "tokenizer.json"))
+    page = get(Runs(run.parent), "one/step-000001/train/tokens-0-1.json")
+    # Half of a character reads as the vocabulary writes it, and an id that it has not by its number.
+    assert page["ids"][:5] == [3, 4, 5, 6, 7] and page["pieces"][:5] == ["a", " b", "Ã", "©", "⟨7⟩"]
+    (folder / "tokenizer.json").write_text("{")
+    assert get(Runs(run.parent), "one/step-000001/train/tokens-0-1.json")["pieces"] is None

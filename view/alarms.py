@@ -31,12 +31,12 @@ class AlarmFile:
 
     def standing(self) -> dict[str, str]:
         """Text by name, now."""
-        self.tail.read()
+        self.tail.whole()  # a file that cannot be read has no alarms: the metrics hold their number
         return self.rows[-1][1] if self.rows else {}
 
     def told(self) -> list[list[Any]]:
         """[step, text] when each began."""
-        self.tail.read()
+        self.tail.whole()  # a file that cannot be read has no alarms: the metrics hold their number
         out, before = [], dict[str, str]()
         for step, now in self.rows:
             out += [[step, text] for name, text in now.items() if name not in before]

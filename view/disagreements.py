@@ -19,6 +19,8 @@ class Disagreements:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "disagreements.jsonl"
         self.tail = Tail(self.path, self._take, self._reset)
+        self.unread = ""
+        """Why not all of it could be read"""
         self._reset()
 
     def _reset(self) -> None:
@@ -46,7 +48,7 @@ class Disagreements:
             self.distance[str(first["step"] - second["step"])] += 1
 
     def read(self) -> Disagreements:
-        self.tail.read()
+        self.unread = self.tail.whole()
         return self
 
     def about(self, step: int, kind: str, prompt_id: str, sample: int | None) -> tuple[Said, Said] | None:
@@ -59,6 +61,8 @@ class Disagreements:
 
     @property
     def fault(self) -> str:
+        if self.unread:
+            return f"disagreements.jsonl: {self.unread}"
         return f"disagreements.jsonl: {self.bad} lines are none of a second opinion; they are left out" if self.bad else ""
 
 

@@ -27,18 +27,21 @@ class LabelFile:
         return self.all().get(id)
 
     def all(self) -> dict[str, int]:
-        """Empty where the file is none of labels."""
+        """Empty where there is no file of labels, or none that can be read."""
         try:
             said = self.path.stat()
+            stamp = (said.st_mtime_ns, said.st_size)
+            if stamp != self.stamp and said.st_size < MOST:
+                rows = [object_of(line) for line in self.path.read_bytes().split(b"\n") if line]
+                self.held = {row["id"]: row["label"] for row in rows if row is not None and is_label(row)}
+                self.stamp = stamp
         except OSError:
             return {}
-        if (said.st_mtime_ns, said.st_size) != self.stamp and said.st_size < MOST:
-            rows = [object_of(line) for line in self.path.read_bytes().split(b"\n") if line]
-            self.held = {
-                row["id"]: row["label"] for row in rows if row and isinstance(row.get("id"), str) and isinstance(row.get("label"), int)
-            }
-            self.stamp = (said.st_mtime_ns, said.st_size)
         return self.held
+
+
+def is_label(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("id"), str) and type(row.get("label")) is int
 
 
 def put(run: Run, said: Any) -> dict[str, int | None]:

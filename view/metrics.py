@@ -68,6 +68,8 @@ class Metrics:
 
     def __init__(self, folder: Path) -> None:
         self.tail = Tail(folder / "metrics.jsonl", self._take, self._reset)
+        self.unread = ""
+        """Why not all of it could be read"""
         self._reset()
 
     def _reset(self) -> None:
@@ -88,7 +90,7 @@ class Metrics:
             self.evals.add(step, row)
 
     def read(self) -> Metrics:
-        self.tail.read()
+        self.unread = self.tail.whole()
         return self
 
     @property
@@ -104,4 +106,6 @@ class Metrics:
 
     @property
     def fault(self) -> str:
+        if self.unread:
+            return f"metrics.jsonl: {self.unread}"
         return f"metrics.jsonl: {self.bad} lines hold no JSON object with a step; they are left out" if self.bad else ""

@@ -115,10 +115,11 @@ def _entry(run: Run) -> Json:
     state, seconds, updated = state_of(run, steps), metrics.seconds, updated_of(run)
     recipe = nearest(run.config)
     left = None if steps is None or seconds is None or state not in ("running", "stalled") else max(steps - metrics.step, 0) * seconds
+    fault = run.fault or (metrics.unread and metrics.fault)
     entry = {
         "key": run.key,
         "name": shown(run.name),
-        "state": "broken" if run.fault else state,
+        "state": "broken" if fault else state,
         "step": metrics.step if metrics.train.steps or metrics.evals.steps else None,
         "steps": steps,
         "recipe": recipe and recipe[0],
@@ -129,7 +130,7 @@ def _entry(run: Run) -> Json:
         "figures": figures(run),
         "alarms": [found["what"] for found in advice(run, state, updated) if found["level"] == "alarm"],
     }
-    return entry | ({"fault": run.fault} if run.fault else {})
+    return entry | ({"fault": fault} if fault else {})
 
 
 def figures(run: Run) -> Json:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from soundrl.view.plain import one_fault
+
 CHUNK = 4 << 20  # bytes held at a time
 LONGEST = 16 << 20  # of a line; what is longer is no line of a run
 
@@ -41,6 +43,14 @@ class Tail:
                     self._begin(said.st_ino)
                 file.seek(self.at)
                 return self._take(file, most)
+
+    def whole(self) -> str:
+        """Take all that is new; why that could not be, in a line, else empty."""
+        try:
+            self.read()
+        except (OSError, ValueError) as error:
+            return one_fault(error)
+        return ""
 
     def _begin(self, inode: int) -> None:
         if self.at:
