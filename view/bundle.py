@@ -71,11 +71,14 @@ class Writer:
         """Files and bytes."""
         for entry in self.put("runs.json")["runs"]:
             key = entry["key"]
-            found = self.put(f"{key}/run.json")
+            found = answer(self.runs, f"{key}/run.json", {}, whole=True)
+            # The page's links lead to what is here.
+            found["steps"] = {kind: sorted(steps.intersection(there)) for kind, there in found["steps"].items()}
+            self.write(f"{key}/run.json", encoded(found))
             for name in ("series", "judge"):
                 self.put(f"{key}/{name}.json")
             for kind, there in found["steps"].items():
-                for step in sorted(steps.intersection(there)):
+                for step in there:
                     self.step(f"{key}/step-{step:06d}", kind)
                     if kind == "train":
                         self.put(f"{key}/find-texts-{step}.json")
