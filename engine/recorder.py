@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from soundrl.engine.config import Config
 from soundrl.engine.console import SUMMARY, Progress, peak_memory
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.judges import BuiltJudge, over_ranks
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.tools.plan import ledger
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Group, Prompt
@@ -42,6 +44,14 @@ class Recorder:
     def restore(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.errors = Errors(*self.errors) if self.errors else None
+
+    def plan(self, config: Config) -> None:
+        """What the run will hold in memory, by rank 0 alone; a run whose plan cannot be made goes on without."""
+        if self.ranks.main:
+            try:
+                self.folder.save_plan(ledger(config, self.ranks.size))
+            except ValueError as error:
+                self.progress.say(f"no memory plan: {error}")
 
     def step(self, step: int, pending: PendingGroups, judge: Metrics | None, *measured: Metrics) -> Metrics:
         """All metrics of a step that has ended, those `measured` in it among them; `judge` is what the judge says of itself, None: it is

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import torch
-
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.console import Progress
@@ -142,6 +140,7 @@ class Run:
                 self.rollouts.expected.restore(self.at["lengths"])
             self.sampler.version = self.at["version"] - 1  # the sync below is the one that the step had ended with
         with users_mistakes(), TIMELINE("start_judge"):
+            self.recorder.plan(config)  # while a served judge starts
             self.judge.ready()
         self.sync()
         TIMELINE.take()

@@ -177,6 +177,10 @@ class RunFolder:
             with whole(folder / trained_name(self.ranks.rank)) as beside:
                 write_trained(beside, rows)
 
+    def save_plan(self, plan: dict[str, float]) -> None:
+        """What the run will hold in memory, MiB by name (`plan.json`)."""
+        (self.path / "plan.json").write_text(json.dumps(plan, indent=2) + "\n")
+
     def save_trace(self, events: Sequence[dict[str, Any]]) -> None:
         """This rank's events, see `soundrl.engine.timeline`. A collective."""
         parts = self.ranks.gather(events)

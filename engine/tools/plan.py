@@ -326,6 +326,13 @@ def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
         return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype)), ranks, total, device, machine, judge)
 
 
+def ledger(config: Config, ranks: int) -> dict[str, float]:
+    """MiB by name, and the highest peak as a run measures it: `rss_mib`, `gpu_mib`. ValueError as `planned`."""
+    plan = planned(config, ranks, None)
+    peak = {"gpu_mib" if torch.cuda.is_available() else "rss_mib": plan.worst[1]}
+    return {name.strip(): round(size / 2**20, 1) for name, size in (plan.parts | peak).items()}
+
+
 def main(config: Config, gpus: int, gpu_gib: float | None) -> None:
     """Print the plan; ValueError in one line where it cannot run."""
     plan = planned(config, gpus, gpu_gib)
