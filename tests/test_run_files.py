@@ -120,6 +120,19 @@ def test_paragraphs_times_and_window_read_back_and_are_null_where_nobody_said_th
     assert vars(verdict_of(rows[0])) == vars(said)
 
 
+def test_a_run_of_format_2_has_none_of_what_came_later(tmp_path):
+    save(tmp_path, 1, [[group("a")]])
+    (file,) = (tmp_path / "rollouts" / "step-000001").iterdir()
+    (tmp_path / "config.json").write_text('{"format": 2}')
+    table, rows, _ = read_file(file)
+    older = table.drop_columns(["paragraphs", "times", "window"])
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, older.schema) as stream:
+        stream.write_table(older)
+        stream.write_batch(pa.RecordBatch.from_pylist([], schema=older.schema), custom_metadata={"rows": json.dumps(rows)})
+    run = RunReader(tmp_path)
+    assert run.table(1).equals(table) and {row["window"] for row in run.rollouts(1)} == {None} and run.trained(1).num_rows == 0
+
+
 def test_each_rank_writes_its_own_and_one_without_rollouts_nothing(tmp_path):
     save(tmp_path, 3, [[group("a")], [], [group("b"), group("c")]])
     assert sorted(file.name for file in (tmp_path / "rollouts" / "step-000003").iterdir()) == ["rank-0.arrows", "rank-2.arrows"]

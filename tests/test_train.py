@@ -160,9 +160,10 @@ def test_lambda_zero_is_grpo_bit_for_bit(tiny_runs):
     assert all(row["fapo/flawed_ratio"] > 0 for row in judged)
     assert digest(folder / "fapo", 2) != digest(folder / "plain", 2)
     # Two optimizer steps: each rollout says in which window of which it trained, with λ = 0 before its verdict was needed.
-    for name in ("judged", "fapo"):
+    for name, further in (("judged", 0), ("fapo", 1)):
         rows = RunReader(folder / name).rollouts(1)
-        assert {row["window"] for row in rows if row["window"] is not None} == {0, 10_000}
+        windows = {row["window"] for row in rows} - {None}
+        assert {0, 10_000} <= windows <= {0, further, 10_000, 10_000 + further}
         assert all((row["window"] is None) == (row["advantage"] == 0.0) for row in rows)
 
 

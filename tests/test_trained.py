@@ -35,10 +35,10 @@ def test_values_stand_at_the_tokens_of_their_rollouts():
     found = [*values.take(prompts, batch)]
     assert [(row.prompt_id, row.sample) for row in found] == [("b", 1), ("b", 0), ("a", 0)]
     nan = np.nan
-    np.testing.assert_array_equal(found[0].logprobs, np.float32([-20]))
-    np.testing.assert_array_equal(found[1].logprobs, np.float32([-10, nan, nan, -11, -12]))
-    np.testing.assert_array_equal(found[1].entropy, np.float16([2.5, nan, nan, 2.75, 3.0]))
-    np.testing.assert_array_equal(found[2].entropy, np.float16([0, 0.25]))
+    np.testing.assert_array_equal(found[0].logprobs, np.array([-20], np.float32))
+    np.testing.assert_array_equal(found[1].logprobs, np.array([-10, nan, nan, -11, -12], np.float32))
+    np.testing.assert_array_equal(found[1].entropy, np.array([2.5, nan, nan, 2.75, 3.0], np.float16))
+    np.testing.assert_array_equal(found[2].entropy, np.array([0, 0.25], np.float16))
     assert [*values.take(prompts, batch)] == []  # they are taken once
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from soundrl.engine.files import underway as module
-from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
+from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, read_verdicts, take_over
 from soundrl.fapo.records import Prompt, Rollout, Verdict
 
 
@@ -142,3 +142,12 @@ def test_steps_behind_the_checkpoint_become_steps_under_way(tmp_path):
     ]
     assert all(module.started(file) == 2 for file in (underway / "step-000003").iterdir())
     assert json.loads((underway / "starts").read_text()) == 3
+
+
+def test_a_verdict_that_an_earlier_version_has_heard_is_kept_without_its_times(tmp_path):
+    line = vars(Verdict("flawed", 1, critique="No.", tokens=9, seconds=1.5, asked=3.0, answered=4.5)) | {"prompt_id": "p", "sample": 0}
+    older = {name: value for name, value in line.items() if name not in ("asked", "answered")}
+    file = tmp_path / "1-rank-0.verdicts.jsonl"
+    file.write_text(json.dumps(line) + "\n" + json.dumps(older) + "\n")
+    now, before = read_verdicts(file)
+    assert now == line and before == line | {"asked": 0.0, "answered": 0.0}

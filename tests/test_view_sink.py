@@ -1,6 +1,7 @@
 """What wandb (offline) and trackio (local) have stored of a run: the very numbers of metrics.jsonl, and tables of rollouts. With libraries
 that only look so the rest: what is sent once, what waits, what is refused."""
 
+import importlib
 import json
 import os
 import sqlite3
@@ -115,12 +116,11 @@ def wandb_records(file: Path) -> list[bytes]:
 
 def in_wandb(run: Path) -> tuple[dict[tuple[int, str], float], dict[int, list[list[Any]]]]:
     """Series and tables that offline runs have stored."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    record_of = importlib.import_module("wandb.proto.wandb_internal_pb2").Record.FromString
     series, tables = dict[tuple[int, str], float](), dict[int, list[list[Any]]]()
     for file in sorted((run / "sinks" / "wandb").glob("offline-run-*/*.wandb")):
         for data in wandb_records(file):
-            record = Record.FromString(data)
+            record = record_of(data)
             if record.WhichOneof("record_type") != "history":
                 continue
             row = {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
@@ -206,8 +206,8 @@ def board(monkeypatch):
     return found
 
 
-def sink(run: Path, **more: Any) -> Sink:
-    return Sink(run, "wandb", "soundrl", **{"rollouts": 2} | more)
+def sink(run: Path, everything: bool = False) -> Sink:
+    return Sink(run, "wandb", "soundrl", 2, everything)
 
 
 def test_a_line_waits_for_its_rollouts_and_the_sink_for_the_runs_end(run, board, monkeypatch):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+from soundrl.engine.files.rollout_file import NAME
 from soundrl.view.alarms import AlarmFile
 from soundrl.view.cache import Cache
 from soundrl.view.cells import Rule
@@ -76,23 +77,21 @@ class Run:
 
     def steps(self) -> dict[str, list[int]]:
         """Those with rollouts, by kind."""
-        out: dict[str, set[int]] = {kind: set() for kind in KINDS}
+        out: dict[str, list[int]] = {kind: [] for kind in KINDS}
         folder = self.path / "rollouts"
-        for entry in folder.iterdir() if folder.is_dir() else ():
-            if (match := STEP.fullmatch(entry.name)) is None:
-                continue
-            if match[2]:
-                out["train"].add(int(match[1]))
-                continue
-            try:
-                names = [file.name for file in entry.iterdir()]
-            except OSError:
-                continue
-            for name in names:
-                if name.startswith("rank-") and ".arrows" in name:
-                    kind = name.split(".", 2)[1].partition("-")[0]
-                    out["train" if kind == "arrows" else kind if kind in KINDS else "train"].add(int(match[1]))
-        return {kind: sorted(found) for kind, found in out.items()}
+        if not folder.is_dir():
+            return out
+        with os.scandir(folder) as entries:
+            found = [(entry, match) for entry in entries if (match := STEP.fullmatch(entry.name))]
+        for entry, match in found:
+            kinds = (
+                {"train"}
+                if match[2]
+                else self.once(("kinds", entry.name), entry.stat().st_mtime_ns, lambda entry=entry: kinds_in(entry.path))
+            )
+            for kind in kinds:
+                out[kind].append(int(match[1]))
+        return {kind: sorted({*steps}) for kind, steps in out.items()}
 
     def once(self, key: Hashable, stamp: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gave, kept while the stamp is the same; small things alone."""
@@ -125,6 +124,15 @@ class Run:
             files = sorted(entries, key=lambda entry: entry.name)
         self.check(*(Path(entry.path) for entry in files if entry.is_symlink()))
         return folder, tuple((entry.name, said.st_size, said.st_mtime_ns) for entry in files for said in [entry.stat()])
+
+
+def kinds_in(folder: str) -> set[str]:
+    """Of the rollout files in a step's folder."""
+    try:
+        matches = [NAME.fullmatch(name) for name in os.listdir(folder)]
+    except OSError:
+        return set()
+    return {kind for match in matches if match and (kind := match[2] or "train") in KINDS}
 
 
 def read_config(file: Path, size: int) -> tuple[dict[str, Any], str]:

@@ -115,7 +115,7 @@ def _entry(run: Run) -> Json:
     state, seconds, updated = state_of(run, steps), metrics.seconds, updated_of(run)
     recipe = nearest(run.config)
     left = None if steps is None or seconds is None or state not in ("running", "stalled") else max(steps - metrics.step, 0) * seconds
-    fault = run.fault or (metrics.unread and metrics.fault)
+    fault = "; ".join(filter(None, (run.fault, metrics.unread and metrics.fault)))
     entry = {
         "key": run.key,
         "name": shown(run.name),

@@ -50,6 +50,8 @@ class Sink(AbstractContextManager["Sink"]):
             if self.state["project"] != project:
                 raise ValueError(f"--project {project}: it has been sent to {self.state['project']}; name that one, or remove {self.file}")
         self.library = library(which)
+        self.seen, self.waits = (0, 0), False
+        """metrics.jsonl as it was last read, and whether a line of it waits for its rollouts"""
 
     def __enter__(self) -> Sink:
         offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
@@ -72,7 +74,10 @@ class Sink(AbstractContextManager["Sink"]):
 
     def send(self) -> bool:
         """What is new and whole; whether the run goes on. A line waits for its step's rollouts, where the run is about to write them."""
-        under_way = holder(self.path) == "held"  # before the lines: what a run that has ended has written is all there
+        under_way = holder(self.path) != "free"  # before the lines: what a run that has ended has written is all there
+        if (now := changed(self.path / "metrics.jsonl")) == self.seen and not self.waits:
+            return under_way
+        self.seen, self.waits = now, False
         lines = self.run.metrics()
         before = self.state["lines"]
         if lines and before and digest(lines[0]) != self.state["first"]:
@@ -81,6 +86,7 @@ class Sink(AbstractContextManager["Sink"]):
         for number, line in enumerate(lines[before:], before + 1):
             step, trained = line["step"], "loss/policy" in line
             if self.rollouts and trained and step not in whole and number == len(lines) and under_way:
+                self.waits = True
                 break
             row = dict(self.series(line))
             if self.rollouts and trained and step in whole:
@@ -114,6 +120,11 @@ class Sink(AbstractContextManager["Sink"]):
             yield [short(row[name]) for name in COLUMNS]
 
 
+def changed(file: Path) -> tuple[int, int]:
+    """When, and its size; zeros where it is not there."""
+    return (said.st_mtime_ns, said.st_size) if file.is_file() and (said := file.stat()) else (0, 0)
+
+
 def library(which: str) -> Any:
     """wandb or trackio."""
     try:
@@ -130,7 +141,7 @@ def digest(line: dict[str, Any]) -> str:
 def short(value: Any) -> Any:
     """
     >>> short("a" * 4003)[-9:], short(None)
-    ('aa … +3', None)
+    ('aaaa … +3', None)
     """
     if not isinstance(value, str) or len(value) <= LONGEST:
         return value
