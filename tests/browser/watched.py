@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page
 
 TOKEN = "a-token-for-tests-of-the-page"
 RUNS = Path(__file__).parent / "runs"
@@ -28,21 +28,28 @@ class Watched:
     there must be no fault that was not forgotten."""
 
     def __init__(self, browser: Browser, base: str, token: str = "", theme: Any = "light", width: int = 1280) -> None:
-        self.base, self.faults, self.asked = base, list[str](), list[str]()
+        self.base, self.faults = base, list[str]()
         self.context: BrowserContext = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 800})
         self.context.set_default_timeout(PATIENCE)
         self.context.add_init_script(VIOLATIONS)
         self.page: Page = self.context.new_page()
-        self.page.on("console", lambda said: said.type in ("error", "warning") and self.faults.append(f"console: {said.text}"))
+        self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        self.page.on("dialog", lambda dialog: (self.faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on("dialog", self._dialog)
         self.context.on("request", self._request)
-        self.context.on("page", lambda page: page is not self.page and self.faults.append(f"another page: {page.url}"))
+        self.context.on("page", lambda page: self.faults.append(f"another page: {page.url}"))
         if token:
             self.page.goto(f"{base}/?token={token}")
 
+    def _console(self, said: ConsoleMessage) -> None:
+        if said.type in ("error", "warning"):
+            self.faults.append(f"console: {said.text}")
+
+    def _dialog(self, dialog: Dialog) -> None:
+        self.faults.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     def _request(self, request: Any) -> None:
-        self.asked.append(request.url)
         if not request.url.startswith((self.base, "data:,")):
             self.faults.append(f"asked of another: {request.url}")
 

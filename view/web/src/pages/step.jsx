@@ -1,3 +1,4 @@
+import { useEffect, useState } from "preact/hooks";
 import { paths } from "../api.js";
 import { around, FILTERS, kindOf, matches, meanLength, ordered, ORDERS } from "../filters.js";
 import { useJson, useTitle } from "../hooks.js";
@@ -11,6 +12,7 @@ import { oneLine } from "../parts/safe.js";
 import { Tabs } from "../parts/tabs.jsx";
 import { changed, format, go } from "../route.js";
 
+const FIRST = 60; // groups
 const KINDS = { train: "training", eval: "evaluation", replaced: "replaced" };
 
 /** The groups of a step as a strip: each its samples as glyphs, chosen and ordered by the address. */
@@ -39,7 +41,13 @@ export function StepPage({ route, run }) {
       <Faults faults={answer.value?.faults} />
       {step && <Totals step={step} />}
       {step && <Filters route={route} step={step} />}
-      {step && <Strip route={{ ...route, query: { ...route.query, kind } }} step={step} />}
+      {step && (
+        <Strip
+          key={`${route.step}/${kind}/${route.query.filter}/${route.query.sort}`}
+          route={{ ...route, query: { ...route.query, kind } }}
+          step={step}
+        />
+      )}
     </>
   );
 }
@@ -128,6 +136,18 @@ function Filters({ route, step }) {
 }
 
 function Strip({ route, step }) {
+  const [room, setRoom] = useState(FIRST);
+  useEffect(() => {
+    // What a screen holds is painted first, the others once it is.
+    let timer = 0;
+    const frame = requestAnimationFrame(() => {
+      timer = setTimeout(() => setRoom(Infinity), 0);
+    });
+    return () => {
+      cancelAnimationFrame(frame);
+      clearTimeout(timer);
+    };
+  }, []);
   const filter = Object.hasOwn(FILTERS, route.query.filter ?? "") ? route.query.filter : "";
   const rows = ordered(step.groups, route.query.sort)
     .map((group) => [group, matches(group, filter)])
@@ -141,8 +161,8 @@ function Strip({ route, step }) {
         {filter && ` with ${count(rollouts, "rollout")}: ${FILTERS[filter]}`}
       </h2>
       {rows.length === 0 && <p class="quiet">No rollout of this step is {FILTERS[filter]}.</p>}
-      <ol class="strip" onClick={(event) => openCell(event, route)}>
-        {rows.map(([group, kept]) => (
+      <ol class="strip" onClick={(event) => openCell(event, route)} onMouseOver={nameCell}>
+        {rows.slice(0, room).map(([group, kept]) => (
           <Row key={group.g} route={route} group={group} kept={filter ? kept : null} withSet={sets} />
         ))}
       </ol>
@@ -150,31 +170,35 @@ function Strip({ route, step }) {
   );
 }
 
+/** The glyph under a pointer: [group, sample], or null. Glyphs are bare, since a step may have thousands. */
+function cellAt(event) {
+  const strip = event.target.closest(".strip .cells > .cell")?.parentNode;
+  if (!strip) return null;
+  return [Number(strip.parentNode.dataset.group), [...strip.children].indexOf(event.target)];
+}
+
 /** A pointer's short way: a click on a glyph opens that rollout. Keys go by the links. */
 function openCell(event, route) {
-  const cell = event.target.closest("[data-cell]");
-  if (!cell) return;
-  const [g, sample] = cell.dataset.cell.split("/").map(Number);
-  go({ page: "rollout", key: route.key, step: route.step, g, sample, query: { kind: route.query.kind } });
+  const cell = cellAt(event);
+  if (cell) go({ page: "rollout", key: route.key, step: route.step, g: cell[0], sample: cell[1], query: { kind: route.query.kind } });
+}
+
+function nameCell(event) {
+  const cell = cellAt(event);
+  if (cell) event.target.title = `rollout ${cell[1]}: ${cellWord(event.target.className.match(/cell-(.)/)[1])}`;
 }
 
 function Row({ route, group, kept, withSet }) {
   const to = { page: "group", key: route.key, step: route.step, g: group.g, query: { kind: route.query.kind } };
   const trains = route.query.kind === "train";
   return (
-    <li class={group.signal || !trains ? "" : "flat"}>
+    <li class={group.signal || !trains ? undefined : "flat"} data-group={group.g}>
       <a href={format(to)} data-row="">
         group {group.g}
       </a>
       <span class="cells" role="img" aria-label={cellSummary(group.cells)}>
         {[...group.cells].map((kind, i) => (
-          <span
-            key={i}
-            class={`cell cell-${kind}${kept && !kept.includes(i) ? " faint" : ""}`}
-            data-cell={`${group.g}/${i}`}
-            title={`rollout ${i}: ${cellWord(kind)}`}
-            aria-hidden="true"
-          >
+          <span class={kept && !kept.includes(i) ? `cell cell-${kind} faint` : `cell cell-${kind}`}>
             {CELLS[kind] ? CELLS[kind][0] : "·"}
           </span>
         ))}
