@@ -84,7 +84,7 @@ class Scored:
         return sums if values.dtype.kind == "f" else sums.astype(np.int64)
 
     def _zero(self) -> np.ndarray:
-        """[N] advantages with λ = 0, as `advantages` has them of one group."""
+        """[N] advantages with λ = 0 (`fapo.rewards`)."""
         kept, known = self.kept_zero, self.known[self.groups]
         base = np.where(kept & known, self.base, 0.0)
         count = np.maximum(self._sums(kept), 1)
@@ -112,18 +112,6 @@ class Scored:
             "threshold": 2 / lam - 1 if lam > 0 else None,
             "past": lam > 0 and alpha + gamma > 0 and 2 * beta - lam * (alpha + beta) < -ZERO,
         }
-
-
-def advantages(rule: dict[str, Any], lam: float) -> np.ndarray:
-    """[N] of one group, as the run would have had them with another λ."""
-    kept = rule["kept"] if lam > 0 else rule["kept_zero"]
-    reward = rule["base"] - lam * rule["flawed"]
-    out = np.zeros(len(reward))
-    own = reward[kept]
-    if len(own) < 2 or own.min() == own.max():
-        return out
-    out[kept] = own - own.mean()
-    return out / (own.std(ddof=1) + EPSILON) if rule["normalize_std"] else out
 
 
 def signs(values: np.ndarray) -> np.ndarray:

@@ -8,13 +8,26 @@ import { extent, thin, ticks, union } from "./thin.js";
 const HEIGHT = 150;
 const ROOM = { left: 52, right: 14, top: 12, bottom: 20 };
 
-function frameOf(lines, width) {
+const tickText = (value, show) => show(value).replace(/\.0+ %$/, " %");
+
+/** Room around what is alike to the last figure shown, as a gate of 1.000 is: until two ticks say different things. */
+function widened(low, high, show) {
+  for (let tries = 0; tries < 40; tries++) {
+    const texts = ticks(low, high, 4).map((value) => tickText(value, show));
+    if (new Set(texts).size === texts.length) break;
+    const more = (high - low) / 2;
+    [low, high] = [low - more, high + more];
+  }
+  return [low, high];
+}
+
+function frameOf(lines, width, show) {
   if (!width) return null;
   const xs = extent(lines.map((line) => line.xs));
   const ys = extent(lines.flatMap((line) => [line.ys, line.low || [], line.high || []]));
   if (!xs || !ys) return null;
   const pad = (ys[1] - ys[0]) * 0.04;
-  const [low, high] = [ys[0] >= 0 && ys[0] < pad ? 0 : ys[0] - pad, ys[1] + pad];
+  const [low, high] = widened(ys[0] >= 0 && ys[0] < pad ? 0 : ys[0] - pad, ys[1] + pad, show);
   const inner = width - ROOM.left - ROOM.right;
   return {
     xs,
@@ -56,7 +69,7 @@ function Axes({ frame, width, show }) {
         <g key={value}>
           <line x1={ROOM.left} x2={width - ROOM.right} y1={frame.y(value)} y2={frame.y(value)} />
           <text x={ROOM.left - 5} y={frame.y(value) + 4} text-anchor="end">
-            {show(value).replace(/\.0+ %$/, " %")}
+            {tickText(value, show)}
           </text>
         </g>
       ))}
@@ -81,7 +94,7 @@ function Axes({ frame, width, show }) {
 export function Curve({ title, lines, marks = [], show = number, level = 3 }) {
   const [box, width] = useWidth();
   const [chosen, setChosen] = useState(null);
-  const frame = useMemo(() => frameOf(lines, width), [lines, width]);
+  const frame = useMemo(() => frameOf(lines, width, show), [lines, width, show]);
   const steps = useMemo(() => union(lines.map((line) => line.xs)), [lines]);
   // Kept while the pointer moves: only the cursor and the values are drawn anew.
   const drawn = useMemo(
