@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-FILES = ("metrics.jsonl", "disagreements.jsonl", "trace.json", "left_out.jsonl")
+FILES = ("metrics.jsonl", "disagreements.jsonl", "alarms.jsonl", "plan.json", "trace.json", "left_out.jsonl")
 
 
 def cut(run: Path, out: Path, steps: list[int]) -> None:
