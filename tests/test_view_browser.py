@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future
 from subprocess import CompletedProcess
@@ -133,6 +134,26 @@ def test_another_lambda_gives_the_engines_own_advantages(watched):
     watched.page.wait_for_function("() => location.hash.includes('lam=1.99')")
     watched.page.get_by_role("button", name="the run's").click()
     watched.page.wait_for_function("() => !location.hash.includes('lam=')")
+
+
+def test_tokens_show_what_sampler_and_trainer_have_computed(watched):
+    run = RunReader(RUNS / "small")
+    own = groups()[0].rollouts[2]
+    (row,) = [row for row in run.trained(8).to_pylist() if (row["prompt_id"], row["sample"]) == (own.prompt_id, own.sample)]
+    page = watched.open(f"{STEP}/rollout/0/2?colour=entropy")
+    page.locator(".tokens").focus()
+    for at in range(3):
+        said = page.locator(".values").inner_text()
+        numbers = [float(each.replace("−", "-")) for each in re.findall(r"(?:log-probability|trainer's|entropy) ([−\d.]+)", said)]
+        assert numbers == pytest.approx([own.logprobs[at], row["logprobs"][at], row["entropy"][at]], abs=6e-5), said
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(".values")).to_contain_text(f"token {at + 1}:")
+    costs = watched.open(f"{STEP}/rollout/0/2").locator("section[aria-labelledby=costs-title] dd").all_inner_texts()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", costs[0]) and all(
+        re.fullmatch(r"\+[\d.]+ s", each) for each in (*costs[1:3], costs[4])
+    )
+    times = watched.open(f"{STEP}/anatomy").inner_text("main")
+    assert "Not recorded for any rollout of this step: first token." in times and "64 rollouts of which something was recorded" in times
 
 
 class Answering:

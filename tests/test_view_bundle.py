@@ -24,7 +24,7 @@ def test_each_file_is_what_the_server_answers(root, tmp_path, monkeypatch):
     page.mkdir()
     (page / "index.html").write_text('<meta name="base" content="api"><script src="app.js"></script>')
     (page / "app.js").write_text("1")
-    (page / "notes.txt").write_text("not of the page")
+    (page / "notes.bin").write_text("not of the page")
     monkeypatch.setattr(bundling, "PAGE", page)
     said = bundle(Runs(root), "2-3", tmp_path / "out")
     files = {str(file.relative_to(tmp_path / "out" / "data")): file.read_bytes() for file in (tmp_path / "out" / "data").rglob("*.json")}
@@ -52,7 +52,7 @@ def test_each_file_is_what_the_server_answers(root, tmp_path, monkeypatch):
     assert json.loads(files["one/find-texts-2.json"])[1][:2] == [0, 1]
     # Its page asks the files beside it, and is otherwise the same.
     assert (tmp_path / "out" / "index.html").read_text() == '<meta name="base" content="data"><script src="app.js"></script>'
-    assert (tmp_path / "out" / "app.js").read_text() == "1" and not (tmp_path / "out" / "notes.txt").exists()
+    assert (tmp_path / "out" / "app.js").read_text() == "1" and not (tmp_path / "out" / "notes.bin").exists()
 
 
 def test_it_is_written_anew_over_an_earlier_one_alone(root, tmp_path):

@@ -8,7 +8,7 @@ import { Faults } from "../parts/faults.jsx";
 import { Link } from "../parts/link.jsx";
 import { LongText } from "../parts/long.jsx";
 import { Waiting } from "../parts/notice.jsx";
-import { duration, NONE, number, signed } from "../parts/numbers.js";
+import { clock, duration, NONE, number, signed } from "../parts/numbers.js";
 import { Solution } from "../parts/solution.jsx";
 import { Tabs } from "../parts/tabs.jsx";
 import { Text } from "../parts/text.jsx";
@@ -126,13 +126,14 @@ export function Facts({ facts, tiles = false }) {
 }
 
 function Costs({ rollout }) {
-  const times = rollout.times || {};
+  const times = rollout.times || {}; // Unix seconds
+  const after = (name) => (times[name] == null || times.sampled == null ? NONE : `+${duration(Math.max(0, times[name] - times.sampled))}`);
   const facts = [
-    ["sampled", duration(times.sampled)],
-    ["verified", duration(times.verified)],
-    ["judge asked", duration(times.asked)],
-    ["its first token", duration(times.first_token)],
-    ["answered", duration(times.answered)],
+    ["sampled", clock(times.sampled)],
+    ["verified", after("verified")],
+    ["judge asked", after("asked")],
+    ["its first token", after("first_token")],
+    ["answered", after("answered")],
     ["trained in", windowName(rollout.window) || NONE],
     ["judged in", duration(rollout.judge_seconds)],
     ["judge's tokens", number(rollout.judge_tokens)],
@@ -142,7 +143,7 @@ function Costs({ rollout }) {
   return (
     <section aria-labelledby="costs-title">
       <h2 id="costs-title">When, and at what cost</h2>
-      <p class="quiet">Seconds after the step began; “—” was not recorded.</p>
+      <p class="quiet">After it was sampled, by the clock of its machine; “—” was not recorded.</p>
       <Facts facts={facts} tiles />
     </section>
   );

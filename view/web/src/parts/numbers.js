@@ -58,12 +58,17 @@ export function moment(seconds) {
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}`;
 }
 
+/** A moment to the second: "2026-11-29 23:54:12". */
+export function clock(seconds) {
+  return isNone(seconds) ? NONE : `${moment(seconds)}:${String(new Date(1000 * seconds).getSeconds()).padStart(2, "0")}`;
+}
+
 /** A moment in few letters: today's as "23:54:12", others as "11-28 23:54". */
 export function recent(seconds, now = Date.now() / 1000) {
   if (isNone(seconds)) return NONE;
   const text = moment(seconds);
   if (text.slice(0, 10) !== moment(now).slice(0, 10)) return text.slice(5);
-  return `${text.slice(11)}:${String(new Date(1000 * seconds).getSeconds()).padStart(2, "0")}`;
+  return clock(seconds).slice(11);
 }
 
 /** Three digits after the point, always: for figures near 1, as the gate. */
