@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         "turns": pa.list_(TURN),  # null = one
         # For who looks at the run; nothing is computed from them.
         "paragraphs": pa.list_(pa.string()),  # what `verdict.step` counts; null = not judged
-        "times": TIMES,  # Unix seconds; null = not recorded, and of the last two: not asked (remembered, an oracle)
+        "times": TIMES,  # Unix seconds; null = not recorded (of evaluations), and of the last two: not asked (remembered, an oracle)
         "window": pa.int32(),  # that trained it, see `soundrl.engine.schedule`; null = it trained nothing
     }
 )
@@ -112,7 +112,8 @@ def batch_of(groups: Sequence[Group], kind: str, set: str) -> pa.RecordBatch:
         "mask": [None if r.mask.all() else r.mask for r in rollouts],
         "turns": [[vars(turn) for turn in r.turns] or None for r in rollouts],
         "paragraphs": [list(r.paragraphs) or None for r in rollouts],
-        "times": [times_of(r, v) for r, v in zip(rollouts, verdicts, strict=True)],
+        # An evaluation's file is the same bytes whenever it is made.
+        "times": [None if kind == "eval" else times_of(r, v) for r, v in zip(rollouts, verdicts, strict=True)],
         "window": [r.window for r in rollouts],
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
