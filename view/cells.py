@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from soundrl.fapo.flips import ZERO
 from soundrl.view.plain import finite
 from soundrl.view.step import Step
 
 LETTERS = "sfwunr"
 """sound, flawed, wrong, unknown, no answer, right and not judged"""
-ZERO = 1e-9  # as `fapo.flips` has it
 EPSILON = 1e-6  # beside the spread (`kernels.advantage`)
 CORRECT, WRONG, NO_ANSWER, UNPARSEABLE, FAILED, UNSCORED = range(6)
 SOUND, FLAWED, UNKNOWN = range(3)

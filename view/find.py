@@ -17,7 +17,7 @@ SECONDS = 0.7  # of one answer
 TEXT = 4000  # characters of a solution in a bundle
 HITS = 200
 AROUND = 60  # characters before and after
-WHERE = {"text": "text", "critique": "critique", "prompt": "prompt"}
+WHERE = ("text", "critique", "prompt")
 LONGEST = 200  # characters of what is looked for
 
 
@@ -50,7 +50,7 @@ def hits_in(run: Run, step: int, kind: str, sought: str) -> list[Json]:
     starts = {head.start for head in held.heads}
     for number, part in enumerate(held.parts):
         row = int(held.starts[number])
-        for batch in part.again(tuple(WHERE)):
+        for batch in part.again(WHERE):
             for name in (name for name in WHERE if name in batch.schema.names):
                 column = batch.column(name)
                 mask = compute.match_substring(column, sought, ignore_case=True).fill_null(False)

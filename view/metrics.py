@@ -81,13 +81,8 @@ class Metrics:
         if row is None or not isinstance(step, int) or isinstance(step, bool):
             self.bad += bool(line)
             return
-        of_eval = {name: value for name, value in row.items() if name.startswith("eval/")}
-        if of_eval:
-            self.evals.add(step, row)
-        elif step > 0 or "time/step" in row:
-            self.train.add(step, row)
-        else:
-            self.evals.add(step, row)
+        trained = (step > 0 or "time/step" in row) and not any(name.startswith("eval/") for name in row)
+        (self.train if trained else self.evals).add(step, row)
 
     def read(self) -> Metrics:
         self.unread = self.tail.whole()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from soundrl.genrm.labels import id_of
 from soundrl.view.groups import rollout_entry
 from soundrl.view.paragraphs import paragraphs_of, question_of
 from soundrl.view.plain import finite
@@ -31,7 +32,7 @@ def rollout_page(run: Run, step: int, kind: str, g: int, sample: int) -> Json:
     text, critique = read["text"] or "", read["critique"]
     turns = read["turns"]
     columns = held.columns
-    id = f"{step}/{read['prompt_id']}/{read['sample']}"
+    id = id_of(step, read["prompt_id"], read["sample"])
     label = run.labels.of(id)
     return rollout_entry(run, held, g, sample, read, TEXT) | {
         "left": max(len(text) - TEXT, 0),

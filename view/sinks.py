@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from soundrl.engine.files.run_reader import RunReader
+from soundrl.engine.files.whole import whole
 from soundrl.view.lock import holder
 
 SERIES = (
@@ -82,14 +83,14 @@ class Sink(AbstractContextManager["Sink"]):
         before = self.state["lines"]
         if lines and before and digest(lines[0]) != self.state["first"]:
             raise ValueError(f"{self.path}: what has been sent to {self.which} is of another run; remove {self.file}, and all is sent anew")
-        whole = set(self.run.steps())
+        written = set(self.run.steps())
         for number, line in enumerate(lines[before:], before + 1):
             step, trained = line["step"], "loss/policy" in line
-            if self.rollouts and trained and step not in whole and number == len(lines) and under_way:
+            if self.rollouts and trained and step not in written and number == len(lines) and under_way:
                 self.waits = True
                 break
             row = dict(self.series(line))
-            if self.rollouts and trained and step in whole:
+            if self.rollouts and trained and step in written:
                 table = [*self.table(step)]
                 self.state["rows"] += len(table)
                 row["rollouts"] = self.library.Table(columns=[*COLUMNS], data=table)
@@ -98,9 +99,8 @@ class Sink(AbstractContextManager["Sink"]):
             self.state |= {"lines": number, "first": digest(lines[0])}
         if self.state["lines"] > before:
             self.file.parent.mkdir(exist_ok=True)
-            beside = self.file.with_name(self.file.name + ".new")
-            beside.write_text(json.dumps(self.state) + "\n")
-            beside.replace(self.file)
+            with whole(self.file) as beside:
+                beside.write_text(json.dumps(self.state) + "\n")
         return under_way
 
     def series(self, line: dict[str, Any]) -> Iterator[tuple[str, float]]:
