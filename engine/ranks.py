@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 JOIN_SECONDS = 300.0  # until all ranks have found each other; a launcher has started them at the same time
+GLOO = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def alone() -> Iterator[Ranks]:
         yield Ranks.start()
         return
     own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    before = {name: os.environ.get(name) for name in own}
+    before = {name: os.environ.get(name) for name in (*own, GLOO)}  # joining sets that as well, and children would listen on loopback
     os.environ |= own
     ranks = Ranks.start()
     try:
@@ -168,7 +169,7 @@ def alone() -> Iterator[Ranks]:
     finally:
         ranks.stop()
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _join(backend: str, longest_wait: float) -> None:
@@ -178,7 +179,7 @@ def _join(backend: str, longest_wait: float) -> None:
     limit, address = timedelta(seconds=JOIN_SECONDS), os.environ["MASTER_ADDR"]
     by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if one_node := int(os.environ.get("LOCAL_WORLD_SIZE", size == 1)) == size:
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or "lo"  # and a host name need not resolve
+        os.environ[GLOO] = os.environ.get(GLOO) or "lo"  # and a host name need not resolve
     if one_node and address == "127.0.0.1" and not by_torchrun:
         store = (_listen if rank == 0 else _visit)(address, int(os.environ["MASTER_PORT"]), size)
     elif by_torchrun or not one_node:
@@ -241,7 +242,7 @@ def _check_addresses(store: dist.Store, rank: int, size: int, limit: timedelta) 
 def _gloo_address() -> str:
     """The address at which gloo will listen, found as gloo does: that of `GLOO_SOCKET_IFNAME`, else the first of the host name's that can
     be bound, else loopback."""
-    if name := os.environ.get("GLOO_SOCKET_IFNAME"):
+    if name := os.environ.get(GLOO):
         return "127.0.0.1" if name == "lo" else name
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)

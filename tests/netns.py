@@ -32,7 +32,7 @@ class Machine:
         return ["nsenter", "-t", str(self.pid), "--net", "--mount", "--uts", "--pid", f"--wd={ROOT}", *command]
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        away = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET")
+        away = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET", "GLOO_SOCKET_IFNAME")
         kept = {key: value for key, value in os.environ.items() if key not in away}
         return subprocess.Popen(
             self.command(*command),

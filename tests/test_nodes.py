@@ -3,6 +3,7 @@ host names are named, and a node that dies in mid run costs nothing but time."""
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from fake_judge import MODEL, Server, find_flaw
 from netns import Machine, listening, network
 from survival import SMALL, assert_equal, everything, job, said
 from tiny import write_tiny
+
+from soundrl.engine.ranks import GLOO, alone
 
 ALONE = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}
 
@@ -52,6 +55,7 @@ def test_each_node_has_judges_of_its_own_and_sees_whether_disks_are_one(nodes, t
     found = on_each(nodes, tmp_path, own=str(own), judge=str(write_tiny(tmp_path / "judge")))
     cure = "own is no disk that all nodes share: node1 cannot see what the first one writes, .* or set --run.save 0 1 0 "
     for number, node in enumerate(found):
+        assert "refused" not in node, node["refused"]
         assert node["host"] == f"node{number}" and node["node"] == {"number": number, "rank": 0, "ranks": 1}
         assert node["blind"] == [[], ["node1"]] and node["left"] == []
         assert node["without"] == ["True", "False"] and node["checkpoints"][0] == "True"
@@ -103,6 +107,15 @@ def test_a_run_on_one_node_listens_on_loopback_whatever_its_name_stands_for(name
     found = {address.split()[1] for address in listening(lambda table: nodes[0].run("cat", f"/proc/net/{table}")).values()}
     assert found == ({"127.0.0.1", "10.77.0.1"} if name else {"127.0.0.1"})
     assert nodes[0].run("hostname", "-i").strip() == "10.77.0.1"  # witness
+
+
+def test_a_process_group_of_one_leaves_the_environment_as_it_was(monkeypatch):
+    """Or whatever is started after an evaluation or a replay would look for other machines on loopback."""
+    monkeypatch.delenv(GLOO, raising=False)
+    before = dict(os.environ)
+    with alone():
+        assert os.environ[GLOO] == "lo" and os.environ["MASTER_PORT"] == "0"  # witness
+    assert dict(os.environ) == before
 
 
 JUDGE = "import sys, time; sys.path.insert(0, 'tests'); import fake_judge; fake_judge.FLAW = '7'; "
