@@ -108,13 +108,13 @@ class Loss:
     kl: tuple[float, Literal["k1", "k2", "k3"], Literal["sharded", "asleep", "cpu"]] = (0.0, "k3", "sharded")
     """KL to the policy that the run starts from, after its warm start: its weight in the loss (0 = none; with it every sample trains), the
     estimate, and where the reference's weights are: sharded over the devices, asleep on the host but for its pass, or on the CPU."""
-    correction: str = "tis"
-    """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence (kernels/policy_loss.py)."""
-    correction_band: tuple[float, float] = (0.5, 2.0)
-    """Edges, on either side of 1, of the icepop and sequence bands (of a probability ratio); the upper one caps tis."""
+    correction: tuple[str, float, float] = ("tis", 0.5, 2.0)
+    """Weight against the sampler's own log-probabilities: none, tis, icepop or sequence
+    (kernels/policy_loss.py); and the edges, on either side of 1, of the icepop and
+    sequence bands (of a probability ratio); the upper one caps tis."""
 
     def rule(self) -> LossRule:
-        (low, high, dual), (begin, end), (weight, estimate, _) = self.clip, self.correction_band, self.kl
+        (low, high, dual), (correction, begin, end), (weight, estimate, _) = self.clip, self.correction, self.kl
         return LossRule(
             variant=self.variant,
             clip_low=low,
@@ -122,7 +122,7 @@ class Loss:
             dual_clip=dual,
             kl=estimate if weight else "none",
             kl_coef=weight,
-            correction=self.correction,
+            correction=correction,
             correction_low=begin,
             correction_high=end,
         )
@@ -181,17 +181,15 @@ class Genrm:
     verdict's probability is read. Empty = what its folder (card.json) or endpoint (`NAME@PROMPT` in /models) says, else own."""
     reference: bool = True
     """Show the reference answer to the judge."""
-    min_f1: float = 0.0
-    """F1 of `flawed` on the probe's solutions below which a run refuses its judge, before the first step; 0 = any."""
     alarm: Literal["tell", "pause", "stop"] = "tell"
     """What an alarm of the judge's watch does (those by the clock only tell): tell; stop (saved, status 2); or pause: saved, nothing trains
     until a probe finds the judge well again; where no probe can tell that, stop."""
     second: tuple[str, float] = ("", 0.05)
     """A second opinion on a seeded share of judged rollouts, which changes no reward: `oracle`, `votes`, `order` (the same judge, the
     solution before the problem), or another judge as `model@url` (token: $SOUNDRL_SECOND_TOKEN); empty = none."""
-    probe: tuple[str, int] = ("", 10)
-    """Labelled solutions that watch the judge (a ProcessBench or FAPO-Critic file, or a function `module:name`; empty = none), and steps
-    between probes."""
+    probe: tuple[str, int, float] = ("", 10, 0.0)
+    """Labelled solutions that watch the judge (a ProcessBench or FAPO-Critic file, or a function `module:name`; empty = none), steps
+    between probes, and the F1 of `flawed` on them below which a run refuses its judge, before the first step (0 = any)."""
     unknown: tuple[Literal["drop", "rule"], float] = ("drop", 0.2)
     """A rollout without verdict leaves its group (drop), or keeps the rule reward as in the paper's released code (rule); and the share of
     judged rollouts without one above which, three steps in a row, the run stops (never where fapo.lam is 0)."""
@@ -221,12 +219,10 @@ class Run:
     multiple of the third (0 = none)."""
     resume: bool = True
     """Go on from the last checkpoint of this name; off moves an earlier run aside and begins anew (a job that is started again goes on)."""
-    grace: float = 25.0
-    """Seconds from the first SIGTERM, SIGHUP or Ctrl-C to the end: the step is finished or left, and the state saved; a second one ends at
-    once."""
-    patience: float = 60.0
-    """Seconds without any progress on any rank after which the run says what each of them waits for, and ends with a status that restarts;
-    longer in phases that were seen to take longer, and ten times as long in those not seen yet."""
+    patience: tuple[float, float] = (60.0, 25.0)
+    """Seconds without any progress on any rank after which the run says what each of them waits for, and ends with a status that restarts
+    (longer in phases that were seen to take longer, and ten times as long in those not seen yet); and seconds of grace from the first
+    SIGTERM, SIGHUP or Ctrl-C to the end: the step is finished or left, and the state saved; a second signal ends at once."""
     gate: float = 1.05
     """After each weight sync the mean of exp|Δ log-prob| between sampler and trainer may not exceed this, or the run stops."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEEK = 604_800
 POSITIVE = (
     "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
-    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency run.grace run.patience"
+    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency"
 ).split()
 NOT_NEGATIVE = ("data.test_rows model.rope_base_length rollout.refill warm_start.steps optim.warmup_steps run.steps run.eval_every").split()
 
@@ -142,11 +142,11 @@ def conflicts(config: Config) -> Iterator[str]:
         yield f"genrm.{which} is oracle, which knows the embedded world only, but data.train is {trained}; use another"
     if run.critic and genrm.judge != "none":
         yield f"run.task {run.task} needs no judge, but {asked}; set --genrm.judge none --fapo.lam 0"
-    name, every = genrm.probe
+    name, every, least = genrm.probe
     if name and (every < 1 or not config.judged_elsewhere):
         yield f"genrm.probe is {name} {every}, but {asked}; probes need judge endpoint or serve, and at least 1 step"
-    if (genrm.min_f1 or genrm.alarm == "pause") and not name:
-        yield f"genrm.min_f1 is {genrm.min_f1} and genrm.alarm {genrm.alarm}, but genrm.probe, which tells, is empty; name a file there"
+    if (least or genrm.alarm == "pause") and not name:
+        yield f"genrm.probe names no file, but its F1 is {least} and genrm.alarm {genrm.alarm}, which need one; name it there"
     if ((who := genrm.second[0]) or genrm.alarm != "tell") and not config.judged_elsewhere:
         yield f"genrm.second is {who or 'empty'} and genrm.alarm {genrm.alarm}, but {asked}; both need judge endpoint or serve"
     if who and not (0 < genrm.second[1] <= 1 and (who in ("oracle", "votes", "order") or all(who.rpartition("@")))):
@@ -159,8 +159,10 @@ def conflicts(config: Config) -> Iterator[str]:
         )
     if len(name.encode()) > 200:
         yield f"run.name is {len(name.encode())} bytes long; use at most 200"
-    if not (0 <= genrm.unknown[1] <= 1 and 0 <= genrm.min_f1 <= 1):
-        yield f"genrm.unknown {genrm.unknown[1]} is a share, and genrm.min_f1 {genrm.min_f1}; use 0 … 1"
+    if not (0 <= genrm.unknown[1] <= 1 and 0 <= least <= 1):
+        yield f"genrm.unknown {genrm.unknown[1]} is a share, and genrm.probe's F1 {least}; use 0 … 1"
+    if not min(run.patience) > 0:
+        yield "run.patience is {} {}; use seconds above 0".format(*run.patience)
     if min(genrm.workers) < 1:
         yield f"genrm.workers is {genrm.workers[0]} {genrm.workers[1]}; use at least 1 server of at least 1 GPU"
     every, last, multiple = run.save

@@ -39,7 +39,7 @@ class JudgeWatch:
     """`probe` on rank 0 alone. `truth`: the environment's oracle, which measures, where there is one. Every method is a collective."""
 
     def __init__(self, config: Config, ranks: Ranks, say: Callable[[str], None], truth: Oracle | None) -> None:
-        self.setting, self.min_f1, self.second_is = config.genrm.alarm, config.genrm.min_f1, config.genrm.second[0]
+        self.setting, self.min_f1, self.second_is = config.genrm.alarm, config.genrm.probe[2], config.genrm.second[0]
         self.ranks, self.say, self.truth = ranks, say, truth
         self.alarms = Alarms()
         self.probe: Probe | None = None
@@ -55,7 +55,7 @@ class JudgeWatch:
         """Alarms that have been said, and stand"""
 
     def admit(self) -> None:
-        """ValueError where the judge's F1 on the probe is below `genrm.min_f1`; its figures are said before."""
+        """ValueError where the judge's F1 on the probe is below that of `genrm.probe`; its figures are said before."""
         fault = ""
         if self.min_f1 > 0 and self.probe is not None:
             found = measured(*self.probe.ask())
@@ -63,9 +63,9 @@ class JudgeWatch:
                 for name, value in found.items():
                     self.say(f"  {name.removeprefix('genrm/probe_').replace('_', ' '):<18}{value:8.3f}")
                 fault = (
-                    f"genrm.min_f1 is {self.min_f1}, but the judge's F1 of flawed is {found['genrm/probe_f1']:.3f} on the probe's "
-                    f"{found['genrm/probe_flawed']:.0f} flawed and {found['genrm/probe_sound']:.0f} sound solutions; serve a better judge, "
-                    "or lower genrm.min_f1"
+                    f"genrm.probe asks for an F1 of {self.min_f1}, but the judge's F1 of flawed is {found['genrm/probe_f1']:.3f} on "
+                    f"the probe's {found['genrm/probe_flawed']:.0f} flawed and {found['genrm/probe_sound']:.0f} sound solutions; serve a "
+                    "better judge, or lower the F1"
                 )
         if fault := self.ranks.first_said(fault):
             raise ValueError(fault)
@@ -219,7 +219,7 @@ def fresh(groups: Sequence[Group], truth: Oracle) -> list[float]:
 def build_watch(config: Config, environment: Environment, judge: EndpointJudge, ranks: Ranks, say: Callable[[str], None]) -> JudgeWatch:
     """The watch of `judge`, with the probe of `genrm.probe` and the second opinion of `genrm.second`."""
     watch = JudgeWatch(config, ranks, say, type(environment).oracle)
-    name, every = config.genrm.probe
+    name, every, _ = config.genrm.probe
     if name and ranks.main:
         labels = Path(config.run.folder) / config.run.name / "labels.jsonl"
         watch.probe = Probe(judge, load_labelled(name, max_rows=PROBE_ROWS), every, labels, leaving)

@@ -72,8 +72,8 @@ class BuiltJudge:
 def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Callable[[str], None], begins: bool = True) -> BuiltJudge:
     """A collective where the judge is no oracle. ValueError for a judge that does not answer or is too short for question and critique, for
     one on loopback that ranks of other machines are to ask, where judges and the policy do not fit on the GPUs, not even in turns, and for
-    one below `genrm.min_f1` where the run `begins`: one that goes on has let its judge in before, its watch compares with that start, and
-    a restart must not end a run for a row that falls the other way."""
+    one below the F1 of `genrm.probe` where the run `begins`: one that goes on has let its judge in before, its watch compares with that
+    start, and a restart must not end a run for a row that falls the other way."""
     g = config.genrm
     if g.judge == "none":
         return BuiltJudge(None)

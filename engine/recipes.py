@@ -29,7 +29,12 @@ def arith() -> Config:
 def arith_genrm() -> Config:
     """`make run`: the same in 32 steps at twice the rate from the committed warm start, judged by the world's GenRM in a vLLM process."""
     judge = Genrm(
-        judge="serve", model="starts/judge", max_tokens=64, deadline=(120.0, 600.0), probe=(ARITH_SOLUTIONS, 20), second=("oracle", 0.05)
+        judge="serve",
+        model="starts/judge",
+        max_tokens=64,
+        deadline=(120.0, 600.0),
+        probe=(ARITH_SOLUTIONS, 20, 0.0),
+        second=("oracle", 0.05),
     )
     base = arith()
     return replace(
@@ -82,7 +87,7 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
         data=Data(train=("data/dapo-math-17k.parquet",), test=("data/aime24.jsonl", "data/aime25.jsonl")),
         rollout=Rollout(prompts=512, samples=8, temperature=1.0, max_new_tokens=response, memory=0.5, tensor_parallel=tensor_parallel),
         # The released runs correct nothing for the sampler; their clips and optimizer are the defaults of `Loss` and `Optim`.
-        loss=Loss(correction="none"),
+        loss=Loss(correction=("none", 0.5, 2.0)),
         optim=Optim(microbatch_tokens=2048 + response),
         fapo=Fapo(lam=lam, overlong=(4096, 1.0)),
         # λ = 0 still judges nothing in the paper's baseline; ours neither, name a judge to see its flawed share.
@@ -135,7 +140,7 @@ def genrm_4b() -> Config:
         model=Model(path="models/Qwen3-4B-Instruct-2507", dtype="bfloat16", max_length=prompt + response, activation_checkpointing=True),
         data=Data(train=("data/fapo-critic-train.parquet",), test=("data/fapo-critic-test.parquet",)),
         rollout=Rollout(prompts=512, samples=16, temperature=1.2, max_new_tokens=response, memory=0.5),
-        loss=Loss(correction="none"),
+        loss=Loss(correction=("none", 0.5, 2.0)),
         optim=Optim(microbatch_tokens=prompt + response),
         fapo=Fapo(lam=0.0, overlong=(4096, 1.0)),
         genrm=Genrm(judge="none", prompt="paper"),

@@ -59,7 +59,7 @@ class Run:
         with users_mistakes():
             self.ranks = ranks = Ranks.start(config.longest_wait)
             TIMELINE.begin(ranks.rank)
-            self.watcher = watch_progress(ranks, config.run.patience)
+            self.watcher = watch_progress(ranks, config.run.patience[0])
         self.folder, progress = RunFolder(config, ranks), Progress(ranks.main, config.run.steps)
         self.say = progress.say
         with users_mistakes(), TIMELINE("prepare"), self.folder.claimed() as config:
@@ -147,7 +147,7 @@ class Run:
         self.sync()
         TIMELINE.take()
         self.at = self.snapshot(self.step)
-        RANK.grace, RANK.stops = config.run.grace, True
+        RANK.grace, RANK.stops = config.run.patience[1], True
         if (watch := self.judge.watch) is not None and watch.setting != "tell" and (watch.probed or watch.acting):
             self.wait_for_judge()  # it stopped, or was stopped, under this alarm
 

@@ -207,7 +207,7 @@ def test_a_name_that_is_no_folders_name_is_refused(name):
 def test_a_long_path_is_not_broken_in_two():
     path = "/data/" + 60 * "long/" + "labelled.jsonl"
     with pytest.raises(UserError, match=f"^genrm.probe is {path} 3, but"):
-        parse_arguments(["arith", "--genrm.probe", path, "3"])
+        parse_arguments(["arith", "--genrm.probe", path, "3", "0"])
 
 
 @pytest.mark.parametrize("name", GOOD_NAMES, ids=ascii)

@@ -5,16 +5,19 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 
 from soundrl.engine.files.rollout_file import OF_JUDGE, SCHEMA, RolloutWriter, file_name, ragged, read_file
 from soundrl.engine.files.rollout_rows import verdict_of
-from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.files.run_folder import RunFolder, goes_on
 from soundrl.engine.files.run_reader import FORMAT, RunReader
+from soundrl.engine.files.saved_step import config_of
 from soundrl.engine.launch.last_words import RANK, explained
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 
@@ -328,3 +331,21 @@ def test_ragged_rows_keep_every_bit():
     column = ragged([values, (), np.array([math.nan])], "float32")
     assert column.type == pa.list_(pa.float32()) and column.null_count == column.values.null_count == 0
     assert column.values.to_numpy().tobytes() == np.array([*values, math.nan], np.float32).tobytes()
+
+
+def test_settings_of_an_earlier_version_have_their_places_of_today(tmp_path):
+    """Of a run that was begun with them, which goes on; inverse: with another value of one of them it does not."""
+    old = json.loads((ROOT / "tests/browser/runs/small/config.json").read_text())
+    assert old["genrm"]["min_f1"] == 0.0 and old["run"]["grace"] == 25.0 and old["loss"]["correction_band"] == [0.5, 2.0]  # witness
+    config, missing = config_of(RunReader(ROOT / "tests/browser/runs/small"))
+    assert (config.genrm.probe[1:], config.run.patience, config.loss.correction) == ((4, 0.0), (60.0, 25.0), ("tis", 0.5, 2.0))
+    assert not {name.partition(".")[0] for name in missing} & {"genrm", "run", "loss"}
+    config = replace(config, run=replace(config.run, resume=True))
+    (saved := tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert goes_on(tmp_path, config)
+    old["loss"]["correction_band"] = [0.5, 3.0]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"loss.correction \['tis', 0.5, 3.0\] \(now \['tis', 0.5, 2.0\]\)"):
+        goes_on(tmp_path, config)

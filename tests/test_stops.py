@@ -160,7 +160,7 @@ def test_a_second_signal_and_the_end_of_the_grace_end_at_once(grace, again, tmp_
         time.sleep(1.0)
         os.kill(run.pid, signal.SIGTERM)
     assert run.end() == 128 + signal.SIGTERM, run.said
-    why = "" if again else "run.grace 1 s ran out; "
+    why = "" if again else "the grace of 1 s ran out (run.patience); "
     assert run.of_stops()[1:] == [f"{why}stopped by SIGTERM in save; nothing was saved yet, the same command begins again"]
     await_end(pids)
     assert not saved(tmp_path) and not list(tmp_path.rglob("*.part"))

@@ -230,11 +230,17 @@ def test_who_gives_the_second_opinion(who):
         ({"second": ("nobody", 0.05)}, "genrm.second is nobody 0.05; use oracle, votes, order or model@url"),
         ({"second": ("@http://127.0.0.1:8/v1", 0.05)}, "genrm.second is @http"),
         ({"second": ("votes", 0.0)}, "a share above 0 up to 1"),
-        ({"second": ("votes", 0.05), "judge": "oracle", "probe": ("", 10)}, "but genrm.judge is oracle; both need judge endpoint or serve"),
-        ({"alarm": "stop", "judge": "oracle", "probe": ("", 10)}, "both need judge endpoint or serve"),
-        ({"alarm": "pause", "probe": ("", 10)}, "genrm.alarm pause, but genrm.probe, which tells, is empty; name a file there"),
-        ({"min_f1": 0.8, "probe": ("", 10)}, "genrm.min_f1 is 0.8 and .* genrm.probe, which tells, is empty"),
-        ({"min_f1": 1.5}, "genrm.min_f1 1.5; use 0 … 1"),
+        (
+            {"second": ("votes", 0.05), "judge": "oracle", "probe": ("", 10, 0.0)},
+            "genrm.judge is oracle; both need judge endpoint or serve",
+        ),
+        ({"alarm": "stop", "judge": "oracle", "probe": ("", 10, 0.0)}, "both need judge endpoint or serve"),
+        (
+            {"alarm": "pause", "probe": ("", 10, 0.0)},
+            "genrm.probe names no file, but its F1 is 0.0 and genrm.alarm pause, which need one; name it",
+        ),
+        ({"probe": ("", 10, 0.8)}, "genrm.probe names no file, but its F1 is 0.8"),
+        ({"probe": ("a.json", 10, 1.5)}, "genrm.probe's F1 1.5; use 0 … 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, words):
@@ -370,12 +376,14 @@ def test_another_second_opinion_begins_anew():
 def test_a_judge_below_the_least_f1_is_refused_with_its_table():
     server = Server(find_flaw)
     with EndpointJudge(server.url, MODEL) as judge:
-        those, _, told = watch(min_f1=0.85)
+        those, _, told = watch(probe=("a.json", 10, 0.85))
         those.probe = Probe(judge, ROWS[:8], 5)
         those.admit()
         assert told == [] and those.probe.start == {}
         server.script = lambda handler, number: handler.send(200, said("\\boxed{-1}"))
-        with pytest.raises(ValueError, match=r"genrm.min_f1 is 0.85, but the judge's F1 of flawed is 0.000 on the probe's 4 flawed and 4"):
+        with pytest.raises(
+            ValueError, match=r"genrm.probe asks for an F1 of 0.85, but the judge's F1 of flawed is 0.000 on the probe's 4 flawed and 4"
+        ):
             those.admit()
         assert len([line for line in told if line.split()[0] in ("precision", "recall", "f1", "coverage")]) == 4
         those.min_f1 = 0.0

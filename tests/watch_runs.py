@@ -47,8 +47,8 @@ class Judge:
         handler.send(200, said(f"\\boxed{{{-1 if bad else at}}}"))
 
 
-def watched(server: Server, *more: object) -> tuple[object, ...]:
-    settings = ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.probe", ARITH_SOLUTIONS, 1)
+def watched(server: Server, *more: object, least: float = 0) -> tuple[object, ...]:
+    settings = ("--genrm.judge", "endpoint", "--genrm.urls", server.url, "--genrm.model", MODEL, "--genrm.probe", ARITH_SOLUTIONS, 1, least)
     return (*settings, "--genrm.second", "votes", 0.5, *more)
 
 
@@ -66,7 +66,7 @@ def goes_bad(folder: Path, judge: Judge) -> Script:
 def test_a_run_waits_for_a_judge_under_an_alarm_and_goes_on(tmp_path):
     judge = Judge(NEVER)
     server = Server(goes_bad(tmp_path / "arith", judge))
-    done = job(tmp_path, *watched(server, "--genrm.alarm", "pause", "--genrm.min-f1", 0.85, "--run.eval-every", 0, "--run.steps", 3))
+    done = job(tmp_path, *watched(server, "--genrm.alarm", "pause", "--run.eval-every", 0, "--run.steps", 3, least=0.85))
     server.stop()
     assert done.returncode == 0, console(done)
     assert judge.asked > judge.bad + 2 * PROBE  # witness: it was bad, and asked until it was well

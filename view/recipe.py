@@ -7,6 +7,7 @@ import json
 from functools import cache
 from typing import Any
 
+from soundrl.engine.files.older_config import of_today
 from soundrl.engine.recipes import RECIPES
 
 NEAR = 25  # settings, above which a run is of no recipe
@@ -29,7 +30,7 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
 
 def nearest(config: dict[str, Any]) -> tuple[str, list[list[Any]]] | None:
     """Its name, and [setting, the recipe's, the run's]; None where none is near."""
-    own = flat(config)
+    own = flat(of_today(config))
     if not own:
         return None
     found = [(differs(of, own), name) for name, of in recipes().items()]

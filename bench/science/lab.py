@@ -200,7 +200,7 @@ def work(folder: str, settings: tuple[str, ...], arm: Arm | None) -> None:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = port
         # A machine that is busy with two of these is no hang.
-        own = ["--run.folder", str(path.parent), "--run.name", path.name, "--run.patience", "600"]
+        own = ["--run.folder", str(path.parent), "--run.name", path.name, "--run.patience", "600", "25"]
         sys.argv = ["engine/train.py", *settings, *own]
 
         from soundrl.engine import train

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from soundrl.engine.config import Config
 from soundrl.engine.files.checkpoint import checkpoints
+from soundrl.engine.files.older_config import of_today
 from soundrl.engine.files.rollout_file import RolloutWriter, file_name
 from soundrl.engine.files.run_reader import FORMAT, read_lines
 from soundrl.engine.files.trained_file import Trained, trained_name, write_trained
@@ -211,10 +212,10 @@ def locked(folder: Path) -> IO[str]:
 
 
 FREE = (
-    "run.steps run.eval_every run.eval_sampling run.overlap run.save run.resume run.grace run.patience run.gate data.test data.test_rows "
+    "run.steps run.eval_every run.eval_sampling run.overlap run.save run.resume run.patience run.gate data.test data.test_rows "
     "model.activation_checkpointing model.attention optim.microbatch_tokens rollout.memory rollout.eager rollout.tensor_parallel "
     "genrm.urls genrm.allow_http genrm.workers genrm.deadline genrm.concurrency genrm.probe "
-    "genrm.min_f1 genrm.alarm genrm.second"
+    "genrm.alarm genrm.second"
 ).split()
 """Settings that may change when a run goes on: how long, how it is measured, where it runs, what it holds in memory. What is computed stays
 the same, up to the order in which numbers are added."""
@@ -239,7 +240,7 @@ def goes_on(folder: Path, config: Config) -> bool:
         return False  # it has come to its end, or is of a version that kept nothing
     try:
         before = json.loads((folder / "config.json").read_bytes())
-        before = {group: before[group] for group in dataclasses.asdict(config)}
+        before = of_today({group: before[group] for group in dataclasses.asdict(config)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not saved:
             return False

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from soundrl.engine.config import GROUPS, Config
+from soundrl.engine.files.older_config import of_today
 from soundrl.engine.files.rollout_rows import arrays, rollout_of, verdict_of
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.fapo.records import Group, Outcome, Prompt
@@ -84,8 +85,9 @@ def config_of(run: RunReader) -> tuple[Config, list[str]]:
     has one that this version does not know, or that contradicts itself."""
     file, built, missing = run.path / "config.json", dict[str, Any](), list[str]()
     try:
+        today = of_today(run.config)
         for group, kind in GROUPS.items():
-            said = dict(run.config[group])
+            said = today[group]
             names = [field.name for field in fields(kind)]
             if unknown := [name for name in said if name not in names]:
                 raise ValueError(f"{group}.{unknown[0]} is no setting of this version; use the one that wrote it")

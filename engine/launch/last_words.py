@@ -67,7 +67,7 @@ class Rank:
         self.asked: signal.Signals | None = None
         """The first signal that came, or that the launcher handed on: the run saves and raises `PlannedStop`, within `left()`."""
         self.asked_at = 0.0  # time.monotonic()
-        self.grace = 25.0  # seconds from the first signal to the end, `run.grace`
+        self.grace = 25.0  # seconds from the first signal to the end, the second number of `run.patience`
         self.beaten = self.since = time.monotonic()  # of the last beat, and of the phase
         self.ended: set[str] = set()
         """Phases that have been gone through, see `phase`"""
@@ -168,7 +168,7 @@ class Rank:
                 say(f"error: {self.name} the launcher has gone; ended in {self.where}")
                 self.end(1)
             elif self.asked is not None and self.left() == 0.0:
-                self._stop(self.asked, f"run.grace {self.grace:g} s ran out; ")
+                self._stop(self.asked, f"the grace of {self.grace:g} s ran out (run.patience); ")
 
     def _told(self) -> str:
         """What the launcher says: a signal's name, or that we end. Nothing where it has gone (a reset: with words of ours unread)."""

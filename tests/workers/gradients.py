@@ -28,7 +28,7 @@ def main(arguments: dict, out: Path) -> None:
         )
         policy = Policy(folder, load_tokenizer(folder), model, ranks)
         kl = case.get("kl", (0.0, "k3", "sharded"))
-        loss = Loss(correction=case.get("correction", "tis"), kl=tuple(kl))
+        loss = Loss(correction=(case.get("correction", "tis"), 0.5, 2.0), kl=tuple(kl))
         trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), loss, 0.9)
         everything = fixed_samples()
         token_count = float(sum(len(s.tokens) for s in everything))

@@ -59,7 +59,7 @@ def run(name: str, model: str, warm_start: int) -> dict:
             small.genrm,
             judge="serve",
             model=arguments["judge"],
-            probe=(ARITH_SOLUTIONS, 1),
+            probe=(ARITH_SOLUTIONS, 1, 0.0),
             second=("votes", 0.5),
             max_tokens=64,
             deadline=(60.0, 60.0),
