@@ -2,14 +2,19 @@
 FSDP2; tests/workers/save_memory.py)."""
 
 import json
+import sys
 
 import pytest
 import torch
+from conftest import ROOT, start
+from safetensors import safe_open
 from tiny import write_tiny
 
 from soundrl.engine.conflicts import WAYS
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.ranks import Ranks, shards_of
 from soundrl.engine.recipes import arith
+from soundrl.engine.tools.trace import read_trace
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +111,34 @@ def test_settings_that_cannot_be():
     assert three.engines(6, "cpu") == 6
     with pytest.raises(ValueError, match="model.replicas 3 does not divide the 4 ranks; start a multiple of it, or set --model.replicas 1"):
         three.engines(4, "cpu")
+
+
+def test_a_run_through_vllm_with_all_of_it(tmp_path):
+    """Two replicas of one rank each, everything on the host that can be, as a user starts it."""
+    arguments = ["arith", "--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", 2, "--data.test"]
+    arguments += [
+        "--run.folder",
+        tmp_path,
+        "--rollout.prompts",
+        8,
+        "--optim.minibatch-prompts",
+        4,
+        "--model.replicas",
+        2,
+        "--model.save-memory",
+        *WAYS,
+    ]
+    done = start([sys.executable, "engine/train.py", *map(str, arguments)], NPROC="2")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    folder = tmp_path / "arith"
+    steps = [row for row in RunReader(folder).metrics() if "loss/policy" in row]
+    assert len(steps) == 2 and all(1.0 <= row["mismatch/gate"] <= 1.05 and row["optim/grad_norm"] > 0 for row in steps)
+    events = [event["name"] for event in read_trace(folder / "trace.json") if event.get("name") in ("to the host", "from the host")]
+    # Witness, on each rank: asleep as the sampler starts and in each step's sync, awake in each step's training.
+    assert events.count("to the host") == 2 * 3 and events.count("from the host") == 2 * 2
+    files = {path.name for path in (folder / "checkpoints" / "step-000002").glob("*.safetensors")}
+    assert files == {"weights-00000-of-00001.safetensors", "moments-00000-of-00001.safetensors"}
+    with safe_open(folder / "policy" / "step-000002" / "model.safetensors", "pt") as after:
+        with safe_open(ROOT / "starts" / "policy" / "model.safetensors", "pt") as before:
+            moved = [not torch.equal(after.get_tensor(name), before.get_tensor(name)) for name in after.keys()]
+    assert all(moved)
