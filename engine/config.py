@@ -23,8 +23,11 @@ class Model:
     """Overrides `max_position_embeddings` of the folder's config (the paper's 7B recipe needs it); 0 keeps it."""
     attention: Literal["triton", "flash", "sdpa"] = "triton"
     """Attention over packed rows: our kernels (on CPU, where nothing compiles them, sdpa serves), flash-attn where installed, or sdpa."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass: about 30 % more time, activations of one layer instead of all."""
+    save_memory: tuple[Literal["recompute", "offload", "moments"], ...] = ()
+    """Time for memory, any of: recompute each layer in the backward pass (about 30 % more time, activations of one layer instead of all);
+    offload weights and moments to the host while the policy samples; moments on the host for good, streamed through each update."""
+    replicas: int = 1
+    """Groups of ranks that hold a whole copy of weights and moments each (HSDP), for slow networks between nodes; divides the ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,9 +258,13 @@ class Config:
             raise ValueError(f"rollout.memory {share} is a share on a GPU, which the trainer needs as well; set e.g. --rollout.memory 0.4")
 
     def engines(self, ranks: int, device: str) -> int:
-        """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where they or a GPU's share do not fit."""
+        """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where they, replicas or a GPU's share do not
+        fit."""
         self.check_memory(device)
         parallel = self.rollout.tensor_parallel
+        from soundrl.engine.ranks import shards_of  # torch, which settings do without
+
+        shards_of(ranks, self.model.replicas)
         if ranks % parallel:
             raise ValueError(f"rollout.tensor_parallel {parallel} does not divide the {ranks} ranks; start a multiple of it")
         return ranks // parallel

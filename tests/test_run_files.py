@@ -336,10 +336,15 @@ def test_ragged_rows_keep_every_bit():
 def test_settings_of_an_earlier_version_have_their_places_of_today(tmp_path):
     """Of a run that was begun with them, which goes on; inverse: with another value of one of them it does not."""
     old = json.loads((ROOT / "tests/browser/runs/small/config.json").read_text())
-    assert old["genrm"]["min_f1"] == 0.0 and old["run"]["grace"] == 25.0 and old["loss"]["correction_band"] == [0.5, 2.0]  # witness
+    assert (
+        not old["model"]["activation_checkpointing"]
+        and old["genrm"]["min_f1"] == 0.0
+        and old["run"]["grace"] == 25.0
+        and old["loss"]["correction_band"] == [0.5, 2.0]
+    )  # witness
     config, missing = config_of(RunReader(ROOT / "tests/browser/runs/small"))
     assert (config.genrm.probe[1:], config.run.patience, config.loss.correction) == ((4, 0.0), (60.0, 25.0), ("tis", 0.5, 2.0))
-    assert not {name.partition(".")[0] for name in missing} & {"genrm", "run", "loss"}
+    assert not {*missing} & {"genrm.probe", "run.patience", "loss.correction", "model.save_memory"} and config.model.save_memory == ()
     config = replace(config, run=replace(config.run, resume=True))
     (saved := tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
     (saved / "manifest.json").write_text("{}")

@@ -39,5 +39,5 @@ def nearest(config: dict[str, Any]) -> tuple[str, list[list[Any]]] | None:
 
 
 def differs(recipe: dict[str, Any], own: dict[str, Any]) -> list[list[Any]]:
-    names = sorted({*recipe, *own} - {*OWN})
-    return [[name, recipe.get(name), own.get(name)] for name in names if recipe.get(name) != own.get(name)]
+    """A setting that the run's version did not have yet is no difference."""
+    return [[name, recipe.get(name), own[name]] for name in sorted({*own} - {*OWN}) if recipe.get(name) != own[name]]

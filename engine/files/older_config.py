@@ -12,8 +12,8 @@ def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> of_today({"loss": {"correction": "tis", "correction_band": [0.5, 2.0]}, "run": {"grace": 8.0, "patience": 60.0}})
     {'loss': {'correction': ['tis', 0.5, 2.0]}, 'run': {'patience': [60.0, 8.0]}}
-    >>> of_today({"genrm": {"min_f1": 0.8, "probe": ["a.json", 5]}})
-    {'genrm': {'probe': ['a.json', 5, 0.8]}}
+    >>> of_today({"genrm": {"min_f1": 0.8, "probe": ["a.json", 5]}, "model": {"activation_checkpointing": True}})
+    {'genrm': {'probe': ['a.json', 5, 0.8]}, 'model': {'save_memory': ['recompute']}}
     """
     out = {group: dict(settings) if isinstance(settings, Mapping) else settings for group, settings in config.items()}
     for group, gone, name, merge in GONE:
@@ -26,5 +26,6 @@ GONE = (
     ("loss", "correction_band", "correction", lambda kind, band: [kind, *band]),
     ("genrm", "min_f1", "probe", lambda probe, least: [*probe, least]),
     ("run", "grace", "patience", lambda patience, grace: [patience, grace]),
+    ("model", "activation_checkpointing", "save_memory", lambda _, on: ["recompute"] if on else []),
 )
 """Group, a setting that is gone, the one that holds its value now, and how."""
