@@ -93,10 +93,10 @@ class HostAdamW(AdamW):
     def rows(self, parameter: nn.Parameter, kind: str) -> Tensor:
         """This rank's rows of a moment, on the host, in the parameter's shape."""
         local, start = local_rows(parameter.detach()), self.first[parameter]
-        return self._moments()[STATES.index(kind)][start : start + local.numel()].view(local.shape)
+        return self.reserve()[STATES.index(kind)][start : start + local.numel()].view(local.shape)
 
-    def _moments(self) -> list[Tensor]:
-        """[elements] of each kind, of all parameters in their order."""
+    def reserve(self) -> list[Tensor]:
+        """Room on the host, where it is not taken yet: [elements] of each kind, of all parameters in their order."""
         if not self.memory:
             self.memory = [HostMemory([Layout(self.size, torch.float32)] * len(STATES), self.device)]
         return self.memory[0].tensors
@@ -131,7 +131,7 @@ class HostAdamW(AdamW):
         coming.wait_stream(here)  # what these places held before may still be read there
         for number, block in enumerate(self.blocks()):
             place = [tensor[: block.size] for tensor in places[number % PLACES]]
-            host = [tensor[block.start : block.start + block.size] for tensor in self._moments()]
+            host = [tensor[block.start : block.start + block.size] for tensor in self.reserve()]
             with of.stream(coming):
                 if free[number % PLACES] is not None:
                     coming.wait_event(free[number % PLACES])  # the block that was here is on the host again

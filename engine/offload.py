@@ -11,16 +11,16 @@ they wake.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from soundrl.engine.host_memory import HostMemory, Layout, streams
-from soundrl.engine.moments import STATES, local_rows
+from soundrl.engine.moments import STATES, HostAdamW, local_rows
 from soundrl.engine.timeline import TIMELINE
 
 
@@ -30,11 +30,13 @@ class Held:
 
     storage: Tensor
     """[elements] of the whole storage"""
+    host: Tensor
+    """[elements]"""
+    members: list[tuple[Tensor, torch.Size, tuple[int, ...], int]]
+    """Each with size, stride and offset within the storage"""
+    moment: bool
     fixed: bool
     """It never trains: what the host has once stays true"""
-    members: list[tuple[Tensor, torch.Size, tuple[int, ...], int]] = field(default_factory=list)
-    """Each with size, stride and offset within the storage"""
-    host: Tensor | None = None
     copied: bool = False
 
     def place(self, whole: Tensor) -> None:
@@ -44,36 +46,33 @@ class Held:
 
 
 class Offload:
-    """Of one model under FSDP2 and its optimizer; both are awake at first, and each rank moves its own part.
+    """Of one model under FSDP2 and its optimizer; both are awake at first, and each rank moves its own part."""
 
-    ValueError where the host does not lock enough memory.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: AdamW) -> None:
         self.model, self.optimizer = model, optimizer
         self.device = next(local_rows(parameter.detach()).device for parameter in model.parameters())
         self.streams = streams(self.device)
         self.side = self.streams.Stream()
-        self.held: dict[int, Held] = {}
-        """By the identity of the storage's first tensor, which lives as long"""
-        self.memory: list[HostMemory] = []
+        self.memory: HostMemory | None = None
+        self.held: list[Held] = []
+        self.room: dict[tuple[nn.Parameter, str], Tensor] = {}
+        """On the host, of moments that are not there yet"""
         self.asleep, self.coming = False, False
 
     def sleep(self) -> None:
-        """To the host. When this returns, the device's memory is free: no kernel and no copy uses it any more."""
+        """To the host. When this returns, the device's memory is free: no kernel and no copy uses it any more. ValueError where the host
+        does not lock so much memory."""
         if self.asleep:
             return
         with TIMELINE.detail("to the host"):
             self.arrive()
             self._find()
-            for held in self.held.values():
-                assert held.host is not None
+            for held in self.held:
                 if not (held.fixed and held.copied):
                     held.host.copy_(held.storage, non_blocking=True)
                     held.copied = True
             self.streams.synchronize()
-            for held in self.held.values():
-                assert held.host is not None
+            for held in self.held:
                 held.place(held.host)
                 held.storage.untyped_storage().resize_(0)
             self._gather_from_host(True)
@@ -87,19 +86,16 @@ class Offload:
             return
         with TIMELINE.detail("from the host"):
             here = self.streams.current_stream()
-            for held in self.held.values():
+            for held in self.held:
                 held.storage.untyped_storage().resize_(held.storage.numel() * held.storage.element_size())
             self.side.wait_stream(here)  # what this memory held before may still be read there
-            parameters = {id(tensor) for tensors, _ in self._weights() for tensor in tensors}
-            for weights in (True, False):
+            for moment in (False, True):
                 with self.streams.stream(self.side):
-                    for key, held in self.held.items():
-                        if (key in parameters) == weights:
-                            assert held.host is not None
-                            held.storage.copy_(held.host, non_blocking=True)
-                if weights:
+                    for held in (held for held in self.held if held.moment == moment):
+                        held.storage.copy_(held.host, non_blocking=True)
+                if not moment:
                     here.wait_stream(self.side)
-            for held in self.held.values():
+            for held in self.held:
                 held.place(held.storage)
             self._gather_from_host(False)
             self.asleep, self.coming = False, True
@@ -121,32 +117,35 @@ class Offload:
         for each in self._sharded():
             each.offload_to_cpu = host
 
-    def _weights(self) -> Iterator[tuple[list[Tensor], bool]]:
-        """Tensors of each parameter's storage, and whether it never trains."""
-        for each in self._sharded():
-            yield [each._sharded_param_data, each.sharded_param._local_tensor], not each.sharded_param.requires_grad
-
-    def _moments(self) -> Iterator[tuple[list[Tensor], bool]]:
-        """Those of the parameters that have trained, where they are on the device."""
-        for state in self.optimizer.state.values():
-            for kind in STATES if state else ():
-                if isinstance(local := getattr(state[kind], "_local_tensor", None), Tensor):
-                    yield [local], False
-
     def _find(self) -> None:
-        """What there is to move, with room on the host: moments come with the first update, and stay."""
-        new: list[Held] = []
-        for tensors, fixed in (*self._weights(), *self._moments()):
-            first = tensors[0]
-            if id(first) in self.held or not first.untyped_storage().nbytes():
-                continue
-            count = first.untyped_storage().nbytes() // first.element_size()
-            whole = torch.empty(0, dtype=first.dtype, device=first.device).set_(first.untyped_storage(), 0, (count,), (1,))
-            held = Held(whole, fixed, [(t, t.size(), t.stride(), t.storage_offset()) for t in tensors])
-            assert all(t.untyped_storage().data_ptr() == whole.data_ptr() for t in tensors)
-            self.held[id(first)] = held
-            new.append(held)
-        if new:
-            self.memory.append(HostMemory([Layout(held.storage.numel(), held.storage.dtype) for held in new], self.device))
-            for held, host in zip(new, self.memory[-1].tensors, strict=True):
-                held.host = host
+        """What there is to move. Moments come with the first update; room for them is taken at once, so that a host that has none says so
+        before the first step."""
+        if self.memory is None:
+            weights = [[each._sharded_param_data, each.sharded_param._local_tensor] for each in self._sharded()]
+            fixed = [not each.sharded_param.requires_grad for each in self._sharded()]
+            trained = [] if isinstance(self.optimizer, HostAdamW) else [p for p in self.model.parameters() if p.requires_grad]
+            layouts = [Layout(elements(tensors[0]), tensors[0].dtype) for tensors in weights]
+            layouts += [Layout(local_rows(p.detach()).numel(), p.dtype) for p in trained for _ in STATES]
+            self.memory = HostMemory(layouts, self.device)
+            room = iter(self.memory.tensors)
+            for tensors, never in zip(weights, fixed, strict=True):
+                self._hold(tensors, next(room), moment=False, fixed=never)
+            self.room = {(p, kind): next(room) for p in trained for kind in STATES}
+        for parameter, kind in list(self.room):
+            if state := self.optimizer.state.get(parameter):
+                self._hold([state[kind]._local_tensor], self.room.pop((parameter, kind)), moment=True, fixed=False)
+
+    def _hold(self, tensors: list[Tensor], host: Tensor, *, moment: bool, fixed: bool) -> None:
+        """`tensors` share one storage."""
+        first, count = tensors[0], elements(tensors[0])
+        if not count:
+            return  # a rank without rows
+        whole = torch.empty(0, dtype=first.dtype, device=first.device).set_(first.untyped_storage(), 0, (count,), (1,))
+        assert all(t.untyped_storage().data_ptr() == whole.data_ptr() for t in tensors) and len(host) == count
+        members = [(t, t.size(), t.stride(), t.storage_offset()) for t in tensors]
+        self.held.append(Held(whole, host, members, moment, fixed))
+
+
+def elements(tensor: Tensor) -> int:
+    """Of its whole storage."""
+    return tensor.untyped_storage().nbytes() // tensor.element_size()

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.moments import optimizer_of
+from soundrl.engine.moments import HostAdamW, optimizer_of
 from soundrl.engine.offload import Offload
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
@@ -72,6 +72,8 @@ class Trainer:
     def sleep(self) -> None:
         """Weights and moments to the host, where `model.save_memory` wants them there while others need the device. A forward pass without
         gradient, a gather of weights and a checkpoint are right from there as well."""
+        if isinstance(self.optimizer, HostAdamW):
+            self.optimizer.reserve()  # a host that has no room says so before the first step
         if self.offload is not None:
             self.offload.sleep()
 

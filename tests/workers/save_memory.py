@@ -181,7 +181,7 @@ def asleep(work: Work, trainer: Trainer) -> dict:
     """Of a trainer that has trained and sleeps: what its device holds, and what can still be computed."""
     assert trainer.offload is not None
     batch = pack(SAMPLES[:8], work.ranks.device)
-    sizes = lambda: sum(held.storage.untyped_storage().nbytes() for held in trainer.offload.held.values())  # type: ignore[union-attr]  # noqa: E731
+    sizes = lambda: sum(held.storage.untyped_storage().nbytes() for held in trainer.offload.held)  # type: ignore[union-attr]  # noqa: E731
     said: dict = {"bytes asleep": sizes()}
     with torch.no_grad():
         slept = trainer.policy.response_logprobs(batch, 1.0)
@@ -191,8 +191,8 @@ def asleep(work: Work, trainer: Trainer) -> dict:
         awake = trainer.policy.response_logprobs(batch, 1.0)
         said["asleep computes the same"] = all(torch.equal(a, b) for a, b in zip(slept, awake, strict=True))
         trainer.sleep()
-        for held in trainer.offload.held.values():
-            held.host.zero_()  # type: ignore[union-attr]
+        for held in trainer.offload.held:
+            held.host.zero_()
         lost = trainer.policy.response_logprobs(batch, 1.0)
         said["from the host"] = not torch.equal(lost[0], awake[0])
     return said
