@@ -26,8 +26,8 @@ BUCKET = 512 << 20
 
 
 def gathered(model: nn.Module, dtype: torch.dtype, limit: int = BUCKET) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of `model`, whole, in `dtype`, by the model's name for it and in its order, tied ones once. On the device of its mesh:
-    a shard that lies on the host goes there.
+    """Every parameter of `model`, whole, in `dtype`, by the model's name for it and in its order, tied ones once; on the device of
+    its mesh, where a shard that lies on the host goes.
 
     A collective of the ranks of each parameter's mesh: all must take the same number of tensors, or end. Read what comes, never write it:
     where nothing is sharded, cast or moved it is the parameter itself. An iteration that is left early ends after the gather under way,
@@ -69,8 +69,12 @@ def buckets(sizes: Mapping[str, int], limit: int = BUCKET) -> list[list[str]]:
 
 
 def most_alive(sizes: Mapping[str, int], ranks: int, limit: int = BUCKET) -> int:
-    """Bytes alive at most while tensors of these `sizes` (bytes, in the type that is gathered) come from shards over `ranks`: two buckets that
-    follow each other, and what this rank sends of them. What the caller keeps comes on top. Padding (fewer rows than ranks) is left out."""
+    """Bytes alive at most while tensors of these `sizes` (bytes, in the type that is gathered) come from shards over `ranks`: two buckets
+    that follow each other, and what this rank sends of them. What the caller keeps comes on top, and on CPU gloo's own copies of the same
+    size. Padding (at most a row a rank and tensor) is left out.
+
+    Worked example: layers of 40 MiB after an embedding of 100 MiB, over 4 ranks: (100 + 40) · 5/4 = 175 MiB.
+    """
     if ranks == 1:  # nothing is gathered: one tensor is cast at a time
         return max(sizes.values())
     held = [sum(sizes[name] for name in names) for names in buckets(sizes, limit)]
@@ -132,7 +136,9 @@ def _shard(name: str, parameter: nn.Parameter) -> tuple[Tensor, dist.ProcessGrou
     mesh, cut = parameter.device_mesh, [i for i, placement in enumerate(parameter.placements) if not placement.is_replicate()]
     device = torch.device("cuda", torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device(mesh.device_type)
     if [parameter.placements[i].is_shard(0) for i in cut] not in ([], [True]):
-        raise NotImplementedError(f"{name} is placed as {parameter.placements} on {mesh}: rows over one dimension of the mesh can be gathered")
+        raise NotImplementedError(
+            f"{name} is placed as {parameter.placements} on {mesh}: rows over one dimension of the mesh can be gathered"
+        )
     group = mesh.get_group(cut[0]) if cut and mesh.size(cut[0]) > 1 else None
     return parameter.to_local(), group, device
 

@@ -45,7 +45,9 @@ def test_who_leaves_early_leaves_nothing_under_way(said):
 
 def test_others_end_where_a_rank_has_failed_while_it_loads(said):
     count, error, text = said["dead"]
-    assert 4 <= count < 22 and issubclass({"RuntimeError": RuntimeError}.get(error, getattr(torch.distributed, error, type)), RuntimeError), text
+    assert 4 <= count < 22 and issubclass(
+        {"RuntimeError": RuntimeError}.get(error, getattr(torch.distributed, error, type)), RuntimeError
+    ), text
 
 
 def test_a_bucket_is_a_layer_or_a_part_of_it():
@@ -69,6 +71,8 @@ def test_a_model_that_is_not_sharded_needs_no_process_group():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     same = list(gathered(model, torch.float32))
     assert [name for name, _ in same] == [name for name, _ in model.named_parameters()]
-    assert all(tensor.data_ptr() == p.data_ptr() and not tensor.requires_grad for (_, tensor), p in zip(same, model.parameters(), strict=True))
+    assert all(
+        tensor.data_ptr() == p.data_ptr() and not tensor.requires_grad for (_, tensor), p in zip(same, model.parameters(), strict=True)
+    )
     half = list(gathered(model, torch.bfloat16))
     assert all(torch.equal(tensor, p.detach().bfloat16()) for (_, tensor), p in zip(half, model.parameters(), strict=True))

@@ -119,7 +119,7 @@ def main(out: Path) -> None:
         sizes = {name: p.numel() * 4 for name, p in model.named_parameters()}
         said["alive"], said["kept"] = alive(model, keep=False), alive(model, keep=True)
         said["most"], said["largest"] = most_alive(sizes, 4, 250), max(sum(sizes[n] for n in names) for names in buckets(sizes, 250))
-        said["whole"] = sum(sizes.values())
+        said["whole"], said["tensors"] = sum(sizes.values()), len(sizes)
         said["left"] = left_early(model)
         single = sharded(lone)
         own = {name: p.to_local().data_ptr() for name, p in single.named_parameters()}
@@ -142,7 +142,7 @@ def main(out: Path) -> None:
             tensors.close()  # comes back
             sys.exit()
         except RuntimeError as error:
-            said["dead"] = [count, type(error).__name__, str(error)[:200]]
+            said["dead"] = [count, str(error)[:500]]
     if ranks.main:
         out.write_text(json.dumps(said))
 
