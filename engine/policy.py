@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
+from soundrl.engine.gather import gathered
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
@@ -120,15 +121,9 @@ class Policy:
     def named_full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Every parameter, unsharded, in `dtype` (None: `settings.dtype`), by its Hugging Face name and in model order (tied ones once).
 
-        A collective: all ranks must exhaust it together. One tensor is alive at a time unless the caller keeps more.
+        A collective: all ranks must exhaust it together. Two layers are alive at most (`gather.most_alive`), unless the caller keeps more.
         """
-        dtype = dtype or getattr(torch, self.settings.dtype)
-        for name, parameter in self.model.named_parameters():
-            assert isinstance(parameter, DTensor)
-            # The shard may wait on the host (`Offload`). Cast it first: the gather moves half the bytes in bf16.
-            shard = parameter.detach().to_local().to(self.ranks.device, non_blocking=True).to(dtype)
-            like = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
-            yield name, DTensor.from_local(shard, parameter.device_mesh, parameter.placements, **like).full_tensor()
+        yield from gathered(self.model, dtype or getattr(torch, self.settings.dtype))
 
     def run(self, batch: PackedBatch, compute: Compute) -> Tensor:
         """One forward pass; `compute` gets the hidden states of the R rows that predict a response token, in the order of

@@ -1,7 +1,7 @@
 """Weight sync: the one function that brings trainer weights into the sampler, in order, within bounds, and proves it did.
 
     trainer goes to the host where it shall (`Offload`), and frees its cached blocks → sampler wakes its weight memory → full tensors stream
-    over, one at a time → prefix cache reset → sampler wakes its KV cache → gate
+    over, a layer at a time → prefix cache reset → sampler wakes its KV cache → gate
 
 The *gate* samples probes with the new weights and compares the sampler's log-probabilities with the trainer's on the same
 tokens, each engine on its own: where mean exp|Δ| is above `run.gate`, it measures again on eight times as many (one token of 256 is
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soundrl.engine.gather import most_alive
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
@@ -44,7 +45,7 @@ class GateResult:
     exp_abs_dlogp: float
     """mean exp|sampler − trainer| over the probes' tokens at the rollout temperature, of the engine where it is highest; inf: not finite"""
     untempered: float
-    """the same against the trainer's log-probabilities at temperature 1"""
+    """the same against the trainer's log-probabilities at temperature 1, where the other is above the limit; else the other"""
     tokens: int
     """sampled on each engine"""
     not_finite: int = 0
@@ -75,7 +76,6 @@ class WeightSync:
         self.reply = np.empty(0, np.int32)
         """Token ids of a reply, where the environment answers: probes are of two turns then, the second on a cached beginning"""
         self.sent: list[str] = []
-        self.largest_tensor_bytes = 0
 
     @TIMELINE("sync")
     def __call__(self) -> dict[str, float]:
@@ -97,18 +97,23 @@ class WeightSync:
         return {
             "mismatch/gate": result.exp_abs_dlogp,
             "mismatch/gate_tokens": float(result.tokens),
-            "sync/largest_tensor_mib": self.largest_tensor_bytes / 2**20,
+            "sync/gathered_mib": self.most_alive() / 2**20,
         }
 
     def stream(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors by name, one alive at a time; `sent` records what really went over."""
+        """Full tensors by name; `sent` records what really went over. Those that are not `wanted` are gathered as well: all ranks must."""
         self.sent = []
         for name, tensor in self.policy.named_full_tensors():
             if wanted(name):
                 self.sent.append(name)
                 RANK.beat()
-                self.largest_tensor_bytes = max(self.largest_tensor_bytes, tensor.numel() * tensor.element_size())
                 yield name, tensor
+
+    def most_alive(self) -> int:
+        """Bytes of gathered parameters that are alive at once, at most; what the sampler's loaders hold of them comes on top."""
+        size = getattr(torch, self.policy.settings.dtype).itemsize
+        mesh = self.policy.ranks.mesh
+        return most_alive({name: size * p.numel() for name, p in self.policy.model.named_parameters()}, mesh.size(mesh.ndim - 1))
 
     def probes(self, least: int) -> list[Sample]:
         """With at least so many tokens of the sampler's."""
@@ -135,17 +140,23 @@ class WeightSync:
         """Sample at least `least` tokens on each engine, over two turns where it may answer, and score them with the
         trainer's own packed forward pass."""
         samples = self.probes(least)
-        gaps, tokens, left_out = {self.temperature: 0.0, 1.0: 0.0}, 0, 0
+        worst, known, left_out = self._gap(samples, self.temperature)
+        untempered = worst
+        if self.temperature != 1.0 and worst > self.limit:  # all ranks hold the same numbers; it says what is wrong, not whether
+            untempered, _, _ = self._gap(samples, 1.0)
+        return GateResult(worst, untempered, known + left_out, int(self.policy.ranks.max(left_out)))
+
+    def _gap(self, samples: Sequence[Sample], temperature: float) -> tuple[float, int, int]:
+        """Mean exp|Δ| on the engine where it is highest, with the trainer at `temperature`, and this engine's tokens with and without a
+        log-probability."""
+        gap, known, left_out = 0.0, 0, 0
         # As many micro-batches on every rank: the lengths are the same.
         for batch in pack_all(samples, self.trainer.settings.microbatch_tokens, self.policy.ranks.device):
             sampler_R = batch.sampler_logprobs[batch.response_index]
             known_R = is_logprob(sampler_R)
-            for temperature in gaps:
-                logprob_R, _ = self.policy.response_logprobs(batch, temperature)
-                gaps[temperature] += (logprob_R - sampler_R)[known_R].abs().exp().sum().item()
-            tokens += int(known_R.sum())
+            logprob_R, _ = self.policy.response_logprobs(batch, temperature)
+            gap += (logprob_R - sampler_R)[known_R].abs().exp().sum().item()
+            known += int(known_R.sum())
             left_out += int((~known_R).sum())
         # A NaN must not pass, and a maximum over ranks would lose it.
-        means = {t: gap / tokens if tokens and math.isfinite(gap) else math.inf for t, gap in gaps.items()}
-        most = self.policy.ranks.max
-        return GateResult(most(means[self.temperature]), most(means[1.0]), tokens + left_out, int(most(left_out)))
+        return self.policy.ranks.max(gap / known if known and math.isfinite(gap) else math.inf), known, left_out

@@ -50,10 +50,12 @@ class Sampler:
 
 def gated(sampler: Sampler, trainer_says: float = -1.0, others: float = 0.0) -> dict[str, float]:
     """A sync with `sampler`; `others`: what the worst other engine has found."""
-    ranks = SimpleNamespace(device=torch.device("cpu"), max=lambda value: max(value, others))
+    mesh = SimpleNamespace(ndim=1, size=lambda dim: 2)
+    ranks = SimpleNamespace(device=torch.device("cpu"), max=lambda value: max(value, others), mesh=mesh)
     policy = SimpleNamespace(
         ranks=ranks,
-        settings=SimpleNamespace(max_length=64),
+        settings=SimpleNamespace(max_length=64, dtype="bfloat16"),
+        model=torch.nn.Linear(2**10, 2**9, bias=False, device="meta"),
         named_full_tensors=lambda: iter([("w", torch.zeros(2))]),
         response_logprobs=lambda batch, temperature: (torch.full((len(batch.response_index),), trainer_says), None),
     )
@@ -79,6 +81,7 @@ def test_one_odd_token_is_measured_again_before_the_run_stops(doctor, monkeypatc
         gated(Sampler(odd))
     healthy = gated(sampler := Sampler({}))
     assert len(sampler.requests) == 1 and healthy["mismatch/gate"] == 1.0
+    assert healthy["sync/gathered_mib"] == 1.5  # a bucket of 2¹⁹ bf16 and this rank's half of it
 
 
 def test_a_gap_that_stays_stops_the_run(doctor):

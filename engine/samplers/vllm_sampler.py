@@ -29,20 +29,30 @@ AGREE = 16  # rounds of decoding between looks whether the ranks of an engine le
 def reload_layerwise(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Runs in vLLM's worker: stream `tensors` through its layerwise reload, the one path for CPU, GPU and fused layers."""
     from vllm.config import set_current_vllm_config
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     runner = worker.model_runner
     with torch.device(worker.device), set_current_vllm_config(worker.vllm_config):
         runner.reload_weights(weights_iterator=tensors, is_checkpoint_format=True)
-        for module in runner.get_model().modules():
-            if isinstance(module, ParallelLMHead) and module.weight.device.type == "cpu":
-                pack_tied_head(module)
+        for head, embedding in tied_heads(runner.get_model()):
+            pack_tied_head(head, embedding)
 
 
-def pack_tied_head(head: Any) -> None:
+def tied_heads(model: Any) -> Iterator[tuple[Any, Any]]:
+    """vLLM's heads on a CPU whose weight is an embedding's, each with that embedding."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    heads = [layer for layer in layers if isinstance(layer, ParallelLMHead) and layer.weight.device.type == "cpu"]
+    yield from ((head, layer) for head in heads for layer in layers if layer is not head and layer.weight is head.weight)
+
+
+def pack_tied_head(head: Any, embedding: Any) -> None:
     """A tied head is in no tensor list. On CPU vLLM packs its weight at start-up and would keep that packed copy of the old weights
-    without a word; packing again reads the embedding that has just been loaded."""
-    head.quant_method.process_weights_after_loading(head)
+    without a word. The embedding, in which the same values have just been packed, lends it its own: the largest tensor is packed once."""
+    if hasattr(embedding, "cpu_linear"):
+        head.cpu_linear = embedding.cpu_linear
+    else:
+        head.quant_method.process_weights_after_loading(head)
 
 
 def clear_kv_memory(worker: Any) -> None:

@@ -112,7 +112,7 @@ def main(arguments: dict, out: Path) -> None:
 
     perturb(policy)
     real = vllm_sampler.pack_tied_head
-    vllm_sampler.pack_tied_head = lambda module: None
+    vllm_sampler.pack_tied_head = lambda head, embedding: None
     said["old_tied_head"] = outcome(sync)
     vllm_sampler.pack_tied_head = real
 
