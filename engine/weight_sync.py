@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soundrl.engine.agreement import Agreement
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
@@ -49,6 +50,8 @@ class GateResult:
     """sampled on each engine"""
     not_finite: int = 0
     """left out on the engine with most of them: the sampler's log-probability is none"""
+    router: float | None = None
+    """share of (token, layer) where sampler and trainer chose the same experts, over all engines; None: no experts, or it cannot be told"""
 
     @property
     def blind(self) -> bool:
@@ -93,7 +96,7 @@ class WeightSync:
             from soundrl.engine.tools.sync_doctor import diagnose
 
             raise SyncError(diagnose(self, result))
-        return {
+        return ({} if result.router is None else {"mismatch/router": result.router}) | {
             "mismatch/gate": result.exp_abs_dlogp,
             "mismatch/gate_tokens": float(result.tokens),
             "sync/largest_tensor_mib": self.largest_tensor_bytes / 2**20,
@@ -133,18 +136,22 @@ class WeightSync:
     def gate(self, least: int = PROBES * PROBE_TOKENS) -> GateResult:
         """Sample at least `least` tokens on each engine, over two turns where it may answer, and score them with the
         trainer's own packed forward pass."""
-        samples = self.probes(least)
+        agreement = Agreement(self.policy.routers, self.sampler.routes)
+        with agreement.sampling():
+            samples = [replace(sample, index=i) for i, sample in enumerate(self.probes(least))]
         gaps, tokens, left_out = {self.temperature: 0.0, 1.0: 0.0}, 0, 0
         # As many micro-batches on every rank: the lengths are the same.
         for batch in pack_all(samples, self.trainer.settings.microbatch_tokens, self.policy.ranks.device):
             sampler_R = batch.sampler_logprobs[batch.response_index]
             known_R = is_logprob(sampler_R)
             for temperature in gaps:
-                logprob_R, _ = self.policy.response_logprobs(batch, temperature)
+                with agreement.scoring(batch):
+                    logprob_R, _ = self.policy.response_logprobs(batch, temperature)
                 gaps[temperature] += (logprob_R - sampler_R)[known_R].abs().exp().sum().item()
             tokens += int(known_R.sum())
             left_out += int((~known_R).sum())
         # A NaN must not pass, and a maximum over ranks would lose it.
         means = {t: gap / tokens if tokens and math.isfinite(gap) else math.inf for t, gap in gaps.items()}
         most = self.policy.ranks.max
-        return GateResult(most(means[self.temperature]), most(means[1.0]), tokens + left_out, int(most(left_out)))
+        router = agreement.share(self.policy.ranks)
+        return GateResult(most(means[self.temperature]), most(means[1.0]), tokens + left_out, int(most(left_out)), router)
