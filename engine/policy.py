@@ -44,7 +44,7 @@ class Policy:
         for name in noise.split():
             if hasattr(config, name):
                 setattr(config, name, 0.0)  # the gradient must be that of the distribution that was sampled
-        config.output_router_logits = False  # the library's own balance term, which counts a micro-batch: `loss.balance` counts a mini-batch
+        config.output_router_logits = False  # the library's own balance term counts a micro-batch; `loss.balance` does it
         if settings.rope_base_length:
             config.max_position_embeddings = settings.rope_base_length
         if settings.max_length > config.max_position_embeddings:

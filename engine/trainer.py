@@ -191,23 +191,27 @@ class Trainer:
         known = max(totals["tokens"] - totals["not_finite"], 1.0)
         to_reference = {"loss/kl_reference": totals["reference_kl"] / tokens} if self.reference is not None else {}
         load = {name: totals[name] / steps for name in self.balance.names if name in totals}
-        return to_reference | load | {
-            "loss/policy": totals["loss"] / steps,
-            "loss/entropy": totals["entropy"] / tokens,
-            "loss/clip_low": totals["clip_low"] / tokens,
-            "loss/clip_high": totals["clip_high"] / tokens,
-            "loss/dual_clip": totals["dual_clip"] / tokens,
-            "loss/kl": totals["kl"] / tokens,
-            "loss/corrected": totals["corrected"] / tokens,
-            "mismatch/exp_abs_dlogp": totals["exp_abs_dlogp"] / known,
-            "mismatch/kl": totals["sampler_kl"] / known,
-            "mismatch/not_finite": totals["not_finite"],
-            "optim/grad_norm": totals["grad_norm"] / steps,
-            "optim/skipped": totals["skipped"],
-            "optim/lr": self.optimizer.param_groups[0]["lr"],
-            "tokens/trained": totals["tokens"],
-            "tokens/fill": totals["packed"] / (totals["batches"] * self.settings.microbatch_tokens),
-        }
+        return (
+            to_reference
+            | load
+            | {
+                "loss/policy": totals["loss"] / steps,
+                "loss/entropy": totals["entropy"] / tokens,
+                "loss/clip_low": totals["clip_low"] / tokens,
+                "loss/clip_high": totals["clip_high"] / tokens,
+                "loss/dual_clip": totals["dual_clip"] / tokens,
+                "loss/kl": totals["kl"] / tokens,
+                "loss/corrected": totals["corrected"] / tokens,
+                "mismatch/exp_abs_dlogp": totals["exp_abs_dlogp"] / known,
+                "mismatch/kl": totals["sampler_kl"] / known,
+                "mismatch/not_finite": totals["not_finite"],
+                "optim/grad_norm": totals["grad_norm"] / steps,
+                "optim/skipped": totals["skipped"],
+                "optim/lr": self.optimizer.param_groups[0]["lr"],
+                "tokens/trained": totals["tokens"],
+                "tokens/fill": totals["packed"] / (totals["batches"] * self.settings.microbatch_tokens),
+            }
+        )
 
     def supervised_step(self, samples: Sequence[Sample], lr: float) -> dict[str, float]:
         """One supervised optimizer step (warm start) on samples that every rank knows."""

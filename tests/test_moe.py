@@ -1,7 +1,10 @@
 """Mixture of experts on CPU: names of folders, gradients under FSDP2, the load-balance term, the plan's count."""
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +17,7 @@ from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.names import Names
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import alone
+from soundrl.engine.tools.export import export
 
 KINDS = tuple(MIXTURES)
 UNPICKED = 5
@@ -99,7 +103,9 @@ def test_a_table_that_is_not_understood_is_refused():
         return Names("Odd", shapes, table)
 
     turned = WeightConverter("mlp.experts.*.up.weight", "mlp.experts.gate_up_proj", [MergeModulelist(dim=0), Transpose(1, 2)])
-    with pytest.raises(ValueError, match=r"table of names for Odd makes model.mlp.experts.gate_up_proj by MergeModulelist.*Transpose.*another"):
+    with pytest.raises(
+        ValueError, match=r"table of names for Odd makes model.mlp.experts.gate_up_proj by MergeModulelist.*Transpose.*another"
+    ):
         names(turned)
     with pytest.raises(ValueError, match=r"makes model.final.weight of model.norm.weight, and model.norm.weight.extra of that"):
         names(WeightRenaming("final.weight", "norm.weight"), WeightRenaming("norm.weight$", "norm.weight.extra"))
@@ -208,3 +214,80 @@ def test_the_plan_counts_a_mixture(folders):
     model = AutoModelForCausalLM.from_pretrained(folders["qwen3_moe"])
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.largest == 8 * 2 * 32 * 64 and found.saved > 0  # of experts, gate and up, width, hidden
+
+
+@pytest.fixture(scope="module")
+def trained(torchrun_once, folders, tmp_path_factory) -> tuple[Path, Path]:
+    """A run on two ranks with vLLM: a short warm start, then FAPO. Its folder, and the model it began with."""
+    root, model = tmp_path_factory.mktemp("run"), folders["qwen3_moe"]
+    settings = {
+        "model.path": model,
+        "model.max-length": 80,
+        "warm-start.steps": 2,
+        "rollout.prompts": 4,
+        "optim.minibatch-prompts": 2,
+        "rollout.samples": 4,
+        "rollout.max-new-tokens": 40,
+        "loss.balance": 0.01,
+        "run.steps": 2,
+        "run.folder": root,
+        "run.name": "moe",
+        "run.save": "1 9 0",
+    }
+    line = ["arith", "--data.test", *(part for name, value in settings.items() for part in (f"--{name}", *str(value).split()))]
+    assert torchrun_once("runs", 2, runs=[line]) == [None]
+    return root / "moe", model
+
+
+@pytest.fixture(scope="module")
+def engine(torchrun_once, trained) -> dict:
+    """What a fresh engine reads of the run's export, and what the gate says of seeded faults."""
+    return torchrun_once("moe_sync", 1, folder=str(trained[0] / "policy" / "step-000002"), faults=FAULTS)
+
+
+FAULTS = ("not loaded", "swapped", "gate and up", "stale router", "never sent")
+
+
+def test_a_mixture_trains_and_syncs_on_two_ranks(trained):
+    folder, model = trained
+    steps = [row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "mismatch/gate" in row]
+    assert len(steps) == 2
+    for row in steps:
+        print({name: row[name] for name in row if name.startswith(("mismatch/", "moe/"))})
+        assert row["mismatch/gate"] <= 1.001 and row["mismatch/router"] >= 0.99
+        assert row["moe/balance"] >= 2.0 and row["moe/busiest"] >= 1.0  # at most as even as can be: f sums to 2 a token
+        assert row["tokens/trained"] > 0
+    start, end = load_file(model / "model.safetensors"), load_file(folder / "policy" / "step-000002" / "model.safetensors")
+    assert start.keys() == end.keys() and {n: t.shape for n, t in start.items()} == {n: t.shape for n, t in end.items()}
+    moved = [name for name in start if not torch.equal(start[name], end[name])]
+    assert sum("experts" in name for name in moved) > 40 and "model.layers.0.mlp.gate.weight" in moved  # witness: it has trained
+
+    # The same folder comes of the checkpoint, which holds rows by the model's names.
+    whole = folder.parent / "whole"
+    export(folder / "checkpoints" / "step-000002", whole, "float32")
+    again = load_file(whole / "model.safetensors")
+    assert again.keys() == end.keys() and all(torch.equal(again[name], end[name]) for name in end)
+
+
+def test_plain_transformers_and_a_fresh_vllm_read_the_export(trained, engine):
+    model = AutoModelForCausalLM.from_pretrained(trained[0] / "policy" / "step-000002", dtype=torch.float32)
+    for prompt, tokens, logprobs in engine["read"]:
+        log_p = torch.log_softmax(model(torch.tensor([[*prompt, *tokens]])).logits[0].float(), -1)
+        mine = [log_p[len(prompt) + i - 1, token].item() for i, token in enumerate(tokens)]
+        assert np.abs(np.subtract(mine, logprobs)).max() <= 1e-5
+
+
+def test_each_fault_of_expert_tensors_is_caught_and_named(engine):
+    for healthy in ("start", "healthy", "recovered"):  # inverse: the same syncs without a fault
+        assert engine[healthy]["mismatch/gate"] < 1.001 and engine[healthy]["mismatch/router"] > 0.99, engine[healthy]
+    again = r"Sending model\.layers\.{}\.mlp\.{} again closed the gap"
+    expected = {
+        "not loaded": again.format(1, "experts") + r".*came from expert 3 alone",
+        "swapped": again.format(0, "experts") + r".*came from experts 2, 5 alone",
+        "gate and up": again.format(1, "experts") + r".*came from expert 4 alone",
+        "stale router": again.format(1, "gate") + r".*first tensor is model\.layers\.1\.mlp\.gate\.weight",
+        "never sent": r"1 of \d+ tensors were never sent; the first is model\.layers\.0\.mlp\.experts\.6\.down_proj\.weight",
+    }
+    for fault, words in expected.items():
+        assert "failed" in engine[fault], (fault, engine[fault])
+        assert re.search(words, engine[fault]["failed"]), (fault, engine[fault]["failed"])

@@ -67,11 +67,11 @@ class Names:
     def __init__(self, kind: str, shapes: Mapping[str, Sequence[int]], table: Sequence[WeightTransform]) -> None:
         """`kind`: the architecture, for messages; `shapes` of the parameters by name, in model order; `table` as transformers has it."""
         self.kind, self.shapes = kind, {name: tuple(shape) for name, shape in shapes.items()}
-        # Whether a prefix comes off depends on whether it was there: that cannot be turned back, and is not needed for the model's own names.
+        # Whether a prefix comes off depends on whether it was there: that cannot be turned back, and the model's own names do not need it.
         self.prefixes = [each for each in table if isinstance(each, PrefixChange)]
         self.table = [each for each in table if not isinstance(each, PrefixChange)]
         back = [each.reverse_transform() for each in self.table[::-1]]
-        self._back = [each for each in back if isinstance(each, WeightRenaming)], [each for each in back if isinstance(each, WeightConverter)]
+        self._back = parted(back)
         self.outward: dict[str, dict[str, Piece]] = {name: dict(self._pieces(name)) for name in self.shapes}
         """By parameter: the folder's tensors of it, by name, in the order of experts"""
         self.pieces = {name: piece for parts in self.outward.values() for name, piece in parts.items()}
@@ -130,9 +130,7 @@ class Names:
 
     def _turned(self, folder_name: str) -> str:
         """The parameter that the table makes of a folder's tensor."""
-        renamings = [each for each in self.table if isinstance(each, WeightRenaming)]
-        converters = [each for each in self.table if isinstance(each, WeightConverter)]
-        return rename_source_key(folder_name, renamings, converters)[0]
+        return rename_source_key(folder_name, *parted(self.table))[0]
 
     def _refused(self, what: str) -> ValueError:
         return ValueError(
@@ -179,3 +177,7 @@ def named_like_folder(names: Names, tensors: Iterator[tuple[str, Any]]) -> Itera
     for parameter, full in tensors:
         yield from names.out(parameter, full)
         del full
+
+
+def parted(table: Sequence[WeightTransform]) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    return [each for each in table if isinstance(each, WeightRenaming)], [each for each in table if isinstance(each, WeightConverter)]
