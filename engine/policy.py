@@ -44,7 +44,8 @@ class Policy:
         for name in noise.split():
             if hasattr(config, name):
                 setattr(config, name, 0.0)  # the gradient must be that of the distribution that was sampled
-        config.output_router_logits = False  # the library's own balance term counts a micro-batch; `loss.balance` does it
+        if hasattr(config, "output_router_logits"):
+            config.output_router_logits = False  # the library's own balance term counts a micro-batch; `loss.balance` does it
         if settings.rope_base_length:
             config.max_position_embeddings = settings.rope_base_length
         if settings.max_length > config.max_position_embeddings:
@@ -214,5 +215,5 @@ class Policy:
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        experts = "" if self.routers is None else f", {self.routers.describe()}"
+        experts = "" if self.routers is None else f", {self.routers.describe(self.ranks.size)}"
         return f"{self.architecture}, {count / 1e6:.1f} M parameters{experts}, {self.settings.dtype}"

@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+SOFTMAX = ("qwen2_moe", "qwen3_moe", "olmoe", "mixtral", "flex_olmo", "qwen3_next", "qwen3_5_moe_text", "minimax")
+"""Families whose routers take the largest of a softmax over all experts and return (logits, weights, choices), as transformers 5.19 has
+them; the first four are tried."""
+
 
 class Seen:
     """What the routers did in one forward pass."""
@@ -68,21 +72,14 @@ class Routers:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Routers | None:
-        """None for a model without experts, and for one whose routers transformers does not tell, or that are no softmax over logits (those
-        of DeepSeek and its kin score by a sigmoid, and have a bias against imbalance of their own)."""
+        """None for a model without experts, and for one whose routers are not known here: those of DeepSeek and its kin score by a sigmoid,
+        and have a bias against imbalance of their own."""
         config: Any = model.config.get_text_config()
-        experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-        recorded = (getattr(each, "_can_record_outputs", None) or {} for each in model.modules() if isinstance(each, PreTrainedModel))
-        recorders = [found["router_logits"] for found in recorded if "router_logits" in found]
-        if not experts or not recorders or getattr(config, "scoring_func", "softmax") != "softmax":
+        if config.model_type not in SOFTMAX:
             return None
-        first = recorders[0][0] if isinstance(recorders[0], list) else recorders[0]
-        kind, place = getattr(first, "target_class", first), getattr(first, "index", 0)
-        modules = [module for module in model.modules() if isinstance(module, kind)]
-        # logits, weights and choices, in this order, is what the routers return that are softmax and nothing else
-        if not modules or place != 0 or not kind.__name__.endswith("TopKRouter") or hasattr(modules[0], "e_score_correction_bias"):
-            return None
-        return cls(modules, experts, config.num_experts_per_tok)
+        experts = getattr(config, "num_experts", None) or config.num_local_experts
+        modules = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+        return cls(modules, experts, config.num_experts_per_tok) if modules else None
 
     def _look(self, layer: int, module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
         if self.seen is not None:
@@ -100,5 +97,7 @@ class Routers:
         finally:
             self.seen = None
 
-    def describe(self) -> str:
-        return f"{self.experts} experts in each of {self.layers} layers, {self.chosen} a token"
+    def describe(self, ranks: int) -> str:
+        # FSDP2 cuts a parameter's first dimension, and the experts' is the experts.
+        where = f", on {self.experts} of {ranks} ranks alone" if ranks > self.experts else ""
+        return f"{self.experts} experts in each of {self.layers} layers{where}, {self.chosen} a token"

@@ -109,7 +109,8 @@ class WeightSync:
             if wanted(name):
                 self.sent.append(name)
                 RANK.beat()
-                self.largest_tensor_bytes = max(self.largest_tensor_bytes, tensor.numel() * tensor.element_size())
+                # Of an expert's view the parameter that it is part of: that is what is alive.
+                self.largest_tensor_bytes = max(self.largest_tensor_bytes, tensor.untyped_storage().nbytes())
                 yield name, tensor
 
     def probes(self, least: int) -> list[Sample]:

@@ -47,12 +47,6 @@ def written(folder: Path, step: int, seed: int = 0) -> Path:
     return target
 
 
-@pytest.fixture
-def two_tensors(monkeypatch):
-    """The model that `written` writes."""
-    monkeypatch.setattr(tool.Names, "of_folder", lambda folder: tool.Names("Two", {"a": (8, 3), "b": (4, 3)}, []))
-
-
 def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -257,7 +251,7 @@ def test_what_is_written_is_what_was_there_when_it_was_saved(saved, monkeypatch)
         assert read_manifest(those.folder / Place(step).name).keys() >= {"state.json", "model/config.json"}
 
 
-def test_an_export_in_shards_is_what_transformers_reads(tmp_path, monkeypatch, two_tensors):
+def test_an_export_in_shards_is_what_transformers_reads(tmp_path, monkeypatch):
     source = written(tmp_path, 20)
     monkeypatch.setattr(tool, "SHARD", 30)
     monkeypatch.setattr(tool, "split", lambda layouts: split(layouts, 30))
@@ -278,7 +272,7 @@ def test_rows_that_are_missing_are_said(tmp_path):
         rows.read("b", 0, torch.empty(4, 3))
 
 
-def test_the_command_lists_checks_and_writes(tmp_path, capsys, two_tensors):
+def test_the_command_lists_checks_and_writes(tmp_path, capsys):
     source = written(tmp_path / "run" / "checkpoints", 20)
     tool.main("list", tmp_path / "run")
     assert capsys.readouterr().out.startswith(f"{source}: 20 updates, written by 2 ranks, 0.00 GiB, saved 2026-11-29")

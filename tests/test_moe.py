@@ -15,6 +15,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.names import Names
+from soundrl.engine.launch.launch import UserError, parse_arguments
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import alone
 from soundrl.engine.tools.export import export
@@ -193,6 +194,12 @@ def test_the_balance_term_is_that_of_switch_and_of_transformers(computed):
     mine = {name: together[name] - plain[name] for name in plain}
     theirs = {name: 0.1 * (torch.zeros_like(p) if p.grad is None else p.grad).double() for name, p in model.named_parameters()}
     assert relative(mine, theirs) <= 1e-4
+
+
+@pytest.mark.parametrize("weight", ["-0.1", "nan", "inf"])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(UserError, match=f"loss.balance {weight} would crowd the experts, or is no number; use a weight ≥ 0, e.g. 0.001"):
+        parse_arguments(["arith", "--loss.balance", weight])
 
 
 def test_a_dense_model_has_no_experts_to_balance(tmp_path):

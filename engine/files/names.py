@@ -81,19 +81,19 @@ class Names:
             self.pieces.setdefault(parameter, Piece(parameter, shape))
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Names:
+    def of(cls, model: PreTrainedModel, shapes: Mapping[str, Sequence[int]] | None = None) -> Names:
         """Of a model whose parameters are whole still, tied ones once."""
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        shapes = shapes or {name: parameter.shape for name, parameter in model.named_parameters()}
         return cls(type(model).__name__, shapes, get_model_conversion_mapping(model, add_legacy=False))
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Names:
-        """Of the model that a folder's config.json describes; no weight is read or made."""
+    def of_folder(cls, folder: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Names:
+        """Of the model that a folder's config.json describes, or of such `shapes` of it; no weight is read or made."""
         config = load_config(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         model.tie_weights()
-        return cls.of(model)
+        return cls.of(model, shapes)
 
     def _pieces(self, name: str) -> Iterator[tuple[str, Piece]]:
         renamings, converters = self._back
@@ -134,8 +134,8 @@ class Names:
 
     def _refused(self, what: str) -> ValueError:
         return ValueError(
-            f"transformers' table of names for {self.kind} {what}, which cannot be turned back here: weights would come to the wrong place; "
-            "use a model of another family"
+            f"transformers' table of names for {self.kind} {what}, which cannot be turned back here: weights would come to the wrong "
+            "place; use a model of another family"
         )
 
     def wanted(self, folder_name: str) -> bool:

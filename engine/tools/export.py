@@ -32,11 +32,9 @@ Positional = Annotated[Path, tyro.conf.Positional]
 def export(checkpoint: Path, target: Path, dtype: Dtype = "float32") -> None:
     """Write the policy of a whole `checkpoint` to `target`, a folder that transformers and vLLM load."""
     model, kind = checkpoint / "model", getattr(torch, dtype)
-    names = Names.of_folder(model)
     files = {str(file.relative_to(model)): file.read_bytes() for file in sorted(model.rglob("*")) if file.is_file()}
     with Rows(checkpoint, WEIGHTS) as rows:
-        if odd := sorted(set(names.shapes) ^ set(rows.pieces)):
-            raise CheckpointError(f"{checkpoint} and its model/config.json are of two models: one alone has {odd[0]}")
+        names = Names.of_folder(model, {name: rows.shape(name) for name in rows.pieces})
         tensors = named_like_folder(names, ((name, rows.whole(name).to(kind)) for name in rows.pieces))
         write_folder(target, files, names.layouts(list(rows.pieces), kind), (tensor for _, tensor in tensors))
 
