@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 DATA   ?= ../shared/data
 
 .PHONY: install run view genrm starts plan test lint gpu compare soak soak-run judge-saturated judge-router kill-matrix genrm-kills one-prompt
-.PHONY: compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
+.PHONY: moe compare-tools science science-text coverage hub certificate adapters kernels-wheel smollm2 smollm2-judged clean
 
 install: $(STAMP)
 
@@ -96,6 +96,10 @@ science-text: models/smollm2/config.json
 # Do intervals of an evaluation hold the truth as often as they say? Minutes; ARGS=--full: an hour.
 coverage: $(STAMP)
 	$(BIN)/python bench/coverage.py $(ARGS)
+
+# A tiny Qwen3-MoE from random weights: warm start, 20 FAPO steps on two ranks, gate and agreement of routers after each. ARGS="--dtype bfloat16"
+moe: $(STAMP)
+	$(BIN)/python bench/moe.py $(ARGS)
 
 # A taskset of the package verifiers, installed apart.
 hub: $(STAMP)

@@ -116,6 +116,15 @@ class Loss:
     (kernels/policy_loss.py); and the edges, on either side of 1, of the icepop and
     sequence bands (of a probability ratio); the upper one caps tis."""
 
+    balance: float = 0.0
+    """Mixture of experts: weight of the load-balance term (Switch, arXiv 2101.03961; engine/routers.py), e.g. 0.001; every sample trains
+    with it, after a forward pass that counts the experts' load over the mini-batch; 0 = the load is only measured."""
+
+    @property
+    def everything(self) -> bool:
+        """Whether samples without an advantage train, too: terms that are of all that the policy samples."""
+        return self.kl[0] > 0 or self.balance > 0
+
     def rule(self) -> LossRule:
         (low, high, dual), (correction, begin, end), (weight, estimate, _) = self.clip, self.correction, self.kl
         return LossRule(

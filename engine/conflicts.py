@@ -125,6 +125,8 @@ def conflicts(config: Config) -> Iterator[str]:
         yield "optim.adamw is {} {} {}; use moment decays in [0, 1) and a weight decay ≥ 0".format(*optim.adamw)
     if not 0 <= loss.kl[0] < float("inf"):
         yield f"loss.kl {loss.kl[0]} would reward leaving the reference, or is no number; use a weight ≥ 0"
+    if not 0 <= loss.balance < float("inf"):
+        yield f"loss.balance {loss.balance} would crowd the experts, or is no number; use a weight ≥ 0, e.g. 0.001"
     try:
         loss.rule()
     except ValueError as error:

@@ -41,8 +41,8 @@ class StepBatch:
     reference_logprobs: dict[int, np.ndarray] = field(default_factory=dict)
     """[own tokens] float32 of all samples that train, under the reference policy; empty where there is none"""
     everything: bool = False
-    """Whether all samples train, those without an advantage and those that have left their group too: the KL to the reference is of what
-    the policy samples, and a judge that fails must not let it go"""
+    """Whether all samples train, those without an advantage and those that have left their group too: the KL to the reference and the
+    experts' load are of what the policy samples, and a judge that fails must not let them go"""
 
     def settle(self, window: Sequence[int]) -> None:
         """Wait for the verdicts of these groups, on every rank: `advantages` holds theirs then. A collective where any is `undecided`."""

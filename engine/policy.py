@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
+from soundrl.engine.files.names import Names, named_like_folder
 from soundrl.engine.gather import gathered
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
+from soundrl.engine.routers import Routers
 from soundrl.kernels.linear_logprob import Logprobs, linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.lm_head import LMHead
@@ -39,9 +41,12 @@ class Policy:
         config = load_config(folder)
         # In memory: a run may end after its folder has moved, and its exports need them then.
         self.raw, self.companions = (read_config(folder), companions(folder)) if ranks.main else ({}, {})
-        for name in ("dropout", "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "layerdrop"):
+        noise = "dropout attention_dropout activation_dropout embd_pdrop resid_pdrop attn_pdrop layerdrop router_jitter_noise"
+        for name in noise.split():
             if hasattr(config, name):
                 setattr(config, name, 0.0)  # the gradient must be that of the distribution that was sampled
+        if hasattr(config, "output_router_logits"):
+            config.output_router_logits = False  # the library's own balance term counts a micro-batch; `loss.balance` does it
         if settings.rope_base_length:
             config.max_position_embeddings = settings.rope_base_length
         if settings.max_length > config.max_position_embeddings:
@@ -61,6 +66,7 @@ class Policy:
         check_attention(settings.attention, self.model, getattr(torch, settings.dtype), ranks.device)
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
         self.model.tie_weights()
+        self.names, self.routers = Names.of(self.model), Routers.of(self.model)
         if "recompute" in settings.save_memory:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.head = Head(self.model)
@@ -90,40 +96,46 @@ class Policy:
     def _load(self) -> None:
         """Read this rank's rows from the folder's safetensors; every parameter must be found, and nothing may be left over. A collective:
         what is wrong with one rank's rows is every rank's ValueError."""
-        parameters = dict(self.model.named_parameters())
+        parameters, names, ranks = dict(self.model.named_parameters()), self.names, self.ranks
         tied = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(parameters)
-        seen = set()
+        seen = set[str]()
+
+        def own(name: str) -> tuple[Tensor, int]:
+            parameter = parameters[names.pieces[name].parameter]
+            return cast(DTensor, parameter).to_local(), ranks.first_row(parameter.shape[0])
 
         def rows(name: str, shape: Sequence[int]) -> slice:
             if name in tied:
                 return slice(0)
-            if tuple(shape) != (expected := tuple(parameters[name].shape)):
+            if tuple(shape) != (expected := names.pieces[name].shape):
                 raise ValueError(f"{self.folder}: {name} has shape {tuple(shape)}, config.json says {expected}")
-            start = self.ranks.first_row(shape[0])
-            return slice(start, start + len(cast(DTensor, parameters[name]).to_local()))
+            local, first = own(name)
+            return names.pieces[name].rows(first, len(local))
 
         fault = ""
         try:
-            for name, own in read_tensors(self.folder, lambda name: name in parameters or name in tied, rows):
-                if name in parameters:
-                    cast(DTensor, parameters[name]).to_local().copy_(own)
+            for name, part in read_tensors(self.folder, lambda name: name in tied or names.wanted(name), rows):
+                if name not in tied:
+                    local, first = own(name)
+                    names.pieces[name].fill(local, first, part)
                     seen.add(name)
-            if missing := sorted(set(parameters) - seen):
+            if missing := names.missing(seen):
                 fault = (
-                    f"{self.folder}: {len(missing)} tensors missing (first: {missing[0]}); the weights do not belong to config.json: "
+                    f"{self.folder}: {len(missing)} tensors missing (first: {min(missing)}); the weights do not belong to config.json: "
                     "download both again"
                 )
         except ValueError as error:
             fault = str(error)
-        if fault := self.ranks.first_said(fault):
+        if fault := ranks.first_said(fault):
             raise ValueError(fault)
 
     def named_full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter, unsharded, in `dtype` (None: `settings.dtype`), by its Hugging Face name and in model order (tied ones once).
+        """Every parameter, unsharded, in `dtype` (None: `settings.dtype`), by its folder's (Hugging Face) names and in model order (tied
+        ones once); where a parameter stacks a layer's experts, a view of it for each.
 
         A collective: all ranks must exhaust it together. Two layers are alive at most (`gather.most_alive`), unless the caller keeps more.
         """
-        yield from gathered(self.model, dtype or getattr(torch, self.settings.dtype))
+        return named_like_folder(self.names, gathered(self.model, dtype or getattr(torch, self.settings.dtype)))
 
     def run(self, batch: PackedBatch, compute: Compute) -> Tensor:
         """One forward pass; `compute` gets the hidden states of the R rows that predict a response token, in the order of
@@ -203,4 +215,5 @@ class Policy:
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        return f"{self.architecture}, {count / 1e6:.1f} M parameters, {self.settings.dtype}"
+        experts = "" if self.routers is None else f", {self.routers.describe(self.ranks.size)}"
+        return f"{self.architecture}, {count / 1e6:.1f} M parameters{experts}, {self.settings.dtype}"

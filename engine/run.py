@@ -23,7 +23,6 @@ from soundrl.engine.files.checkpoint import Place, place_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
 from soundrl.engine.files.run_folder import WARM_START, RunFolder
 from soundrl.engine.files.shared import keeps_checkpoints
-from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
 from soundrl.engine.judges import build_judge
 from soundrl.engine.launch.hang import watch_progress
@@ -323,8 +322,8 @@ class Run:
         with TIMELINE("save"):
             tensors = self.policy.named_full_tensors()
             if self.ranks.main:
-                dtype = getattr(torch, self.config.model.dtype)
-                layouts = {name: Layout(dtype, tuple(p.shape)) for name, p in self.policy.model.named_parameters()}
+                names, dtype = self.policy.names, getattr(torch, self.config.model.dtype)
+                layouts = names.layouts(list(names.shapes), dtype)
                 write_folder(target, self.files(), layouts, (tensor for _, tensor in tensors))
             for _ in tensors:  # all gather each
                 pass

@@ -38,8 +38,8 @@ def train_step(run: Run, step: int) -> None:
         run.leave()  # saves and stops where somebody has asked for it; so do the windows of training
         prompts, filled = refilled(run, prompts, pending, step)  # what trains nothing gives way to the next prompts
         run.sampler.sleep()
-        # Every rank: tokens, log-probabilities and outcomes of all rollouts. With a KL term all of them train.
-        batch = exchange(prompts, pending, ranks, everything=config.loss.kl[0] > 0)
+        # Every rank: tokens, log-probabilities and outcomes of all rollouts. With a KL or balance term all of them train.
+        batch = exchange(prompts, pending, ranks, everything=config.loss.everything)
         judge = run.before_training(step, pending)
         parts = minibatches(batch, config.optim.minibatch_prompts, config.optim.microbatch_tokens)
         trained = run.trainer.train(parts, TIMELINE("judge_wait")(pending.groups))

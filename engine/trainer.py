@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from soundrl.engine.balance import Balance
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.moments import HostAdamW, optimizer_of
@@ -50,6 +51,7 @@ class Trainer:
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
         self.optimizer = optimizer_of(policy, optim)
         self.offload = Offload(policy.model, self.optimizer) if "offload" in policy.settings.save_memory else None
+        self.balance = Balance(policy, loss.balance)
         self.updates = 0
         self.skipped_in_a_row = 0
         self.within, self.totals, self.late = 0, dict[str, float](), dict[int, np.ndarray]()
@@ -92,7 +94,8 @@ class Trainer:
             yield pack([samples[i] for i in each[self.ranks.rank]], self.ranks.device)
 
     def backward(self, batches: Iterable[PackedBatch], count: float, loss_function: LossFunction) -> dict[str, float]:
-        """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`SUMS`).
+        """Accumulate the gradient of all micro-batches; returns metric sums over all ranks (`SUMS`), and the load of experts where there
+        are any (`balance.LOAD`).
 
         `count` is the mini-batch's over all ranks. FSDP2 averages gradients over ranks, so each rank's loss is scaled by
         the world size: the sum over ranks is the gradient of one rank that holds everything.
@@ -106,13 +109,14 @@ class Trainer:
             self.policy.reduce_between_replicas(last)
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
             with TIMELINE.detail("micro-batch"):
-                loss, metrics, logprobs = loss_function(batch, count)
-                (self.ranks.size * loss).backward()
+                with self.balance.watched(batch):
+                    loss, metrics, logprobs = loss_function(batch, count)
+                (self.ranks.size * self.balance.added(loss)).backward()
                 sums[2:] += torch.stack([loss.detach(), logprobs.entropy.sum(), *(metrics[name] for name in METRIC_SUMS)])
                 self.values.keep(batch, logprobs)
             sums[0] += batch.tokens
             sums[1] += not last
-        return self.ranks.total(dict(zip(SUMS, sums.tolist(), strict=True)))
+        return self.ranks.total(dict(zip(SUMS, sums.tolist(), strict=True))) | self.balance.take()
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
@@ -196,8 +200,9 @@ class Trainer:
         elif late := list(chain(*candidates[1:])):
             with TIMELINE.detail("old log-probs"):
                 batch.old_logprobs.update(self.logprobs(self.policy, batch, late))
-        totals = self.totals or dict.fromkeys((*SUMS, "grad_norm", "skipped"), 0.0)
+        totals = self.totals or dict.fromkeys((*SUMS, "grad_norm", "skipped", *self.balance.names), 0.0)
         for minibatch in minibatches[self.within :]:
+            self.balance.count(self.packed(minibatch.samples), minibatch.samples)
             micro = (packed for window in minibatch.trained(self.leave) for packed in self.packed(window))
             stats = self.backward(micro, max(self.count(minibatch.samples), 1.0), self.policy_loss)
             with TIMELINE.detail("optimizer"):
@@ -211,25 +216,31 @@ class Trainer:
         tokens, steps = max(totals["tokens"], 1.0), len(minibatches)
         known = max(totals["tokens"] - totals["not_finite"], 1.0)
         to_reference = {"loss/kl_reference": totals["reference_kl"] / tokens} if self.reference is not None else {}
-        return to_reference | {
-            "loss/policy": totals["loss"] / steps,
-            "loss/entropy": totals["entropy"] / tokens,
-            "loss/clip_low": totals["clip_low"] / tokens,
-            "loss/clip_high": totals["clip_high"] / tokens,
-            "loss/dual_clip": totals["dual_clip"] / tokens,
-            "loss/kl": totals["kl"] / tokens,
-            "loss/corrected": totals["corrected"] / tokens,
-            "mismatch/exp_abs_dlogp": totals["exp_abs_dlogp"] / known,
-            "mismatch/kl": totals["sampler_kl"] / known,
-            "mismatch/not_finite": totals["not_finite"],
-            "optim/grad_norm": totals["grad_norm"] / steps,
-            "optim/skipped": totals["skipped"],
-            "optim/lr": self.optimizer.param_groups[0]["lr"],
-            "tokens/trained": totals["tokens"],
-            "tokens/fill": totals["packed"] / (totals["batches"] * self.settings.microbatch_tokens),
-        }
+        load = {name: totals[name] / steps for name in self.balance.names if name in totals}
+        return (
+            to_reference
+            | load
+            | {
+                "loss/policy": totals["loss"] / steps,
+                "loss/entropy": totals["entropy"] / tokens,
+                "loss/clip_low": totals["clip_low"] / tokens,
+                "loss/clip_high": totals["clip_high"] / tokens,
+                "loss/dual_clip": totals["dual_clip"] / tokens,
+                "loss/kl": totals["kl"] / tokens,
+                "loss/corrected": totals["corrected"] / tokens,
+                "mismatch/exp_abs_dlogp": totals["exp_abs_dlogp"] / known,
+                "mismatch/kl": totals["sampler_kl"] / known,
+                "mismatch/not_finite": totals["not_finite"],
+                "optim/grad_norm": totals["grad_norm"] / steps,
+                "optim/skipped": totals["skipped"],
+                "optim/lr": self.optimizer.param_groups[0]["lr"],
+                "tokens/trained": totals["tokens"],
+                "tokens/fill": totals["packed"] / (totals["batches"] * self.settings.microbatch_tokens),
+            }
+        )
 
     def supervised_step(self, samples: Sequence[Sample], lr: float) -> dict[str, float]:
         """One supervised optimizer step (warm start) on samples that every rank knows."""
         count = float(sum(s.own for s in samples))
+        self.balance.count(self.packed(samples), samples)
         return self.backward(self.packed(samples), max(count, 1.0), self.supervised_loss) | self.update(lr)

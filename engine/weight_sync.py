@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from soundrl.engine.agreement import Agreement
 from soundrl.engine.gather import most_alive
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.packing import Sample, pack_all
@@ -50,6 +52,8 @@ class GateResult:
     """sampled on each engine"""
     not_finite: int = 0
     """left out on the engine with most of them: the sampler's log-probability is none"""
+    router: float | None = None
+    """share of (token, layer) where sampler and trainer chose the same experts, over all engines; None: no experts, or it cannot be told"""
 
     @property
     def blind(self) -> bool:
@@ -94,7 +98,7 @@ class WeightSync:
             from soundrl.engine.tools.sync_doctor import diagnose
 
             raise SyncError(diagnose(self, result))
-        return {
+        return ({} if result.router is None else {"mismatch/router": result.router}) | {
             "mismatch/gate": result.exp_abs_dlogp,
             "mismatch/gate_tokens": float(result.tokens),
             "sync/gathered_mib": self.most_alive() / 2**20,
@@ -139,22 +143,25 @@ class WeightSync:
     def gate(self, least: int = PROBES * PROBE_TOKENS) -> GateResult:
         """Sample at least `least` tokens on each engine, over two turns where it may answer, and score them with the
         trainer's own packed forward pass."""
-        samples = self.probes(least)
-        worst, known, left_out = self._gap(samples, self.temperature)
-        untempered = worst
+        agreement = Agreement(self.policy.routers, self.sampler.routes)
+        with agreement.sampling():
+            samples = [replace(sample, index=i) for i, sample in enumerate(self.probes(least))]
+        worst, known, left_out = self._gap(samples, self.temperature, agreement)
+        untempered, router = worst, agreement.share(self.policy.ranks)
         if self.temperature != 1.0 and worst > self.limit:  # all ranks hold the same numbers; it says what is wrong, not whether
             untempered, _, _ = self._gap(samples, 1.0)
-        return GateResult(worst, untempered, known + left_out, int(self.policy.ranks.max(left_out)))
+        return GateResult(worst, untempered, known + left_out, int(self.policy.ranks.max(left_out)), router)
 
-    def _gap(self, samples: Sequence[Sample], temperature: float) -> tuple[float, int, int]:
+    def _gap(self, samples: Sequence[Sample], temperature: float, agreement: Agreement | None = None) -> tuple[float, int, int]:
         """Mean exp|Δ| on the engine where it is highest, with the trainer at `temperature`, and this engine's tokens with and without a
-        log-probability."""
+        log-probability. `agreement` looks at the trainer's routers meanwhile."""
         gap, known, left_out = 0.0, 0, 0
         # As many micro-batches on every rank: the lengths are the same.
         for batch in pack_all(samples, self.trainer.settings.microbatch_tokens, self.policy.ranks.device):
             sampler_R = batch.sampler_logprobs[batch.response_index]
             known_R = is_logprob(sampler_R)
-            logprob_R, _ = self.policy.response_logprobs(batch, temperature)
+            with agreement.scoring(batch) if agreement else nullcontext():
+                logprob_R, _ = self.policy.response_logprobs(batch, temperature)
             gap += (logprob_R - sampler_R)[known_R].abs().exp().sum().item()
             known += int(known_R.sum())
             left_out += int((~known_R).sum())

@@ -27,7 +27,7 @@ class Sampler:
     """Says −1 for every token, but for those of `odd`, by their place among all tokens of a gate."""
 
     def __init__(self, odd: dict[int, float], engine: int = 0) -> None:
-        self.odd, self.engine, self.version, self.requests = odd, engine, 0, []
+        self.odd, self.engine, self.version, self.requests, self.routes = odd, engine, 0, [], None
 
     def generate(self, requests):
         self.requests.append(requests)
@@ -54,6 +54,7 @@ def gated(sampler: Sampler, trainer_says: float = -1.0, others: float = 0.0) -> 
     ranks = SimpleNamespace(device=torch.device("cpu"), max=lambda value: max(value, others), mesh=mesh)
     policy = SimpleNamespace(
         ranks=ranks,
+        routers=None,
         settings=SimpleNamespace(max_length=64, dtype="bfloat16"),
         model=torch.nn.Linear(2**10, 2**9, bias=False, device="meta"),
         named_full_tensors=lambda: iter([("w", torch.zeros(2))]),
@@ -180,6 +181,11 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_bits(engine):
             ["model.embed_tokens", "model.layers.0.self_attn", "model.norm"],
         ),
         (["model.decoder.layers.11.fc1.bias", "lm_head.weight"], ["model.decoder.layers.11.fc1", "lm_head"]),
+        (
+            [f"model.layers.1.mlp.{name}.weight" for name in ("gate", "experts.0.up_proj", "experts.1.up_proj", "shared_expert.up_proj")]
+            + ["model.layers.0.mlp.up_proj.weight"],
+            ["model.layers.1.mlp.gate", "model.layers.1.mlp.experts", "model.layers.1.mlp.shared_expert", "model.layers.0.mlp"],
+        ),
     ],
 )
 def test_blocks(names, expected):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,9 @@ from soundrl.engine.config import Config
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.records import Rollout
+
+if TYPE_CHECKING:
+    from soundrl.engine.samplers.vllm_routes import Routes
 
 
 @dataclass(kw_only=True, eq=False)
@@ -96,6 +99,11 @@ class Sampler(Protocol):
     leads: bool
     engine: int
     slots: int
+
+    @property
+    def routes(self) -> Routes | None:
+        """The experts that its routers choose; None where there are none, or they cannot be heard."""
+        ...
 
     def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False, more: More = no_more) -> Iterator[Rollout]:
         """Yield each completion as it finishes, in any order, of `requests` and of what `more` brings meanwhile; log-probabilities are the

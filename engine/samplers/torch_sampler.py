@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import end_tokens
+from soundrl.engine.files.names import Names
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import More, Request, no_more
@@ -28,11 +29,13 @@ class TorchSampler:
     def __init__(self, folder: Path, tokenizer: Any, model: Model, ranks: Ranks) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, model.dtype), attn_implementation="sdpa")
         self.model.to(ranks.device).eval()
+        self.names = Names.of(self.model)
         head = self.model.get_output_embeddings()  # computes in float32, as the trainer's does
         bias = getattr(head, "bias", None)
         head.forward = lambda hidden: linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
         self.tokenizer, self.device = tokenizer, ranks.device
         self.stop_tokens = set(end_tokens(folder, tokenizer))
+        self.routes: None = None
         self.version, self.engine, self.leads, self.slots = 0, ranks.rank, True, MAX_SEQUENCES
 
     def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False, more: More = no_more) -> Iterator[Rollout]:
@@ -101,7 +104,8 @@ class TorchSampler:
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         own = dict(self.model.named_parameters())
         for name, tensor in tensors:
-            own[name].copy_(tensor)
+            piece = self.names.pieces[name]
+            piece.of(own[piece.parameter]).copy_(tensor)
         self.version += 1
 
     def reset_cache(self) -> None:

@@ -18,6 +18,7 @@ from soundrl.engine.files.model_folder import end_tokens
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import More, Request, no_more
+from soundrl.engine.samplers.vllm_routes import Routes
 from soundrl.fapo.records import Rollout
 from soundrl.genrm.serve.api_server import inspect_here
 
@@ -111,6 +112,7 @@ class VllmSampler:
         )
         torch.set_num_threads(threads)
         self.tokenizer = tokenizer
+        self.routes = Routes.of(self.llm, graphs=not (on_cpu or settings.eager))
         self.stop_tokens = end_tokens(folder, tokenizer)
         self.on_cpu = on_cpu
         self.version, self.engine, self.slots = 0, ranks.rank // settings.tensor_parallel, MAX_SEQUENCES
@@ -161,6 +163,8 @@ class VllmSampler:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self.requested += 1
+        if self.routes is not None and self.routes.active:
+            self.routes.asked[str(self.requested)] = request.prompt_id
         self.llm.llm_engine.add_request(str(self.requested), {"prompt_token_ids": request.prompt_tokens.tolist()}, params)
         return str(self.requested)
 
@@ -220,4 +224,5 @@ class VllmSampler:
             self.poisoned = False
 
     def close(self) -> None:
+        self.routes = None
         del self.llm

@@ -20,6 +20,7 @@ import tyro
 from torch import Tensor
 
 from soundrl.engine.files.checkpoint import WEIGHTS, CheckpointError, Rows, checkpoints, faults, place_of, read_manifest, read_state
+from soundrl.engine.files.names import Names, named_like_folder
 from soundrl.engine.files.tensor_file import Layout, write_bytes, write_tensors
 from soundrl.engine.files.whole import whole
 
@@ -33,8 +34,9 @@ def export(checkpoint: Path, target: Path, dtype: Dtype = "float32") -> None:
     model, kind = checkpoint / "model", getattr(torch, dtype)
     files = {str(file.relative_to(model)): file.read_bytes() for file in sorted(model.rglob("*")) if file.is_file()}
     with Rows(checkpoint, WEIGHTS) as rows:
-        layouts = {name: Layout(kind, rows.shape(name)) for name in rows.pieces}
-        write_folder(target, files, layouts, (rows.whole(name).to(kind) for name in layouts))
+        names = Names.of_folder(model, {name: rows.shape(name) for name in rows.pieces})
+        tensors = named_like_folder(names, ((name, rows.whole(name).to(kind)) for name in rows.pieces))
+        write_folder(target, files, names.layouts(list(rows.pieces), kind), (tensor for _, tensor in tensors))
 
 
 def write_folder(target: Path, files: Mapping[str, bytes], layouts: Mapping[str, Layout], tensors: Iterable[Tensor]) -> None:

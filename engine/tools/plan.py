@@ -26,6 +26,7 @@ from soundrl.engine.environments.environment import environment_of, own_world
 from soundrl.engine.files.model_folder import load_config
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
+from soundrl.engine.tools.meta_experts import grouped_on_meta
 from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
 from soundrl.kernels.head_chunks import USUAL, head_memory
 
@@ -80,7 +81,7 @@ def shapes(folder: Path, dtype: torch.dtype) -> Shapes:
     model.tie_weights()
     model.get_output_embeddings().forward = lambda hidden: hidden.sum()[None, None]
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
-    with saved_bytes(model) as sizes:
+    with grouped_on_meta(), saved_bytes(model) as sizes:
         ids = torch.zeros(1, TRACED_TOKENS, dtype=torch.int64, device="meta")
         model(input_ids=ids, position_ids=ids, use_cache=False)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -250,8 +251,7 @@ def element_size(config: Config) -> int:
 
 def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, judge: float = 0.0, serial: bool = False) -> MemoryPlan:
     """With a judge of so many bytes, awake throughout or in a serial phase."""
-    size = element_size(config)
-    tokens, on_gpu = config.optim.microbatch_tokens, device == "cuda"
+    size, tokens, on_gpu = element_size(config), config.optim.microbatch_tokens, device == "cuda"
     state = trainer_state(of, size, ranks)
     work = trainer_work(of, size, tokens, "recompute" in config.model.save_memory, on_gpu)
     weights = of.parameters * size / config.rollout.tensor_parallel

@@ -241,7 +241,7 @@ class Recomputed:
             advantages=np.array([advantage for group in groups for advantage in group.advantages]),
             owned={},
             ranks=ranks,
-            everything=config.loss.kl[0] > 0,
+            everything=config.loss.everything,
         )
 
     def parts(self, batch: StepBatch) -> list[Minibatch]:

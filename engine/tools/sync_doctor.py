@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from soundrl.engine.tools.expert_doctor import ExpertDoctor
+
 if TYPE_CHECKING:
     from soundrl.engine.weight_sync import GateResult, WeightSync
 
@@ -32,11 +34,14 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
     sync.sampler.reset_cache()
     if sync.gate().passes(sync.limit):
         return found + "After a reset of the prefix cache the two agree: the sampler answered from prefixes cached under the old weights"
-    for block, members in blocks(names):
+    parts = blocks(names)
+    experts = ExpertDoctor(sync, [block for block, _ in parts])
+    for block, members in parts:
         sync.sampler.load(sync.stream(lambda name, members=members: name in members))
         sync.sampler.reset_cache()
         if sync.gate().passes(healthy):
-            return found + f"Sending {block} again closed the gap: the sampler had not taken it; its first tensor is {members[0]}"
+            why = f"Sending {block} again closed the gap: the sampler had not taken it; its first tensor is {members[0]}"
+            return found + why + experts.named(block)
     sync.sampler.load(sync.stream())
     sync.sampler.reset_cache()
     result = sync.gate()
@@ -57,15 +62,20 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
 
 
 def blocks(names: list[str]) -> list[tuple[str, list[str]]]:
-    """Tensors grouped by the module that vLLM may fuse them into, in model order.
+    """Tensors grouped by the module that vLLM may fuse them into, in model order. Where a layer has experts, they, their router and what
+    they share are modules of their own.
 
     Worked example: `model.layers.0.self_attn.q_proj.weight` and `….k_proj.weight` → block `model.layers.0.self_attn`;
-    `model.embed_tokens.weight` → block `model.embed_tokens`.
+    `model.embed_tokens.weight` → block `model.embed_tokens`; `model.layers.0.mlp.experts.3.up_proj.weight` → `model.layers.0.mlp.experts`.
     """
+    mixtures = {name.partition(".experts.")[0] for name in names if ".experts." in name}
     grouped: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        block = ".".join(parts[:-1] if number is None else parts[: number + 2])
+        end = len(parts) - 1 if number is None else number + 2
+        block = ".".join(parts[:end])
+        if block in mixtures:
+            block = ".".join(parts[: end + 1])
         grouped.setdefault(block, []).append(name)
     return list(grouped.items())

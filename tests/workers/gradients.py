@@ -10,6 +10,7 @@ import torch
 from tiny import fixed_samples, known
 from updates import updates
 
+from soundrl.engine.balance import LOAD
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.policy import Policy
@@ -27,21 +28,23 @@ def main(arguments: dict, out: Path) -> None:
         model = Model(path=str(folder), dtype=case.get("dtype", "float32"), max_length=128, save_memory=tuple(saved))
         policy = Policy(folder, load_tokenizer(folder), model, ranks)
         kl = case.get("kl", (0.0, "k3", "sharded"))
-        loss = Loss(correction=(case.get("correction", "tis"), 0.5, 2.0), kl=tuple(kl))
+        loss = Loss(correction=(case.get("correction", "tis"), 0.5, 2.0), kl=tuple(kl), balance=case.get("balance", 0.0))
         trainer = Trainer(policy, Optim(microbatch_tokens=case["budget"]), loss, 0.9)
         everything = fixed_samples()
         token_count = float(sum(len(s.tokens) for s in everything))
-        batch = replace(known(ranks, everything)[0].batch, everything=kl[0] > 0)
+        batch = replace(known(ranks, everything)[0].batch, everything=loss.everything)
         if kl[0]:
             reference = reference_of(policy, Path(case["reference"]), kl[2])
             batch.reference_logprobs.update(trainer.logprobs(reference, batch, batch.live([0])))
         batches = list(trainer.packed([batch.trained(i) for i in batch.live([0])]))
+        trainer.balance.count(trainer.packed(everything), everything)
         stats = trainer.backward(batches, token_count, trainer.policy_loss)
         gradients = {name: p.grad.full_tensor().double() for name, p in policy.model.named_parameters()}
         trainer.optimizer.zero_grad()
         file = out.with_name(f"{out.stem}-{number}.pt")
         results.append(
             {"loss": stats["loss"], "tokens": stats["tokens"], "kl": stats["reference_kl"], "batches": len(batches), "file": str(file)}
+            | {name: value for name, value in stats.items() if name in LOAD}
         )
         if ranks.main:
             torch.save(gradients, file)

@@ -25,16 +25,28 @@ SHAPE = {
     "max_position_embeddings": 256,
     "initializer_range": 0.3,
 }
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MIXTURES: dict[str, dict] = {
+    "qwen3_moe": EXPERTS | {"norm_topk_prob": True},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 48},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+}
+"""Kinds with experts. Those that take no `head_dim` have two heads: vLLM's attention on CPU takes none below 32."""
 
 
 def write_tiny(folder: Path, kind: str = "qwen3", tied: bool = True, seed: int = 0) -> Path:
-    """A 2-layer `llama`, `qwen2` or `qwen3` (or the embedded world's `opt`) with large random weights, as a safetensors folder."""
+    """A 2-layer `llama`, `qwen2`, `qwen3` or one of `MIXTURES` (or the embedded world's `opt`) with large random weights, as a safetensors
+    folder."""
     if kind == "opt":
         write_arith_model(folder, seed)
         return folder
     tokenizer = arith_tokenizer()
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.eos_token_id}
     shape = {k: v for k, v in SHAPE.items() if not (kind == "qwen2" and k == "head_dim")}
+    if kind in MIXTURES:
+        shape = {k: v for k, v in SHAPE.items() if k != "head_dim"} | {"num_attention_heads": 2, "num_key_value_heads": 2} | MIXTURES[kind]
+        shape |= {"head_dim": 32} if kind in ("qwen3_moe", "mixtral") else {}
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), tie_word_embeddings=tied, dtype="float32", **shape, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

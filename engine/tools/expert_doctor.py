@@ -1,0 +1,78 @@
+"""Which experts a failed weight sync has broken: found by what tokens show that chose them, and others that did not.
+
+A sequence of one or two tokens meets few experts. Where the sampler's log-probability of what follows is right, all of those that the
+trainer chose are right; whoever stands in wrong ones alone is the fault. Asked before anything is sent again, understood afterwards: the
+gaps that are left then are rounding. Shapes: Λ layers with experts, K experts a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from soundrl.engine.packing import Sample, pack_all
+from soundrl.engine.samplers.sampler import Draw
+
+if TYPE_CHECKING:
+    from soundrl.engine.weight_sync import WeightSync
+
+SHORT = 256  # probes
+ROUNDING = 3.0
+"""A gap is one where it is above so many times the largest that the repaired sampler shows"""
+
+
+class ExpertDoctor:
+    """Made, as a collective, while the sampler is as it failed; silent for a model without experts."""
+
+    def __init__(self, sync: WeightSync, blocks: list[str]) -> None:
+        self.sync, self.layers = sync, [block for block in blocks if block.endswith(".experts")]
+        self.routers = sync.policy.routers if self.layers else None
+        self.chose: list[list[set[int]]] = []
+        """By probe and layer"""
+        self.before = self._gaps() if self.routers is not None else np.empty(0)
+
+    def _probes(self) -> list[tuple[int, ...]]:
+        """Each token of the gate's prompts alone, and pairs of them while there is room."""
+        tokens = sorted({int(token) for prompt in self.sync.prompts for token in prompt})
+        pairs = ((a, b) for shift in range(len(tokens)) for a, b in zip(tokens, tokens[shift:] + tokens[:shift], strict=True))
+        return [*((token,) for token in tokens), *pairs][:SHORT]
+
+    @torch.no_grad()
+    def _gaps(self) -> np.ndarray:
+        """|Δ log-probability| of one token after each probe, the largest of any engine; `chose` is filled. A collective."""
+        sync, routers = self.sync, self.routers
+        assert routers is not None
+        draw = Draw(run_seed=sync.sampler.engine, phase="probe", step=sync.sampler.version, temperature=sync.temperature, max_new_tokens=1)
+        asked = [draw.request(str(i), np.array(probe, np.int32), 0) for i, probe in enumerate(self._probes())]
+        rollouts = sorted(sync.sampler.generate(asked), key=lambda r: int(r.prompt_id))
+        gaps = np.zeros(len(asked))
+        self.chose = [[] for _ in asked]
+        samples = [replace(Sample.of(rollout), index=i) for i, rollout in enumerate(rollouts)]
+        for batch in pack_all(samples, sync.trainer.settings.microbatch_tokens, sync.policy.ranks.device):
+            with routers.watched(torch.ones_like(batch.loss_mask), keep=True) as seen:
+                logprob_R, _ = sync.policy.response_logprobs(batch, sync.temperature)
+            gap_R = (logprob_R - batch.sampler_logprobs[batch.response_index]).abs().cpu().numpy()
+            chosen_TLK, starts = torch.stack(seen.chosen, dim=1).cpu().numpy(), batch.cu_seqlens.tolist()
+            for b, index in enumerate(batch.indices):
+                read = chosen_TLK[starts[b] : starts[b + 1] - 1]  # the last token is what was sampled
+                self.chose[index] = [set(read[:, layer].flatten().tolist()) for layer in range(routers.layers)]
+                gaps[index] = np.nan_to_num(gap_R[b], nan=np.inf)
+        return np.max(sync.policy.ranks.gather(gaps), axis=0)
+
+    def named(self, block: str) -> str:
+        """After `block` was sent again and the gap is closed: a sentence on who it came from; empty where that is not certain."""
+        if self.routers is None or block not in self.layers:
+            return ""
+        layer, limit = self.layers.index(block), ROUNDING * float(self._gaps().max())
+        wrong = [chose[layer] for chose, gap in zip(self.chose, self.before, strict=True) if gap > limit]
+        right = set[int]().union(*(chose[layer] for chose, gap in zip(self.chose, self.before, strict=True) if gap <= limit))
+        suspects = set[int]().union(*wrong) - right
+        if not suspects or not all(chose & suspects for chose in wrong):
+            return ""
+        if not right:
+            return ". What differed came from all of its experts"
+        numbers = sorted(suspects)
+        return f". What differed came from expert{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} alone"
