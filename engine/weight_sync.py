@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soundrl.engine.adapter_sync import AdapterSync
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
@@ -74,6 +75,8 @@ class WeightSync:
         self.room = policy.settings.max_length - max(len(p) for p in self.prompts)
         self.reply = np.empty(0, np.int32)
         """Token ids of a reply, where the environment answers: probes are of two turns then, the second on a cached beginning"""
+        self.adapting = AdapterSync(policy, sampler) if sampler.adapts else None
+        """Where the sampler holds the base, and adapters alone go over"""
         self.sent: list[str] = []
         self.largest_tensor_bytes = 0
 
@@ -83,7 +86,7 @@ class WeightSync:
         if self.policy.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         self.sampler.wake("weights")
-        self.sampler.load(self.stream())
+        self.bring()
         self.sampler.reset_cache()
         self.sampler.wake("kv_cache")
         result = self.gate()
@@ -98,6 +101,13 @@ class WeightSync:
             "mismatch/gate_tokens": float(result.tokens),
             "sync/largest_tensor_mib": self.largest_tensor_bytes / 2**20,
         }
+
+    def bring(self) -> None:
+        """The sampler has the weights as they are now."""
+        if self.adapting is None:
+            self.sampler.load(self.stream())
+        else:
+            self.sent = self.adapting()
 
     def stream(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
         """Full tensors by name, one alive at a time; `sent` records what really went over."""
