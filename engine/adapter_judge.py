@@ -24,6 +24,7 @@ from soundrl.engine.config import Genrm
 from soundrl.engine.encode import Encoder
 from soundrl.engine.files.adapter_folder import Base, its_base, other_base
 from soundrl.engine.ranks import Ranks
+from soundrl.engine.rollouts import leaving
 from soundrl.engine.samplers.sampler import Request, Sampler
 from soundrl.engine.samplers.vllm_sampler import VllmSampler
 from soundrl.engine.timeline import TIMELINE
@@ -37,6 +38,7 @@ from soundrl.genrm.verdict import CLOSED, TOO_LONG, Reply, majority
 
 Split = Callable[[str], Sequence[str]]
 WORKER = "adapter"
+KEPT = 65_536  # verdicts that are remembered
 
 
 class Asked(NamedTuple):
@@ -100,16 +102,16 @@ class AdapterJudge(Judge):
             if question.tokens is not None
             for vote in range(votes)
         ]
-        said = dict[str, list[Verdict]]()
+        said = dict[str, dict[int, Verdict]]()
         for reply in generate(requests) if requests else ():
             question = asked[reply.prompt_id]
             verdict = self.asked.read(Reply(reply.text, reply.finish_reason, len(reply.tokens)), question.paragraphs)
             now = time.time()
             cost: dict[str, Any] = {"tokens": len(reply.tokens), "seconds": now - began, "asked": began, "answered": now}
-            said.setdefault(question.key, []).append(replace(verdict, critique=reply.text, worker=WORKER, **cost))
+            said.setdefault(question.key, {})[reply.sample] = replace(verdict, critique=reply.text, worker=WORKER, **cost)
             self.counts.update(replies=1, requests=1, tokens=len(reply.tokens))
         for question in asked.values():
-            found = said.get(question.key, [])
+            found = [verdict for _, verdict in sorted(said.get(question.key, {}).items())]
             whole = Verdict.unknown(TOO_LONG if question.tokens is None else CLOSED) if len(found) < votes else found[0]
             if votes > 1 and len(found) == votes:
                 whole = replace(majority(found), critique=found[0].critique, worker=WORKER, tokens=sum(v.tokens for v in found))
@@ -117,6 +119,8 @@ class AdapterJudge(Judge):
                 self.counts[f"unknown_{whole.reason}"] += len(question.waiting)
             else:
                 self.known[question.key] = whole
+                if len(self.known) > KEPT:
+                    del self.known[next(iter(self.known))]
             for number, verdict in enumerate(question.waiting):
                 verdict.set_result(replace(whole, **FREE) if number else whole)
 
@@ -157,7 +161,7 @@ class AdapterPhase:
     def ask(self, pending: PendingGroups) -> PendingGroups:
         """Puts the questions that were held back, whose outcomes are here, and answers them."""
         pending.ask()
-        self.judge.answer(self.sampler.generate)
+        self.judge.answer(lambda requests: self.sampler.generate(requests, leaving))
         return pending
 
     @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lora import fresh, stir
 
-from soundrl.engine import adapter_sync
+from soundrl.engine import adapter_sync, weight_sync
 from soundrl.engine.adapter_judge import AdapterJudge, AdapterPhase
 from soundrl.engine.config import Genrm, Rollout
 from soundrl.engine.encode import Encoder
@@ -26,7 +26,11 @@ from soundrl.fapo.records import Rollout as Sampled
 from soundrl.genrm.prompts import PROMPTS, split_paragraphs
 
 LENGTH = 224
-PROBLEMS = [(f"{a}+{b}=?", f"{a}+{b}={(a + b) % 10}\n\n{a}*{b}={a * b % 10}", str((a + b) % 10)) for a, b in zip(range(8), range(3, 11), strict=True)]
+weight_sync.AGAIN = 256  # an engine that is wrong here is wrong by much
+PROBLEMS = [
+    (f"{a}+{b}=?", f"{a}+{b}={(a + b) % 10}\n\n{a}*{b}={a * b % 10}", str((a + b) % 10))
+    for a, b in zip(range(8), range(3, 11), strict=True)
+]
 
 
 def engine(folder: Path, trainer, **how) -> VllmSampler:
@@ -72,7 +76,8 @@ def verdicts(judge: AdapterJudge, generate) -> list[list]:
     """Of all solutions, two of them asked twice."""
     waiting: list[Future] = []
     for problem, solution, answer in (*PROBLEMS, *PROBLEMS[:2]):
-        rollout = Sampled(prompt_id=problem, sample=0, prompt_tokens=(1,), tokens=(1,), logprobs=(0.0,), text=solution, finish_reason="stop", policy_version=0)  # fmt: skip
+        sampled: dict = {"prompt_tokens": (1,), "tokens": (1,), "logprobs": (0.0,), "finish_reason": "stop", "policy_version": 0}
+        rollout = Sampled(prompt_id=problem, sample=0, text=solution, **sampled)
         waiting.append(judge.submit(Prompt(id=problem, text=problem, answer=answer), rollout))
     judge.answer(generate)
     return [[v.kind, v.step, v.reason, v.critique] for v in (future.result(timeout=0) for future in waiting)]
