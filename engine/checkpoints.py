@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from soundrl.engine.files.adapter_folder import other_base
 from soundrl.engine.files.checkpoint import (
     MOMENTS,
     WEIGHTS,
@@ -255,15 +256,16 @@ def superseded(folders: list[Path], kept: tuple[int, int, int]) -> Iterator[Path
 def short_of_room(folder: Path, trainer: Trainer) -> str:
     """Why a checkpoint is not even begun: a disk that it fills would stop whoever writes beside it. Empty where there is room, as far as
     can be known: a quota shows only when it is used up."""
-    needed = 1.05 * sum(p.numel() for _, p in trainer.policy.model.named_parameters()) * 4 * (1 + len(STATES))
+    needed = 1.05 * sum(p.numel() for _, p in trainer.policy.model.named_parameters() if p.requires_grad) * 4 * (1 + len(STATES))
     free = shutil.disk_usage(folder).free
     return f"No space left on device: {needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free" if free < needed else ""
 
 
 def own_rows(model: nn.Module, ranks: Ranks) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """(name, parameter, first row) of what this rank holds of each parameter."""
+    """(name, parameter, first row) of what this rank holds of each parameter that trains: a frozen base is in its own folder."""
     for name, parameter in model.named_parameters():
-        yield name, parameter, ranks.first_row(parameter.shape[0])
+        if parameter.requires_grad:
+            yield name, parameter, ranks.first_row(parameter.shape[0])
 
 
 def staged(trainer: Trainer, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int], dict[str, float]]:
@@ -295,6 +297,8 @@ def restore(folder: Path, trainer: Trainer, ranks: Ranks) -> dict[str, Any]:
     fault, state = "", dict[str, Any]()
     try:
         state = read_state(folder)
+        if other := other_base(state["trainer"].get("base"), trainer.policy.base):
+            raise CheckpointError(f"{folder}: {other}")
         with Rows(folder, WEIGHTS) as weights, Rows(folder, MOMENTS) as moments:
             for name, parameter, first in own_rows(trainer.policy.model, ranks):
                 weights.read(name, first, local_rows(parameter.detach()))

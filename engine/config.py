@@ -28,6 +28,9 @@ class Model:
     offload weights and moments to the host while the policy samples; moments on the host for good, streamed through each update."""
     replicas: int = 1
     """Groups of ranks that hold a whole copy of weights and moments each (HSDP), for slow networks between nodes; divides the ranks."""
+    lora: tuple[int, float, str] = (0, 32.0, "")
+    """Low-rank adapters on a frozen base (arXiv 2106.09685): their rank (0 = none, every weight trains), alpha (they are scaled by alpha ÷
+    rank), and the layers that have one, by name, with commas between them (`q_proj,v_proj`; empty = every linear layer but the head)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,14 +171,16 @@ class Fapo:
 
 @dataclass(frozen=True, kw_only=True)
 class Genrm:
-    judge: Literal["oracle", "endpoint", "serve", "none"] = "endpoint"
-    """Who judges correct rollouts: the embedded world's exact oracle, OpenAI endpoints, servers that the run starts, or nobody."""
+    judge: Literal["oracle", "endpoint", "serve", "adapter", "none"] = "endpoint"
+    """Who judges correct rollouts: the embedded world's exact oracle, OpenAI endpoints, servers that the run starts, a second adapter of
+    the policy's base in the policy's own vLLM (with `model.lora`), or nobody."""
     urls: tuple[str, ...] = ()
     """Base URLs of one or many endpoints, e.g. http://127.0.0.1:8000/v1; their token, if any, is read from $SOUNDRL_GENRM_TOKEN."""
     allow_http: bool = False
     """Allow http without TLS to another machine (problems, answers and the token travel in the clear)."""
     model: str = ""
-    """Model name, as the endpoints list it under /models; with judge serve the model's folder."""
+    """Model name, as the endpoints list it under /models; with judge serve the model's folder; with judge adapter the adapter's, in
+    PEFT's format."""
     workers: tuple[int, int] = (1, 1)
     """Servers that the run starts on each node (judge serve), and the GPUs that each takes, the next ones, which divide its weights and
     attention heads: a judge that does not fit on one needs several. On CPU each takes a thread."""
@@ -285,12 +290,17 @@ class Config:
     @property
     def longest_wait(self) -> float:
         """Seconds that a rank may wait in a collective for one that samples, saves, or waits for its verdicts and then those of a probe."""
-        return 1800.0 + (2 * self.genrm.deadline[1] if self.judged_elsewhere else 0.0)
+        return 1800.0 + (2 * self.genrm.deadline[1] if self.judged_elsewhere or self.genrm.judge == "adapter" else 0.0)
 
     @property
     def judged_elsewhere(self) -> bool:
         """Whether verdicts come from other processes, by HTTP."""
         return self.genrm.judge in ("endpoint", "serve")
+
+    @property
+    def own_adapters(self) -> bool:
+        """Whether vLLM holds the base and takes the policy's adapters as its own; else every sync brings merged weights."""
+        return self.genrm.judge == "adapter"
 
 
 GROUPS: dict[str, type] = get_type_hints(Config)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WEEK = 604_800
 WAYS = ("recompute", "offload", "moments")  # of `model.save_memory`
+HEAD = "lm_head"
 POSITIVE = (
     "model.max_length model.replicas rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory "
     "rollout.tensor_parallel optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency"
@@ -57,6 +58,35 @@ def of_sources(config: Config) -> Iterator[str]:
     if data.columns and (config.run.critic or not files):
         what = f"run.task {config.run.task} reads the columns of its own kinds of files" if files else "no file is read"
         yield f"data.columns is {' '.join(data.columns)}, but {what}; leave it empty"
+
+
+def of_adapters(config: Config) -> Iterator[str]:
+    """What `model.lora` says, and what goes with it."""
+    (rank, alpha, layers), place = config.model.lora, config.loss.kl[2]
+    said = f"model.lora is {rank} {alpha} {layers or 'empty'}"
+    if not (rank >= 0 and 0 < alpha < float("inf")):
+        yield f"{said}; use a rank of at least 1 (0 = no adapters), and an alpha above 0"
+    if rank == 0 and layers:
+        yield f"{said}, but rank 0 makes no adapter; set a rank, e.g. --model.lora 16 32 {layers}"
+    if rank and place != "sharded":
+        yield f"loss.kl {place} is a place for a second copy of the weights; with model.lora the reference is the base itself: use sharded"
+    genrm, rollout = config.genrm, config.rollout
+    if genrm.judge != "adapter":
+        return
+    asked = f"genrm.judge is adapter, of {genrm.model or 'nothing'}"
+    if not genrm.model:
+        yield f"{asked}: genrm.model is empty; name the adapter's folder (PEFT's format)"
+    if not rank:
+        yield f"{asked}, but model.lora is off: every weight of its base would move under it; set --model.lora 32 64 '' or another judge"
+    if rollout.engine != "vllm" or rollout.tensor_parallel > 1:
+        yield (
+            f"{asked}, but rollout.engine is {rollout.engine} with rollout.tensor_parallel {rollout.tensor_parallel}; it is asked in vLLM, "
+            "each rank's own engine: set vllm and 1, or serve the judge"
+        )
+    if HEAD in layers:
+        yield f"{said}, but {asked} beside it in vLLM, whose adapters leave the head alone; leave {HEAD} out"
+    if genrm.prompt.endswith("-read"):
+        yield f"{asked}, which writes its verdicts, but genrm.prompt {genrm.prompt} reads them; use {genrm.prompt.removesuffix('-read')}"
 
 
 def conflicts(config: Config) -> Iterator[str]:
@@ -123,6 +153,7 @@ def conflicts(config: Config) -> Iterator[str]:
         )
     if not (0 <= optim.adamw[0] < 1 and 0 <= optim.adamw[1] < 1 and optim.adamw[2] >= 0):
         yield "optim.adamw is {} {} {}; use moment decays in [0, 1) and a weight decay ≥ 0".format(*optim.adamw)
+    yield from of_adapters(config)
     if not 0 <= loss.kl[0] < float("inf"):
         yield f"loss.kl {loss.kl[0]} would reward leaving the reference, or is no number; use a weight ≥ 0"
     if not 0 <= loss.balance < float("inf"):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from soundrl.engine.lora import head_lora
 from soundrl.kernels.adapters.head import DIVISOR, FACTORS, of_logits
 from soundrl.kernels.lm_head import LMHead
 
@@ -49,4 +50,4 @@ class Head:
 
     def forward(self, hidden_1RH: Tensor) -> Tensor:
         assert self.compute is not None, "the head computes only within Policy.run"
-        return self.compute(hidden_1RH[0], LMHead(self.layer.weight, self.layer.bias, self.softcap, self.scale))
+        return self.compute(hidden_1RH[0], LMHead(self.layer.weight, self.layer.bias, self.softcap, self.scale, head_lora(self.layer)))

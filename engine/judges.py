@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from soundrl.engine.adapter_judge import AdapterJudge, AdapterPhase
 from soundrl.engine.config import Config, Genrm
 from soundrl.engine.environments.environment import Environment
+from soundrl.engine.files.adapter_folder import Base
 from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judge_watch import JudgeWatch, build_watch
 from soundrl.engine.judging_phase import JudgingPhase
 from soundrl.engine.ranks import Ranks
+from soundrl.engine.samplers.sampler import Sampler
 from soundrl.engine.tools.plan import judge_length, planned
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
@@ -36,7 +39,7 @@ class BuiltJudge:
     judge: Judge | None
     ready: Callable[[], None] = lambda: None
     """Waits until it answers; a collective. ValueError where it does not."""
-    phase: JudgingPhase | None = None
+    phase: JudgingPhase | AdapterPhase | None = None
     """Where the judge sleeps but for a phase of its own."""
     close: Callable[[], None] = lambda: None
     """Ends its connections, and the servers that were started for it."""
@@ -50,6 +53,11 @@ class BuiltJudge:
         if self.phase is not None and self.watch.second_judge is not None:
             self.watch.second_judge.rest()  # the servers are about to sleep
         return said | found
+
+    def enter(self, sampler: Sampler, base: Base | None) -> None:
+        """Where it is asked in the policy's own engine: that is here, and awake. ValueError for an adapter of another base."""
+        if isinstance(self.phase, AdapterPhase):
+            self.phase.enter(sampler, base)
 
     def errors(self, name: str) -> Errors | None:
         """What second opinions say of it, see `JudgeWatch.errors`."""
@@ -81,6 +89,9 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         oracle = type(environment).oracle
         assert oracle is not None  # as the settings have asked
         return BuiltJudge(OracleJudge(oracle))
+    if g.judge == "adapter":
+        judge = AdapterJudge(g, environment.split)
+        return BuiltJudge(judge, phase=AdapterPhase(judge, Path(g.model), ranks))
     # While somebody may start a judge again, questions wait for it as long as they would for an answer.
     urls, model, servers, why, gone_after, askers = g.urls, g.model, None, "", g.deadline[0], (ranks.rank, ranks.size)
     if g.judge == "serve":

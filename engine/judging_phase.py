@@ -31,12 +31,16 @@ class JudgingPhase:
         """Every verdict of a step, and what comes of `also`, which needs the judge as well (a probe)."""
         with self.awake(TIMELINE):
             with TIMELINE("judge_wait"):
-                pending.ask().groups()
+                self.ask(pending).groups()
             return also()
 
     def needed(self, pending: PendingGroups) -> bool:
         """Whether any rank has a question."""
         return self.ranks.sum([float(pending.questions)])[0] > 0
+
+    def ask(self, pending: PendingGroups) -> PendingGroups:
+        """Puts the questions that were held back."""
+        return pending.ask()
 
     @contextmanager
     def awake(self, timed: Callable[[str], AbstractContextManager]) -> Iterator[None]:

@@ -32,7 +32,7 @@ PLACES = 3
 def optimizer_of(policy: Policy, optim: Optim) -> AdamW:
     """torch's fused AdamW on the policy's float32 master weights."""
     kind = HostAdamW if "moments" in policy.settings.save_memory else AdamW
-    return kind(policy.model.parameters(), lr=optim.lr, betas=optim.adamw[:2], weight_decay=optim.adamw[2], fused=True)
+    return kind(policy.trained.values(), lr=optim.lr, betas=optim.adamw[:2], weight_decay=optim.adamw[2], fused=True)
 
 
 def local_rows(tensor: Tensor) -> Tensor:

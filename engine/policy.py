@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
+from soundrl.engine.files.adapter_folder import Base, Shape, base_of
 from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
 from soundrl.engine.files.names import Names, named_like_folder
 from soundrl.engine.gather import gathered
 from soundrl.engine.head import Compute, Head
+from soundrl.engine.lora import Adapters, is_adapter, merged
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.routers import Routers
@@ -34,9 +36,12 @@ KEEP_GATHERED = 500_000_000  # parameters
 
 class Policy:
     """Model and tokenizer. `model` holds float32 master weights, sharded over all ranks; it computes in `settings.dtype`. A `frozen` one
-    never trains, and holds what it computes with; `asleep`: on the host, but for the layer that computes."""
+    never trains, and holds what it computes with, as the base of adapters does (`settings.lora`, begun from `seed`); `asleep`: on the host,
+    but for the layer that computes."""
 
-    def __init__(self, folder: Path, tokenizer: Any, settings: Model, ranks: Ranks, *, frozen: bool = False, asleep: bool = False) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Any, settings: Model, ranks: Ranks, *, frozen: bool = False, asleep: bool = False, seed: int = 0
+    ) -> None:
         self.folder, self.tokenizer, self.settings, self.ranks = folder, tokenizer, settings, ranks
         config = load_config(folder)
         # In memory: a run may end after its folder has moved, and its exports need them then.
@@ -56,22 +61,30 @@ class Policy:
             )
         config.use_cache = False
         self.config = config
+        adapted = settings.lora[0] > 0 and not frozen
+        held = getattr(torch, settings.dtype) if frozen or adapted else torch.float32
         # Parameters on meta: no rank ever holds the whole model, each reads its shards from the files below.
         with in_one_line(f"{folder / 'config.json'} describes no model", "download it again"), init_empty_weights(include_buffers=False):
             # A copy: the head takes over what the model's config says of logits, and an export must still say it.
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=getattr(torch, settings.dtype) if frozen else torch.float32, attn_implementation=HOOK
-            ).requires_grad_(not frozen)
+                copy.deepcopy(config), dtype=held, attn_implementation=HOOK
+            ).requires_grad_(not (frozen or adapted))
         self.architecture = type(self.model).__name__
         check_attention(settings.attention, self.model, getattr(torch, settings.dtype), ranks.device)
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
         self.model.tie_weights()
         self.names, self.routers = Names.of(self.model), Routers.of(self.model)
+        self.adapters = Adapters(self.model, Shape(*settings.lora)) if adapted else None
         if "recompute" in settings.save_memory:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.head = Head(self.model)
         self._shard(asleep)
         self._load()
+        self.base: Base | None = None
+        """What the adapters belong to, where there are any"""
+        if self.adapters is not None:
+            self.adapters.begin(seed, ranks)
+            self.base = base_of(folder, ranks)
 
     def _shard(self, asleep: bool) -> None:
         dtype = getattr(torch, self.settings.dtype)
@@ -96,8 +109,8 @@ class Policy:
     def _load(self) -> None:
         """Read this rank's rows from the folder's safetensors; every parameter must be found, and nothing may be left over. A collective:
         what is wrong with one rank's rows is every rank's ValueError."""
-        parameters, names, ranks = dict(self.model.named_parameters()), self.names, self.ranks
-        tied = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(parameters)
+        parameters, names, ranks = dict(self.base_parameters()), self.names, self.ranks
+        tied = {name for name, _ in self.model.named_parameters(remove_duplicate=False) if not is_adapter(name)} - set(parameters)
         seen = set[str]()
 
         def own(name: str) -> tuple[Tensor, int]:
@@ -129,13 +142,25 @@ class Policy:
         if fault := ranks.first_said(fault):
             raise ValueError(fault)
 
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by name: those that have gradients and moments, and stand in a checkpoint."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the model itself, in model order, tied ones once."""
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if not is_adapter(name))
+
     def named_full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Every parameter, unsharded, in `dtype` (None: `settings.dtype`), by its folder's (Hugging Face) names and in model order (tied
-        ones once); where a parameter stacks a layer's experts, a view of it for each.
+        ones once); where a parameter stacks a layer's experts, a view of it for each; adapters are merged into them.
 
         A collective: all ranks must exhaust it together. Two layers are alive at most (`gather.most_alive`), unless the caller keeps more.
         """
-        return named_like_folder(self.names, gathered(self.model, dtype or getattr(torch, self.settings.dtype)))
+        dtype = dtype or getattr(torch, self.settings.dtype)
+        # What adapters are added to is cast once, after that.
+        whole = gathered(dict(self.model.named_parameters()), None if self.adapters else dtype)
+        return named_like_folder(self.names, merged(whole, self.adapters, dtype))
 
     def run(self, batch: PackedBatch, compute: Compute) -> Tensor:
         """One forward pass; `compute` gets the hidden states of the R rows that predict a response token, in the order of
@@ -216,4 +241,5 @@ class Policy:
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         experts = "" if self.routers is None else f", {self.routers.describe(self.ranks.size)}"
-        return f"{self.architecture}, {count / 1e6:.1f} M parameters{experts}, {self.settings.dtype}"
+        adapters = f", {self.adapters.describe()}" if self.adapters else ""
+        return f"{self.architecture}, {count / 1e6:.1f} M parameters{experts}{adapters}, {self.settings.dtype}"

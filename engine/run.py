@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import torch
-
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.console import Progress
@@ -38,7 +36,7 @@ from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.task import build_task
 from soundrl.engine.timeline import TIMELINE
-from soundrl.engine.tools.export import write_folder
+from soundrl.engine.tools.export import export_live
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.warm_start import warm_start
 from soundrl.engine.weight_sync import WeightSync
@@ -79,7 +77,7 @@ class Run:
             self.underway = Underway(self.folder.path / "underway", ranks)
             asked = RememberingJudge(self.judge.judge, self.underway) if config.judged_elsewhere and self.judge.judge else self.judge.judge
             self.task = build_task(config, environment, dataclasses.replace(self.judge, judge=asked))
-            self.policy = Policy(self.start, encode.tokenizer, config.model, ranks)
+            self.policy = Policy(self.start, encode.tokenizer, config.model, ranks, seed=config.run.seed)
             for line in cards(config):
                 progress.say(line)
             self.recorder = Recorder(self.folder, self.task, self.judge, ranks, progress)
@@ -132,6 +130,7 @@ class Run:
                 self.trainer.reference = reference_of(self.policy, folder, config.loss.kl[2])
             self.trainer.sleep()  # the sampler takes its share of what is free
             self.sampler = build_sampler(config, self.policy, self.ranks)
+            self.judge.enter(self.sampler, self.policy.base)
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)
             self.sync.reply = self.problems.reply(self.encode)
@@ -171,7 +170,7 @@ class Run:
             if (phase := self.judge.phase) is not None and phase.needed(pending):
                 self.sampler.sleep()
                 with phase.awake(TIMELINE.detail):
-                    groups = self._judged(pending.ask(), tests)
+                    groups = self._judged(phase.ask(pending), tests)
                 self.sync()  # its sleep took the sampler's weights
             else:
                 groups = self._judged(pending, tests)
@@ -320,14 +319,7 @@ class Run:
         if self.ranks.gather(target.exists())[0]:  # of a run that had come to its end before
             return
         with TIMELINE("save"):
-            tensors = self.policy.named_full_tensors()
-            if self.ranks.main:
-                names, dtype = self.policy.names, getattr(torch, self.config.model.dtype)
-                layouts = names.layouts(list(names.shapes), dtype)
-                write_folder(target, self.files(), layouts, (tensor for _, tensor in tensors))
-            for _ in tensors:  # all gather each
-                pass
-            self.ranks.barrier()
+            export_live(self.policy, self.files(), target)
 
     def end(self) -> None:
         if 0 < self.step == self.config.run.steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from soundrl.engine.moments import HostAdamW, optimizer_of
 from soundrl.engine.offload import Offload
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
+from soundrl.engine.ranks import Ranks
 from soundrl.engine.schedule import Leave, Minibatch, number_windows
 from soundrl.engine.timeline import TIMELINE
 from soundrl.engine.trained_values import TrainedValues
@@ -28,6 +29,15 @@ from soundrl.kernels.policy_loss import METRIC_SUMS
 
 # (micro-batch, count) → loss, metric sums, log-probabilities [R]; see `Policy.response_loss`
 LossFunction = Callable[[PackedBatch, float], tuple[Tensor, dict[str, Tensor], Logprobs]]
+
+
+class Reference(Protocol):
+    """Who says log-probabilities of packed samples."""
+
+    ranks: Ranks
+
+    def response_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]: ...
+
 
 # −log-prob with gradient: cispo of the first token's ratio, 1, and advantage 1.
 SUPERVISED = LossRule(variant="cispo")
@@ -58,13 +68,15 @@ class Trainer:
         """Of the step under way: mini-batches trained, what they add up to, and what `StepBatch.old_logprobs` was when it began."""
         self.leave: Leave = lambda batch, window: None
         self.values = TrainedValues()
-        self.reference: Policy | None = None
+        self.reference: Reference | None = None
         """Of the KL term, where there is one"""
 
     def state(self) -> dict[str, Any]:
         """Plain JSON; with weights and moments all that the next step depends on."""
         lr = self.optimizer.param_groups[0]["lr"]
-        return {"updates": self.updates, "skipped": self.skipped_in_a_row, "lr": lr, "totals": self.totals}
+        return {"updates": self.updates, "skipped": self.skipped_in_a_row, "lr": lr, "totals": self.totals} | (
+            {"base": self.policy.base} if self.policy.base else {}
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         self.updates, self.skipped_in_a_row, self.totals = state["updates"], state["skipped"], state["totals"]
@@ -120,7 +132,7 @@ class Trainer:
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
-        parameters = list(self.policy.model.parameters())
+        parameters = list(self.policy.trained.values())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # The norm is global already (DTensor); full_tensor() makes every rank read the same bits, so all take the same branch. Each replica
         # adds up its own: in another order the last bit would part them for good.
@@ -166,7 +178,7 @@ class Trainer:
         return float(sum(s.own for s in samples))
 
     @torch.no_grad()
-    def logprobs(self, policy: Policy, batch: StepBatch, indices: Sequence[int]) -> dict[int, np.ndarray]:
+    def logprobs(self, policy: Reference, batch: StepBatch, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Log-probabilities of these samples under a policy's present weights, computed where they are dealt to, then on every rank."""
         rounds = micro_batches([batch.samples[i].length for i in indices], self.ranks.size, self.settings.microbatch_tokens)
         own = [np.empty(0, dtype=np.float32)]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soundrl.engine.adapter_sync import AdapterSync
 from soundrl.engine.agreement import Agreement
 from soundrl.engine.gather import most_alive
 from soundrl.engine.launch.last_words import RANK
@@ -79,6 +80,8 @@ class WeightSync:
         self.room = policy.settings.max_length - max(len(p) for p in self.prompts)
         self.reply = np.empty(0, np.int32)
         """Token ids of a reply, where the environment answers: probes are of two turns then, the second on a cached beginning"""
+        self.adapting = AdapterSync(policy, sampler) if sampler.adapts else None
+        """Where the sampler holds the base, and adapters alone go over"""
         self.sent: list[str] = []
 
     @TIMELINE("sync")
@@ -88,7 +91,7 @@ class WeightSync:
         if self.policy.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         self.sampler.wake("weights")
-        self.sampler.load(self.stream())
+        self.bring()
         self.sampler.reset_cache()
         self.sampler.wake("kv_cache")
         result = self.gate()
@@ -104,6 +107,13 @@ class WeightSync:
             "sync/gathered_mib": self.most_alive() / 2**20,
         }
 
+    def bring(self) -> None:
+        """The sampler has the weights as they are now."""
+        if self.adapting is None:
+            self.sampler.load(self.stream())
+        else:
+            self.sent = self.adapting()
+
     def stream(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
         """Full tensors by name; `sent` records what really went over. Those that are not `wanted` are gathered as well: all ranks must."""
         self.sent = []
@@ -115,6 +125,8 @@ class WeightSync:
 
     def most_alive(self) -> int:
         """Bytes of gathered parameters that are alive at once, at most; what the sampler's loaders hold of them comes on top."""
+        if self.adapting is not None:
+            return 0  # they are small, and the sampler has the base already
         size = getattr(torch, self.policy.settings.dtype).itemsize
         mesh = self.policy.ranks.mesh
         return most_alive({name: size * p.numel() for name, p in self.policy.model.named_parameters()}, mesh.size(mesh.ndim - 1))

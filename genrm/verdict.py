@@ -18,6 +18,7 @@ OUT_OF_RANGE = "out_of_range"  # an integer, but neither -1 nor the index of a p
 SEVERAL = "several"  # more than one index, or more boxes than an honest critique has
 CUT_OFF = "cut_off"  # the reply did not end by itself (`finish_reason` other than `stop`): its last box may be a passing thought
 EMPTY = "empty"  # nothing was said
+TOO_LONG = "too_long"  # the engine that is asked has no room for question and critique
 
 # How the request went (`genrm/pool/endpoint.py`, `genrm/pool/judge.py`).
 TIMEOUT = "timeout"
@@ -32,7 +33,7 @@ SPLIT = "split"  # the votes do not agree as far as they must
 
 UNASKED = frozenset({TIMEOUT, UNREACHABLE, HTTP_4XX, HTTP_5XX, BAD_REPLY, CLOSED})
 """Reasons that say nothing about the solution: another try may bring a verdict, so no file keeps them for one."""
-REASONS = UNASKED | {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, SPLIT}
+REASONS = UNASKED | {NO_BOX, BAD_INDEX, OUT_OF_RANGE, SEVERAL, CUT_OFF, EMPTY, TOO_LONG, SPLIT}
 """The closed set of reasons of an unknown verdict; counters and metrics have these names."""
 
 

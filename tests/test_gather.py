@@ -69,10 +69,10 @@ def test_what_is_alive_at_most():
 
 def test_a_model_that_is_not_sharded_needs_no_process_group():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    same = list(gathered(model, torch.float32))
+    same = list(gathered(dict(model.named_parameters()), torch.float32))
     assert [name for name, _ in same] == [name for name, _ in model.named_parameters()]
     assert all(
         tensor.data_ptr() == p.data_ptr() and not tensor.requires_grad for (_, tensor), p in zip(same, model.parameters(), strict=True)
     )
-    half = list(gathered(model, torch.bfloat16))
+    half = list(gathered(dict(model.named_parameters()), torch.bfloat16))
     assert all(torch.equal(tensor, p.detach().bfloat16()) for (_, tensor), p in zip(half, model.parameters(), strict=True))

@@ -27,7 +27,7 @@ class Sampler:
     """Says −1 for every token, but for those of `odd`, by their place among all tokens of a gate."""
 
     def __init__(self, odd: dict[int, float], engine: int = 0) -> None:
-        self.odd, self.engine, self.version, self.requests, self.routes = odd, engine, 0, [], None
+        self.odd, self.engine, self.version, self.requests, self.routes, self.adapts = odd, engine, 0, [], None, False
 
     def generate(self, requests):
         self.requests.append(requests)

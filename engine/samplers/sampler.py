@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from soundrl.engine.config import Config
+from soundrl.engine.files.adapter_folder import read_shape
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.records import Rollout
@@ -93,9 +95,10 @@ def no_more(idle: bool) -> None:
 class Sampler(Protocol):
     """A sampling engine in this process. `version` counts weight loads and is written into every rollout; `engine` is its number among
     the engines of the run, `leads` whether this rank is the first that shares it, and `slots` how many requests are sampled at once, the
-    others waiting in the order they came."""
+    others waiting in the order they came. One that `adapts` holds the base itself, and takes adapters."""
 
     version: int
+    adapts: bool
     leads: bool
     engine: int
     slots: int
@@ -126,6 +129,10 @@ class Sampler(Protocol):
         """Replace the weights by `tensors`, (Hugging Face name, full tensor); consumes the iterable once."""
         ...
 
+    def adapt(self, folder: Path) -> None:
+        """Where it `adapts`, in place of `load`: compute with the adapter in `folder` (PEFT's format), which may go afterwards."""
+        ...
+
     def reset_cache(self) -> None:
         """Forget cached prefixes: they belong to the old weights."""
         ...
@@ -139,6 +146,12 @@ def build_sampler(config: Config, policy: Policy, ranks: Ranks) -> Sampler:
         from soundrl.engine.samplers.torch_sampler import TorchSampler
 
         return TorchSampler(policy.folder, policy.tokenizer, config.model, ranks)
-    from soundrl.engine.samplers.vllm_sampler import VllmSampler
+    from soundrl.engine.samplers.vllm_sampler import Room, VllmSampler
 
-    return VllmSampler(policy.folder, policy.tokenizer, config.model, config.rollout, ranks)
+    room = Room((policy.adapters.shape.rank,)) if policy.adapters is not None and config.own_adapters else None
+    if room and config.genrm.judge == "adapter":
+        from soundrl.engine.tools.plan import judge_length
+
+        judge = read_shape(Path(config.genrm.model), "genrm.model")
+        room = Room((*room.ranks, judge.rank), judge_length(config, policy.folder))
+    return VllmSampler(policy.folder, policy.tokenizer, config.model, config.rollout, ranks, adapters=room)

@@ -37,6 +37,7 @@ class TorchSampler:
         self.stop_tokens = set(end_tokens(folder, tokenizer))
         self.routes: None = None
         self.version, self.engine, self.leads, self.slots = 0, ranks.rank, True, MAX_SEQUENCES
+        self.adapts = False  # every sync brings merged weights
 
     def generate(self, requests: Sequence[Request], leaving: Callable[[], bool] = lambda: False, more: More = no_more) -> Iterator[Rollout]:
         while requests and not leaving():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from soundrl.genrm.serve.api_server import inspect_here
 
 MAX_SEQUENCES = 256  # rollouts decoded at once; the rest queue inside vLLM
 MAX_BATCHED_TOKENS = 8192
+ROOMS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM makes room for
 AGREE = 16  # rounds of decoding between looks whether the ranks of an engine leave
 
 
@@ -62,11 +64,36 @@ def clear_kv_memory(worker: Any) -> None:
         layer.zero_()
 
 
+class Room(NamedTuple):
+    """For adapters: the ranks of those held at once, the policy's first, and tokens of the longest sequence (0 = as the policy's)."""
+
+    ranks: tuple[int, ...]
+    length: int = 0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """vLLM's. ValueError for a rank that it has no room for."""
+        if (largest := max(self.ranks)) > ROOMS[-1]:
+            raise ValueError(f"model.lora or genrm.model has rank {largest}, and vLLM's adapters at most {ROOMS[-1]}; lower it")
+        return {"enable_lora": True, "max_loras": len(self.ranks), "max_lora_rank": next(room for room in ROOMS if largest <= room)}
+
+
 class VllmSampler:
     """See `Sampler`. All ranks of a tensor-parallel group must pass the same requests in the same order."""
 
-    def __init__(self, folder: Path, tokenizer: Any, model: Model, settings: RolloutSettings, ranks: Ranks, *, loads: bool = False) -> None:
-        """`loads`: the folder's weights at once, where no trainer brings any."""
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        model: Model,
+        settings: RolloutSettings,
+        ranks: Ranks,
+        *,
+        loads: bool = False,
+        adapters: Room | None = None,
+    ) -> None:
+        """`loads`: the folder's weights at once, where no trainer brings any. `adapters`: the room for those that it will hold, on the
+        folder's weights."""
         on_cpu = ranks.device.type == "cpu"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -86,11 +113,11 @@ class VllmSampler:
         overrides: dict[str, Any] = {"head_dtype": "float32"}  # logits as the trainer's head makes them
         if model.rope_base_length:
             overrides["max_position_embeddings"] = model.rope_base_length
-        threads = torch.get_num_threads()
+        threads, longest = torch.get_num_threads(), max(model.max_length, adapters.length if adapters else 0)
         self.llm = LLM(
             str(folder),
             dtype=model.dtype,
-            max_model_len=model.max_length,
+            max_model_len=longest,
             hf_overrides=overrides,
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=settings.tensor_parallel,
@@ -99,7 +126,7 @@ class VllmSampler:
             gpu_memory_utilization=0.3 if on_cpu else settings.memory,
             kv_cache_memory_bytes=int(settings.memory * 2**30) if on_cpu else None,
             max_num_seqs=MAX_SEQUENCES,
-            max_num_batched_tokens=max(MAX_BATCHED_TOKENS, model.max_length),
+            max_num_batched_tokens=max(MAX_BATCHED_TOKENS, longest),
             # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
             enable_chunked_prefill=not on_cpu,
             enforce_eager=settings.eager,
@@ -107,16 +134,19 @@ class VllmSampler:
             enable_prefix_caching=True,
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            load_format="safetensors" if loads else "dummy",  # the first sync brings every tensor, and the gate proves it
+            load_format="safetensors" if loads or adapters else "dummy",  # the first sync brings every tensor, and the gate proves it
             trust_remote_code=False,
+            **(adapters.arguments if adapters else {}),
         )
         torch.set_num_threads(threads)
         self.tokenizer = tokenizer
         self.routes = Routes.of(self.llm, graphs=not (on_cpu or settings.eager))
         self.stop_tokens = end_tokens(folder, tokenizer)
-        self.on_cpu = on_cpu
+        self.on_cpu, self.longest = on_cpu, longest
         self.version, self.engine, self.slots = 0, ranks.rank // settings.tensor_parallel, MAX_SEQUENCES
-        self.requested, self.poisoned = 0, False
+        self.requested, self.poisoned, self.adapts = 0, False, bool(adapters)
+        self.given, self.wears, self.judge = 0, None, None
+        """Adapters taken, the one that requests are answered with, and that of the judge where it is asked here"""
         self.together: Any = None
         self.first = self.engine * settings.tensor_parallel
         self.leads = ranks.rank == self.first
@@ -165,7 +195,9 @@ class VllmSampler:
         self.requested += 1
         if self.routes is not None and self.routes.active:
             self.routes.asked[str(self.requested)] = request.prompt_id
-        self.llm.llm_engine.add_request(str(self.requested), {"prompt_token_ids": request.prompt_tokens.tolist()}, params)
+        self.llm.llm_engine.add_request(
+            str(self.requested), {"prompt_token_ids": request.prompt_tokens.tolist()}, params, lora_request=self.wears
+        )
         return str(self.requested)
 
     def of_engine(self, value: Any) -> Any:
@@ -204,7 +236,8 @@ class VllmSampler:
 
     def sleep(self) -> None:
         if not self.on_cpu:
-            self.llm.sleep(level=2)  # drops weights too: every step loads new ones anyway
+            # Level 2 drops weights too: every step loads new ones anyway. A base under adapters is loaded once, and waits on the host.
+            self.llm.sleep(level=1 if self.adapts else 2)
 
     def wake(self, part: str) -> None:
         if not self.on_cpu:
@@ -213,6 +246,37 @@ class VllmSampler:
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         self.llm.collective_rpc(reload_layerwise, args=(tensors,))
         self.version += 1
+
+    def adapt(self, folder: Path) -> None:
+        """The adapter in `folder` (PEFT's format) is the policy's from now on; the one before goes."""
+        if self.wears is not None:  # first, or vLLM would make room by itself, of the judge's maybe
+            self.llm.llm_engine.remove_lora(self.wears.lora_int_id)
+        self.wears = self._taken(folder, "policy")
+        self.version += 1
+
+    def hold(self, folder: Path) -> None:
+        """The judge's adapter in `folder`, beside the policy's, for `judging`."""
+        self.judge = self._taken(folder, "judge")
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Within, requests are answered with the judge's adapter."""
+        assert self.judge is not None
+        policy, self.wears = self.wears, self.judge
+        try:
+            yield
+        finally:
+            self.wears = policy
+
+    def _taken(self, folder: Path, name: str) -> Any:
+        """The adapter, under a number that no other has had: vLLM keeps what it has read of a number or a name."""
+        from vllm.lora.request import LoRARequest
+
+        self.given += 1
+        request = LoRARequest(f"{name}-{self.given}", self.given, str(folder))
+        if not self.llm.llm_engine.add_lora(request):
+            raise RuntimeError(f"vLLM did not take the adapter in {folder}")
+        return request
 
     def reset_cache(self) -> None:
         if not self.llm.reset_prefix_cache():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from soundrl.engine.checkpoints import restore
 from soundrl.engine.exchange import StepBatch
+from soundrl.engine.files.adapter_folder import ADAPTER, read_adapter
 from soundrl.engine.files.checkpoint import CheckpointError, checkpoints, place_of
 from soundrl.engine.files.model_folder import load_tokenizer, policy_folder
 from soundrl.engine.policy import Policy
@@ -91,12 +92,16 @@ class AtWeights:
         self.start = start_of(step, ranks)
         with tempfile.TemporaryDirectory() as beside:
             folder = Path(beside) / "policy" if self.start.checkpoint else self.start.folder
-            if self.start.checkpoint:
+            if config.model.lora[0]:
+                folder = first_folder(step, ranks)  # the base, whatever it wears
+            elif self.start.checkpoint:
                 export(self.start.folder, folder)
-            self.policy = Policy(folder, load_tokenizer(folder), config.model, ranks)
+            self.policy = Policy(folder, load_tokenizer(folder), config.model, ranks, seed=config.run.seed)
             self.trainer = Trainer(self.policy, config.optim, config.loss, config.rollout.temperature, config.rollout.max_new_tokens)
             if self.start.checkpoint:
                 restore(self.start.folder, self.trainer, ranks)
+            elif self.policy.adapters is not None and (self.start.folder / ADAPTER).is_dir():
+                self.policy.adapters.take(read_adapter(self.start.folder / ADAPTER), ranks)
         step.encoded(self.policy.tokenizer)
         TIMELINE.begin(0)
         if config.loss.kl[0]:
@@ -136,7 +141,7 @@ class AtWeights:
             batch.reference_logprobs.update(self.trainer.logprobs(self.trainer.reference, batch, candidates))
         for part in parts:
             self.trainer.backward(self._packed(part), max(self.trainer.count(part.samples), 1.0), self.trainer.policy_loss)
-        out = [torch.zeros_like(p) if p.grad is None else p.grad / len(parts) for p in self.policy.model.parameters()]
+        out = [torch.zeros_like(p) if p.grad is None else p.grad / len(parts) for p in self.policy.trained.values()]
         self.trainer.optimizer.zero_grad()
         return [each.full_tensor().cpu() for each in out]  # type: ignore[attr-defined]
 

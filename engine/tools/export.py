@@ -4,6 +4,7 @@ python -m soundrl.engine.tools.export list runs/fapo-7b
 python -m soundrl.engine.tools.export check runs/fapo-7b/checkpoints/step-000040
 python -m soundrl.engine.tools.export write runs/fapo-7b/checkpoints/step-000040 models/fapo --dtype bfloat16
 python -m soundrl.engine.tools.export write runs/fapo-7b         # every checkpoint, to policy/, where it is not yet
+python -m soundrl.engine.tools.export write runs/fapo-lora/checkpoints/step-000040 adapters/fapo --adapter
 """
 
 from __future__ import annotations
@@ -13,30 +14,61 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import tyro
 from torch import Tensor
 
+from soundrl.engine.files.adapter_folder import ADAPTER, write_adapter
 from soundrl.engine.files.checkpoint import WEIGHTS, CheckpointError, Rows, checkpoints, faults, place_of, read_manifest, read_state
 from soundrl.engine.files.names import Names, named_like_folder
 from soundrl.engine.files.tensor_file import Layout, write_bytes, write_tensors
 from soundrl.engine.files.whole import whole
+from soundrl.engine.tools.adapter_export import base_folder, export_adapter, merged_layouts, merged_tensors, saved_base, saved_shape
+
+if TYPE_CHECKING:
+    from soundrl.engine.policy import Policy
 
 SHARD = 5 << 30  # bytes of a file of weights, as the Hub's
 Dtype = Literal["float32", "bfloat16"]
 Positional = Annotated[Path, tyro.conf.Positional]
 
 
-def export(checkpoint: Path, target: Path, dtype: Dtype = "float32") -> None:
-    """Write the policy of a whole `checkpoint` to `target`, a folder that transformers and vLLM load."""
+def export(checkpoint: Path, target: Path, dtype: Dtype = "float32", base: Path | None = None) -> None:
+    """Write the policy of a whole `checkpoint` to `target`, a folder that transformers and vLLM load. Adapters are merged into their base,
+    which is read from `base` (None: where it was)."""
     model, kind = checkpoint / "model", getattr(torch, dtype)
     files = {str(file.relative_to(model)): file.read_bytes() for file in sorted(model.rglob("*")) if file.is_file()}
+    state = read_state(checkpoint)
     with Rows(checkpoint, WEIGHTS) as rows:
+        if (saved := saved_base(state)) is not None:
+            folder = base_folder(checkpoint, saved, base)
+            write_folder(target, files, merged_layouts(folder, kind), merged_tensors(folder, rows, saved_shape(state), kind))
+            return
         names = Names.of_folder(model, {name: rows.shape(name) for name in rows.pieces})
         tensors = named_like_folder(names, ((name, rows.whole(name).to(kind)) for name in rows.pieces))
         write_folder(target, files, names.layouts(list(rows.pieces), kind), (tensor for _, tensor in tensors))
+
+
+def export_live(policy: Policy, files: Mapping[str, bytes], target: Path) -> None:
+    """The policy as it is now, in the type that it computes in, and its adapters in `adapter/` of the folder where it has some; rank 0
+    writes. A collective."""
+    dtype = getattr(torch, policy.settings.dtype)
+    tensors = policy.named_full_tensors()
+    if policy.ranks.main:
+        layouts = policy.names.layouts(list(policy.names.shapes), dtype)
+        write_folder(target, files, layouts, (tensor for _, tensor in tensors))
+    for _ in tensors:  # all gather each
+        pass
+    if (adapters := policy.adapters) is not None and policy.base is not None:
+        tensors = adapters.full()
+        if policy.ranks.main:
+            layouts = {name: Layout(torch.float32, tuple(p.shape)) for name, p in adapters.parameters().items()}
+            write_adapter(target / ADAPTER, adapters.shape, policy.base, layouts, (tensor for _, tensor in tensors))
+        for _ in tensors:
+            pass
+    policy.ranks.barrier()
 
 
 def write_folder(target: Path, files: Mapping[str, bytes], layouts: Mapping[str, Layout], tensors: Iterable[Tensor]) -> None:
@@ -104,8 +136,11 @@ def main(
     target: Positional = Path(),
     /,
     dtype: Dtype = "bfloat16",
+    adapter: bool = False,
+    base: Path | None = None,
 ) -> None:
-    """`list RUN`, `check CHECKPOINT`, `write CHECKPOINT TARGET [--dtype float32]`; of a RUN `check` and `write` take every checkpoint."""
+    """`list RUN`, `check CHECKPOINT`, `write CHECKPOINT TARGET [--dtype float32]`; of a RUN `check` and `write` take every checkpoint. Of a
+    run with adapters `write` merges them into their base (`--base`: where that is now), `--adapter` writes them alone, for PEFT."""
     try:
         if what == "list":
             print("\n".join(shown(folder)))
@@ -116,14 +151,17 @@ def main(
             if what == "check":
                 print(f"{path} is whole: every byte is as it was written")
                 continue
-            into = folder / "policy" / path.name if of_run else target
+            into = folder / ("adapters" if adapter else "policy") / path.name if of_run else target
             if into.exists() and of_run:
                 continue
             if into == Path() or into.exists():
                 raise ValueError(f"the target {into} {'is missing' if into == Path() else 'exists'}; name a new folder")
             into.parent.mkdir(parents=True, exist_ok=True)
-            export(path, into, dtype)
-            print(f"{into}: {dtype}, from {path}")
+            if adapter:
+                export_adapter(path, into, read_state(path))
+            else:
+                export(path, into, dtype, base)
+            print(f"{into}: {'float32 adapters' if adapter else dtype}, from {path}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from soundrl.engine.tools.expert_doctor import ExpertDoctor
 
 if TYPE_CHECKING:
+    from soundrl.engine.lora import Adapters
     from soundrl.engine.weight_sync import GateResult, WeightSync
 
 
@@ -28,6 +29,8 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
             f"At temperature 1 the two agree ({failed.untempered:.4f}): the sampler reports raw log-probabilities, before "
             f"temperature {sync.temperature}; it must be started with logprobs_mode='processed_logprobs'"
         )
+    if sync.adapting is not None:
+        return found + adapters_fault(sync, sync.adapting.adapters, healthy)
     names = [name for name, _ in sync.policy.named_full_tensors()]
     if unsent := [name for name in names if name not in sync.sent]:
         return found + f"{len(unsent)} of {len(names)} tensors were never sent; the first is {unsent[0]}"
@@ -58,6 +61,28 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
     return found + (
         f"Sending everything again left it at {again:.4f}: the sampler computes something else than the trainer (other dtype, other RoPE "
         "length, a kernel fault)"
+    )
+
+
+def adapters_fault(sync: WeightSync, adapters: Adapters, healthy: float) -> str:
+    """Where adapters alone go over. The trainer leaves out one after the other, until it computes what the sampler does."""
+    sync.sampler.reset_cache()
+    if sync.gate().passes(sync.limit):
+        return "After a reset of the prefix cache the two agree: the sampler answered from prefixes cached under the old weights"
+    parts = [("the adapters, as if none were loaded", [*adapters.layers])]
+    parts += [(f"the adapter of {block}", members) for block, members in blocks([f"{name}.weight" for name in adapters.layers])]
+    for what, members in parts:
+        with adapters.without([member.removesuffix(".weight") for member in members]):
+            if sync.gate().passes(healthy):
+                return f"The sampler computes without {what}; the first layer is {members[0].removesuffix('.weight')}"
+    sync.bring()
+    sync.sampler.reset_cache()
+    result = sync.gate()
+    if result.passes(healthy):
+        return "Loading the adapters again closed the gap: the sampler had not taken them"
+    return (
+        f"Loading the adapters again left it at {result.exp_abs_dlogp:.4f}: the sampler has another base than the trainer, or computes "
+        "something else (other dtype, other RoPE length, a kernel fault)"
     )
 
 

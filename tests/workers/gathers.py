@@ -53,7 +53,7 @@ def differences(model: nn.Module) -> list[str]:
         # As DTensor does it, first: its collectives must not stand between those of `gathered` on some ranks alone.
         wanted = [(name, p.detach().to(dtype).full_tensor()) for name, p in model.named_parameters()]
         for limit in (1, 100, 250, 1 << 30):
-            found = list(gathered(model, dtype, limit))
+            found = list(gathered(dict(model.named_parameters()), dtype, limit))
             if [name for name, _ in found] != [name for name, _ in wanted]:
                 out.append(f"names {dtype} {limit}")
             for (name, tensor), (_, expected) in zip(found, wanted, strict=True):
@@ -84,7 +84,7 @@ def alive(model: nn.Module, keep: bool) -> dict:
     """Buckets and bytes of them that are alive at most, as seen at each tensor."""
     most, bytes_, kept = 0, 0, []
     with watched() as made:
-        for _, tensor in gathered(model, torch.float32, 250):
+        for _, tensor in gathered(dict(model.named_parameters()), torch.float32, 250):
             if keep:
                 kept.append(tensor)
             del tensor
@@ -96,7 +96,7 @@ def alive(model: nn.Module, keep: bool) -> dict:
 def left_early(model: nn.Module) -> dict:
     """All leave at the same place; then everything is as before."""
     with watched() as made:
-        tensors = gathered(model, torch.float32)
+        tensors = gathered(dict(model.named_parameters()), torch.float32)
         next(tensors)
         tensors.close()
     total = torch.ones(1)
@@ -132,7 +132,7 @@ def main(out: Path) -> None:
             said["columns"] = str(error)
 
         # Rank 2 fails while it takes the third bucket, and ends; the others find out instead of waiting for it.
-        tensors, count = gathered(model, torch.float32, 250), 0
+        tensors, count = gathered(dict(model.named_parameters()), torch.float32, 250), 0
         try:
             for _ in tensors:
                 count += 1

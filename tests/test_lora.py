@@ -1,0 +1,195 @@
+"""Adapters: gradients, checkpoints and exports against autograd of the merged weight, plain transformers and PEFT; and real vLLM engines
+that take them as adapters, merged, and with a judge's beside the policy's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_distributed import padded_gradients, relative
+from tiny import fixed_samples, write_tiny
+from transformers import AutoModelForCausalLM
+
+from soundrl.engine.config import Config, Data, Genrm, Loss, Model, Rollout, Run
+from soundrl.engine.files.adapter_folder import read_adapter, read_shape
+from soundrl.engine.files.model_folder import load_config
+from soundrl.engine.lora import Adapters, Shape
+
+RANK, ALPHA = LORA = (5, 9.0)
+CASES: dict[str, dict] = {
+    "qwen3": {},
+    "opt": {},
+    "recomputed": {"activation_checkpointing": True},
+    "some": {"lora": (*LORA, "q_proj,layers.1.mlp.down_proj")},
+    "head": {"lora": (*LORA, "v_proj,lm_head")},
+    "bf16": {"dtype": "bfloat16"},
+}
+FOLDERS = {"opt": "opt", "head": "untied"}
+
+
+@pytest.fixture(scope="module")
+def computed(torchrun_once, tmp_path_factory) -> tuple[Path, dict, dict]:
+    """Folder, words and tensors of one and two ranks; an adapter's rank of 5 is cut into 3 and 2 rows."""
+    root = tmp_path_factory.mktemp("lora")
+    for name, more in {"qwen3": {}, "opt": {"kind": "opt"}, "untied": {"tied": False}, "other": {"seed": 1}}.items():
+        write_tiny(root / name, **more)
+    cases = {name: case | {"folder": str(root / FOLDERS.get(name, "qwen3"))} for name, case in CASES.items()}
+    said, tensors = {}, {}
+    for ranks in (1, 2):
+        said[ranks] = torchrun_once("lora", ranks, root=str(root), gradients=cases)
+        tensors[ranks] = torch.load(root / f"on-{ranks}" / "tensors.pt", weights_only=True)
+    return root, said, tensors
+
+
+def of_merged(folder: Path, adapters: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss, and by the chain rule the gradients of A and B, from autograd of W + s·B·A in a plain model, float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    parameters, scale = dict(model.named_parameters()), ALPHA / RANK
+    layers = {name.rpartition(".")[0]: None for name in adapters}
+    parts = {layer: [adapters[f"{layer}.lora_{kind}"].double() for kind in "AB"] for layer in layers}
+    for layer, (a, b) in parts.items():
+        parameters[f"{layer}.weight"].data += scale * b @ a
+    loss, whole, _ = padded_gradients(model)
+    wanted = {}
+    for layer, (a, b) in parts.items():
+        wanted |= {f"{layer}.lora_A": scale * b.T @ whole[f"{layer}.weight"], f"{layer}.lora_B": scale * whole[f"{layer}.weight"] @ a.T}
+    return loss, wanted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_the_merged_weight_and_of_any_number_of_ranks(computed, name):
+    root, said, tensors = computed
+    one, two = tensors[1][name], tensors[2][name]
+    loss, wanted = of_merged(root / FOLDERS.get(name, "qwen3"), one["adapters"])
+    assert one["gradients"].keys() == wanted.keys() and one["idle"] == two["idle"] == []  # the base neither has a gradient nor wants one
+    allowed = 0.15 if name == "bf16" else 1e-6
+    gaps = relative(one["gradients"], wanted), relative(two["gradients"], one["gradients"])
+    print(f"{name}: {gaps[0]:.2e} from autograd, {gaps[1]:.2e} between ranks")
+    assert one["loss"] == pytest.approx(loss, rel=max(allowed, 1e-5)) and gaps[0] <= allowed
+    assert gaps[1] <= (0.05 if name == "bf16" else 1e-6)
+    # They begin alike: A spread, B zero.
+    assert all(torch.equal(two["began"][key], value) for key, value in one["began"].items())
+    assert all((value == 0).all() if key.endswith("B") else value.std() > 0 for key, value in one["began"].items())
+
+
+def test_recomputed_activations_change_no_bit_and_layers_are_those_named(computed):
+    _, said, tensors = computed
+    assert relative(tensors[1]["recomputed"]["gradients"], tensors[1]["qwen3"]["gradients"]) == 0.0
+    layers = {name.rpartition(".")[0] for name in tensors[1]["some"]["adapters"]}
+    assert layers == {*(f"model.layers.{i}.self_attn.q_proj" for i in range(2)), "model.layers.1.mlp.down_proj"}
+    assert "lm_head.lora_A" in tensors[1]["head"]["adapters"] and not any("lm_head" in name for name in tensors[1]["qwen3"]["adapters"])
+    assert "in adapters of rank 5 on q_proj, down_proj" in said[1]["some"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_that_was_interrupted_is_the_same_to_the_bit(computed, ranks):
+    root, said, tensors = computed
+    mine = said[ranks]
+    assert mine["restored"] and mine["again"] == mine["end"] != mine["middle"]
+    assert mine["of one"] == said[1]["middle"]  # read by any number of ranks
+    assert relative(tensors[2]["end"], tensors[1]["end"]) <= 1e-6
+    # Adapters and their moments alone are saved, less than a tenth of a model that small.
+    saved = {name for name in mine["files"] if name.endswith(".safetensors")}
+    assert saved == {f"{part}-{i:05d}-of-{ranks:05d}.safetensors" for part in ("weights", "moments") for i in range(ranks)}
+    assert "model.safetensors is another than in" in mine["other base"] and "other" in mine["other base"]
+
+
+def test_the_reference_is_the_base_with_what_it_started_from(computed):
+    _, said, _ = computed
+    for ranks in (1, 2):
+        # To the bit, without a warm start and with one; and the policy, which has moved by more, is put back as it was.
+        assert said[ranks]["reference"] and said[ranks]["started"] and said[ranks]["unmoved"] and said[ranks]["moved"] > 1e-2
+
+
+def logprobs(model) -> torch.Tensor:
+    values = []
+    for s in fixed_samples():
+        with torch.no_grad():
+            log_p = torch.log_softmax(model(torch.tensor([[*s.prompt_tokens, *s.tokens]])).logits[0].float(), -1)
+        values += [log_p[len(s.prompt_tokens) - 1 + j, token].item() for j, token in enumerate(s.tokens)]
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_exports_give_the_log_probabilities_of_the_policy(computed, ranks):
+    peft = pytest.importorskip("peft")
+    root, said, tensors = computed
+    own, trained = root / f"on-{ranks}", torch.tensor(said[ranks]["logprobs"])
+
+    def base():
+        return AutoModelForCausalLM.from_pretrained(root / "qwen3", dtype=torch.float32)
+
+    adapted = logprobs(peft.PeftModel.from_pretrained(base(), own / "adapter"))
+    merged, plain = logprobs(AutoModelForCausalLM.from_pretrained(own / "merged", dtype=torch.float32)), logprobs(base())
+    print(f"largest |Δ log-prob|: PEFT {(adapted - trained).abs().max():.1e}, merged {(merged - trained).abs().max():.1e}")
+    assert (adapted - trained).abs().max() <= 1e-5 and (merged - trained).abs().max() <= 1e-5
+    assert (plain - trained).abs().max() > 1e-2  # witness: the adapters do something
+    assert read_shape(own / "adapter", "x")[:2] == LORA and read_adapter(own / "adapter").keys() == tensors[ranks]["end"].keys()
+    # The merged folder is what a sync sends, and the same from a base that was moved; which must be named.
+    found = AutoModelForCausalLM.from_pretrained(own / "elsewhere", dtype=torch.float32).state_dict()
+    assert all((found[name] - tensor).abs().max() <= 1e-6 for name, tensor in tensors[ranks]["merged"].items())
+    assert "name that base: --base FOLDER" in said[ranks]["gone"]
+
+
+def test_names_that_are_no_layer_are_told(tmp_path):
+    config = load_config(write_tiny(tmp_path / "tiny"))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"model\.lora names query, .*there are down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj"):
+        Adapters(model, Shape(4, 8.0, "q_proj,query"))
+    with pytest.raises(ValueError, match=r"names the head, which this model ties to its embedding"):
+        Adapters(model, Shape(4, 8.0, "lm_head"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lora": (-1, 8.0, "")}, "use a rank of at least 1"),
+        ({"lora": (4, 0.0, "")}, "an alpha above 0"),
+        ({"lora": (0, 32.0, "q_proj")}, "rank 0 makes no adapter"),
+        ({"lora": (4, 8.0, ""), "kl": (0.1, "k3", "cpu")}, "the reference is the base itself"),
+        ({"judge": "adapter"}, "every weight of its base would move under it"),
+        ({"judge": "adapter", "lora": (4, 8.0, ""), "folder": ""}, "genrm.model is empty"),
+        ({"judge": "adapter", "lora": (4, 8.0, ""), "engine": "torch"}, "it is asked in vLLM"),
+        ({"judge": "adapter", "lora": (4, 8.0, "lm_head")}, "whose adapters leave the head alone"),
+        ({"judge": "adapter", "lora": (4, 8.0, ""), "prompt": "own-read"}, "use own"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Config(
+            model=Model(path="x", max_length=2048, lora=settings.get("lora", (0, 32.0, ""))),
+            data=Data(train=("x.jsonl",)),
+            run=Run(name="x"),
+            loss=Loss(kl=settings.get("kl", (0.0, "k3", "sharded"))),
+            rollout=Rollout(engine=settings.get("engine", "vllm")),
+            genrm=Genrm(
+                judge=settings.get("judge", "oracle"), model=settings.get("folder", "judge"), prompt=settings.get("prompt", ""), urls=("u",)
+            ),
+        )
+
+
+@pytest.fixture(scope="module")
+def engines(torchrun_once, tmp_path_factory) -> dict:
+    return torchrun_once("lora_engines", 1, root=str(tmp_path_factory.mktemp("engines")))
+
+
+def test_vllm_computes_what_the_trainer_does_with_adapters_of_its_own_and_merged(engines):
+    for name in ("own", "own again", "merged", "recovered"):
+        assert engines[name].startswith("passed 1.00"), engines[name]
+    print({name: value for name, value in engines.items() if "gap" in name})
+    assert max(engines["own gap"], engines["own again gap"], engines["merged gap"], engines["after"]) <= 1e-5
+    assert engines["left"] == []  # what a sync writes is gone after it
+
+
+def test_an_adapter_that_is_not_loaded_is_caught_and_named(engines):
+    assert "without the adapters, as if none were loaded; the first layer is model.layers.0.self_attn.q_proj" in engines["not loaded"]
+    assert "without the adapter of model.layers.1.mlp; the first layer is model.layers.1.mlp.gate_proj" in engines["one block"]
+
+
+def test_policy_and_judge_as_two_adapters_give_the_verdicts_of_two_engines(engines):
+    found = engines["beside the policy"]
+    assert found == engines["alone"] == engines["later"]
+    assert [verdict[:2] for verdict in found[:8]] == [["sound", None], ["flawed", 1]] * 4 and found[8:] == found[:2]
+    assert engines["metrics"]["genrm/deduplicated"] == 2.0 and engines["metrics"]["genrm/replies"] == 8.0
+    # Inverse: the policy's adapter answers otherwise.
+    assert engines["under the policy"] != found
