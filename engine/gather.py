@@ -107,7 +107,7 @@ class _Bucket:
                 ins.append(own)
                 own = whole[:rows]
             self.parts.append((name, own, device))
-        # One call for all tensors of a group and type: NCCL makes one launch of them, gloo one exchange. `sent` is kept until they have arrived.
+        # One call for all tensors of a group and type: NCCL makes one launch of them, gloo one exchange. `sent` is kept until they came.
         self.sent: Any = sent
         self.work = [group.allgather_into_tensor_coalesced(outs, ins) for (group, _), (outs, ins) in sent.items()]
 

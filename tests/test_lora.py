@@ -18,7 +18,7 @@ RANK, ALPHA = LORA = (5, 9.0)
 CASES: dict[str, dict] = {
     "qwen3": {},
     "opt": {},
-    "recomputed": {"activation_checkpointing": True},
+    "recomputed": {"save_memory": ("recompute",)},
     "some": {"lora": (*LORA, "q_proj,layers.1.mlp.down_proj")},
     "head": {"lora": (*LORA, "v_proj,lm_head")},
     "bf16": {"dtype": "bfloat16"},

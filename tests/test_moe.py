@@ -119,10 +119,10 @@ def test_a_table_that_is_not_understood_is_refused():
 CASES: dict[str, dict] = {
     "whole": {"budget": 100_000},
     "split": {"budget": 128},
-    "recomputed": {"budget": 128, "checkpointing": True},
+    "recomputed": {"budget": 128, "save_memory": ["recompute"]},
     "bf16": {"budget": 128, "dtype": "bfloat16"},
     "balanced": {"budget": 100_000, "balance": 0.1},
-    "balanced and split": {"budget": 128, "balance": 0.1, "checkpointing": True},
+    "balanced and split": {"budget": 128, "balance": 0.1, "save_memory": ["recompute"]},
 }
 
 

@@ -123,11 +123,11 @@ def main(out: Path) -> None:
         said["left"] = left_early(model)
         single = sharded(lone)
         own = {name: p.to_local().data_ptr() for name, p in single.named_parameters()}
-        said["copies"] = sum(tensor.data_ptr() != own[name] for name, tensor in gathered(single, torch.float32))
+        said["copies"] = sum(tensor.data_ptr() != own[name] for name, tensor in gathered(dict(single.named_parameters()), torch.float32))
         odd = nn.Module()
         odd.columns = nn.Parameter(distribute_tensor(torch.zeros(4, 4), every, [Shard(1)]))
         try:
-            list(gathered(odd, torch.float32))
+            list(gathered(dict(odd.named_parameters()), torch.float32))
         except NotImplementedError as error:
             said["columns"] = str(error)
 
