@@ -126,7 +126,7 @@ class Policy:
         for name, parameter in self.model.named_parameters():
             assert isinstance(parameter, DTensor)
             # The shard may wait on the host (`Offload`). Cast it first: the gather moves half the bytes in bf16.
-            shard = parameter.detach().to_local().to(self.ranks.device, non_blocking=True).to(dtype)
+            shard = cast(DTensor, parameter.detach()).to_local().to(self.ranks.device, non_blocking=True).to(dtype)
             like = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
             yield name, DTensor.from_local(shard, parameter.device_mesh, parameter.placements, **like).full_tensor()
 
