@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ class HostMemory:
     def __init__(self, layouts: Sequence[Layout], device: torch.device) -> None:
         block = torch.zeros(sum(layout.size for layout in layouts), dtype=torch.uint8)
         if device.type == "cuda" and len(block):
-            fault = int(torch.cuda.cudart().cudaHostRegister(block.data_ptr(), len(block), 1))  # 1: for every device
+            runtime: Any = torch.cuda.cudart()
+            fault = int(runtime.cudaHostRegister(block.data_ptr(), len(block), 1))  # 1: for every device
             if fault:
                 raise ValueError(
                     f"model.save_memory: this machine does not lock {len(block) / 2**30:.1f} GiB more of its memory for a GPU (CUDA error "
@@ -56,4 +57,5 @@ class HostMemory:
 
 def _unlock(address: int) -> None:
     torch.cuda.synchronize()  # a copy may still be on its way
-    torch.cuda.cudart().cudaHostUnregister(address)
+    runtime: Any = torch.cuda.cudart()
+    runtime.cudaHostUnregister(address)

@@ -9,7 +9,7 @@ costs its bytes over the bus once in each direction, at the same time: 8 bytes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -138,7 +138,7 @@ class HostAdamW(AdamW):
                 for into, moment in zip(place, host, strict=True):
                     into.copy_(moment, non_blocking=True)
             here.wait_stream(coming)
-            self._update(block, *place)
+            self._update(block, place)
             going.wait_stream(here)
             with of.stream(going):
                 for moment, into in zip(host, place, strict=True):
@@ -148,13 +148,15 @@ class HostAdamW(AdamW):
             torch._foreach_add_(steps, 1)
         of.synchronize()  # whoever reads the host's memory next is no stream; and the places are given back
 
-    def _update(self, block: Block, *moments: Tensor) -> None:
+    def _update(self, block: Block, moments: Sequence[Tensor]) -> None:
         """AdamW on a block; `moments` [block.size] as in `STATES`."""
         group = self.param_groups[0]
+        first, second = ([moment[p.place : p.place + p.size] for p in block.parts] for moment in moments)
         adamw(
             [local_rows(p.parameter.detach()).view(-1)[p.first : p.first + p.size] for p in block.parts],
             [local_rows(cast(Tensor, p.parameter.grad)).view(-1)[p.first : p.first + p.size] for p in block.parts],
-            *([moment[p.place : p.place + p.size] for p in block.parts] for moment in moments),  # type: ignore[arg-type]
+            first,
+            second,
             [],
             # Copies: a parameter may have several parts, and each would count a step.
             [self.state[p.parameter]["step"].clone() for p in block.parts],

@@ -142,7 +142,7 @@ class Offload:
             return  # a rank without rows
         whole = torch.empty(0, dtype=first.dtype, device=first.device).set_(first.untyped_storage(), 0, (count,), (1,))
         assert all(t.untyped_storage().data_ptr() == whole.data_ptr() for t in tensors) and len(host) == count
-        members = [(t, t.size(), t.stride(), t.storage_offset()) for t in tensors]
+        members = [(t, t.size(), t.stride(), int(t.storage_offset())) for t in tensors]
         self.held.append(Held(whole, host, members, moment, fixed))
 
 

@@ -63,9 +63,11 @@ class Work:
         out = dict(trainer.policy.named_full_tensors(torch.float32))
         out = {name: tensor.clone() for name, tensor in out.items()}
         for name, parameter in trainer.policy.model.named_parameters():
+            assert isinstance(parameter, DTensor)
+            like = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
             for kind in STATES if parameter in trainer.optimizer.state else ():
-                rows, like = local_rows(trainer.optimizer.state[parameter][kind]), parameter
-                whole = DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+                rows = local_rows(trainer.optimizer.state[parameter][kind])
+                whole = DTensor.from_local(rows, parameter.device_mesh, parameter.placements, **like)
                 out[f"{kind} {name}"] = whole.full_tensor().clone()
                 out[f"step {name}"] = trainer.optimizer.state[parameter]["step"].clone()
         return out
