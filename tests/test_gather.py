@@ -44,10 +44,8 @@ def test_who_leaves_early_leaves_nothing_under_way(said):
 
 
 def test_others_end_where_a_rank_has_failed_while_it_loads(said):
-    count, error, text = said["dead"]
-    assert 4 <= count < 22 and issubclass(
-        {"RuntimeError": RuntimeError}.get(error, getattr(torch.distributed, error, type)), RuntimeError
-    ), text
+    count, text = said["dead"]
+    assert 4 <= count < said["tensors"] and "onnection" in text, text  # witness: it had begun, and the group says who has gone
 
 
 def test_a_bucket_is_a_layer_or_a_part_of_it():
