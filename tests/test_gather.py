@@ -33,6 +33,10 @@ def test_a_mesh_of_one_rank_copies_nothing_but_for_the_cast(said):
     assert said["copies"] == 0
 
 
+def test_parameters_that_are_given_come_as_they_are_held(said):
+    assert said["mixed"] == [["layers.0.torch.float32", "torch.float32", [5, 2], 10], ["layers.0.torch.bfloat16", "torch.bfloat16", [3], 3]]
+
+
 def test_what_is_cut_otherwise_is_refused_by_name(said):
     assert said["columns"].startswith("columns is placed as (Shard(dim=1),)")
 

@@ -70,7 +70,7 @@ def watched():
     class Watched(real):
         def __init__(self, named, dtype) -> None:
             super().__init__(named, dtype)
-            storages = [tensor.untyped_storage() for _, tensor, _ in self.parts]
+            storages = [tensor.untyped_storage() for _, tensor, *_ in self.parts]
             made.append((self, [(StorageWeakRef(s), s.nbytes()) for s in storages]))
 
     gather._Bucket = Watched
@@ -124,6 +124,11 @@ def main(out: Path) -> None:
         single = sharded(lone)
         own = {name: p.to_local().data_ptr() for name, p in single.named_parameters()}
         said["copies"] = sum(tensor.data_ptr() != own[name] for name, tensor in gathered(single, torch.float32))
+        mixed = [
+            (f"layers.0.{t.dtype}", nn.Parameter(distribute_tensor(t, every, [Shard(0)])))
+            for t in (torch.ones(5, 2), torch.ones(3).bfloat16())
+        ]
+        said["mixed"] = [[name, str(t.dtype), list(t.shape), t.sum().item()] for name, t in gathered(mixed, None)]
         odd = nn.Module()
         odd.columns = nn.Parameter(distribute_tensor(torch.zeros(4, 4), every, [Shard(1)]))
         try:
