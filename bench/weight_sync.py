@@ -153,7 +153,7 @@ def measure(arguments: Arguments, folder: Path, dtype: str) -> dict[str, Any] | 
     be_quiet()
     ranks = Ranks.start()
     tokenizer, kind = load_tokenizer(folder), getattr(torch, dtype)
-    settings = Model(path=str(folder), dtype=dtype, max_length=512)
+    settings = Model(path=str(folder), dtype=cast(Any, dtype), max_length=512)
     policy = Policy(folder, tokenizer, settings, ranks)
     trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), 1.0)
     on_cpu = ranks.device.type == "cpu"

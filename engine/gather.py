@@ -25,17 +25,21 @@ BUCKET = 512 << 20
 """Bytes of a bucket at most (one tensor at least): far more than keeps a network busy, and two of them are little beside a card"""
 
 
-def gathered(named: Mapping[str, nn.Parameter], dtype: torch.dtype | None, limit: int = BUCKET) -> Iterator[tuple[str, Tensor]]:
-    """Every one of the `named` parameters, whole, in `dtype` (None: as it is held), by name and in their order; on the device of its mesh,
-    where a shard that lies on the host goes.
+def gathered(
+    model: nn.Module | Iterable[tuple[str, nn.Parameter]], dtype: torch.dtype | None, limit: int = BUCKET
+) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of `model` (or each that is given by name), whole, in `dtype` (None: as it is held), by the model's name for it and
+    in its order, tied ones once; on the device of its mesh, where a shard that lies on the host goes.
 
     A collective of the ranks of each parameter's mesh: all must take the same number of tensors, or end. Read what comes, never write it:
     where nothing is sharded, cast or moved it is the parameter itself. An iteration that is left early ends after the gather under way,
     which the others need. NotImplementedError for a parameter that is cut otherwise than FSDP2 and HSDP do by default.
     """
+    named = dict(model.named_parameters() if isinstance(model, nn.Module) else model)
+    sizes = {name: parameter.numel() * (dtype or parameter.dtype).itemsize for name, parameter in named.items()}
     under_way: deque[_Bucket] = deque()
     try:
-        for names in buckets({name: p.numel() * (dtype or p.dtype).itemsize for name, p in named.items()}, limit):
+        for names in buckets(sizes, limit):
             under_way.append(_Bucket([(name, named[name]) for name in names], dtype))
             if len(under_way) == 2:
                 yield from under_way.popleft().tensors()
@@ -93,21 +97,21 @@ class _Bucket:
 
     @torch.no_grad()
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], dtype: torch.dtype | None) -> None:
-        self.dtype = dtype
-        self.parts: deque[tuple[str, Tensor, torch.device]] = deque()
+        self.parts: deque[tuple[str, Tensor, torch.device, torch.dtype]] = deque()
         sent: dict[tuple[dist.ProcessGroup, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
         for name, parameter in named:
             own, group, device = _shard(name, parameter)
+            kind = dtype or parameter.dtype
             if group is not None:
                 rows, size = len(parameter), group.size()
-                own = _padded(_moved(own, device, dtype), -(-rows // size))
-                whole = torch.empty((len(own) * size, *own.shape[1:]), dtype=own.dtype, device=device)
-                outs, ins = sent.setdefault((group, own.dtype), ([], []))
+                own = _padded(_moved(own, device, kind), -(-rows // size))
+                whole = torch.empty((len(own) * size, *own.shape[1:]), dtype=kind, device=device)
+                outs, ins = sent.setdefault((group, kind), ([], []))
                 outs.append(whole)
                 ins.append(own)
                 own = whole[:rows]
-            self.parts.append((name, own, device))
-        # One call for all tensors of a group and type: NCCL makes one launch of them, gloo one exchange. `sent` is kept until they came.
+            self.parts.append((name, own, device, kind))
+        # One call for all tensors of a group and type: NCCL makes one launch of them, gloo one exchange. `sent` stays until they arrive.
         self.sent: Any = sent
         self.work = [group.allgather_into_tensor_coalesced(outs, ins) for (group, _), (outs, ins) in sent.items()]
 
@@ -124,8 +128,8 @@ class _Bucket:
 
     @torch.no_grad()
     def _next(self) -> tuple[str, Tensor]:
-        name, tensor, device = self.parts.popleft()
-        return name, _moved(tensor, device, self.dtype)
+        name, tensor, device, kind = self.parts.popleft()
+        return name, _moved(tensor, device, kind)
 
 
 def _shard(name: str, parameter: nn.Parameter) -> tuple[Tensor, dist.ProcessGroup | None, torch.device]:
@@ -142,9 +146,9 @@ def _shard(name: str, parameter: nn.Parameter) -> tuple[Tensor, dist.ProcessGrou
     return parameter.to_local(), group, device
 
 
-def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Moved first, as it is: `to` with both would cast on the host, and the copy from pinned memory would wait for that."""
-    return tensor.to(device, non_blocking=True).to(dtype or tensor.dtype)
+    return tensor.to(device, non_blocking=True).to(dtype)
 
 
 def _padded(own: Tensor, rows: int) -> Tensor:

@@ -96,7 +96,7 @@ class Adapters:
 
     def full(self) -> Iterator[tuple[str, Tensor]]:
         """Every adapter, unsharded, float32, by the parameter's name in model order. A collective."""
-        return gathered(self.parameters(), torch.float32)
+        return gathered(self.parameters().items(), torch.float32)
 
     def rows(self) -> dict[str, Tensor]:
         """A copy of this rank's rows."""

@@ -159,7 +159,7 @@ class Policy:
         """
         dtype = dtype or getattr(torch, self.settings.dtype)
         # What adapters are added to is cast once, after that.
-        whole = gathered(dict(self.model.named_parameters()), None if self.adapters else dtype)
+        whole = gathered(self.model, None if self.adapters else dtype)
         return named_like_folder(self.names, merged(whole, self.adapters, dtype))
 
     def run(self, batch: PackedBatch, compute: Compute) -> Tensor:

@@ -33,6 +33,10 @@ def test_a_mesh_of_one_rank_copies_nothing_but_for_the_cast(said):
     assert said["copies"] == 0
 
 
+def test_parameters_that_are_given_come_as_they_are_held(said):
+    assert said["mixed"] == [["layers.0.torch.float32", "torch.float32", [5, 2], 10], ["layers.0.torch.bfloat16", "torch.bfloat16", [3], 3]]
+
+
 def test_what_is_cut_otherwise_is_refused_by_name(said):
     assert said["columns"].startswith("columns is placed as (Shard(dim=1),)")
 
@@ -44,10 +48,8 @@ def test_who_leaves_early_leaves_nothing_under_way(said):
 
 
 def test_others_end_where_a_rank_has_failed_while_it_loads(said):
-    count, error, text = said["dead"]
-    assert 4 <= count < 22 and issubclass(
-        {"RuntimeError": RuntimeError}.get(error, getattr(torch.distributed, error, type)), RuntimeError
-    ), text
+    count, text = said["dead"]
+    assert 4 <= count < said["tensors"] and "onnection" in text, text  # witness: it had begun, and the group says who has gone
 
 
 def test_a_bucket_is_a_layer_or_a_part_of_it():
@@ -69,10 +71,10 @@ def test_what_is_alive_at_most():
 
 def test_a_model_that_is_not_sharded_needs_no_process_group():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    same = list(gathered(dict(model.named_parameters()), torch.float32))
+    same = list(gathered(model, torch.float32))
     assert [name for name, _ in same] == [name for name, _ in model.named_parameters()]
     assert all(
         tensor.data_ptr() == p.data_ptr() and not tensor.requires_grad for (_, tensor), p in zip(same, model.parameters(), strict=True)
     )
-    half = list(gathered(dict(model.named_parameters()), torch.bfloat16))
+    half = list(gathered(model, torch.bfloat16))
     assert all(torch.equal(tensor, p.detach().bfloat16()) for (_, tensor), p in zip(half, model.parameters(), strict=True))

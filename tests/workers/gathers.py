@@ -53,7 +53,7 @@ def differences(model: nn.Module) -> list[str]:
         # As DTensor does it, first: its collectives must not stand between those of `gathered` on some ranks alone.
         wanted = [(name, p.detach().to(dtype).full_tensor()) for name, p in model.named_parameters()]
         for limit in (1, 100, 250, 1 << 30):
-            found = list(gathered(dict(model.named_parameters()), dtype, limit))
+            found = list(gathered(model, dtype, limit))
             if [name for name, _ in found] != [name for name, _ in wanted]:
                 out.append(f"names {dtype} {limit}")
             for (name, tensor), (_, expected) in zip(found, wanted, strict=True):
@@ -70,7 +70,7 @@ def watched():
     class Watched(real):
         def __init__(self, named, dtype) -> None:
             super().__init__(named, dtype)
-            storages = [tensor.untyped_storage() for _, tensor, _ in self.parts]
+            storages = [tensor.untyped_storage() for _, tensor, *_ in self.parts]
             made.append((self, [(StorageWeakRef(s), s.nbytes()) for s in storages]))
 
     gather._Bucket = Watched
@@ -84,7 +84,7 @@ def alive(model: nn.Module, keep: bool) -> dict:
     """Buckets and bytes of them that are alive at most, as seen at each tensor."""
     most, bytes_, kept = 0, 0, []
     with watched() as made:
-        for _, tensor in gathered(dict(model.named_parameters()), torch.float32, 250):
+        for _, tensor in gathered(model, torch.float32, 250):
             if keep:
                 kept.append(tensor)
             del tensor
@@ -96,7 +96,7 @@ def alive(model: nn.Module, keep: bool) -> dict:
 def left_early(model: nn.Module) -> dict:
     """All leave at the same place; then everything is as before."""
     with watched() as made:
-        tensors = gathered(dict(model.named_parameters()), torch.float32)
+        tensors = gathered(model, torch.float32)
         next(tensors)
         tensors.close()
     total = torch.ones(1)
@@ -123,16 +123,21 @@ def main(out: Path) -> None:
         said["left"] = left_early(model)
         single = sharded(lone)
         own = {name: p.to_local().data_ptr() for name, p in single.named_parameters()}
-        said["copies"] = sum(tensor.data_ptr() != own[name] for name, tensor in gathered(dict(single.named_parameters()), torch.float32))
+        said["copies"] = sum(tensor.data_ptr() != own[name] for name, tensor in gathered(single, torch.float32))
+        mixed = [
+            (f"layers.0.{t.dtype}", nn.Parameter(distribute_tensor(t, every, [Shard(0)])))
+            for t in (torch.ones(5, 2), torch.ones(3).bfloat16())
+        ]
+        said["mixed"] = [[name, str(t.dtype), list(t.shape), t.sum().item()] for name, t in gathered(mixed, None)]
         odd = nn.Module()
         odd.columns = nn.Parameter(distribute_tensor(torch.zeros(4, 4), every, [Shard(1)]))
         try:
-            list(gathered(dict(odd.named_parameters()), torch.float32))
+            list(gathered(odd, torch.float32))
         except NotImplementedError as error:
             said["columns"] = str(error)
 
         # Rank 2 fails while it takes the third bucket, and ends; the others find out instead of waiting for it.
-        tensors, count = gathered(dict(model.named_parameters()), torch.float32, 250), 0
+        tensors, count = gathered(model, torch.float32, 250), 0
         try:
             for _ in tensors:
                 count += 1
