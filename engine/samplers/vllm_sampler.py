@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def reload_layerwise(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     runner = worker.model_runner
-    with torch.device(worker.device), set_current_vllm_config(worker.vllm_config):
+    with torch.device(worker.device), set_current_vllm_config(worker.vllm_config), experts_packed_anew(runner.get_model()):
         runner.reload_weights(weights_iterator=tensors, is_checkpoint_format=True)
         for module in runner.get_model().modules():
             if isinstance(module, ParallelLMHead) and module.weight.device.type == "cpu":
@@ -44,6 +45,22 @@ def pack_tied_head(head: Any) -> None:
     """A tied head is in no tensor list. On CPU vLLM packs its weight at start-up and would keep that packed copy of the old weights
     without a word; packing again reads the embedding that has just been loaded."""
     head.quant_method.process_weights_after_loading(head)
+
+
+@contextmanager
+def experts_packed_anew(model: Any) -> Iterator[None]:
+    """Within, experts that are loaded are packed as at start-up. On CPU vLLM 0.32 packs them as it sets up their kernel, and at no later
+    time: what a reload brings would lie there as it came, and be read as if it were packed, without a word. Experts whose kernel is taken
+    away are set up again when they are loaded; those that were not have theirs back."""
+    methods = {id(method): method for module in model.modules() if hasattr(method := getattr(module, "quant_method", None), "moe_kernel")}
+    kernels = {key: method.moe_kernel for key, method in methods.items() if next(model.parameters()).device.type == "cpu"}
+    for key in kernels:
+        methods[key].moe_kernel = None
+    try:
+        yield
+    finally:
+        for key, kernel in kernels.items():
+            methods[key].moe_kernel = methods[key].moe_kernel or kernel
 
 
 def clear_kv_memory(worker: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,11 @@ def main(arguments: dict, out: Path) -> None:
             fault(name, named_otherwise((f"{one}4.gate_proj", f"{one}4.up_proj")))
         elif name == "stale router":
             fault(name, dropped("model.layers.1.mlp.gate."))
+        elif name == "not packed":
+            perturb(policy)
+            real, vllm_sampler.experts_packed_anew = vllm_sampler.experts_packed_anew, nullcontext
+            said[name] = outcome(sync)
+            vllm_sampler.experts_packed_anew = real
         elif name == "never sent":
             perturb(policy)
             full, victim = policy.named_full_tensors, f"{zero}6.down_proj.weight"
