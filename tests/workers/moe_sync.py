@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from soundrl.engine import weight_sync
 from soundrl.engine.config import Loss, Model, Optim, Rollout
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
@@ -21,6 +22,7 @@ from soundrl.engine.weight_sync import SyncError, WeightSync
 EXPERTS = "model.layers.{}.mlp.experts."
 RANDOM = torch.Generator().manual_seed(0)  # the sampler draws from torch's own
 be_quiet()
+weight_sync.AGAIN = 512  # the tokens of a second measurement: what is far off shows on fewer
 
 
 def perturb(policy: Policy) -> None:
