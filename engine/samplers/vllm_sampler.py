@@ -34,7 +34,7 @@ def reload_layerwise(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None
     from vllm.config import set_current_vllm_config
 
     runner = worker.model_runner
-    with torch.device(worker.device), set_current_vllm_config(worker.vllm_config):
+    with torch.device(worker.device), set_current_vllm_config(worker.vllm_config), experts_packed_anew(runner.get_model()):
         runner.reload_weights(weights_iterator=tensors, is_checkpoint_format=True)
         for head, embedding in tied_heads(runner.get_model()):
             pack_tied_head(head, embedding)
@@ -56,6 +56,22 @@ def pack_tied_head(head: Any, embedding: Any) -> None:
         head.cpu_linear = embedding.cpu_linear
     else:
         head.quant_method.process_weights_after_loading(head)
+
+
+@contextmanager
+def experts_packed_anew(model: Any) -> Iterator[None]:
+    """Within, experts that are loaded are packed as at start-up. On CPU vLLM 0.32 packs them as it sets up their kernel, and at no later
+    time: what a reload brings would lie there as it came, and be read as if it were packed, without a word. Experts whose kernel is taken
+    away are set up again when they are loaded; those that were not have theirs back."""
+    methods = {id(method): method for module in model.modules() if hasattr(method := getattr(module, "quant_method", None), "moe_kernel")}
+    kernels = {key: method.moe_kernel for key, method in methods.items() if next(model.parameters()).device.type == "cpu"}
+    for key in kernels:
+        methods[key].moe_kernel = None
+    try:
+        yield
+    finally:
+        for key, kernel in kernels.items():
+            methods[key].moe_kernel = methods[key].moe_kernel or kernel
 
 
 def clear_kv_memory(worker: Any) -> None:

@@ -30,8 +30,8 @@ class ExpertDoctor:
     def __init__(self, sync: WeightSync, blocks: list[str]) -> None:
         self.sync, self.layers = sync, [block for block in blocks if block.endswith(".experts")]
         self.routers = sync.policy.routers if self.layers else None
-        self.chose: list[list[set[int]]] = []
-        """By probe and layer"""
+        self.chose: list[list[tuple[set[int], set[int]]]] = []
+        """By probe and layer: of its last token, which surely bear on what follows, and of all (in the last layer the others do not)"""
         self.before = self._gaps() if self.routers is not None else np.empty(0)
 
     def _probes(self) -> list[tuple[int, ...]]:
@@ -58,7 +58,9 @@ class ExpertDoctor:
             chosen_TLK, starts = torch.stack(seen.chosen, dim=1).cpu().numpy(), batch.cu_seqlens.tolist()
             for b, index in enumerate(batch.indices):
                 read = chosen_TLK[starts[b] : starts[b + 1] - 1]  # the last token is what was sampled
-                self.chose[index] = [set(read[:, layer].flatten().tolist()) for layer in range(routers.layers)]
+                self.chose[index] = [
+                    (set(read[-1, layer].tolist()), set(read[:, layer].flatten().tolist())) for layer in range(routers.layers)
+                ]
                 gaps[index] = np.nan_to_num(gap_R[b], nan=np.inf)
         return np.max(sync.policy.ranks.gather(gaps), axis=0)
 
@@ -67,8 +69,8 @@ class ExpertDoctor:
         if self.routers is None or block not in self.layers:
             return ""
         layer, limit = self.layers.index(block), ROUNDING * float(self._gaps().max())
-        wrong = [chose[layer] for chose, gap in zip(self.chose, self.before, strict=True) if gap > limit]
-        right = set[int]().union(*(chose[layer] for chose, gap in zip(self.chose, self.before, strict=True) if gap <= limit))
+        wrong = [chose[layer][1] for chose, gap in zip(self.chose, self.before, strict=True) if gap > limit]
+        right = set[int]().union(*(chose[layer][0] for chose, gap in zip(self.chose, self.before, strict=True) if gap <= limit))
         suspects = set[int]().union(*wrong) - right
         if not suspects or not all(chose & suspects for chose in wrong):
             return ""

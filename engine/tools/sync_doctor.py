@@ -23,7 +23,8 @@ def diagnose(sync: WeightSync, failed: GateResult) -> str:
     )
     if failed.blind:
         found += f"The sampler reports no log-probability (NaN, infinite or above 0) for {failed.not_finite} of them. "
-    healthy = max(sync.limit, 1 + 0.25 * (failed.exp_abs_dlogp - 1))  # repaired = the gate, or at least most of the gap, is closed
+    # Repaired = the gate, or at least most of the gap, is closed: of its logarithm, as a few tokens make up a mean that is far off.
+    healthy = max(sync.limit, failed.exp_abs_dlogp**0.25)
     if sync.temperature != 1.0 and not failed.blind and failed.untempered <= min(sync.limit, healthy):
         return found + (
             f"At temperature 1 the two agree ({failed.untempered:.4f}): the sampler reports raw log-probabilities, before "

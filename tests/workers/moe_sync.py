@@ -2,11 +2,13 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from soundrl.engine import weight_sync
 from soundrl.engine.config import Loss, Model, Optim, Rollout
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
@@ -20,6 +22,7 @@ from soundrl.engine.weight_sync import SyncError, WeightSync
 EXPERTS = "model.layers.{}.mlp.experts."
 RANDOM = torch.Generator().manual_seed(0)  # the sampler draws from torch's own
 be_quiet()
+weight_sync.AGAIN = 512  # the tokens of a second measurement: what is far off shows on fewer
 
 
 def perturb(policy: Policy) -> None:
@@ -97,6 +100,11 @@ def main(arguments: dict, out: Path) -> None:
             fault(name, named_otherwise((f"{one}4.gate_proj", f"{one}4.up_proj")))
         elif name == "stale router":
             fault(name, dropped("model.layers.1.mlp.gate."))
+        elif name == "not packed":
+            perturb(policy)
+            real, vllm_sampler.experts_packed_anew = vllm_sampler.experts_packed_anew, nullcontext
+            said[name] = outcome(sync)
+            vllm_sampler.experts_packed_anew = real
         elif name == "never sent":
             perturb(policy)
             full, victim = policy.named_full_tensors, f"{zero}6.down_proj.weight"
