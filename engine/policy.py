@@ -145,8 +145,8 @@ class Policy:
 
         A collective: all ranks must exhaust it together. One tensor is alive at a time unless the caller keeps more.
         """
-        dtype = dtype or getattr(torch, self.settings.dtype)
-        return merged(self._gathered(None if self.adapters else dtype), self.adapters, dtype)
+        kind: torch.dtype = dtype or getattr(torch, self.settings.dtype)
+        return merged(self._gathered(None if self.adapters else kind), self.adapters, kind)
 
     def _gathered(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
         """The base alone, in `dtype` (None: as it is held, since what is added to it is cast once, after that)."""
