@@ -157,10 +157,10 @@ class Policy:
 
         A collective: all ranks must exhaust it together. Two layers are alive at most (`gather.most_alive`), unless the caller keeps more.
         """
-        dtype = dtype or getattr(torch, self.settings.dtype)
+        kind: torch.dtype = dtype or getattr(torch, self.settings.dtype)
         # What adapters are added to is cast once, after that.
-        whole = gathered(self.model, None if self.adapters else dtype)
-        return named_like_folder(self.names, merged(whole, self.adapters, dtype))
+        whole = gathered(self.model, None if self.adapters else kind)
+        return named_like_folder(self.names, merged(whole, self.adapters, kind))
 
     def run(self, batch: PackedBatch, compute: Compute) -> Tensor:
         """One forward pass; `compute` gets the hidden states of the R rows that predict a response token, in the order of

@@ -109,6 +109,9 @@ class TorchSampler:
             piece.of(own[piece.parameter]).copy_(tensor)
         self.version += 1
 
+    def adapt(self, folder: Path) -> None:
+        raise RuntimeError(f"the torch sampler takes merged weights alone, and no adapter ({folder})")
+
     def reset_cache(self) -> None:
         """Nothing is cached between calls."""
 

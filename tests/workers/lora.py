@@ -32,7 +32,7 @@ def fresh(folder: Path, ranks: Ranks, lora=LORA, seed: int = 3, **changes) -> Tr
     return Trainer(policy, Optim(lr=3e-3, microbatch_tokens=model.max_length, warmup_steps=1), Loss(), 0.9)
 
 
-def stir(trainer: Trainer, size: float = 0.3) -> None:
+def stir(trainer: Trainer, size: float = 0.1) -> None:
     """Adapters as after long training; the same on any number of ranks."""
     adapters = trainer.policy.adapters
     generator = torch.Generator().manual_seed(7)
