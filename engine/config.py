@@ -23,8 +23,9 @@ class Model:
     """Overrides `max_position_embeddings` of the folder's config (the paper's 7B recipe needs it); 0 keeps it."""
     attention: Literal["triton", "flash", "sdpa"] = "triton"
     """Attention over packed rows: our kernels (on CPU, where nothing compiles them, sdpa serves), flash-attn where installed, or sdpa."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass: about 30 % more time, activations of one layer instead of all."""
+    save_memory: tuple[Literal["recompute", "offload", "moments"], ...] = ()
+    """Time for memory, any of: recompute each layer in the backward pass (about 30 % more time, activations of one layer instead of all);
+    offload weights and moments to the host while the policy samples; moments on the host for good, streamed through each update."""
 
 
 @dataclass(frozen=True, kw_only=True)

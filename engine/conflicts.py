@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from soundrl.engine.config import Config
 
 WEEK = 604_800
+WAYS = ("recompute", "offload", "moments")  # of `model.save_memory`
 POSITIVE = (
     "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
     "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency run.grace run.patience"
@@ -111,6 +112,10 @@ def conflicts(config: Config) -> Iterator[str]:
             f"rollout.max_new_tokens {rollout.max_new_tokens} leaves no room for a prompt in model.max_length {model.max_length}; "
             "raise model.max_length or shorten responses"
         )
+    ways = model.save_memory
+    if odd := next((way for way in ways if way not in WAYS or ways.count(way) > 1), None):
+        what = "twice" if odd in WAYS else "but knows it not"
+        yield f"model.save_memory names {odd} {what}; name any of {', '.join(WAYS)}, each once"
     if optim.microbatch_tokens < model.max_length:
         yield (
             f"optim.microbatch_tokens {optim.microbatch_tokens} cannot hold one sequence of model.max_length {model.max_length}; "

@@ -60,7 +60,7 @@ class Policy:
         check_attention(settings.attention, self.model, getattr(torch, settings.dtype), ranks.device)
         # Parameters made on meta are each their own: tie them before FSDP2 counts them, or it would shard and gather the head apart.
         self.model.tie_weights()
-        if settings.activation_checkpointing:
+        if "recompute" in settings.save_memory:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.head = Head(self.model)
         self._shard(asleep)

@@ -74,10 +74,10 @@ def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_pa
     """What the paper's four reasoning runs share (arXiv 2510.22543 Tab. 1 and the released scripts).
 
     Their offload and sequence parallelism have no setting here: fp32 master weights and moments are sharded over all ranks (12 bytes
-    × parameters ÷ ranks), and packed micro-batches with activation checkpointing bound activations by `optim.microbatch_tokens`.
+    × parameters ÷ ranks), and packed micro-batches with recomputation bound activations by `optim.microbatch_tokens`.
     """
     return Config(
-        model=Model(path=path, dtype="bfloat16", max_length=2048 + response, rope_base_length=rope, activation_checkpointing=True),
+        model=Model(path=path, dtype="bfloat16", max_length=2048 + response, rope_base_length=rope, save_memory=("recompute",)),
         # Evaluation: avg@32 on AIME24 and AIME25 (the paper adds GPQA-Diamond, avg@4).
         data=Data(train=("data/dapo-math-17k.parquet",), test=("data/aime24.jsonl", "data/aime25.jsonl")),
         rollout=Rollout(prompts=512, samples=8, temperature=1.0, max_new_tokens=response, memory=0.5, tensor_parallel=tensor_parallel),
@@ -132,7 +132,7 @@ def genrm_4b() -> Config:
     """The paper's GenRM: Qwen3-4B-Instruct-2507 on FAPO-Critic-85K (arXiv 2510.22543 Tab. 1; 32 to 64 GPUs)."""
     prompt, response = 5120, 8192
     return Config(
-        model=Model(path="models/Qwen3-4B-Instruct-2507", dtype="bfloat16", max_length=prompt + response, activation_checkpointing=True),
+        model=Model(path="models/Qwen3-4B-Instruct-2507", dtype="bfloat16", max_length=prompt + response, save_memory=("recompute",)),
         data=Data(train=("data/fapo-critic-train.parquet",), test=("data/fapo-critic-test.parquet",)),
         rollout=Rollout(prompts=512, samples=16, temperature=1.2, max_new_tokens=response, memory=0.5),
         loss=Loss(correction="none"),

@@ -18,7 +18,7 @@ VARIANTS: dict[str, dict] = {
     "whole": {"budget": 100_000},
     "split": {"budget": 128},
     "uncorrected": {"budget": 128, "correction": "none"},
-    "recomputed": {"budget": 128, "checkpointing": True},
+    "recomputed": {"budget": 128, "save_memory": ["recompute"]},
     "bf16": {"budget": 128, "dtype": "bfloat16"},
 }
 ESTIMATES = {"k1": "sharded", "k2": "asleep", "k3": "cpu"}

@@ -29,6 +29,7 @@ from soundrl.engine.recipes import RECIPES
         (["arith", "--optim.minibatch-prompts", "5"], "rollout.prompts 32 is no multiple of optim.minibatch_prompts 5"),
         (["arith", "--rollout.max-new-tokens", "90"], "rollout.max_new_tokens 90 leaves no room for a prompt in model.max_length 80"),
         (["arith", "--optim.microbatch-tokens", "64"], "optim.microbatch_tokens 64 cannot hold one sequence"),
+        (["arith", "--model.save-memory", "offload", "offload"], "model.save_memory names offload twice; name any of recompute, offload"),
         (["arith", "--rollout.samples", "1"], "rollout.samples 1 leaves no group to compare with"),
         (["arith", "--rollout.refill", "-1"], "rollout.refill is -1, but must be ≥ 0"),
         (["arith", "--data.difficulty", "level", "-2"], "data.difficulty -2 is a number of visits; use at least 1, or 0 for"),

@@ -102,7 +102,7 @@ class Text:
         own |= {
             "rollout.memory": (1.0 if self.slow else 0.3,),
             "data.test": (),
-            "model.no-activation-checkpointing": (),
+            "model.save-memory": (),
             "rollout.eager": (),
         }
         given = own | {name.replace("__", ".").replace("_", "-"): value for name, value in settings.items()}

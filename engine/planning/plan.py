@@ -166,7 +166,7 @@ class MemoryPlan:
             turns = ", though judge and policy take turns" if self.serial else ""
             raise ValueError(
                 f"the run needs {peak / GIB:.1f} GiB while {name}{turns}, but there are {self.total / GIB:.1f}; use more GPUs, "
-                "--model.activation-checkpointing, a smaller optim.microbatch_tokens or rollout.memory, or a judge on another machine"
+                "--model.save-memory recompute, a smaller optim.microbatch_tokens or rollout.memory, or a judge on another machine"
             )
 
     def table(self) -> str:
@@ -253,7 +253,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     size = element_size(config)
     tokens, on_gpu = config.optim.microbatch_tokens, device == "cuda"
     state = trainer_state(of, size, ranks)
-    work = trainer_work(of, size, tokens, config.model.activation_checkpointing, on_gpu)
+    work = trainer_work(of, size, tokens, "recompute" in config.model.save_memory, on_gpu)
     weights = of.parameters * size / config.rollout.tensor_parallel
     vllm_work = MAX_BATCHED_TOKENS * of.widest * 2 + MAX_SEQUENCES * of.vocabulary * 4
     share = config.rollout.memory * total if on_gpu else weights + math.ceil(config.rollout.memory) * GIB

@@ -23,9 +23,8 @@ def main(arguments: dict, out: Path) -> None:
     results = []
     for number, case in enumerate(arguments["cases"]):
         folder = Path(case["folder"])
-        model = Model(
-            path=str(folder), dtype=case.get("dtype", "float32"), max_length=128, activation_checkpointing=case.get("checkpointing", False)
-        )
+        saved = case.get("save_memory", ())
+        model = Model(path=str(folder), dtype=case.get("dtype", "float32"), max_length=128, save_memory=tuple(saved))
         policy = Policy(folder, load_tokenizer(folder), model, ranks)
         kl = case.get("kl", (0.0, "k3", "sharded"))
         loss = Loss(correction=case.get("correction", "tis"), kl=tuple(kl))

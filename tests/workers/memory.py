@@ -46,7 +46,7 @@ def main(arguments: dict, out: Path) -> None:
     ranks, folder, config = Ranks.start(), Path(arguments["folder"]), arith()
     said = []
     for recomputed in (False, True):
-        model = replace(config.model, activation_checkpointing=recomputed)
+        model = replace(config.model, save_memory=("recompute",) if recomputed else ())
         before = status("VmRSS")
         policy = Policy(folder, load_tokenizer(folder), model, ranks)
         optim = replace(config.optim, microbatch_tokens=arguments["tokens"])
