@@ -26,6 +26,11 @@ class Model:
     save_memory: tuple[Literal["recompute", "offload", "moments"], ...] = ()
     """Time for memory, any of: recompute each layer in the backward pass (about 30 % more time, activations of one layer instead of all);
     offload weights and moments to the host while the policy samples; moments on the host for good, streamed through each update."""
+    replicas: int = 1
+    """Groups of ranks that hold a whole copy of weights and moments each (HSDP), for slow networks between nodes; divides the ranks."""
+    lora: tuple[int, float, str] = (0, 32.0, "")
+    """Train low-rank adapters alone: their rank (0 = none: all weights), alpha, and which linear layers have one, names separated by commas
+    (empty = every one but the head)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from soundrl.engine.environments.environment import Environment
 from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judge_watch import JudgeWatch, build_watch
 from soundrl.engine.judging_phase import JudgingPhase
+from soundrl.engine.planning.command import planned
+from soundrl.engine.planning.plan import judge_length
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.tools.plan import judge_length, planned
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.measures import Split

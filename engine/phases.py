@@ -8,6 +8,8 @@ Interval = tuple[float, float]
 WAITS = ("judge_wait", "rank_wait")
 SAMPLING = ("generate", "verify")
 PHASES = (*SAMPLING, *WAITS, "judge_wake", "judge_sleep", "train", "sync")  # of a step
+PEAKS = {"sampling": "sampling", "judging": "judging", "training": "training", "syncing": "syncing weights", "gate": "the gate compares"}
+"""What the memory plan and its measurement tell apart, in words: "peak while …"."""
 WON = "longest first, seconds won (model)"
 """Counted once a step, by rank 0, see `soundrl.engine.rollouts`."""
 

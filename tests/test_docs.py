@@ -28,10 +28,10 @@ from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.launch.launch import UserError, parse_arguments, plan_arguments
 from soundrl.engine.launch.launcher import processes
+from soundrl.engine.planning.command import planned
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.tools import convert, replay
-from soundrl.engine.tools.plan import planned
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.genrm import evaluate, label, selection
 from soundrl.genrm.critic_data.critic_data import Planted, Sampled

@@ -76,6 +76,7 @@ def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None,
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--gpu-gib", type=float)
+    parser.add_argument("--table", action="store_true")
     try:
         plan, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -142,10 +143,10 @@ def read_arguments() -> Config:
     plan, arguments = plan_arguments(sys.argv[1:])
     config = parse_arguments(arguments)
     if plan is not None:
-        from soundrl.engine.tools import plan as memory_plan
+        from soundrl.engine.planning import command
 
         with users_mistakes():
-            memory_plan.main(config, plan.gpus, plan.gpu_gib)
+            command.main(config, plan.gpus, plan.gpu_gib, plan.table)
         sys.exit()
     return config
 

@@ -37,4 +37,8 @@ def download(path: str) -> str:
     """What to say to who would run a name that the plan alone knows; empty for any other path."""
     name = known(path)
     target = f"models/{Path(name).name}"
-    return f"a plan knows {name}, but a run needs its files: hf download {name} --local-dir {target}, then --model.path {target}" if name else ""
+    return (
+        f"a plan knows {name}, but a run needs its files: hf download {name} --local-dir {target}, then --model.path {target}"
+        if name
+        else ""
+    )

@@ -22,6 +22,8 @@ NCCL = 0.5 * GIB
 """Predicted, of a communicator: 4 MiB a channel and direction and protocol (NCCL_BUFFSIZE), 16 to 32 channels."""
 GRAPH = 0.2 * 2**20
 """Predicted, of one layer in one CUDA graph: nodes and parameters; what a graph computes with lies in one pool that all share."""
+STREAMED = 3 * 2**23
+"""Elements of each moment that are on the device while an update streams through: three blocks."""
 WIDEST_ALIVE = 4  # tensors as wide as the widest that a layer holds at once without gradient: residual, gate, up and their product
 
 
@@ -32,27 +34,33 @@ def element_size(config: Config) -> int:
 def shared_by(config: Config, ranks: int) -> int:
     """Ranks that share a copy of the model. ValueError where `model.replicas` does not divide them."""
     if ranks % config.model.replicas:
-        raise ValueError(f"model.replicas {config.model.replicas} does not divide the {ranks} ranks; set a divisor, or 1")
+        raise ValueError(
+            f"model.replicas {config.model.replicas} does not divide the {ranks} ranks; start a multiple of it, or set --model.replicas 1"
+        )
     return ranks // config.model.replicas
 
 
 def trainer_state(of: Shapes, size: int, ranks: int, save_memory: tuple[str, ...] = ()) -> dict[str, float]:
     """What one of `ranks` that share a copy keeps of weights and optimizer, in bytes; 12 and 4 for gradients a trained parameter, and
-    `size` a frozen one. With `moments` the two of AdamW stay on the host, but for two shards under way."""
-    trained, own = of.adapters or of.tensors, shard(of.adapters or of.tensors, ranks)
-    # Gathered for computing: everything where the model is small (ZeRO-2), else two layers and what is in no layer: of one layer the
-    # parameters, of the next the all-gather's output, which FSDP2 copies out of and then frees. A single rank gathers nothing ahead.
-    outside = of.parameters - of.layers * of.layer
-    gathered = of.parameters if of.parameters <= KEEP_GATHERED else (2 if ranks > 1 else 1) * of.layer + outside
-    unit = max(of.layer, outside) if not of.adapters else of.adapted / of.layers  # a gradient in `size`, and in float32 to be reduced
-    moments = 2 * 8 * max(-(-rows // ranks) * row for rows, row, _ in trained) if "moments" in save_memory else 8 * own
+    `size` a frozen one. With `moments` the two of AdamW stay on the host, but for the blocks under way."""
+    own = shard(of.adapters or of.tensors, ranks)
+    # A gradient in `size`, and in float32 to be reduced.
+    unit = of.adapted / of.layers if of.adapters else max(of.layer, of.outside)
+    moments = 8 * (min(own, STREAMED) if "moments" in save_memory else own)
     return {
         **({"frozen weights": size * shard(of.tensors, ranks)} if of.adapters else {}),
         "master weights, float32": 4 * own,
         "AdamW moments, float32": moments,
         "gradients, float32": 4 * own,
-        "gathered weights and one layer's gradient": gathered * size + unit * (size + 4),
+        "gathered weights and one layer's gradient": gathered(of, size, ranks) + unit * (size + 4),
     }
+
+
+def gathered(of: Shapes, size: int, ranks: int) -> float:
+    """Weights gathered for computing, in bytes: all where the model is small (ZeRO-2), else two layers and what is in no layer: of one layer
+    the parameters, of the next the all-gather's output, which FSDP2 copies out of and then frees. A single rank gathers nothing ahead."""
+    small = of.parameters <= KEEP_GATHERED
+    return size * (of.parameters if small else (2 if ranks > 1 else 1) * of.layer + of.outside)
 
 
 def on_host(of: Shapes, ranks: int, a_machine: int, save_memory: tuple[str, ...]) -> float:

@@ -1,118 +1,38 @@
-"""What a run will hold in memory, from the model's config.json alone: `python engine/train.py fapo-7b --plan --gpus 32 --gpu-gib 80`.
+"""What a run will hold in memory, phase by phase: the parts (`parts`) that are there while it samples, judges, trains and syncs.
 
-Parameters and activations are counted on a copy of the model without storage (torch's meta device): its forward pass runs on shapes, and
-what autograd saves is added up, so any architecture is known. The rest is counted: N parameters over W ranks cost 4 bytes each of master
-weight, gradient and two moments in float32. What is alive is counted; on CPU glibc's heap keeps up to 40 % more of it. Shapes: T tokens of
-a micro-batch, H hidden, V vocabulary.
+What is alive is counted; on CPU glibc's heap keeps up to 40 % more of it, and nothing sleeps.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM
 
 from soundrl.engine.config import Config
-from soundrl.engine.environments.environment import environment_of, own_world
-from soundrl.engine.files.model_folder import load_config
-from soundrl.engine.policy import KEEP_GATHERED
-from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
+from soundrl.engine.phases import PEAKS
+from soundrl.engine.planning.parts import (
+    CONTEXT,
+    GIB,
+    communicators,
+    element_size,
+    engine_work,
+    gate_work,
+    gathered,
+    in_flight,
+    on_host,
+    reference_state,
+    shared_by,
+    trainer_state,
+    trainer_work,
+)
+from soundrl.engine.planning.shapes import Shapes, shapes
 from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
-from soundrl.kernels.head_chunks import USUAL, head_memory
 
-GIB = 2**30
-ATTENTION = "soundrl_plan"
-TRACED_TOKENS = 256
 GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; each has served judges of its own
 JUDGE_BATCHED_TOKENS, JUDGE_SEQUENCES = 8192, 1024  # what vLLM's server takes at once on a large GPU
-CONTEXT = {"cuda": 1.0 * GIB, "cpu": 1.1 * GIB}
-"""CUDA context, NCCL's buffers and the allocator's slack, of a sleeping judge as well (its CUDA graphs stay); on CPU the
-interpreter with torch, transformers and vLLM loaded (measured)."""
-
-
-class _Attention(torch.autograd.Function):
-    """Keeps what attention over packed sequences keeps: query, key, value, output, and the log-sum-exp of each row."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return out
-
-
-def _fused(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> tuple[Tensor, None]:
-    return _Attention.apply(query, key, value).transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, _fused)
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What the plan needs to know of a model."""
-
-    parameters: int
-    layer: int  # parameters of one layer
-    layers: int
-    hidden: int
-    vocabulary: int
-    largest: int  # elements of the largest tensor
-    cached: int  # elements of the KV cache, a token
-    saved: float  # bytes that one token leaves for the backward pass, over all layers, without recomputation
-    widest: float  # bytes of the largest single tensor among these, a token
-
-
-def shapes(folder: Path, dtype: torch.dtype) -> Shapes:
-    """Of the model in `folder`, whose config.json alone is read."""
-    config = load_config(folder)
-    config.use_cache = False
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
-    model.tie_weights()
-    model.get_output_embeddings().forward = lambda hidden: hidden.sum()[None, None]
-    layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
-    with saved_bytes(model) as sizes:
-        ids = torch.zeros(1, TRACED_TOKENS, dtype=torch.int64, device="meta")
-        model(input_ids=ids, position_ids=ids, use_cache=False)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shapes(
-        parameters=sum(p.numel() for p in model.parameters()),
-        layer=sum(p.numel() for p in layers[0].parameters()),
-        layers=len(layers),
-        hidden=config.hidden_size,
-        vocabulary=config.vocab_size,
-        largest=max(p.numel() for p in model.parameters()),
-        cached=2 * len(layers) * heads * width,
-        saved=sum(sizes) / TRACED_TOKENS,
-        widest=max(sizes) / TRACED_TOKENS,
-    )
-
-
-@contextmanager
-def saved_bytes(model: nn.Module) -> Iterator[list[int]]:
-    """Sizes of the storages that autograd saves within, each once, parameters left out."""
-    known = {id(storage): storage for storage in (p.untyped_storage() for p in model.parameters())}
-    sizes: list[int] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in known:
-            known[id(storage)] = storage  # kept, so that no other gets its id
-            sizes.append(storage.nbytes())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield sizes
 
 
 @dataclass(frozen=True)
@@ -131,14 +51,14 @@ class MemoryPlan:
 
     parts: dict[str, float]
     peaks: dict[str, float]
-    """While sampling, judging where that is a phase of its own, training, and syncing weights; on CPU nothing sleeps, and one peak holds
-    all."""
+    """By phase, as `PEAKS` names them; judging where that is one of its own. A run measures the same (`memory_watch`)."""
     total: float
     sequences: float  # sequences of model.max_length that the KV cache holds at once
     serial: bool = False  # the served judge sleeps but for a phase of its own
     judging: str = ""  # the same in words, with the reason; empty where no judge is served
     critiques: float = math.inf  # of the judge's context, that its KV cache holds at once
     context: int = 0  # of the judge, in tokens; 0 where none is served
+    host: float = 0.0  # pinned memory of each machine, for what `model.save_memory` keeps there
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -165,15 +85,17 @@ class MemoryPlan:
         if not self.fits:
             turns = ", though judge and policy take turns" if self.serial else ""
             raise ValueError(
-                f"the run needs {peak / GIB:.1f} GiB while {name}{turns}, but there are {self.total / GIB:.1f}; use more GPUs, "
-                "--model.save-memory recompute, a smaller optim.microbatch_tokens or rollout.memory, or a judge on another machine"
+                f"the run needs {peak / GIB:.1f} GiB while {PEAKS[name]}{turns}, but there are {self.total / GIB:.1f}; use more GPUs, "
+                "--model.save-memory recompute offload moments, --model.lora, a smaller optim.microbatch_tokens or rollout.memory, or a "
+                "judge on another machine"
             )
 
     def table(self) -> str:
         lines = [f"  {name:<44} {size / GIB:8.2f}" for name, size in self.parts.items()]
-        lines += [f"  peak while {name:<33} {size / GIB:8.2f}" for name, size in self.peaks.items()]
+        lines += [f"  peak while {PEAKS[name]:<33} {size / GIB:8.2f}" for name, size in self.peaks.items()]
         lines += [
             f"  there are {'':<34} {self.total / GIB:8.2f}",
+            *([f"  on the host of each machine, pinned {'':<9} {self.host / GIB:8.2f}"] if self.host else []),
             f"  KV cache: {self.sequences:.1f} sequences of model.max_length at once",
             *([f"  judge: {self.judging}"] if self.judging else []),
             *([f"  judge's KV cache: {self.critiques:.1f} prompts and critiques of {self.context} tokens at once"] if self.context else []),
@@ -202,7 +124,7 @@ def judge_needs(config: Config, device: str) -> JudgeNeeds | None:
     of, size = shapes(folder, getattr(torch, config.model.dtype)), element_size(config)
     return JudgeNeeds(
         weights=of.parameters * size / parallel,
-        work=JUDGE_BATCHED_TOKENS * of.widest * 2 + JUDGE_SEQUENCES * of.vocabulary * 4 if device == "cuda" else 0.0,
+        work=engine_work(of, False, JUDGE_BATCHED_TOKENS, JUDGE_SEQUENCES) if device == "cuda" else 0.0,
         cached=cached_bytes(folder, size, parallel) or of.cached * size,
         context=judge_length(config, folder),
     )
@@ -226,7 +148,11 @@ def memory_plan(
     if device == "cpu" or (config.run.overlap and awake.fits):
         return with_judge(awake, judge, share, device)
     name, peak = awake.worst
-    why = f"both need {peak / GIB:.1f} GiB while {name}, but there are {total / GIB:.1f}" if config.run.overlap else "run.overlap is off"
+    why = (
+        f"both need {peak / GIB:.1f} GiB while {PEAKS[name]}, but there are {total / GIB:.1f}"
+        if config.run.overlap
+        else "run.overlap is off"
+    )
     serial = replace(plan_of(config, of, ranks, total, device, share, serial=True), judging=f"serial phase ({why})")
     return with_judge(serial, judge, share, device)
 
@@ -244,107 +170,43 @@ def with_judge(plan: MemoryPlan, judge: JudgeNeeds | None, share: float, device:
     return replace(plan, parts=parts, critiques=cache / (judge.cached * judge.context), context=judge.context)
 
 
-def element_size(config: Config) -> int:
-    return 4 if config.model.dtype == "float32" else 2
-
-
 def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, judge: float = 0.0, serial: bool = False) -> MemoryPlan:
     """With a judge of so many bytes, awake throughout or in a serial phase."""
-    size = element_size(config)
+    size, shared, saved = element_size(config), shared_by(config, ranks), config.model.save_memory
     tokens, on_gpu = config.optim.microbatch_tokens, device == "cuda"
-    state = trainer_state(of, size, ranks)
-    work = trainer_work(of, size, tokens, "recompute" in config.model.save_memory, on_gpu)
-    weights = of.parameters * size / config.rollout.tensor_parallel
-    vllm_work = MAX_BATCHED_TOKENS * of.widest * 2 + MAX_SEQUENCES * of.vocabulary * 4
-    share = config.rollout.memory * total if on_gpu else weights + math.ceil(config.rollout.memory) * GIB
-    cache = share - weights - (vllm_work if on_gpu else 0.0)
-    beside = CONTEXT[device] if serial else judge
-    largest = 2 * of.largest * size  # the cast shard, gathered, and vLLM's copy on its way
-    reference = reference_state(config, of, size, ranks, on_gpu)
-    resident = CONTEXT[device] + state["master weights, float32"] + state["AdamW moments, float32"] + reference.get("reference", 0.0)
-    training = resident + state["gradients, float32"] + sum(work.values())
-    parts = {"context": CONTEXT[device], **state, **reference, **work, "vLLM's share (rollout.memory)": share}
-    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: largest tensor": largest}
-    if on_gpu:
-        # The policy engine sleeps while the judge has its phase, and while training.
-        peaks = {
-            "sampling": resident + share + beside,
-            **({"judging": resident + judge} if serial else {}),
-            "training": training + beside,
-            "syncing weights": resident + weights + largest + beside,
-        }
-    else:
-        total /= ranks
-        peaks = {"training (nothing sleeps on CPU)": training + share + judge * config.genrm.workers[0] / ranks}
-    sequences = cache * config.rollout.tensor_parallel / (of.cached * size * config.model.max_length)
-    return MemoryPlan(parts, peaks, total, sequences, serial)
-
-
-def trainer_state(of: Shapes, size: int, ranks: int) -> dict[str, float]:
-    """What one rank keeps of weights and optimizer, in bytes."""
-    shard = of.parameters / ranks
-    # Gathered for computing: everything where the model is small (ZeRO-2), else two layers and what is in no layer.
-    outside = of.parameters - of.layers * of.layer
-    gathered = of.parameters if of.parameters <= KEEP_GATHERED else 2 * of.layer + outside
-    return {
-        "master weights, float32": 4 * shard,
-        "AdamW moments, float32": 8 * shard,
-        "gradients, float32": 4 * shard,
-        "gathered weights and one layer's gradient": gathered * size + max(of.layer, outside) * (size + 4),
+    state = trainer_state(of, size, shared, saved)
+    reference = reference_state(config, of, size, shared, on_gpu)
+    work = trainer_work(of, size, tokens, "recompute" in saved, on_gpu)
+    weights, share, cache = engine_share(config, of, total, on_gpu)
+    nccl, largest, probing = communicators(config, ranks, on_gpu), in_flight(of, size), gate_work(of, size, tokens, on_gpu)
+    kept = state.get("frozen weights", 0.0) + reference.get("reference", 0.0)
+    resident = kept + state["master weights, float32"] + state["AdamW moments, float32"]
+    # Weights and moments are away from the end of training on: sync and gate gather them from the host, a layer at a time.
+    asleep = kept if on_gpu and "offload" in saved else resident
+    base = CONTEXT[device] + sum(nccl.values())
+    beside = CONTEXT[device] if serial else judge * (1 if on_gpu else config.genrm.workers[0] / ranks)
+    # The policy engine sleeps while the judge has its phase, and while training; on CPU nothing does.
+    awake, loading = (0.0, weights) if on_gpu else (share, share)
+    peaks = {
+        "sampling": base + asleep + share + beside,
+        **({"judging": base + asleep + judge} if serial else {}),
+        "training": base + resident + sum(state[name] for name in list(state)[-2:]) + sum(work.values()) + awake + beside,
+        "syncing": base + asleep + loading + largest + beside,
+        "gate": base + asleep + share + gathered(of, size, shared) + probing + beside,
     }
+    parts = {"context": CONTEXT[device], **nccl, **state, **reference, **work, "vLLM's share (rollout.memory)": share}
+    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: largest tensor": largest}
+    parts |= {"gate: its own forward pass": probing}
+    host = on_host(of, shared, min(ranks, GPUS_A_MACHINE), saved) if on_gpu else 0.0
+    sequences = cache * min(config.rollout.tensor_parallel, of.key_heads) / (of.cached * size * config.model.max_length)
+    return MemoryPlan(parts, peaks, total if on_gpu else total / ranks, sequences, serial, host=host)
 
 
-def reference_state(config: Config, of: Shapes, size: int, ranks: int, on_gpu: bool) -> dict[str, float]:
-    """What one rank keeps of the KL term's reference, in bytes; nothing where there is no such term. Its pass needs less than training."""
-    weight, _, place = config.loss.kl
-    away = on_gpu and place != "sharded"
-    return {f"reference{', on the host' if away else ''}": of.parameters * size / ranks} if weight else {}
-
-
-def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: bool) -> dict[str, float]:
-    """What one micro-batch of `tokens` needs, in bytes: activations, their gradients on the way back, and the fused head."""
-    whole, layer = of.saved * tokens, of.saved * tokens / of.layers
-    kept = of.layers * of.hidden * size * tokens + layer if recomputed else whole
-    head = head_memory(tokens, of.hidden, of.vocabulary, size, True, USUAL, on_gpu).peak  # fp32 logits, as `Policy` calls it
-    name = "activations, recomputed layer by layer" if recomputed else "activations"
-    return {name: kept, "gradients of activations": 2 * of.widest * tokens, "head: chunk of logits, gradient of its weight": head}
-
-
-def planned(config: Config, gpus: int, gpu_gib: float | None) -> MemoryPlan:
-    """The plan of a configuration; `gpus` 0 takes those that are there (on CPU the ranks that `NPROC` gives)."""
-    total, device = memory_there(gpu_gib)
-    ranks = gpus or int(os.environ.get("NPROC", torch.cuda.device_count() or min(2, os.cpu_count() or 1)))
-    config.engines(ranks, device)
-    with tempfile.TemporaryDirectory() as fresh:
-        folder = Path(config.model.path)
-        if own_world(config.model.path):
-            environment_of(config.model.path).write_model(config, folder := Path(fresh))
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder")
-        machine = torch.cuda.device_count() if gpu_gib is None and device == "cuda" else min(ranks, GPUS_A_MACHINE)
-        judge = judge_needs(config, device) if config.genrm.judge == "serve" else None
-        return memory_plan(config, shapes(folder, getattr(torch, config.model.dtype)), ranks, total, device, machine, judge)
-
-
-def ledger(config: Config, ranks: int) -> dict[str, float]:
-    """MiB by name, and the highest peak as a run measures it: `rss_mib`, `gpu_mib`. ValueError as `planned`."""
-    plan = planned(config, ranks, None)
-    peak = {"gpu_mib" if torch.cuda.is_available() else "rss_mib": plan.worst[1]}
-    return {name.strip(): round(size / 2**20, 1) for name, size in (plan.parts | peak).items()}
-
-
-def main(config: Config, gpus: int, gpu_gib: float | None) -> None:
-    """Print the plan; ValueError in one line where it cannot run."""
-    plan = planned(config, gpus, gpu_gib)
-    print(f"memory plan of {config.run.name}, GiB on each {'GPU' if len(plan.peaks) > 1 else 'rank'}\n{plan.table()}", flush=True)
-    plan.check()
-    print("  it fits", flush=True)
-
-
-def memory_there(gpu_gib: float | None) -> tuple[float, str]:
-    """(bytes, device) of the GPU given, else of the one that is there, else of this machine's RAM."""
-    if gpu_gib is not None:
-        return gpu_gib * GIB, "cuda"
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory, "cuda"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "cpu"
+def engine_share(config: Config, of: Shapes, total: float, on_gpu: bool) -> tuple[float, float, float]:
+    """vLLM's weights, all that it takes, and what of it is KV cache, in bytes of a rank."""
+    weights = of.parameters * element_size(config) / config.rollout.tensor_parallel
+    if not on_gpu:
+        cache = config.rollout.memory * GIB
+        return weights, weights + cache, cache
+    share = config.rollout.memory * total
+    return weights, share, share - weights - engine_work(of, config.rollout.eager)

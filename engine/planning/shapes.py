@@ -60,6 +60,8 @@ class Shapes:
     widest: float  # bytes of the largest single tensor among these, a token
     active: int  # parameters in matrix products that one token meets: the input embedding is none, of E experts it meets its top k
     attended: int  # layers × query heads × width of a head
+    heads: int
+    key_heads: int  # each is in one rank of vLLM's alone, whatever `rollout.tensor_parallel`
     adapters: Sizes = ()
 
     @property
@@ -70,6 +72,11 @@ class Shapes:
     def largest(self) -> int:
         """Elements of the largest tensor."""
         return max(rows * row for rows, row, _ in self.tensors)
+
+    @property
+    def outside(self) -> int:
+        """Parameters in no layer: embedding, head, last norm."""
+        return self.parameters - self.layers * self.layer
 
     @property
     def adapted(self) -> int:
@@ -115,13 +122,17 @@ def shapes(folder: Path, dtype: torch.dtype, lora: tuple[int, float, str] = (0, 
         widest=max(saved) / TRACED_TOKENS,
         active=active,
         attended=len(layers) * config.num_attention_heads * width,
+        heads=config.num_attention_heads,
+        key_heads=heads,
         adapters=adapters,
     )
 
 
 def on_meta(config: Any, dtype: torch.dtype) -> Any:
     """The model without storage, its head tied where it is."""
-    more = {"experts_implementation": "grouped_mm"} if experts_of(config) else {}  # the loop over experts looks at data, of which there is none
+    more = (
+        {"experts_implementation": "grouped_mm"} if experts_of(config) else {}
+    )  # the loop over experts looks at data, of which there is none
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION, **more)
     model.tie_weights()
@@ -135,9 +146,7 @@ def experts_of(config: Any) -> int:
 
 def active_parameters(model: Any, config: Any) -> int:
     experts, used = experts_of(config), getattr(config, "num_experts_per_tok", 0) or 0
-    total = sum(
-        p.numel() * used / experts if experts and p.ndim == 3 and p.shape[0] == experts else p.numel() for p in model.parameters()
-    )
+    total = sum(p.numel() * used / experts if experts and p.ndim == 3 and p.shape[0] == experts else p.numel() for p in model.parameters())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return int(total) - (embedding.numel() if embedding is not head else 0)
 

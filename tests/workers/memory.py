@@ -14,10 +14,11 @@ from tiny import known
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.packing import Sample
+from soundrl.engine.planning.parts import trainer_state, trainer_work
+from soundrl.engine.planning.shapes import shapes
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import arith
-from soundrl.engine.tools.plan import shapes, trainer_state, trainer_work
 from soundrl.engine.trainer import Trainer
 
 be_quiet()
