@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
 from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
+from soundrl.engine.flops import Cost, active_parameters
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
@@ -198,6 +199,13 @@ class Policy:
         if self.settings.rope_base_length:
             config["max_position_embeddings"] = self.settings.rope_base_length
         return self.companions | {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+
+    def cost(self) -> Cost:
+        """FLOP of this model by formula."""
+        of, adapted = self.model.config, sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
+        width = getattr(of, "head_dim", None) or of.hidden_size // of.num_attention_heads
+        active = active_parameters(self.model, of) - adapted
+        return Cost(active, of.num_hidden_layers * of.num_attention_heads * width, adapted)
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())

@@ -86,6 +86,21 @@ def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None,
     return plan, rest
 
 
+def profile_argument(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """`--profile STEP` taken out of the arguments; 0 where none is asked for."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--profile", type=int)
+    try:
+        found, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error} (--profile 12)") from error
+    if found.profile is None:
+        return 0, rest
+    if found.profile < 1:
+        raise UserError(f"--profile {found.profile} is no step of a run; the first is 1")
+    return found.profile, rest
+
+
 def check_name(argument: str) -> None:
     """UserError with the nearest setting where `--group.setting` (also `=value`, `--group.no-flag`) is none."""
     from soundrl.engine.config import GROUPS, Config
@@ -141,13 +156,19 @@ def run(main: Callable[[Config], None]) -> None:
 def read_arguments() -> Config:
     """The configuration of the command line; where a plan is asked for, prints it and exits."""
     plan, arguments = plan_arguments(sys.argv[1:])
+    step, arguments = profile_argument(arguments)
     config = parse_arguments(arguments)
+    if step > config.run.steps:
+        raise UserError(f"--profile {step} is behind the last step, run.steps {config.run.steps}; name one up to it")
     if plan is not None:
         from soundrl.engine.planning import command
 
         with users_mistakes():
             command.main(config, plan.gpus, plan.gpu_gib, plan.table)
         sys.exit()
+    from soundrl.engine.profiler import ASKED
+
+    ASKED.step = step
     return config
 
 

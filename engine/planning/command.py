@@ -49,8 +49,8 @@ def everything(config: Config, gpus: int, gpu_gib: float | None) -> Planned:
             folder = write_known(name, Path(fresh) / "policy")
         if not (folder / "config.json").is_file():
             raise ValueError(
-                f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder, or a well-known model "
-                "(Qwen/Qwen3-8B)"
+                f"model.path {folder} has no config.json, which is all a plan reads; name a Hugging Face model folder, or a well-known "
+                "model: Qwen/Qwen3-8B"
             )
         genrm, judge = config.genrm, None
         if genrm.judge == "serve":

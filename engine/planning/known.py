@@ -33,12 +33,9 @@ def write_known(name: str, folder: Path) -> Path:
     return folder
 
 
-def download(path: str) -> str:
+def download(path: str, setting: str) -> str:
     """What to say to who would run a name that the plan alone knows; empty for any other path."""
     name = known(path)
     target = f"models/{Path(name).name}"
-    return (
-        f"a plan knows {name}, but a run needs its files: hf download {name} --local-dir {target}, then --model.path {target}"
-        if name
-        else ""
-    )
+    words = f"a plan knows {name}, but a run needs its files: hf download {name} --local-dir {target}, then --{setting} {target}"
+    return words if name else ""

@@ -27,15 +27,15 @@ def bytes_between(of: Shapes, size: int, ranks: int, machine: int, replicas: int
 
 
 def between(config: Config, of: Shapes, ranks: int, machine: int) -> list[str]:
-    """A line for the plan; none where one machine holds all."""
+    """Lines for the plan; none where one machine holds all."""
     if ranks <= machine:
         return []
     shared_by(config, ranks)
     machines, tokens = ranks // machine, config.optim.microbatch_tokens
     computing = (4 if of.adapters else 6) * of.active * tokens / RATE
-    ways = {config.model.replicas: ""} | ({machines: f"with model.replicas {machines} "} if config.model.replicas == 1 else {})
-    parts = []
-    for replicas, words in ways.items():
+    ways = (1, machines) if config.model.replicas == 1 else (1, config.model.replicas)
+    lines = [f"  between {machines} machines, predicted, seconds a micro-batch (computing takes {computing:.2f}):"]
+    for replicas in ways:
         sent = bytes_between(of, element_size(config), ranks, machine, replicas) * 8e-9
-        parts.append(f"{words}{sent / SLOW:.2f} s a micro-batch at {SLOW} Gb/s a machine, {sent / FAST:.2f} at {FAST}")
-    return [f"  between {machines} machines, predicted: {'; '.join(parts)}; computing takes {computing:.2f} s"]
+        lines.append(f"    model.replicas {replicas}: {sent / SLOW:.2f} at {SLOW} Gb/s a machine, {sent / FAST:.2f} at {FAST}")
+    return lines

@@ -1,7 +1,7 @@
 """What a rank holds in memory, part by part, in bytes: each formula once, with what stands behind it.
 
-Counted: shapes of tensors, what FSDP2 allocates of them (torch/distributed/fsdp/_fully_shard), what autograd saves (`shapes`). *Predicted*, as
-no GPU has measured them here: CUDA's context, CUDA graphs, NCCL's buffers, vLLM's work. N parameters, W ranks that share a copy of the
+Counted: shapes of tensors, what FSDP2 allocates of them (torch/distributed/fsdp/_fully_shard), what autograd saves (`shapes`). *Predicted*,
+as no GPU has measured them here: CUDA's context, CUDA graphs, NCCL's buffers, vLLM's work. N parameters, W ranks that share a copy of the
 model, T tokens of a micro-batch, H hidden, V vocabulary.
 """
 
@@ -41,7 +41,7 @@ def shared_by(config: Config, ranks: int) -> int:
 
 
 def trainer_state(of: Shapes, size: int, ranks: int, save_memory: tuple[str, ...] = ()) -> dict[str, float]:
-    """What one of `ranks` that share a copy keeps of weights and optimizer, in bytes; 12 and 4 for gradients a trained parameter, and
+    """What one of `ranks` that share a copy keeps of weights and optimizer, in bytes: 12 and 4 for gradients a trained parameter, and
     `size` a frozen one. With `moments` the two of AdamW stay on the host, but for the blocks under way."""
     own = shard(of.adapters or of.tensors, ranks)
     # A gradient in `size`, and in float32 to be reduced.
@@ -57,8 +57,9 @@ def trainer_state(of: Shapes, size: int, ranks: int, save_memory: tuple[str, ...
 
 
 def gathered(of: Shapes, size: int, ranks: int) -> float:
-    """Weights gathered for computing, in bytes: all where the model is small (ZeRO-2), else two layers and what is in no layer: of one layer
-    the parameters, of the next the all-gather's output, which FSDP2 copies out of and then frees. A single rank gathers nothing ahead."""
+    """Weights gathered for computing, in bytes: all where the model is small (ZeRO-2), else two layers and what is in no layer: of one
+    layer the parameters, of the next the all-gather's output, which FSDP2 copies out of and then frees. A single rank gathers nothing
+    ahead."""
     small = of.parameters <= KEEP_GATHERED
     return size * (of.parameters if small else (2 if ranks > 1 else 1) * of.layer + of.outside)
 

@@ -1,7 +1,7 @@
 """What a plan needs to know of a model, counted on a copy without storage (torch's meta device) made from its config.json alone.
 
-Its forward pass runs on shapes, and what autograd saves is added up, so any architecture is known: of a mixture of experts the rows of the
-experts that a token is sent to, with LoRA the inputs that the adapters' gradients need. Shapes: T tokens, H hidden, V vocabulary, E experts.
+Its forward pass runs on shapes, and what autograd saves is added up, so any architecture is known: of a mixture of experts the rows of
+those that a token is sent to, with LoRA the inputs that the adapters' gradients need. Shapes: T tokens, H hidden, V vocabulary, E experts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from soundrl.engine.files.model_folder import load_config
+from soundrl.engine.flops import active_parameters, experts_of
 
 ATTENTION = "soundrl_plan"
 TRACED_TOKENS = 256
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Where a config says how many experts a layer has."""
-
 Sizes = tuple[tuple[int, int, int], ...]
 """Tensors by shape: rows (dimension 0, which FSDP2 cuts), elements of a row, how many there are."""
 
@@ -137,18 +135,6 @@ def on_meta(config: Any, dtype: torch.dtype) -> Any:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION, **more)
     model.tie_weights()
     return model
-
-
-def experts_of(config: Any) -> int:
-    """Experts of a layer; 0 where the model is dense."""
-    return next((count for name in EXPERTS if (count := getattr(config, name, None))), 0)
-
-
-def active_parameters(model: Any, config: Any) -> int:
-    experts, used = experts_of(config), getattr(config, "num_experts_per_tok", 0) or 0
-    total = sum(p.numel() * used / experts if experts and p.ndim == 3 and p.shape[0] == experts else p.numel() for p in model.parameters())
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return int(total) - (embedding.numel() if embedding is not head else 0)
 
 
 def counted(tensors: Iterable[Tensor]) -> Sizes:
