@@ -63,8 +63,8 @@ class Recorder:
                 self.progress.say(f"no memory plan: {error}")
 
     def step(self, step: int, pending: PendingGroups, judge: Metrics | None, work: Work, *measured: Metrics) -> Metrics:
-        """All metrics of a step that has ended, those `measured` in it among them, and how fast its `work` was done; `judge` is what the judge
-        says of itself, None: it is asked now, and probed where that is due."""
+        """All metrics of a step that has ended, those `measured` in it among them, and how fast its `work` was done; `judge` is what the
+        judge says of itself, None: it is asked now, and probed where that is due."""
         trained, replaced = pending.groups(), scored(pending.replaced, whole=True)
         groups = trained + replaced  # all that the policy has said of its data: without the latter it would look worse than it is
         # Every rank stops by what all see.

@@ -34,7 +34,7 @@ def main(config: Config) -> None:
 
 def train_step(run: Run, step: int) -> None:
     config, ranks = run.config, run.ranks
-    with TIMELINE("step"), profiled(run, step):
+    with profiled(run, step), TIMELINE("step"):
         prompts = distinct(run.stream.take(config.rollout.prompts))  # of the global order, whatever the number of ranks
         pending = run.rollouts(prompts, step)  # each rollout is verified and judged as it finishes
         run.leave()  # saves and stops where somebody has asked for it; so do the windows of training

@@ -24,6 +24,15 @@ if TYPE_CHECKING:  # a signal that comes while these load must find its handler
 HELP = ("-h", "--help")
 
 
+class Profiled:
+    """Which step the command line asks a profile of; 0 = none."""
+
+    step = 0
+
+
+PROFILED = Profiled()
+
+
 @contextlib.contextmanager
 def users_mistakes(kind: type[Exception] = ValueError) -> Iterator[None]:
     """Around the preparation of a run (settings, files, model folder, judge), where a ValueError (`kind`: another) or a file that cannot be
@@ -166,9 +175,7 @@ def read_arguments() -> Config:
         with users_mistakes():
             command.main(config, plan.gpus, plan.gpu_gib, plan.table)
         sys.exit()
-    from soundrl.engine.profiler import ASKED
-
-    ASKED.step = step
+    PROFILED.step = step
     return config
 
 

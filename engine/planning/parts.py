@@ -15,9 +15,9 @@ from soundrl.engine.weight_sync import AGAIN
 from soundrl.kernels.head_chunks import USUAL, bytes_per_logit, chunk_rows, head_memory
 
 GIB = 2**30
-CONTEXT = {"cuda": 1.0 * GIB, "cpu": 1.1 * GIB}
+CONTEXT = {"cuda": 1.0 * GIB, "cpu": 0.8 * GIB}
 """CUDA's context, libraries' kernels and the allocator's slack (predicted), of a sleeping judge as well; on CPU the interpreter with torch,
-transformers and vLLM loaded (measured)."""
+transformers and vLLM loaded (measured, 775 to 801 MiB)."""
 NCCL = 0.5 * GIB
 """Predicted, of a communicator: 4 MiB a channel and direction and protocol (NCCL_BUFFSIZE), 16 to 32 channels."""
 GRAPH = 0.2 * 2**20

@@ -29,6 +29,7 @@ from soundrl.engine.planning.parts import (
     trainer_work,
 )
 from soundrl.engine.planning.shapes import Shapes, shapes
+from soundrl.engine.weight_sync import AGAIN, PROBE_TOKENS
 from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
 
 GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; each has served judges of its own
@@ -178,7 +179,8 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     reference = reference_state(config, of, size, shared, on_gpu)
     work = trainer_work(of, size, tokens, "recompute" in saved, on_gpu)
     weights, share, cache = engine_share(config, of, total, on_gpu)
-    nccl, largest, probing = communicators(config, ranks, on_gpu), in_flight(of, size), gate_work(of, size, tokens, on_gpu)
+    nccl, largest = communicators(config, ranks, on_gpu), in_flight(of, size)
+    probing = gate_work(of, size, min(tokens, AGAIN // PROBE_TOKENS * (config.max_prompt_tokens + PROBE_TOKENS)), on_gpu)
     kept = state.get("frozen weights", 0.0) + reference.get("reference", 0.0)
     resident = kept + state["master weights, float32"] + state["AdamW moments, float32"]
     # Weights and moments are away from the end of training on: sync and gate gather them from the host, a layer at a time.
