@@ -47,11 +47,14 @@ RECIPE = "fapo-7b"
 def fits(config: Config, of: Shapes, gpus: int, gib: float) -> Iterator[tuple[Config, MemoryPlan]]:
     """Settings that fit with room, and their plans: the fewest ranks an engine first, then the largest KV cache."""
     for parallel in (n for n in (1, 2, 4, 8) if gpus % n == 0 and of.heads % n == 0):
-        for share in SHARES:
-            tried = replace(config, rollout=replace(config.rollout, memory=share, tensor_parallel=parallel))
-            plan = plan_of(tried, of, gpus, gib * GIB, "cuda")
+        tried = [replace(config, rollout=replace(config.rollout, memory=share, tensor_parallel=parallel)) for share in SHARES]
+        most, least = (plan_of(each, of, gpus, gib * GIB, "cuda") for each in (tried[0], tried[-1]))
+        if most.sequences < SEQUENCES or least.worst[1] > ROOM * least.total:
+            continue  # nor does any share between them
+        for each in tried:
+            plan = plan_of(each, of, gpus, gib * GIB, "cuda")
             if plan.worst[1] <= ROOM * plan.total and plan.sequences >= SEQUENCES:
-                yield tried, plan
+                yield each, plan
 
 
 def cell(config: Config, of: Shapes, gpus: int, gib: float) -> str:

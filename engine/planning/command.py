@@ -69,18 +69,21 @@ def ledger(plan: MemoryPlan) -> dict[str, float]:
     return {name.strip(): round(size / 2**20, 1) for name, size in (plan.parts | peaks).items()}
 
 
+def report(config: Config, found: Planned, each: str) -> str:
+    """All that a person is told; `each`: GPU or rank."""
+    lines = [f"memory plan of {config.run.name}, GiB on each {each}", found.plan.table()]
+    lines += between(config, found.of, found.ranks, found.machine) if each == "GPU" else []
+    lines += [f"  sizes are those of {found.known}, known by its name; nothing was read"] if found.known else []
+    return "\n".join(lines)
+
+
 def main(config: Config, gpus: int, gpu_gib: float | None, cards: bool = False) -> None:
     """Print the plan, or the table of cards; ValueError in one line where it cannot run."""
     if cards:
         print(table(config, gpu_gib or 80.0), flush=True)
         return
     found = everything(config, gpus, gpu_gib)
-    each = "rank" if gpu_gib is None and not torch.cuda.is_available() else "GPU"
-    print(f"memory plan of {config.run.name}, GiB on each {each}\n{found.plan.table()}", flush=True)
-    for line in between(config, found.of, found.ranks, found.machine) if each == "GPU" else ():
-        print(line, flush=True)
-    if found.known:
-        print(f"  sizes are those of {found.known}, known by its name; nothing was read", flush=True)
+    print(report(config, found, "rank" if gpu_gib is None and not torch.cuda.is_available() else "GPU"), flush=True)
     found.plan.check()
     print("  it fits", flush=True)
 
