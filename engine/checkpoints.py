@@ -13,13 +13,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from soundrl.engine.files.checkpoint import (
     MOMENTS,
@@ -37,12 +36,12 @@ from soundrl.engine.files.checkpoint import (
 )
 from soundrl.engine.files.tensor_file import Layout, Seal, sync_folder, write_bytes, write_tensors
 from soundrl.engine.launch.last_words import remove
+from soundrl.engine.moments import STATES, begun, local_rows
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import Trainer
 from soundrl.fapo.printable import one_line
 
 LOOK = 0.05  # seconds between looks for the seals of other ranks
-STATES = ("exp_avg", "exp_avg_sq")
 OLD_LOGPROBS = "old_logprobs.safetensors"
 
 Say = Callable[[str], None]
@@ -194,8 +193,8 @@ class Writing:
         late: Mapping[int, np.ndarray],
     ) -> None:
         rank, size, seals = self.ranks.rank, self.ranks.size, dict[str, Seal]()
-        for part, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
-            name = rows_file(part, rank, size)
+        for part, tensors in ((WEIGHTS, weights), (MOMENTS, moments)) if self.ranks.first_copy else ():
+            name = rows_file(part, rank, self.ranks.shards)
             seals[name] = write_tensors(self.beside / name, layouts(tensors), tensors.values(), about)
             tensors.clear()  # as soon as it is on the disk
         if rank == 0:
@@ -268,15 +267,17 @@ def own_rows(model: nn.Module, ranks: Ranks) -> Iterator[tuple[str, nn.Parameter
 
 
 def staged(trainer: Trainer, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int], dict[str, float]]:
-    """This rank's rows of weights and moments on the host, the first row of each, and AdamW's step of each parameter that has taken one."""
+    """This rank's rows of weights and moments on the host, the first row of each, and AdamW's step of each parameter that has taken one.
+    Nothing where another replica has the same rows and comes first."""
 
     def copied(tensor: Any) -> Tensor:
-        local = tensor.detach().to_local()
+        local = local_rows(tensor.detach())
         host = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)  # pinned: ten times as fast
         return host.copy_(local, non_blocking=True)
 
     weights, moments, first, steps = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), dict[str, float]()
-    for name, parameter, row in own_rows(trainer.policy.model, ranks):
+    trainer.arrive()
+    for name, parameter, row in own_rows(trainer.policy.model, ranks) if ranks.first_copy else ():
         weights[name], first[name] = copied(parameter), row
         state: dict[str, Any] = trainer.optimizer.state.get(parameter, {})
         for kind in STATES if state else ():
@@ -296,14 +297,13 @@ def restore(folder: Path, trainer: Trainer, ranks: Ranks) -> dict[str, Any]:
         state = read_state(folder)
         with Rows(folder, WEIGHTS) as weights, Rows(folder, MOMENTS) as moments:
             for name, parameter, first in own_rows(trainer.policy.model, ranks):
-                weights.read(name, first, cast(DTensor, parameter).to_local())
+                weights.read(name, first, local_rows(parameter.detach()))
                 if name not in weights.steps:
                     continue  # never trained: AdamW begins its moments when it is
-                kept: dict[str, Any] = trainer.optimizer.state[parameter]
-                kept["step"] = torch.tensor(weights.steps[name], dtype=torch.float32, device=ranks.device)
+                kept = begun(trainer.optimizer, parameter)
+                kept["step"].fill_(weights.steps[name])
                 for kind in STATES:
-                    kept[kind] = torch.zeros_like(parameter)
-                    moments.read(f"{kind}/{name}", first, cast(DTensor, kept[kind]).to_local())
+                    moments.read(f"{kind}/{name}", first, local_rows(kept[kind]))
         if (folder / OLD_LOGPROBS).is_file():
             trainer.late = {int(index): values.numpy() for index, values in load_file(folder / OLD_LOGPROBS).items()}
     except CheckpointError as error:

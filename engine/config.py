@@ -265,9 +265,13 @@ class Config:
             raise ValueError(f"rollout.memory {share} is a share on a GPU, which the trainer needs as well; set e.g. --rollout.memory 0.4")
 
     def engines(self, ranks: int, device: str) -> int:
-        """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where they or a GPU's share do not fit."""
+        """Sampling engines (tensor-parallel groups) of a run on `ranks` processes. ValueError where they, replicas or a GPU's share do not
+        fit."""
         self.check_memory(device)
         parallel = self.rollout.tensor_parallel
+        from soundrl.engine.ranks import shards_of  # torch, which settings do without
+
+        shards_of(ranks, self.model.replicas)
         if ranks % parallel:
             raise ValueError(f"rollout.tensor_parallel {parallel} does not divide the {ranks} ranks; start a multiple of it")
         return ranks // parallel

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 WEEK = 604_800
 WAYS = ("recompute", "offload", "moments")  # of `model.save_memory`
 POSITIVE = (
-    "model.max_length rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory rollout.tensor_parallel "
-    "optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency run.grace run.patience"
+    "model.max_length model.replicas rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory "
+    "rollout.tensor_parallel optim.lr optim.grad_clip warm_start.batch warm_start.lr genrm.max_tokens genrm.concurrency run.grace "
+    "run.patience"
 ).split()
 NOT_NEGATIVE = ("data.test_rows model.rope_base_length rollout.refill warm_start.steps optim.warmup_steps run.steps run.eval_every").split()
 
@@ -114,7 +115,7 @@ def conflicts(config: Config) -> Iterator[str]:
         )
     ways = model.save_memory
     if odd := next((way for way in ways if way not in WAYS or ways.count(way) > 1), None):
-        what = "twice" if odd in WAYS else "but knows it not"
+        what = "twice" if odd in WAYS else "which is no way"
         yield f"model.save_memory names {odd} {what}; name any of {', '.join(WAYS)}, each once"
     if optim.microbatch_tokens < model.max_length:
         yield (

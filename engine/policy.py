@@ -126,8 +126,10 @@ class Policy:
         dtype = dtype or getattr(torch, self.settings.dtype)
         for name, parameter in self.model.named_parameters():
             assert isinstance(parameter, DTensor)
-            # Cast the shard first: the gather moves half the bytes in bf16.
-            yield name, cast(DTensor, parameter.detach().to(dtype)).full_tensor()
+            # The shard may wait on the host (`Offload`). Cast it first: the gather moves half the bytes in bf16.
+            shard = parameter.detach().to_local().to(self.ranks.device, non_blocking=True).to(dtype)
+            like = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
+            yield name, DTensor.from_local(shard, parameter.device_mesh, parameter.placements, **like).full_tensor()
 
     def run(self, batch: PackedBatch, compute: Compute) -> Tensor:
         """One forward pass; `compute` gets the hidden states of the R rows that predict a response token, in the order of
@@ -149,6 +151,11 @@ class Policy:
                 if isinstance(module, FSDPModule):
                     module.reshard()
         return out
+
+    def reduce_between_replicas(self, now: bool) -> None:
+        """Whether the next backward pass sums gradients over replicas, with what earlier ones have kept; within each they always are."""
+        if self.ranks.replicas > 1:
+            cast(FSDPModule, self.model).set_requires_all_reduce(now)
 
     def response_logprobs(self, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy [R] of the batch's response tokens."""

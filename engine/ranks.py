@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -48,12 +48,18 @@ class Ranks:
     size: int
     device: torch.device
     mesh: DeviceMesh
-    """One dimension over all ranks: parameters, gradients and optimizer state are sharded over it."""
+    """Over its last dimension parameters, gradients and optimizer state are sharded: all ranks, or, where there are `replicas`, those of
+    one of them, and the first dimension goes over the replicas."""
+    replicas: int = 1
+    """Groups of consecutive ranks that hold a whole copy each (HSDP, arXiv 2304.11277 §3.2.2): those of one node meet in one group where
+    the groups are as large as nodes, or several times so."""
+    longest_wait: float = 1800.0
 
     @classmethod
-    def start(cls, longest_wait: float = 1800.0) -> Ranks:
+    def start(cls, longest_wait: float = 1800.0, replicas: int = 1) -> Ranks:
         """Join the process group torchrun describes: NCCL where there are GPUs, gloo on CPU. A collective fails after `longest_wait`
-        seconds: a rank may sample, or wait for verdicts, for long while others wait for it, and NCCL's 10 minutes are too short."""
+        seconds: a rank may sample, or wait for verdicts, for long while others wait for it, and NCCL's 10 minutes are too short.
+        ValueError where the ranks do not meet, or `replicas` does not divide them."""
         missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise ValueError(f"{', '.join(missing)} not set: start with `torchrun engine/train.py` or `python engine/train.py`")
@@ -73,12 +79,37 @@ class Ranks:
                     "(torchrun: --local-addr on the first node) to an address of the first one that all reach, GLOO_SOCKET_IFNAME and "
                     "NCCL_SOCKET_IFNAME to its network interface"
                 ) from error
-        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        return cls(dist.get_rank(), dist.get_world_size(), device, mesh)
+        size = dist.get_world_size()
+        return cls(dist.get_rank(), size, device, _mesh(device.type, size, replicas, longest_wait), replicas, longest_wait)
+
+    def on_cpu(self) -> Ranks:
+        """The same ranks, whose weights are on the host. A collective."""
+        return replace(self, device=torch.device("cpu"), mesh=_mesh("cpu", self.size, self.replicas, self.longest_wait))
 
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def shards(self) -> int:
+        """Ranks that hold one copy of weights and moments together."""
+        return self.size // self.replicas
+
+    @property
+    def shard(self) -> int:
+        """Which part of the copy is this rank's."""
+        return self.rank % self.shards
+
+    @property
+    def first_copy(self) -> bool:
+        """Whether this rank's part is that of the first replica, which speaks for all where they hold the same."""
+        return self.rank < self.shards
+
+    def as_first_copy(self, value: torch.Tensor) -> torch.Tensor:
+        """`value`, in place, as the rank with the same part of the first replica has it. A collective."""
+        if self.replicas > 1:
+            dist.broadcast(value, group=self.mesh.get_group(0), group_src=0)
+        return value
 
     @property
     def node(self) -> Node:
@@ -124,11 +155,12 @@ class Ranks:
 
     def first_row(self, rows: int) -> int:
         """Of this rank's part of a tensor that has so many: FSDP2 cuts the first dimension into equal parts, rounded up, so that the last
-        ranks may have none.
+        ranks of a copy may have none.
 
-        Worked example: of 5 rows ranks 0, 1 and 2 of 4 begin at 0, 2 and 4, and rank 3 has none.
+        Worked example: of 5 rows ranks 0, 1 and 2 of 4 begin at 0, 2 and 4, and rank 3 has none; of two replicas of two ranks each, ranks 0
+        and 2 begin at 0, ranks 1 and 3 at 3.
         """
-        return min(self.rank * -(-rows // self.size), rows)
+        return min(self.shard * -(-rows // self.shards), rows)
 
     def gather_array(self, own: np.ndarray) -> list[np.ndarray]:
         """The one-dimensional array of every rank, in rank order, on every rank; lengths may differ, the type may not. Over the host."""
@@ -170,6 +202,23 @@ def alone() -> Iterator[Ranks]:
         ranks.stop()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def shards_of(ranks: int, replicas: int) -> int:
+    """Ranks that hold one copy together. ValueError where `model.replicas` does not divide them."""
+    if ranks % replicas:
+        raise ValueError(f"model.replicas {replicas} does not divide the {ranks} ranks; start a multiple of it, or set --model.replicas 1")
+    return ranks // replicas
+
+
+def _mesh(device: str, ranks: int, replicas: int, longest_wait: float) -> DeviceMesh:
+    shards = shards_of(ranks, replicas)
+    if replicas == 1:
+        return init_device_mesh(device, (ranks,))
+    mesh = init_device_mesh(device, (replicas, shards), mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups():  # made anew, with the backend's own patience
+        _set_pg_timeout(timedelta(seconds=longest_wait), group)
+    return mesh
 
 
 def _join(backend: str, longest_wait: float) -> None:

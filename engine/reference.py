@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch.distributed.device_mesh import init_device_mesh
-
 from soundrl.engine.config import Config
 from soundrl.engine.policy import Policy
 
@@ -35,6 +32,5 @@ def reference_of(policy: Policy, folder: Path, place: str) -> Policy:
     ranks, settings = policy.ranks, policy.settings
     if place == "cpu" and ranks.device.type == "cuda":
         # Kernels and flash-attn are the GPU's; plain attention computes here.
-        ranks = replace(ranks, device=torch.device("cpu"), mesh=init_device_mesh("cpu", (ranks.size,)))
-        settings = replace(settings, attention="sdpa")
+        ranks, settings = ranks.on_cpu(), replace(settings, attention="sdpa")
     return Policy(folder, policy.tokenizer, settings, ranks, frozen=True, asleep=place == "asleep" and ranks.device.type == "cuda")

@@ -57,7 +57,7 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         with users_mistakes():
-            self.ranks = ranks = Ranks.start(config.longest_wait)
+            self.ranks = ranks = Ranks.start(config.longest_wait, config.model.replicas)
             TIMELINE.begin(ranks.rank)
             self.watcher = watch_progress(ranks, config.run.patience)
         self.folder, progress = RunFolder(config, ranks), Progress(ranks.main, config.run.steps)
@@ -131,6 +131,7 @@ class Run:
             if config.loss.kl[0]:
                 folder = reference_folder(config, self.start, self.folder.path, self.keeps)
                 self.trainer.reference = reference_of(self.policy, folder, config.loss.kl[2])
+            self.trainer.sleep()  # the sampler takes its share of what is free
             self.sampler = build_sampler(config, self.policy, self.ranks)
             probes = self.problems.probes(self.encode)
             self.sync = WeightSync(self.policy, self.trainer, self.sampler, probes, config.rollout.temperature, config.run.gate)

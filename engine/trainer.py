@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.flops import Work
+from soundrl.engine.moments import HostAdamW, optimizer_of
+from soundrl.engine.offload import Offload
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.schedule import Leave, Minibatch, number_windows
@@ -47,9 +49,8 @@ class Trainer:
         """`longest` response in tokens (`rollout.max_new_tokens`): what `dr_grpo` divides by."""
         self.policy, self.ranks, self.longest = policy, policy.ranks, longest
         self.settings, self.rule, self.temperature = optim, loss.rule(), temperature
-        self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=optim.lr, betas=optim.adamw[:2], weight_decay=optim.adamw[2], fused=True
-        )
+        self.optimizer = optimizer_of(policy, optim)
+        self.offload = Offload(policy.model, self.optimizer) if "offload" in policy.settings.save_memory else None
         self.updates = 0
         self.skipped_in_a_row = 0
         self.within, self.totals, self.late = 0, dict[str, float](), dict[int, np.ndarray]()
@@ -70,6 +71,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = state["lr"]
 
+    def sleep(self) -> None:
+        """Weights and moments to the host, where `model.save_memory` wants them there while others need the device. A forward pass without
+        gradient, a gather of weights and a checkpoint are right from there as well."""
+        if isinstance(self.optimizer, HostAdamW):
+            self.optimizer.reserve()  # a host that has no room says so before the first step
+        if self.offload is not None:
+            self.offload.sleep()
+
+    def wake(self) -> None:
+        """Back to the device, to train; moments may be on their way until `arrive`."""
+        if self.offload is not None:
+            self.offload.wake()
+
+    def arrive(self) -> None:
+        if self.offload is not None:
+            self.offload.arrive()
+
     def packed(self, samples: Sequence[Sample]) -> Iterator[PackedBatch]:
         """This rank's micro-batches of `samples`, which every rank knows: as many as any other has, empty ones among them."""
         self.work.train(samples)
@@ -83,9 +101,12 @@ class Trainer:
         the world size: the sum over ranks is the gradient of one rank that holds everything.
         """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.ranks.device)
-        batches = iter(batches)
-        # One at least, so that a step without any signal is a step all the same.
-        for batch in chain([next(batches, pack((), self.ranks.device))], batches):
+        batches, closing = iter(batches), [pack((), self.ranks.device)] if self.ranks.replicas > 1 else []
+        # One at least, so that a step without any signal is a step all the same. Replicas add up gradients once, in an empty one behind
+        # the others: which of these is the last is known only when all verdicts are there.
+        for batch in chain([next(batches, pack((), self.ranks.device))], batches, closing):
+            last = any(batch is one for one in closing)
+            self.policy.reduce_between_replicas(last)
             # A micro-batch with nothing to train has a differentiable 0: it runs backward for the collectives of the others.
             with TIMELINE.detail("micro-batch"):
                 loss, metrics, logprobs = loss_function(batch, count)
@@ -93,17 +114,21 @@ class Trainer:
                 sums[2:] += torch.stack([loss.detach(), logprobs.entropy.sum(), *(metrics[name] for name in METRIC_SUMS)])
                 self.values.keep(batch, logprobs)
             sums[0] += batch.tokens
-            sums[1] += 1
+            sums[1] += not last
         return self.ranks.total(dict(zip(SUMS, sums.tolist(), strict=True)))
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all of them and is counted."""
         parameters = list(self.policy.model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
-        # The norm is global already (DTensor); full_tensor() makes every rank read the same bits, so all take the same branch.
-        grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # The norm is global already (DTensor); full_tensor() makes every rank read the same bits, so all take the same branch. Each replica
+        # adds up its own: in another order the last bit would part them for good.
+        norm = self.ranks.as_first_copy(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, norm)
+        grad_norm = norm.item()
         finite = math.isfinite(grad_norm)
         if finite:
+            self.arrive()
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
@@ -166,6 +191,7 @@ class Trainer:
         `rest` waits for what trains nothing and belongs to the step (verdicts where λ = 0). Returns metrics over the whole batch.
         """
         self.values.begin()
+        self.wake()
         batch, candidates = minibatches[0].batch, [minibatch.candidates() for minibatch in minibatches]
         self.work.begin(batch.samples, batch.groups)
         if self.reference is not None:

@@ -1,7 +1,7 @@
 """Weight sync: the one function that brings trainer weights into the sampler, in order, within bounds, and proves it did.
 
-    trainer frees its cached blocks → sampler wakes its weight memory → full tensors stream over, one at a time → prefix cache
-    reset → sampler wakes its KV cache → gate
+    trainer goes to the host where it shall (`Offload`), and frees its cached blocks → sampler wakes its weight memory → full tensors stream
+    over, one at a time → prefix cache reset → sampler wakes its KV cache → gate
 
 The *gate* samples probes with the new weights and compares the sampler's log-probabilities with the trainer's on the same
 tokens, each engine on its own: where mean exp|Δ| is above `run.gate`, it measures again on eight times as many (one token of 256 is
@@ -80,6 +80,7 @@ class WeightSync:
     @TIMELINE("sync")
     def __call__(self) -> dict[str, float]:
         """Sync and gate. Returns metrics; SyncError with a diagnosis when the gate is not met."""
+        self.trainer.sleep()
         if self.policy.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         self.sampler.wake("weights")

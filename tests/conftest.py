@@ -97,6 +97,7 @@ class Alone:
     """A world of one, as `Ranks`."""
 
     rank, size, main, device = 0, 1, True, torch.device("cpu")
+    shard, shards, first_copy = 0, 1, True
     first_said, first_row = Ranks.first_said, Ranks.first_row
 
     def gather(self, value: Any) -> list[Any]:

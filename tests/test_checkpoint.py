@@ -177,7 +177,7 @@ class Model:
         self.parameter = torch.nn.Parameter(torch.zeros(3, 2))
         self.parameter.to_local = lambda: self.parameter.data  # type: ignore[attr-defined]
         self.policy = SimpleNamespace(model=SimpleNamespace(named_parameters=lambda: [("p", self.parameter)]))
-        self.optimizer, self.late = SimpleNamespace(state={}), {}
+        self.optimizer, self.late, self.arrive = SimpleNamespace(state={}), {}, lambda: None
 
 
 @pytest.fixture

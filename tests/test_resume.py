@@ -46,12 +46,14 @@ def test_its_steps_are_replayed(uninterrupted):
 
 
 def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, tmp_path):
-    """Killed while groups of step 2 are refilled, then, behind steps that are trained once more, stopped between two optimizer steps."""
+    """Killed while groups of step 2 are refilled, then, behind steps that are trained once more, stopped between two optimizer steps; with
+    weights and moments on the host, with weights there while it samples, and with neither."""
     steps = [row for row in uninterrupted["metrics"] if "refill/groups" in row]
     sampled = 1 + steps[0]["refill/rounds"]  # how often step 1 has sampled
-    killed = job(tmp_path, *REFILL, KILL=f"sampled,all,{sampled + 2:.0f}", WITNESS=tmp_path / "witness")
+    ways = ("--model.save-memory", "offload", "moments")  # which change no bit, and may be others when the run goes on
+    killed = job(tmp_path, *REFILL, *ways, KILL=f"sampled,all,{sampled + 2:.0f}", WITNESS=tmp_path / "witness")
     assert (tmp_path / "witness").exists() and killed.returncode != 0, said(killed)
-    stopped = job(tmp_path, *REFILL, KILL="after an optimizer step,SIGTERM,5", WITNESS=tmp_path / "another")
+    stopped = job(tmp_path, *REFILL, *ways[:2], KILL="after an optimizer step,SIGTERM,5", WITNESS=tmp_path / "another")
     assert (tmp_path / "another").exists() and stopped.returncode == 0, said(stopped)
     (*_, line) = stopped.stderr.splitlines()
     assert line.startswith("stopped by SIGTERM in step 3; kept: ") and "step-000002+1; the same command goes on: python " in line, said(

@@ -57,7 +57,7 @@ def gated(sampler: Sampler, trainer_says: float = -1.0, others: float = 0.0) -> 
         named_full_tensors=lambda: iter([("w", torch.zeros(2))]),
         response_logprobs=lambda batch, temperature: (torch.full((len(batch.response_index),), trainer_says), None),
     )
-    trainer = SimpleNamespace(settings=SimpleNamespace(microbatch_tokens=1024))
+    trainer = SimpleNamespace(settings=SimpleNamespace(microbatch_tokens=1024), sleep=lambda: None)
     return WeightSync(policy, trainer, sampler, [(1, 2, 3)] * 8, 1.2, 1.05)()  # type: ignore[arg-type]
 
 

@@ -212,7 +212,7 @@ def locked(folder: Path) -> IO[str]:
 
 FREE = (
     "run.steps run.eval_every run.eval_sampling run.overlap run.save run.resume run.grace run.patience run.gate data.test data.test_rows "
-    "model.save_memory model.attention optim.microbatch_tokens rollout.memory rollout.eager rollout.tensor_parallel "
+    "model.save_memory model.replicas model.attention optim.microbatch_tokens rollout.memory rollout.eager rollout.tensor_parallel "
     "genrm.urls genrm.allow_http genrm.workers genrm.deadline genrm.concurrency genrm.probe "
     "genrm.min_f1 genrm.alarm genrm.second"
 ).split()

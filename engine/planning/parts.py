@@ -8,8 +8,10 @@ model, T tokens of a micro-batch, H hidden, V vocabulary.
 from __future__ import annotations
 
 from soundrl.engine.config import Config
+from soundrl.engine.moments import BLOCK, PLACES
 from soundrl.engine.planning.shapes import Shapes, shard
 from soundrl.engine.policy import KEEP_GATHERED
+from soundrl.engine.ranks import shards_of
 from soundrl.engine.samplers.vllm_sampler import MAX_BATCHED_TOKENS, MAX_SEQUENCES
 from soundrl.engine.weight_sync import AGAIN
 from soundrl.kernels.head_chunks import USUAL, bytes_per_logit, chunk_rows, head_memory
@@ -22,22 +24,13 @@ NCCL = 0.5 * GIB
 """Predicted, of a communicator: 4 MiB a channel and direction and protocol (NCCL_BUFFSIZE), 16 to 32 channels."""
 GRAPH = 0.2 * 2**20
 """Predicted, of one layer in one CUDA graph: nodes and parameters; what a graph computes with lies in one pool that all share."""
-STREAMED = 3 * 2**23
-"""Elements of each moment that are on the device while an update streams through: three blocks."""
+STREAMED = PLACES * BLOCK
+"""Elements of each moment that are on the device while an update streams through."""
 WIDEST_ALIVE = 4  # tensors as wide as the widest that a layer holds at once without gradient: residual, gate, up and their product
 
 
 def element_size(config: Config) -> int:
     return 4 if config.model.dtype == "float32" else 2
-
-
-def shared_by(config: Config, ranks: int) -> int:
-    """Ranks that share a copy of the model. ValueError where `model.replicas` does not divide them."""
-    if ranks % config.model.replicas:
-        raise ValueError(
-            f"model.replicas {config.model.replicas} does not divide the {ranks} ranks; start a multiple of it, or set --model.replicas 1"
-        )
-    return ranks // config.model.replicas
 
 
 def trainer_state(of: Shapes, size: int, ranks: int, save_memory: tuple[str, ...] = ()) -> dict[str, float]:
@@ -128,6 +121,7 @@ def engine_work(of: Shapes, eager: bool, batched: int = MAX_BATCHED_TOKENS, sequ
 
 def communicators(config: Config, ranks: int, on_gpu: bool) -> dict[str, float]:
     """NCCL's buffers, predicted: one communicator over the ranks that share a copy, one over replicas, one of a vLLM engine's ranks."""
-    shared, replicas, parallel = shared_by(config, ranks), config.model.replicas, config.rollout.tensor_parallel
+    replicas, parallel = config.model.replicas, config.rollout.tensor_parallel
+    shared = shards_of(ranks, replicas)
     count = (shared > 1) + (replicas > 1) + (parallel > 1)
     return {"NCCL's buffers": NCCL * count} if on_gpu and count else {}

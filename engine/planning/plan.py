@@ -24,11 +24,11 @@ from soundrl.engine.planning.parts import (
     in_flight,
     on_host,
     reference_state,
-    shared_by,
     trainer_state,
     trainer_work,
 )
 from soundrl.engine.planning.shapes import Shapes, shapes
+from soundrl.engine.ranks import shards_of
 from soundrl.engine.weight_sync import AGAIN, PROBE_TOKENS
 from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
 
@@ -173,7 +173,7 @@ def with_judge(plan: MemoryPlan, judge: JudgeNeeds | None, share: float, device:
 
 def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, judge: float = 0.0, serial: bool = False) -> MemoryPlan:
     """With a judge of so many bytes, awake throughout or in a serial phase."""
-    size, shared, saved = element_size(config), shared_by(config, ranks), config.model.save_memory
+    size, shared, saved = element_size(config), shards_of(ranks, config.model.replicas), config.model.save_memory
     tokens, on_gpu = config.optim.microbatch_tokens, device == "cuda"
     state = trainer_state(of, size, shared, saved)
     reference = reference_state(config, of, size, shared, on_gpu)

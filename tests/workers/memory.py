@@ -50,11 +50,12 @@ def main(arguments: dict, out: Path) -> None:
         MEMORY.take()
         trainer.train(known(ranks, samples(arguments["tokens"])))
         of = shapes(folder, torch.float32)
+        taken = MEMORY.take()["memory/training_mib"] * 2**20 - held
         work = sum(trainer_work(of, 4, arguments["tokens"], recomputed, on_gpu=False).values())
         state = sum(trainer_state(of, 4, 1).values())
         said.append(
             {
-                "work": MEMORY.take()["memory/training_mib"] * 2**20 - held,
+                "work": taken,
                 "planned work": work,
                 "state": held - before,
                 "planned state": state,
