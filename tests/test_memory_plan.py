@@ -102,7 +102,7 @@ def test_the_plan_chooses_how_a_served_judge_lives(of):
     state = serial.parts["master weights, float32"] + serial.parts["AdamW moments, float32"]
     assert serial.peaks["judging"] == CONTEXT["cuda"] + serial.parts["NCCL's buffers"] + state + 0.4 * 96 * GIB
     with pytest.raises(
-        ValueError, match="needs .* GiB while the gate compares, though judge and policy take turns, but there are 64.0; use more GPUs"
+        ValueError, match="needs .* GiB while training, though judge and policy take turns, but there are 64.0; use more GPUs"
     ):
         neither.check()
     # Whoever wants no overlap gets the phase, however much there is; on CPU nothing sleeps.
