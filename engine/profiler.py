@@ -6,6 +6,9 @@ of rank 0 the heaviest operators are told. A long step of decoding is millions o
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,20 +47,41 @@ def profiled(run: Run, step: int) -> Iterator[None]:
         target = trace_of(run.folder.path, step, run.ranks.rank)
         target.parent.mkdir(exist_ok=True)
         seen.export_chrome_trace(str(target))
-        run.say(f"profile of step {step}: {target.parent}\n{heaviest(seen, on_gpu)}")
+        run.say(f"profile of step {step}: {target.parent}\n{heaviest(target, on_gpu)}")
 
 
 def trace_of(folder: Path, step: int, rank: int) -> Path:
     return folder / "profile" / f"step-{step:06d}-rank-{rank}.json.gz"
 
 
-def heaviest(seen: Any, on_gpu: bool) -> str:
-    """Operators by the time that they take themselves, on the GPU where there is one."""
-    time = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, time))
-    whole = sum(getattr(row, time) for row in rows) or 1.0
+def heaviest(trace: Path, on_gpu: bool) -> str:
+    """From the trace, operators by the time that they take themselves; on a GPU its kernels. (torch's own sums, `key_averages`, take minutes
+    of Python for a step that decodes.)"""
+    kind = "kernel" if on_gpu else "cpu_op"
+    with gzip.open(trace) as file:
+        events = [event for event in json.load(file)["traceEvents"] if event.get("cat") == kind and "dur" in event]
+    calls, own = Counter(event["name"] for event in events), self_times(events)
+    whole = sum(own.values()) or 1.0
     lines = [f"  {'operator':<60} {'calls':>9} {'ms':>10}   share"]
-    for row in rows[:HEAVIEST]:
-        took = getattr(row, time)
-        lines.append(f"  {row.key[:60]:<60} {row.count:>9} {took / 1e3:>10.1f}  {took / whole:>5.1%}")
+    for name, took in own.most_common(HEAVIEST):
+        lines.append(f"  {name[:60]:<60} {calls[name]:>9} {took / 1e3:>10.1f}  {took / whole:>5.1%}")
     return "\n".join(lines)
+
+
+def self_times(events: list[dict[str, Any]]) -> Counter[str]:
+    """Microseconds by name without what ran within, on the same thread.
+
+    >>> self_times([{"name": "a", "tid": 1, "ts": 0, "dur": 10}, {"name": "b", "tid": 1, "ts": 2, "dur": 3}])
+    Counter({'a': 7, 'b': 3})
+    """
+    own: Counter[str] = Counter()
+    open_: dict[Any, list[tuple[str, float]]] = {}
+    for event in sorted(events, key=lambda event: (event["ts"], -event["dur"])):
+        stack = open_.setdefault((event.get("pid"), event["tid"]), [])
+        while stack and stack[-1][1] <= event["ts"]:
+            stack.pop()
+        if stack:
+            own[stack[-1][0]] -= event["dur"]
+        own[event["name"]] += event["dur"]
+        stack.append((event["name"], event["ts"] + event["dur"]))
+    return own

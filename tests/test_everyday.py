@@ -1,5 +1,8 @@
 """Operations by formula, rates, peaks by phase, and what a step's profile leaves: against hand-made and independent counts."""
 
+import gzip
+import json
+
 import pytest
 import torch
 from conftest import Alone
@@ -11,6 +14,7 @@ from soundrl.engine.launch.launch import UserError, profile_argument
 from soundrl.engine.memory_watch import MemoryWatch, resident
 from soundrl.engine.packing import Sample
 from soundrl.engine.phases import PEAKS, peak_phase
+from soundrl.engine.profiler import heaviest, self_times
 from soundrl.engine.timeline import MEMORY, Timeline
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
@@ -142,3 +146,19 @@ def test_the_step_to_profile_is_taken_out_of_the_command_line():
     for wrong, words in ((["--profile", "0"], "--profile 0 is no step of a run"), (["--profile", "x"], "invalid int value: 'x'")):
         with pytest.raises(UserError, match=words):
             profile_argument(wrong)
+
+
+def test_the_heaviest_operators_come_from_the_trace(tmp_path):
+    events = [
+        {"name": "a", "cat": "cpu_op", "tid": 1, "ts": 0, "dur": 10},
+        {"name": "b", "cat": "cpu_op", "tid": 1, "ts": 2, "dur": 3},
+        {"name": "c", "cat": "cpu_op", "tid": 1, "ts": 2.5, "dur": 1},
+        {"name": "b", "cat": "cpu_op", "tid": 2, "ts": 4, "dur": 5},  # on a thread of its own: within nothing
+        {"name": "b", "cat": "cpu_op", "tid": 1, "ts": 10, "dur": 1},  # after it
+    ]
+    assert self_times(events) == {"a": 7, "b": 2 + 5 + 1, "c": 1}
+    with gzip.open(tmp_path / "trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": [*events, {"name": "other", "cat": "kernel", "tid": 7, "ts": 0, "dur": 99}]}, file)
+    head, first, *_ = heaviest(tmp_path / "trace.json.gz", on_gpu=False).splitlines()
+    assert "operator" in head and first.split() == ["b", "3", "0.0", "50.0%"]
+    assert "other" in heaviest(tmp_path / "trace.json.gz", on_gpu=True).splitlines()[1]
