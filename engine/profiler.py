@@ -55,8 +55,8 @@ def trace_of(folder: Path, step: int, rank: int) -> Path:
 
 
 def heaviest(trace: Path, on_gpu: bool) -> str:
-    """From the trace, operators by the time that they take themselves; on a GPU its kernels. (torch's own sums, `key_averages`, take minutes
-    of Python for a step that decodes.)"""
+    """From the trace, operators by the time that they take themselves; on a GPU its kernels. (torch's own sums, `key_averages`, take
+    minutes of Python for a step that decodes.)"""
     kind = "kernel" if on_gpu else "cpu_op"
     with gzip.open(trace) as file:
         events = [event for event in json.load(file)["traceEvents"] if event.get("cat") == kind and "dur" in event]

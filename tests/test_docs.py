@@ -26,7 +26,7 @@ from soundrl.engine.environments.environment import own_world
 from soundrl.engine.evaluation.arguments import Arguments as Evaluating
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.launch.last_words import RANK
-from soundrl.engine.launch.launch import UserError, parse_arguments, plan_arguments
+from soundrl.engine.launch.launch import UserError, parse_arguments, plan_arguments, profile_argument
 from soundrl.engine.launch.launcher import processes
 from soundrl.engine.planning.command import everything, planned, report
 from soundrl.engine.recipes import RECIPES
@@ -124,7 +124,7 @@ def plan_of_run(words: list[str], place: Path):
     where a plan is asked for, that of a 7B. GPUs are as many as torchrun is to start, or 8, of 80 GiB."""
     script = words.index("engine/train.py")
     asked, arguments = plan_arguments(words[script + 1 :])
-    config = parse_arguments(arguments)
+    config = parse_arguments(profile_argument(arguments)[1])
     on_gpu = config.model.dtype == "bfloat16"
     if not own_world(config.model.path):
         config = replace(config, model=replace(config.model, path=str(place / ("7b" if asked and on_gpu else "tiny"))))
