@@ -14,5 +14,10 @@ MODULES = {"soundrl": "package/soundrl"} | {f"soundrl.{folder.replace('/', '.')}
 setup(
     packages=list(MODULES),
     package_dir=MODULES,
-    package_data={"soundrl": ["py.typed"], "soundrl.kernels": ["README.md"], "soundrl.view": ["page/*"]},
+    package_data={
+        "soundrl": ["py.typed"],
+        "soundrl.engine.planning": ["models.json"],
+        "soundrl.kernels": ["README.md"],
+        "soundrl.view": ["page/*"],
+    },
 )

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from soundrl.engine.phases import shares
+from soundrl.engine.memory_watch import MEMORY
+from soundrl.engine.phases import PEAKS, shares
 from soundrl.fapo.printable import printable
-
-
-def peak_memory() -> dict[str, float]:
-    """Peak host memory of this process, and of its GPU where there is one, in MiB."""
-    scale = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is bytes on macOS, KiB on Linux
-    out = {"memory/peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}
-    if torch.cuda.is_available():
-        out["memory/peak_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    return out
 
 
 def clock(seconds: float) -> str:
@@ -72,8 +61,8 @@ class Progress:
             what += f"  judge's precision {metrics['genrm/precision']:.2f} recall {metrics['genrm/recall']:.2f}"
         self.say(
             f"step {step:>4}/{self.steps}  correct {metrics['reward/correct']:.3f}  {what}  "
-            f"reward {metrics['reward/mean']:+.3f}  tokens {metrics['tokens/response']:.0f}  mismatch {metrics['mismatch/gate']:.4f}  "
-            f"{shares(metrics)}  ETA {clock(left)}"
+            f"reward {metrics['reward/mean']:+.3f}  tokens {metrics['tokens/response']:.0f}{speeds(metrics)}  "
+            f"mismatch {metrics['mismatch/gate']:.4f}  {shares(metrics)}  ETA {clock(left)}"
         )
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -81,6 +70,15 @@ class Progress:
             said = {name: value for name, value in metrics.items() if not name.endswith(UNSAID) and "@" not in name}
             parts = [f"{name.removeprefix('eval/')} {value:.3f}{between(name, metrics)}" for name, value in said.items()]
             self.say(f"evaluation after step {step}: " + "  ".join(parts))
+
+    def memory(self, planned: Mapping[str, float], measured: Mapping[str, float]) -> None:
+        """Peaks by phase, of the rank with most: planned | measured, both in MiB by phase."""
+        table = Table("peak memory", *(Column(name, justify="right") for name in ("planned", "measured")), show_edge=False)
+        for phase in (phase for phase in PEAKS if phase in measured):
+            plan = f"{planned[phase] / 1024:.2f} GiB" if phase in planned else "–"
+            table.add_row(PEAKS[phase], plan, f"{measured[phase] / 1024:.2f} GiB")
+        if table.row_count:
+            self.console.print(table)
 
     def summary(self, before: dict[str, float], after: dict[str, float], seconds: dict[str, float], folder: str) -> None:
         """The last word: each measure before and after, where there is one, but for those of k samples, then where the time went."""
@@ -99,8 +97,14 @@ class Progress:
         total = time.perf_counter() - self.start
         spent = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in sorted(seconds.items(), key=lambda item: -item[1]))
         self.say(f"{total:.0f} seconds in all: {spent}, the rest {max(0.0, total - sum(seconds.values())):.0f}")
-        self.say("peak memory: " + ", ".join(f"{value / 1024:.2f} GiB {name.split('_')[1]}" for name, value in peak_memory().items()))
+        self.say("peak memory: " + ", ".join(f"{value / 1024:.2f} GiB {name.split('_')[1]}" for name, value in MEMORY.process().items()))
         self.say(f"run folder: {folder}")
+
+
+def speeds(metrics: Mapping[str, float]) -> str:
+    """`, 1,234/s` sampled a second of the step, and the share of the devices' peak where that is known: `, 1,234/s, MFU 31 %`."""
+    said = [f", {metrics['speed/tokens']:,.0f}/s"] if "speed/tokens" in metrics else []
+    return "".join(said + ([f", MFU {metrics['speed/mfu']:.0%}"] if "speed/mfu" in metrics else []))
 
 
 CORRECTED = "fapo/flawed_corrected"

@@ -17,9 +17,10 @@ from soundrl.engine.files.adapter_folder import Base
 from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judge_watch import JudgeWatch, build_watch
 from soundrl.engine.judging_phase import JudgingPhase
+from soundrl.engine.planning.command import planned
+from soundrl.engine.planning.plan import judge_length
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import Sampler
-from soundrl.engine.tools.plan import judge_length, planned
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.measures import Split

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 Interval = tuple[float, float]
 WAITS = ("judge_wait", "rank_wait")
 SAMPLING = ("generate", "verify")
 PHASES = (*SAMPLING, *WAITS, "judge_wake", "judge_sleep", "train", "sync")  # of a step
+PEAKS = {"sampling": "sampling", "judging": "judging", "training": "training", "syncing": "syncing weights", "gate": "the gate compares"}
+"""What the memory plan and its measurement tell apart, in words: "peak while …"."""
+PEAK_OF = {
+    "generate": "sampling",
+    "verify": "sampling",
+    "evaluate": "sampling",
+    "judge_wake": "judging",
+    "judge_sleep": "judging",
+    "train": "training",
+    "sync": "syncing",
+    "gate": "gate",
+}
+"""Which of these a phase, or a detail, belongs to."""
 WON = "longest first, seconds won (model)"
 """Counted once a step, by rank 0, see `soundrl.engine.rollouts`."""
+
+
+def peak_phase(names: Sequence[str]) -> str:
+    """Of open phases, the outermost first, what their memory is counted as; empty where it is nobody's.
+
+    >>> peak_phase(["step", "train", "judge_wait"])
+    'training'
+    >>> peak_phase(["step", "sync", "gate"])
+    'gate'
+    """
+    return next((PEAK_OF[name] for name in reversed(names) if name in PEAK_OF), "")
 
 
 def union(spans: Iterable[Interval]) -> list[Interval]:

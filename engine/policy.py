@@ -20,6 +20,7 @@ from soundrl.engine.config import Model
 from soundrl.engine.files.adapter_folder import Base, Shape, base_of
 from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
 from soundrl.engine.files.names import Names, named_like_folder
+from soundrl.engine.flops import Cost, active_parameters
 from soundrl.engine.gather import gathered
 from soundrl.engine.head import Compute, Head
 from soundrl.engine.lora import Adapters, is_adapter, merged
@@ -237,6 +238,13 @@ class Policy:
         if self.settings.rope_base_length:
             config["max_position_embeddings"] = self.settings.rope_base_length
         return self.companions | {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+
+    def cost(self) -> Cost:
+        """FLOP of this model by formula."""
+        of, adapted = self.model.config, sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
+        width = getattr(of, "head_dim", None) or of.hidden_size // of.num_attention_heads
+        active = active_parameters(self.model, of) - adapted
+        return Cost(active, of.num_hidden_layers * of.num_attention_heads * width, adapted)
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soundrl.engine.config import Config
-from soundrl.engine.console import SUMMARY, Progress, peak_memory
+from soundrl.engine.console import SUMMARY, Progress
 from soundrl.engine.files.run_folder import RunFolder
+from soundrl.engine.flops import Work, peak_of
 from soundrl.engine.judges import BuiltJudge, over_ranks
+from soundrl.engine.memory_watch import MEMORY
+from soundrl.engine.phases import PEAKS
+from soundrl.engine.planning.command import ledger, planned
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.timeline import TIMELINE
-from soundrl.engine.tools.plan import ledger
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Group, Prompt
@@ -33,6 +36,10 @@ class Recorder:
         self.rollouts: Metrics = {}
         self.evaluated = -1
         """The step of the last evaluation"""
+        self.planned: Metrics = {}
+        """Peaks by phase in MiB, on rank 0"""
+        self.highest: Metrics = {}
+        """The same as measured, over all steps and ranks so far"""
         self.errors: Errors | None = None
         """The judge's, at its last probe"""
 
@@ -49,13 +56,15 @@ class Recorder:
         """What the run will hold in memory, by rank 0 alone; a run whose plan cannot be made goes on without."""
         if self.ranks.main:
             try:
-                self.folder.save_plan(ledger(config, self.ranks.size))
+                plan = planned(config, self.ranks.size, None)
+                self.planned = {phase: size / 2**20 for phase, size in plan.peaks.items()}
+                self.folder.save_plan(ledger(plan))
             except ValueError as error:
                 self.progress.say(f"no memory plan: {error}")
 
-    def step(self, step: int, pending: PendingGroups, judge: Metrics | None, *measured: Metrics) -> Metrics:
-        """All metrics of a step that has ended, those `measured` in it among them; `judge` is what the judge says of itself, None: it is
-        asked now, and probed where that is due."""
+    def step(self, step: int, pending: PendingGroups, judge: Metrics | None, work: Work, *measured: Metrics) -> Metrics:
+        """All metrics of a step that has ended, those `measured` in it among them, and how fast its `work` was done; `judge` is what the
+        judge says of itself, None: it is asked now, and probed where that is due."""
         trained, replaced = pending.groups(), scored(pending.replaced, whole=True)
         groups = trained + replaced  # all that the policy has said of its data: without the latter it would look worse than it is
         # Every rank stops by what all see.
@@ -65,7 +74,7 @@ class Recorder:
         figures = self.task.rates(self.ranks.total(self.task.count(groups)), self.judge.errors("") or self.errors)
         figures |= TIMELINE.judged(pending.calls(), self.ranks)
         metrics = dict(figures)
-        for part in (*measured, judged, TIMELINE.take(), peak_memory()):
+        for part in (*measured, judged, self._everyday(work), MEMORY.process()):
             metrics |= part
         if self.judge.watch is not None:
             metrics |= self.judge.watch.step(step, groups, metrics)
@@ -95,10 +104,23 @@ class Recorder:
             self.folder.disagree(step, self.judge.watch.disagreements)
         self.before, self.after, self.evaluated = self.before or measures, measures, step
         self.progress.evaluation(step, measures)
-        self.folder.log(step, measures | TIMELINE.take())
+        self.folder.log(step, measures | self._everyday())
+
+    def _everyday(self, work: Work | None = None) -> Metrics:
+        """Seconds and memory by phase, over all ranks, memory beside what was planned, and rates of `work`. A collective."""
+        out = TIMELINE.over_ranks(self.ranks)
+        for phase in PEAKS:
+            if (peak := out.get(f"memory/{phase}_mib")) is not None:
+                self.highest[phase] = max(peak, self.highest.get(phase, 0.0))
+                if phase in self.planned:
+                    out[f"memory/{phase}_planned_mib"] = self.planned[phase]
+        if work is not None:
+            out |= work.rates(out, self.ranks.size, peak_of(self.ranks.device, self.folder.config.model.dtype))
+        return out
 
     def end(self) -> None:
         """The last word, and the folder is closed."""
         self.folder.save_trace(TIMELINE.drain())
+        self.progress.memory(self.planned, self.highest)
         self.progress.summary(self.before, self.after | self.rollouts, TIMELINE.spent(), str(self.folder.path))
         self.folder.close()

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from soundrl.engine.launch.last_words import RANK
-from soundrl.engine.phases import Interval, hidden
+from soundrl.engine.memory_watch import MEMORY
+from soundrl.engine.phases import PEAK_OF, Interval, hidden
 from soundrl.engine.ranks import Ranks
 
 
@@ -48,6 +49,7 @@ class Timeline:
         start = time.perf_counter()
         self.steps += name == "step"
         self.path.append(f"step {self.steps}" if name == "step" else name)
+        MEMORY.turn(self.path)
         RANK.enter(", ".join(self.path))
         self.within.append(0.0)
         try:
@@ -64,6 +66,7 @@ class Timeline:
                 self.waits.append((start, end))
             self._event(name, "X", start, cat="phase", dur=round((end - start) * 1e6))
             self.path.pop()
+            MEMORY.turn(self.path)
         RANK.enter(", ".join(self.path) or f"after {name}")  # not where an error came out: that is where it happened
 
     @contextmanager
@@ -71,10 +74,14 @@ class Timeline:
         """An event alone, within a phase."""
         start = time.perf_counter()
         RANK.beat()
+        if counted := name in PEAK_OF:
+            MEMORY.turn([*self.path, name])
         try:
             yield
         finally:
             RANK.beat()
+            if counted:
+                MEMORY.turn(self.path)
             self._event(name, "X", start, cat="detail", dur=round((time.perf_counter() - start) * 1e6))
 
     def _event(self, name: str, mark: str, at: float, **more: Any) -> None:
@@ -101,6 +108,18 @@ class Timeline:
         """`time/<phase>` of the step that ends here."""
         out = {f"time/{name}": seconds for name, seconds in self.step.items()}
         self.step = {}
+        return out
+
+    def over_ranks(self, ranks: Ranks) -> dict[str, float]:
+        """`take`, and what memory was held by phase (`MemoryWatch.take`), over all ranks: seconds as their mean and, where there are
+        several, those of the slowest rank as `time/<phase>_max`; memory of the rank with most. A collective."""
+        parts = ranks.gather(self.take() | MEMORY.take())
+        out: dict[str, float] = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            values = [part.get(name, 0.0) for part in parts]
+            out[name] = max(values) if name.startswith("memory/") else sum(values) / len(values)
+            if name.startswith("time/") and len(parts) > 1:
+                out[f"{name}_max"] = max(values)
         return out
 
     def drain(self) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The main job: prompts → generate → verify → judge → reward → advantage → pack → forward/backward → optimizer → sync weights.
 
 torchrun engine/train.py [recipe] [--group.setting value …]        one process a GPU; `python engine/train.py` starts them itself
-`--plan [--gpus N] [--gpu-gib 80]` says what the run will hold in memory, and starts nothing. A run that was interrupted goes on.
+`--plan [--gpus N] [--gpu-gib 80]` says what the run will hold in memory, and starts nothing; `--profile STEP` leaves a profile of
+that step. A run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if __name__ == "__main__":
 
 from soundrl.engine.config import Config
 from soundrl.engine.exchange import exchange
+from soundrl.engine.profiler import profiled
 from soundrl.engine.refill import learned, refilled
 from soundrl.engine.run import Run
 from soundrl.engine.schedule import minibatches
@@ -32,7 +34,7 @@ def main(config: Config) -> None:
 
 def train_step(run: Run, step: int) -> None:
     config, ranks = run.config, run.ranks
-    with TIMELINE("step"):
+    with profiled(run, step), TIMELINE("step"):
         prompts = distinct(run.stream.take(config.rollout.prompts))  # of the global order, whatever the number of ranks
         pending = run.rollouts(prompts, step)  # each rollout is verified and judged as it finishes
         run.leave()  # saves and stops where somebody has asked for it; so do the windows of training
@@ -47,7 +49,7 @@ def train_step(run: Run, step: int) -> None:
         filled |= learned(run, pending)
         gate = run.sync()
     run.folder.save_trained(step, run.trainer.values.take(prompts, batch))
-    metrics = run.recorder.step(step, pending, judge, filled, trained, gate)
+    metrics = run.recorder.step(step, pending, judge, run.trainer.work, filled, trained, gate)
     run.watch(step, metrics)
     run.evaluate(step)
     run.ended(step)

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from soundrl.engine.balance import Balance
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
+from soundrl.engine.flops import Work
 from soundrl.engine.moments import HostAdamW, optimizer_of
 from soundrl.engine.offload import Offload
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
@@ -68,6 +69,7 @@ class Trainer:
         """Of the step under way: mini-batches trained, what they add up to, and what `StepBatch.old_logprobs` was when it began."""
         self.leave: Leave = lambda batch, window: None
         self.values = TrainedValues()
+        self.work = Work(policy.cost())
         self.reference: Reference | None = None
         """Of the KL term, where there is one"""
 
@@ -102,6 +104,7 @@ class Trainer:
 
     def packed(self, samples: Sequence[Sample]) -> Iterator[PackedBatch]:
         """This rank's micro-batches of `samples`, which every rank knows: as many as any other has, empty ones among them."""
+        self.work.train(samples)
         for each in micro_batches([s.length for s in samples], self.ranks.size, self.settings.microbatch_tokens):
             yield pack([samples[i] for i in each[self.ranks.rank]], self.ranks.device)
 
@@ -180,7 +183,9 @@ class Trainer:
     @torch.no_grad()
     def logprobs(self, policy: Reference, batch: StepBatch, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Log-probabilities of these samples under a policy's present weights, computed where they are dealt to, then on every rank."""
-        rounds = micro_batches([batch.samples[i].length for i in indices], self.ranks.size, self.settings.microbatch_tokens)
+        lengths = [batch.samples[i].length for i in indices]
+        self.work.score(lengths)
+        rounds = micro_batches(lengths, self.ranks.size, self.settings.microbatch_tokens)
         own = [np.empty(0, dtype=np.float32)]
         for each in rounds:
             packed = pack([batch.samples[indices[i]] for i in each[self.ranks.rank]], policy.ranks.device)
@@ -204,6 +209,7 @@ class Trainer:
         self.values.begin()
         self.wake()
         batch, candidates = minibatches[0].batch, [minibatch.candidates() for minibatch in minibatches]
+        self.work.begin(batch.samples, batch.groups)
         if self.reference is not None:
             with TIMELINE.detail("reference's log-probs"):  # of all, after a restart too: dealt alike, they are the same bits
                 batch.reference_logprobs.update(self.logprobs(self.reference, batch, list(chain(*candidates))))

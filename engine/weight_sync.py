@@ -151,6 +151,7 @@ class WeightSync:
         second = sorted(self.sampler.generate(asked), key=lambda r: int(r.prompt_id))
         return [Sample.of(joined(before, Reply(text=""), reply, turn)) for before, turn in zip(first, second, strict=True)]
 
+    @TIMELINE.detail("gate")
     @torch.no_grad()
     def gate(self, least: int = PROBES * PROBE_TOKENS) -> GateResult:
         """Sample at least `least` tokens on each engine, over two turns where it may answer, and score them with the

@@ -17,7 +17,7 @@ from conftest import start
 
 from soundrl.engine.files.run_reader import RunReader
 
-OF_TIME = ("time/", "memory/", "genrm/overlap", "genrm/latency")
+OF_TIME = ("time/", "memory/", "speed/", "genrm/overlap", "genrm/latency")
 OF_PROCESS = tuple(
     f"genrm/{name}"
     for name in ("requests", "replies", "deduplicated", "hedges", "ejections", "alive", "retries", "critique_tokens", "unknown_")

@@ -26,12 +26,12 @@ from soundrl.engine.environments.environment import own_world
 from soundrl.engine.evaluation.arguments import Arguments as Evaluating
 from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.launch.last_words import RANK
-from soundrl.engine.launch.launch import UserError, parse_arguments, plan_arguments
+from soundrl.engine.launch.launch import UserError, parse_arguments, plan_arguments, profile_argument
 from soundrl.engine.launch.launcher import processes
+from soundrl.engine.planning.command import everything, planned, report
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.timeline import Timeline
 from soundrl.engine.tools import convert, replay
-from soundrl.engine.tools.plan import planned
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.genrm import evaluate, label, selection
 from soundrl.genrm.critic_data.critic_data import Planted, Sampled
@@ -124,7 +124,7 @@ def plan_of_run(words: list[str], place: Path):
     where a plan is asked for, that of a 7B. GPUs are as many as torchrun is to start, or 8, of 80 GiB."""
     script = words.index("engine/train.py")
     asked, arguments = plan_arguments(words[script + 1 :])
-    config = parse_arguments(arguments)
+    config = parse_arguments(profile_argument(arguments)[1])
     on_gpu = config.model.dtype == "bfloat16"
     if not own_world(config.model.path):
         config = replace(config, model=replace(config.model, path=str(place / ("7b" if asked and on_gpu else "tiny"))))
@@ -297,9 +297,11 @@ def test_commands_are_found_in_blocks_and_between_backticks():
 
 def test_the_plan_on_the_page_is_what_is_printed(place):
     page = (ROOT / "docs" / "many-gpus.md").read_text()
-    plan = plan_of_run(shlex.split("python engine/train.py fapo-7b --plan --gpus 32 --gpu-gib 80"), place)
+    config = RECIPES["fapo-7b"]()
+    config = replace(config, model=replace(config.model, path=str(place / "7b")))
+    printed = report(config, everything(config, 32, 80.0), "GPU")
     (shown,) = blocks(page, "text")
-    assert shown == f"memory plan of fapo-7b, GiB on each GPU\n{plan.table()}\n  it fits\n"
+    assert shown == f"{printed}\n  it fits\n"
 
 
 PROGRAMS = [(page.name, body) for page in PAGES if page.parent.name == "docs" for body in blocks(page.read_text(), "python")]

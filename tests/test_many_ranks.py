@@ -16,9 +16,9 @@ from transformers import AutoConfig
 
 from soundrl.engine.exchange import exchange
 from soundrl.engine.packing import micro_batches
+from soundrl.engine.planning.command import planned
 from soundrl.engine.recipes import fapo_7b
 from soundrl.engine.schedule import minibatches
-from soundrl.engine.tools.plan import planned
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout
 

@@ -215,7 +215,7 @@ def test_a_dense_model_has_no_experts_to_balance(tmp_path):
 
 
 def test_the_plan_counts_a_mixture(folders):
-    from soundrl.engine.tools.plan import shapes
+    from soundrl.engine.planning.shapes import shapes
 
     found = shapes(folders["qwen3_moe"], torch.float32)
     model = AutoModelForCausalLM.from_pretrained(folders["qwen3_moe"])

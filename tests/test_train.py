@@ -1,5 +1,6 @@
 """The main job end to end, as a user starts it: real vLLM on two gloo ranks, the run folder, λ = 0, a real judge."""
 
+import gzip
 import hashlib
 import json
 import sys
@@ -43,8 +44,8 @@ def two_ranks(tmp_path_factory) -> tuple[Path, str]:
     """The folder of a run on two ranks, through vLLM, and what was said."""
     folder = tmp_path_factory.mktemp("two")
     half = ("--rollout.prompts", 16, "--optim.minibatch-prompts", 16)
-    arguments = ("arith", *TINY, *half, "--run.folder", folder, "--run.save", 2, 9, 0)
-    done = start([sys.executable, "engine/train.py", *map(str, arguments)], NPROC="2")
+    arguments = ("arith", *TINY, *half, "--run.folder", folder, "--run.save", 2, 9, 0, "--rollout.memory", 0.06)
+    done = start([sys.executable, "engine/train.py", *map(str, arguments)], NPROC="2", MALLOC_MMAP_THRESHOLD_="1000000")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder / "arith", done.stdout
 
@@ -135,6 +136,7 @@ def tiny_runs(torchrun_once, tmp_path_factory, two_ranks) -> tuple[Path, list]:
     runs = [
         tiny_arguments(folder, "judged", "--fapo.lam", 0, "--run.steps", 2, *halves),
         tiny_arguments(folder, "plain", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2, *halves),
+        tiny_arguments(folder, "profiled", "--fapo.lam", 0, "--genrm.judge", "none", "--run.steps", 2, *halves, "--profile", 2),
         tiny_arguments(folder, "fapo", "--run.steps", 2, *halves[:2]),
         with_tools(folder),
         tiny_arguments(folder, "judge", *asked, "--run.steps", 1),
@@ -165,6 +167,34 @@ def test_lambda_zero_is_grpo_bit_for_bit(tiny_runs):
         windows = {row["window"] for row in rows} - {None}
         assert {0, 10_000} <= windows <= {0, further, 10_000, 10_000 + further}
         assert all((row["window"] is None) == (row["advantage"] == 0.0) for row in rows)
+
+
+def test_a_profile_changes_no_bit(tiny_runs):
+    folder, _ = tiny_runs
+    plain, profiled = (RunReader(folder / name).metrics() for name in ("plain", "profiled"))
+    of_time = ("time/", "memory/", "speed/")
+    assert [[{k: v for k, v in row.items() if not k.startswith(of_time)} for row in rows] for rows in (plain, profiled)] == 2 * [
+        [{k: v for k, v in row.items() if not k.startswith(of_time)} for row in plain]
+    ]
+    assert digest(folder / "profiled", 2) == digest(folder / "plain", 2)
+    (trace,) = (folder / "profiled" / "profile").iterdir()
+    assert trace.name == "step-000002-rank-0.json.gz" and "time/profile" in profiled[-1]
+    names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert {"aten::mm", "aten::embedding"} <= names and not (folder / "plain" / "profile").exists()
+
+
+def test_what_is_held_is_what_was_planned(two_ranks):
+    """Each phase of a real run on CPU; what its heap would keep of freed memory goes back (`MALLOC_MMAP_THRESHOLD_`)."""
+    folder, text = two_ranks
+    rows = [row for row in metrics(folder) if "loss/policy" in row]
+    for phase in ("sampling", "training", "syncing", "gate"):
+        planned, held = rows[-1][f"memory/{phase}_planned_mib"], max(row[f"memory/{phase}_mib"] for row in rows)
+        assert held == pytest.approx(planned, rel=0.15), phase
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["training_mib"] == pytest.approx(rows[-1]["memory/training_planned_mib"], abs=0.1)
+    assert "peak memory" in text and "the gate compares" in text and "planned" in text
+    assert all(row["time/train_max"] >= row["time/train"] > 0 and row["speed/tokens"] > 0 for row in rows)
+    assert "speed/mfu" not in rows[0]  # a CPU's peak is not known
 
 
 def test_saved_steps_are_replayed_to_the_bit(tiny_runs):

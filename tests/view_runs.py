@@ -120,7 +120,7 @@ def metrics(step: int, **more: float) -> dict[str, float]:
         "reward/correct": 0.5, "reward/groups_with_signal": 0.9, "tokens/response": 30.0, "tokens/cut": 0.01, "genrm/unknown": 0.0,
         "fapo/flawed_ratio": 0.3, "fapo/flawed_corrected": 0.25, "fapo/flawed_corrected_low": 0.2, "fapo/flawed_corrected_high": 0.31,
         "mismatch/gate": 1.001, "time/step": 10.0, "time/generate": 4.0, "time/train": 4.0, "time/judge_wait": 1.0, "time/sync": 1.0,
-        "loss/entropy": 0.5, "genrm/alarm": 0.0, "genrm/overlap": 0.75, "memory/peak_rss_mib": 1100.0,
+        "loss/entropy": 0.5, "genrm/alarm": 0.0, "genrm/overlap": 0.75, "memory/peak_rss_mib": 1100.0, "memory/training_mib": 1050.0,
     }  # fmt: skip
     return {"step": step, **usual, **{name.replace("__", "/"): value for name, value in more.items()}}
 

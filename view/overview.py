@@ -5,7 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+from soundrl.engine.phases import PEAKS
 from soundrl.view.advice import advice, alarms_of
+from soundrl.view.metrics import Series
 from soundrl.view.plain import NotThere, cleaned, depth
 from soundrl.view.recipe import nearest
 from soundrl.view.run import DEEPEST, Run
@@ -35,10 +37,19 @@ def run_page(run: Run) -> Json:
         "alarms": alarms_of(run),
         "before": ends[0] if ends else None,
         "after": ends[-1] if len(ends) > 1 else None,
-        "memory": {"planned": planned(run), "measured": {f"{name}_mib": train.last(f"memory/peak_{name}_mib") for name in ("rss", "gpu")}},
+        "memory": {"planned": planned(run), "measured": measured(train)},
         "time": times(run),
         "faults": [fault for fault in (run.fault, run.metrics.fault, run.disagreements.read().fault, run.trace.fault) if fault],
     }
+
+
+def measured(train: Series) -> Json:
+    """MiB by the plan's names: of the whole run, and the highest of each phase that was measured."""
+    found: Json = {f"{name}_mib": train.last(f"memory/peak_{name}_mib") for name in ("rss", "gpu")}
+    for phase in PEAKS:
+        if values := [value for _, value in train.pairs(f"memory/{phase}_mib")]:
+            found[f"{phase}_mib"] = max(values)
+    return found
 
 
 def planned(run: Run) -> Json | None:

@@ -25,7 +25,7 @@ SERIES = (
     "reward/mean reward/correct reward/groups_with_signal fapo/flawed_ratio fapo/flawed_corrected fapo/flawed_corrected_low "
     "fapo/flawed_corrected_high fapo/rho fapo/past_shift fapo/flawed_advantage genrm/unknown genrm/probe_f1 genrm/second_agreement "
     "genrm/overlap genrm/alarm mismatch/gate mismatch/exp_abs_dlogp loss/policy loss/entropy optim/grad_norm optim/lr tokens/response "
-    "tokens/cut time/step memory/peak_gpu_mib memory/peak_rss_mib"
+    "tokens/cut time/step speed/tokens speed/mfu memory/peak_gpu_mib memory/peak_rss_mib"
 ).split()
 """The usual ones of a step; and of each evaluation those of `EVALUATED`, `critic/…` of a critic's run."""
 EVALUATED = re.compile(

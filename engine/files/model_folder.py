@@ -19,6 +19,7 @@ from torch import Tensor
 
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import environment_of, own_world, trained_prompt
+from soundrl.engine.planning.known import download
 from soundrl.engine.ranks import Ranks
 
 LFS = b"version https://git-lfs"
@@ -50,6 +51,8 @@ def check_folder(path: str | Path, setting: str = "model.path", trains: bool = T
     trained here (a judge) may be quantized, and its architecture is its server's affair."""
     folder = Path(path)
     if not folder.is_dir():
+        if words := download(str(path), setting):
+            raise ValueError(f"{setting} {path} is no folder; {words}")
         raise ValueError(f"{setting} {path} is no folder; name a Hugging Face folder, or make one: python -m soundrl.engine.tools.convert")
     try:
         config = read_config(folder, trains)

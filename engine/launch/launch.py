@@ -24,6 +24,15 @@ if TYPE_CHECKING:  # a signal that comes while these load must find its handler
 HELP = ("-h", "--help")
 
 
+class Profiled:
+    """Which step the command line asks a profile of; 0 = none."""
+
+    step = 0
+
+
+PROFILED = Profiled()
+
+
 @contextlib.contextmanager
 def users_mistakes(kind: type[Exception] = ValueError) -> Iterator[None]:
     """Around the preparation of a run (settings, files, model folder, judge), where a ValueError (`kind`: another) or a file that cannot be
@@ -76,6 +85,7 @@ def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None,
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--gpu-gib", type=float)
+    parser.add_argument("--table", action="store_true")
     try:
         plan, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -83,6 +93,21 @@ def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None,
     if plan.gpus < 0 or (plan.gpu_gib is not None and plan.gpu_gib <= 0):
         raise UserError("--gpus must be at least 1 and --gpu-gib above 0")
     return plan, rest
+
+
+def profile_argument(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """`--profile STEP` taken out of the arguments; 0 where none is asked for."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--profile", type=int)
+    try:
+        found, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error} (--profile 12)") from error
+    if found.profile is None:
+        return 0, rest
+    if found.profile < 1:
+        raise UserError(f"--profile {found.profile} is no step of a run; the first is 1")
+    return found.profile, rest
 
 
 def check_name(argument: str) -> None:
@@ -140,13 +165,17 @@ def run(main: Callable[[Config], None]) -> None:
 def read_arguments() -> Config:
     """The configuration of the command line; where a plan is asked for, prints it and exits."""
     plan, arguments = plan_arguments(sys.argv[1:])
+    step, arguments = profile_argument(arguments)
     config = parse_arguments(arguments)
+    if step > config.run.steps:
+        raise UserError(f"--profile {step} is behind the last step, run.steps {config.run.steps}; name one up to it")
     if plan is not None:
-        from soundrl.engine.tools import plan as memory_plan
+        from soundrl.engine.planning import command
 
         with users_mistakes():
-            memory_plan.main(config, plan.gpus, plan.gpu_gib)
+            command.main(config, plan.gpus, plan.gpu_gib, plan.table)
         sys.exit()
+    PROFILED.step = step
     return config
 
 

@@ -150,7 +150,7 @@ def build_sampler(config: Config, policy: Policy, ranks: Ranks) -> Sampler:
 
     room = Room((policy.adapters.shape.rank,)) if policy.adapters is not None and config.own_adapters else None
     if room and config.genrm.judge == "adapter":
-        from soundrl.engine.tools.plan import judge_length
+        from soundrl.engine.planning.plan import judge_length
 
         judge = read_shape(Path(config.genrm.model), "genrm.model")
         room = Room((*room.ranks, judge.rank), judge_length(config, policy.folder))

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +12,19 @@ from tiny import known
 
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
+from soundrl.engine.memory_watch import MEMORY, resident
 from soundrl.engine.packing import Sample
+from soundrl.engine.planning.parts import trainer_state, trainer_work
+from soundrl.engine.planning.shapes import shapes
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import arith
-from soundrl.engine.tools.plan import shapes, trainer_state, trainer_work
 from soundrl.engine.trainer import Trainer
 
 be_quiet()
 # glibc's heap keeps what is freed (a third of the whole here); tensors in mappings of their own make the peak that of what is alive.
 M_MMAP_THRESHOLD = -3
 assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1_000_000) == 1
-
-
-def status(name: str) -> float:
-    """VmRSS or VmHWM of this process, in bytes."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return float(found[1]) * 1024
 
 
 def samples(tokens: int) -> list[Sample]:
@@ -47,18 +41,26 @@ def main(arguments: dict, out: Path) -> None:
     said = []
     for recomputed in (False, True):
         model = replace(config.model, save_memory=("recompute",) if recomputed else ())
-        before = status("VmRSS")
+        before = 2**20 * resident("VmRSS")
         policy = Policy(folder, load_tokenizer(folder), model, ranks)
         optim = replace(config.optim, microbatch_tokens=arguments["tokens"])
         trainer = Trainer(policy, optim, config.loss, 1.0)
         trainer.train(known(ranks, samples(200)))  # moments, buffers, thread pools
-        held = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        held = 2**20 * resident("VmRSS")
+        MEMORY.take()
         trainer.train(known(ranks, samples(arguments["tokens"])))
         of = shapes(folder, torch.float32)
+        taken = MEMORY.take()["memory/training_mib"] * 2**20 - held
         work = sum(trainer_work(of, 4, arguments["tokens"], recomputed, on_gpu=False).values())
         state = sum(trainer_state(of, 4, 1).values())
-        said.append({"work": status("VmHWM") - held, "planned work": work, "state": held - before, "planned state": state})
+        said.append(
+            {
+                "work": taken,
+                "planned work": work,
+                "state": held - before,
+                "planned state": state,
+            }
+        )
         del trainer, policy
     if ranks.main:
         out.write_text(json.dumps(said))

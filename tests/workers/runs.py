@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed
 
-from soundrl.engine.launch.launch import UserError, be_quiet, parse_arguments
+from soundrl.engine.launch.launch import PROFILED, UserError, be_quiet, parse_arguments, profile_argument
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.tools.other_scoring import Change
 from soundrl.engine.tools.recomputed import Recomputed
@@ -30,6 +30,7 @@ def main(arguments: dict, out: Path) -> None:
     Ranks.stop = lambda self: None
     for line in arguments["runs"]:
         try:
+            PROFILED.step, line = profile_argument(line)
             train.main(parse_arguments(line))
             said.append(None)
         except UserError as error:
