@@ -189,7 +189,6 @@ def test_the_balance_term_is_that_of_switch_and_of_transformers(computed):
     assert said["moe/balance"] == pytest.approx(value.item(), rel=1e-5) and value.item() > 2.0
     counts = [torch.bincount(logits.topk(2).indices.flatten(), minlength=8) for logits in layers]
     assert said["moe/busiest"] == pytest.approx(max((c.max() / c.double().mean()).item() for c in counts), rel=1e-6)
-    assert min(c.min().item() for c in counts) == 0  # witness: nobody chose one
     # The rest of the gradient is that of the loss over all samples, whose advantage is 0 for some: the same as without the term.
     plain, together = computed["qwen3_moe", "whole"]["gradient"], said["gradient"]
     mine = {name: together[name] - plain[name] for name in plain}
