@@ -388,7 +388,8 @@ def test_metrics_of_the_run_folders_page_are_written_by_the_code():
     source = "\n".join(path.read_text() for folder in ("fapo", "genrm", "engine") for path in (ROOT / folder).rglob("*.py"))
     names = [name for name in spans((ROOT / "docs" / "run-folder.md").read_text()) if re.fullmatch(r"[a-z]+/[a-z]\w*", name)]
     assert len(names) >= 40
-    unknown = [name for name in names if f'"{name}"' not in source and not re.search(rf'"{name.partition("/")[2]}"', source)]
+    written = [name for name in names if f'"{name}"' in source or f'"{name}{{' in source]
+    unknown = [name for name in names if name not in written and not re.search(rf'"{name.partition("/")[2]}"', source)]
     assert unknown == []
 
 

@@ -7,7 +7,10 @@ model, T tokens of a micro-batch, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from soundrl.engine.config import Config
+from soundrl.engine.gather import most_alive
 from soundrl.engine.moments import BLOCK, PLACES
 from soundrl.engine.planning.shapes import Shapes, shard
 from soundrl.engine.policy import KEEP_GATHERED
@@ -95,9 +98,14 @@ def gate_work(of: Shapes, size: int, tokens: int, on_gpu: bool) -> float:
     return WIDEST_ALIVE * of.widest * tokens + logits(of, size, min(tokens, AGAIN), on_gpu)
 
 
-def in_flight(of: Shapes, size: int) -> float:
-    """Weight sync: the largest tensor, gathered, and vLLM's copy on its way."""
-    return 2 * of.largest * size
+def in_flight(of: Shapes, size: int, ranks: int) -> float:
+    """Weight sync from shards over `ranks`: the buckets that are alive, and what vLLM's loaders hold: the largest tensor, or the experts of
+    a layer, which it takes as a whole."""
+    experts = Counter[str]()
+    for name, elements in of.named.items():
+        experts[name.partition(".experts.")[0]] += elements * (".experts." in name)
+    alive = most_alive({name: elements * size for name, elements in of.named.items()}, ranks)
+    return alive + max(of.largest, *experts.values()) * size
 
 
 def captured(sequences: int) -> list[int]:

@@ -179,7 +179,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     reference = reference_state(config, of, size, shared, on_gpu)
     work = trainer_work(of, size, tokens, "recompute" in saved, on_gpu)
     weights, share, cache = engine_share(config, of, total, on_gpu)
-    nccl, largest = communicators(config, ranks, on_gpu), in_flight(of, size)
+    nccl, largest = communicators(config, ranks, on_gpu), in_flight(of, size, shared)
     probing = gate_work(of, size, min(tokens, AGAIN // PROBE_TOKENS * (config.max_prompt_tokens + PROBE_TOKENS)), on_gpu)
     kept = state.get("frozen weights", 0.0) + reference.get("reference", 0.0)
     resident = kept + state["master weights, float32"] + state["AdamW moments, float32"]
@@ -197,7 +197,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
         "gate": base + asleep + share + gathered(of, size, shared) + probing + beside,
     }
     parts = {"context": CONTEXT[device], **nccl, **state, **reference, **work, "vLLM's share (rollout.memory)": share}
-    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: largest tensor": largest}
+    parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: on its way": largest}
     parts |= {"gate: its own forward pass": probing}
     host = on_host(of, shared, min(ranks, GPUS_A_MACHINE), saved) if on_gpu else 0.0
     sequences = cache * min(config.rollout.tensor_parallel, of.key_heads) / (of.cached * size * config.model.max_length)

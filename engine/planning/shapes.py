@@ -51,6 +51,7 @@ class Shapes:
     """Of a model; `adapters` where it is trained by LoRA, empty where all of it is."""
 
     tensors: Sizes
+    named: dict[str, int]  # elements of each tensor, in model order
     layer: int  # parameters of the largest layer
     layers: int
     hidden: int
@@ -102,7 +103,7 @@ def shapes(folder: Path, dtype: torch.dtype, lora: tuple[int, float, str] = (0, 
     config.use_cache = False
     model = on_meta(config, dtype)
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
-    sizes = counted(model.parameters())
+    sizes, named = counted(model.parameters()), {name: p.numel() for name, p in model.named_parameters()}
     layer = max(sum(p.numel() for p in each.parameters()) for each in layers)
     active, adapters = active_parameters(model, config), attached(model, lora) if lora[0] else ()
     model.get_output_embeddings().forward = lambda hidden: hidden.sum()[None, None]
@@ -113,6 +114,7 @@ def shapes(folder: Path, dtype: torch.dtype, lora: tuple[int, float, str] = (0, 
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shapes(
         tensors=sizes,
+        named=named,
         layer=layer,
         layers=len(layers),
         hidden=config.hidden_size,

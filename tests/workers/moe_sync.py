@@ -59,7 +59,7 @@ def main(arguments: dict, out: Path) -> None:
     said: dict = {"read": rollouts(sampler, prompts[:4])}
     policy = Policy(folder, tokenizer, model, ranks)
     trainer = Trainer(policy, Optim(microbatch_tokens=1024), Loss(), 1.0)
-    sync = WeightSync(policy, trainer, sampler, prompts, 1.0, limit=1.05 if dtype == "float32" else 1.5)
+    sync = WeightSync(policy, trainer, sampler, prompts, 1.0, limit=1.005 if dtype == "float32" else 1.5)
     said["start"] = outcome(sync)
     perturb(policy)
     said["healthy"] = outcome(sync)
