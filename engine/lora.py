@@ -151,7 +151,8 @@ def merged(tensors: Iterable[tuple[str, Tensor]], adapters: Adapters | None, dty
             continue
         held[leaf] = tensor
         if leaf == KINDS[-1]:  # the last of a layer's parameters
-            held["weight"] = merge(held["weight"], *(held.pop(kind) for kind in KINDS), layer.scale)
+            a_RI, b_OR = (held.pop(kind) for kind in KINDS)
+            held["weight"] = merge(held["weight"], a_RI, b_OR, layer.scale)
             for leaf in list(held):
                 yield f"{owner}.{leaf}", held.pop(leaf).to(dtype)
 

@@ -63,7 +63,8 @@ def experts_packed_anew(model: Any) -> Iterator[None]:
     """Within, experts that are loaded are packed as at start-up. On CPU vLLM 0.32 packs them as it sets up their kernel, and at no later
     time: what a reload brings would lie there as it came, and be read as if it were packed, without a word. Experts whose kernel is taken
     away are set up again when they are loaded; those that were not have theirs back."""
-    methods = {id(method): method for module in model.modules() if hasattr(method := getattr(module, "quant_method", None), "moe_kernel")}
+    all_methods = (getattr(module, "quant_method", None) for module in model.modules())
+    methods: dict[int, Any] = {id(method): method for method in all_methods if hasattr(method, "moe_kernel")}
     kernels = {key: method.moe_kernel for key, method in methods.items() if next(model.parameters()).device.type == "cpu"}
     for key in kernels:
         methods[key].moe_kernel = None
