@@ -306,6 +306,7 @@ def test_wheel_and_sdist_hold_the_four_folders(built):
     assert len(files) > 80 and any(file.startswith("fapo/verify/") for file in files)  # a room is among them
     kernels = [file for file in files if file.startswith("kernels/")]
     files += [str(path.relative_to(ROOT)) for path in (ROOT / "view" / "page").iterdir()]  # the inspector's page, as it was built
+    files += ["engine/planning/models.json"]
     assert "view/page/index.html" in files
     for kind, held_files in (("wheel", files), ("wheel of the sdist", files), ("kernels", kernels)):
         with zipfile.ZipFile(built[kind]) as wheel:

@@ -118,9 +118,16 @@ def test_what_may_change_is_a_setting_and_the_rest_is_compared():
             assert [found for found, *_ in differences(before, now)] == ([] if f"{group}.{name}" in FREE else [f"{group}.{name}"])
 
 
-def test_a_setting_that_an_older_run_did_not_have_is_told():
+def test_a_setting_that_an_older_run_did_not_have_was_what_it_is_by_default():
     import dataclasses
 
-    now = json.loads(json.dumps(dataclasses.asdict(parse_arguments(["arith"]))))
-    before = {group: {name: value for name, value in settings.items() if name != "lam"} for group, settings in now.items()}
-    assert list(differences(before, now)) == [("fapo.lam", "not there", 1.0)]
+    def found(*more: str) -> list[tuple]:
+        now = json.loads(json.dumps(dataclasses.asdict(parse_arguments(["arith", *more]))))
+        before = {group: {k: v for k, v in settings.items() if k not in ("lam", "lora", "path")} for group, settings in now.items()}
+        return list(differences(before, now))
+
+    assert found() == [("model.path", "not there", "arith")]  # it has no default
+    assert found("--fapo.lam", "0.5", "--model.lora", "4", "8", "")[1:] == [
+        ("model.lora", [0, 32.0, ""], [4, 8.0, ""]),
+        ("fapo.lam", 1.0, 0.5),
+    ]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from soundrl.engine.config import Config
+from soundrl.engine.config import GROUPS, Config
 from soundrl.engine.files.checkpoint import checkpoints
 from soundrl.engine.files.older_config import of_today
 from soundrl.engine.files.rollout_file import RolloutWriter, file_name
@@ -255,11 +255,17 @@ def goes_on(folder: Path, config: Config) -> bool:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that must not change and have: name, value before, value now."""
+    """Settings that must not change and have: name, value before, value now. One that the version before did not have was what it is by
+    default: what a setting adds is off then."""
     for group, settings in now.items():
+        usual = {field.name: json.loads(json.dumps(field.default)) for field in dataclasses.fields(GROUPS[group]) if has_default(field)}
         for name, value in settings.items():
-            if f"{group}.{name}" not in FREE and (was := before[group].get(name, "not there")) != value:
+            if f"{group}.{name}" not in FREE and (was := before[group].get(name, usual.get(name, "not there"))) != value:
                 yield f"{group}.{name}", was, value
+
+
+def has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING
 
 
 def relocated(config: Config, old: Path, new: Path) -> Config:
