@@ -22,8 +22,7 @@ from pathlib import Path
 import torch.distributed as dist
 import tyro
 from record import machine
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from small_model import write_model
 
 from soundrl.engine.checkpoints import Checkpoints
 from soundrl.engine.config import Loss, Model, Optim
@@ -50,20 +49,7 @@ class Arguments:
 
 
 def trainer_of(arguments: Arguments, folder: Path, ranks: Ranks) -> Trainer:
-    heads = max(1, arguments.hidden // 64)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=arguments.hidden,
-        intermediate_size=arguments.hidden * 8 // 3,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 3),
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")), eos_token="b")
-    tokenizer.save_pretrained(folder)
+    tokenizer = write_model(folder, arguments.layers, arguments.hidden)
     policy = Policy(folder, tokenizer, Model(path=str(folder), dtype="float32", max_length=2048), ranks)
     return Trainer(policy, Optim(microbatch_tokens=arguments.tokens), Loss(), 1.0)
 

@@ -33,13 +33,11 @@ import numpy as np
 import torch
 import tyro
 from record import ROOT, machine
-from tokenizers import Tokenizer, models
+from small_model import write_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from soundrl.genrm.serve.machine import reserve_port
-
-VOCABULARY = 49152
 
 
 @dataclass(frozen=True)
@@ -56,26 +54,6 @@ class Arguments:
     gate: bool = True
     """bf16 has no instructions on many a CPU: there the gate alone takes minutes"""
     out: Path = ROOT / "bench" / "results" / "weight_sync.jsonl"
-
-
-def write_model(arguments: Arguments, folder: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    heads = max(1, arguments.hidden // 64)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=arguments.hidden,
-        intermediate_size=arguments.hidden * 8 // 3,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 3),
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")), eos_token="b")
-    tokenizer.save_pretrained(folder)
 
 
 class Clock:
@@ -251,7 +229,7 @@ def main(arguments: Arguments) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
         folder = arguments.folder
         if folder == Path():
-            write_model(arguments, folder := Path(scratch) / "model")
+            write_model(folder := Path(scratch) / "model", arguments.layers, arguments.hidden)
         options = ["--folder", str(folder), "--rounds", str(arguments.rounds), "--out", str(arguments.out)]
         options += [] if arguments.gate else ["--no-gate"]
         for ranks in arguments.ranks:

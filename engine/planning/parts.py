@@ -67,12 +67,11 @@ def on_host(of: Shapes, ranks: int, a_machine: int, save_memory: tuple[str, ...]
 
 
 def reference_state(config: Config, of: Shapes, size: int, ranks: int, on_gpu: bool) -> dict[str, float]:
-    """What one rank keeps of the KL term's reference, in bytes; nothing where there is no such term, or where it is the frozen base without
-    its adapters. Its pass needs less than training."""
+    """What one rank keeps of the KL term's reference, in bytes; nothing where there is no such term, or where it is the frozen base, with
+    the adapters of step 0 or without any. Its pass needs less than training."""
     weight, _, place = config.loss.kl
     away = on_gpu and place != "sharded"
-    alone = weight and not (of.adapters and not config.warm_start.steps)
-    return {f"reference{', on the host' if away else ''}": shard(of.tensors, ranks) * size} if alone else {}
+    return {f"reference{', on the host' if away else ''}": shard(of.tensors, ranks) * size} if weight and not of.adapters else {}
 
 
 def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: bool) -> dict[str, float]:
