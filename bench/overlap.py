@@ -46,7 +46,7 @@ from soundrl.engine.ranks import Ranks, alone  # noqa: E402
 from soundrl.engine.recipes import arith  # noqa: E402
 from soundrl.engine.schedule import minibatches  # noqa: E402
 from soundrl.engine.task import reward_settings  # noqa: E402
-from soundrl.engine.timeline import TIMELINE  # noqa: E402
+from soundrl.engine.telemetry.timeline import TIMELINE  # noqa: E402
 from soundrl.engine.trainer import Trainer  # noqa: E402
 from soundrl.fapo.pending import done  # noqa: E402
 from soundrl.fapo.records import Outcome, Prompt, Rollout  # noqa: E402

@@ -37,7 +37,7 @@ from soundrl.engine.files.checkpoint import (
 )
 from soundrl.engine.files.tensor_file import Layout, Seal, sync_folder, write_bytes, write_tensors
 from soundrl.engine.launch.last_words import remove
-from soundrl.engine.moments import STATES, begun, local_rows
+from soundrl.engine.memory.moments import STATES, begun, local_rows
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.trainer import Trainer
 from soundrl.fapo.printable import one_line

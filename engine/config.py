@@ -120,8 +120,8 @@ class Loss:
     sequence bands (of a probability ratio); the upper one caps tis."""
 
     balance: float = 0.0
-    """Mixture of experts: weight of the load-balance term (Switch, arXiv 2101.03961; engine/routers.py), e.g. 0.001; every sample trains
-    with it, after a forward pass that counts the experts' load over the mini-batch; 0 = the load is only measured."""
+    """Mixture of experts: weight of the load-balance term (Switch, arXiv 2101.03961; engine/experts/routers.py), e.g. 0.001; every sample
+    trains with it, after a forward pass that counts the experts' load over the mini-batch; 0 = the load is only measured."""
 
     @property
     def everything(self) -> bool:

@@ -31,7 +31,7 @@ from soundrl.engine.evaluation.scores import compared, errors_in, tell
 from soundrl.engine.evaluation.served import ERROR, Served
 from soundrl.engine.evaluation.sets import ProblemSet, check, load_sets
 from soundrl.engine.files.underway import RememberingJudge, Underway
-from soundrl.engine.judges import BuiltJudge, build_judge
+from soundrl.engine.judging.judges import BuiltJudge, build_judge
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.ranks import Ranks, alone
 from soundrl.engine.samplers.sampler import Draw, Request

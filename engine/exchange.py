@@ -16,7 +16,7 @@ import numpy as np
 
 from soundrl.engine.packing import Sample
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroup, PendingGroups, scored
 from soundrl.fapo.records import Prompt
 

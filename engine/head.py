@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from soundrl.engine.lora import head_lora
+from soundrl.engine.lora.lora import head_lora
 from soundrl.kernels.adapters.head import DIVISOR, FACTORS, of_logits
 from soundrl.kernels.lm_head import LMHead
 

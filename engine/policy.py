@@ -17,16 +17,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from soundrl.engine.attention import HOOK, attend_within, check_attention
 from soundrl.engine.config import Model
+from soundrl.engine.experts.routers import Routers
 from soundrl.engine.files.adapter_folder import Base, Shape, base_of
 from soundrl.engine.files.model_folder import companions, in_one_line, load_config, read_config, read_tensors
 from soundrl.engine.files.names import Names, named_like_folder
-from soundrl.engine.flops import Cost, active_parameters
 from soundrl.engine.gather import gathered
 from soundrl.engine.head import Compute, Head
-from soundrl.engine.lora import Adapters, is_adapter, merged
+from soundrl.engine.lora.lora import Adapters, is_adapter, merged
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.routers import Routers
+from soundrl.engine.telemetry.flops import Cost, active_parameters
 from soundrl.kernels.linear_logprob import Logprobs, linear_logprob
 from soundrl.kernels.linear_policy_loss import linear_policy_loss
 from soundrl.kernels.lm_head import LMHead

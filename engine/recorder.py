@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soundrl.engine.config import Config
-from soundrl.engine.console import SUMMARY, Progress
 from soundrl.engine.files.run_folder import RunFolder
-from soundrl.engine.flops import Work, peak_of
-from soundrl.engine.judges import BuiltJudge, over_ranks
-from soundrl.engine.memory_watch import MEMORY
+from soundrl.engine.judging.judges import BuiltJudge, over_ranks
+from soundrl.engine.memory.memory_watch import MEMORY
 from soundrl.engine.phases import PEAKS
 from soundrl.engine.planning.command import ledger, planned
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.console import SUMMARY, Progress
+from soundrl.engine.telemetry.flops import Work, peak_of
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Group, Prompt

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.data.prompt_stream import distinct
 from soundrl.fapo.pending import PendingGroups, scored
 from soundrl.fapo.records import Prompt

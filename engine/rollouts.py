@@ -21,7 +21,7 @@ from soundrl.engine.packing import deal
 from soundrl.engine.phases import WON
 from soundrl.engine.samplers.sampler import Draw, Request, Sampler
 from soundrl.engine.samplers.turns import Turns
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt, Rollout
 from soundrl.fapo.task import Beside, Task

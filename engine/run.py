@@ -13,7 +13,6 @@ from typing import Any
 
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
-from soundrl.engine.console import Progress
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.environment import build_environment, trained_prompt
 from soundrl.engine.exchange import StepBatch
@@ -22,7 +21,7 @@ from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_fold
 from soundrl.engine.files.run_folder import WARM_START, RunFolder
 from soundrl.engine.files.shared import keeps_checkpoints
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
-from soundrl.engine.judges import build_judge
+from soundrl.engine.judging.judges import build_judge
 from soundrl.engine.launch.hang import watch_progress
 from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop, remove
 from soundrl.engine.launch.launch import users_mistakes
@@ -35,7 +34,8 @@ from soundrl.engine.reference import reference_folder, reference_of
 from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import build_sampler
 from soundrl.engine.task import build_task
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.console import Progress
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.engine.tools.export import export_live
 from soundrl.engine.trainer import Trainer
 from soundrl.engine.warm_start import warm_start

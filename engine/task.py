@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import Environment, answers, trained_prompt
-from soundrl.engine.judges import BuiltJudge
+from soundrl.engine.judging.judges import BuiltJudge
 from soundrl.engine.samplers.turns import LOST
 from soundrl.fapo.records import Outcome
 from soundrl.fapo.rewards import RewardSettings

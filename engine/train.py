@@ -14,11 +14,11 @@ if __name__ == "__main__":
 
 from soundrl.engine.config import Config
 from soundrl.engine.exchange import exchange
-from soundrl.engine.profiler import profiled
 from soundrl.engine.refill import learned, refilled
 from soundrl.engine.run import Run
 from soundrl.engine.schedule import minibatches
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.profiler import profiled
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.data.prompt_stream import distinct
 
 

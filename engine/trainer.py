@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from soundrl.engine.balance import Balance
 from soundrl.engine.config import Loss, Optim
 from soundrl.engine.exchange import StepBatch
-from soundrl.engine.flops import Work
-from soundrl.engine.moments import HostAdamW, optimizer_of
-from soundrl.engine.offload import Offload
+from soundrl.engine.experts.balance import Balance
+from soundrl.engine.memory.moments import HostAdamW, optimizer_of
+from soundrl.engine.memory.offload import Offload
 from soundrl.engine.packing import PackedBatch, Sample, micro_batches, pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.schedule import Leave, Minibatch, number_windows
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.flops import Work
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.engine.trained_values import TrainedValues
 from soundrl.kernels.linear_logprob import Logprobs
 from soundrl.kernels.loss_rule import LossRule

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
-from soundrl.engine.console import Progress
 from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Demonstrations
+from soundrl.engine.telemetry.console import Progress
 from soundrl.engine.trainer import Trainer
 
 WARMUP_SHARE, FINAL_SHARE = 0.02, 0.1

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soundrl.engine.adapter_sync import AdapterSync
-from soundrl.engine.agreement import Agreement
+from soundrl.engine.experts.agreement import Agreement
 from soundrl.engine.gather import most_alive
 from soundrl.engine.launch.last_words import RANK
+from soundrl.engine.lora.adapter_sync import AdapterSync
 from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.policy import Policy
 from soundrl.engine.samplers.sampler import Draw, Sampler, seed_of_turn
 from soundrl.engine.samplers.turns import joined
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.engine.trainer import Trainer
 from soundrl.fapo.records import Reply
 from soundrl.kernels.policy_loss import is_logprob

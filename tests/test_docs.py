@@ -30,7 +30,7 @@ from soundrl.engine.launch.launch import UserError, parse_arguments, plan_argume
 from soundrl.engine.launch.launcher import processes
 from soundrl.engine.planning.command import everything, planned, report
 from soundrl.engine.recipes import RECIPES
-from soundrl.engine.timeline import Timeline
+from soundrl.engine.telemetry.timeline import Timeline
 from soundrl.engine.tools import convert, replay
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout, Verdict
 from soundrl.genrm import evaluate, label, selection

@@ -9,13 +9,13 @@ from conftest import Alone
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from soundrl.engine.flops import Cost, Work, active_parameters, peak_of
 from soundrl.engine.launch.launch import UserError, profile_argument
-from soundrl.engine.memory_watch import MemoryWatch, resident
+from soundrl.engine.memory.memory_watch import MemoryWatch, resident
 from soundrl.engine.packing import Sample
 from soundrl.engine.phases import PEAKS, peak_phase
-from soundrl.engine.profiler import heaviest, self_times
-from soundrl.engine.timeline import MEMORY, Timeline
+from soundrl.engine.telemetry.flops import Cost, Work, active_parameters, peak_of
+from soundrl.engine.telemetry.profiler import heaviest, self_times
+from soundrl.engine.telemetry.timeline import MEMORY, Timeline
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
 
@@ -131,7 +131,7 @@ def test_a_peak_is_that_of_its_phase():
 
 
 def test_where_the_kernel_may_not_forget_the_size_at_the_end_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("soundrl.engine.memory_watch.CLEAR", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr("soundrl.engine.memory.memory_watch.CLEAR", tmp_path / "none" / "clear_refs")
     watch = MemoryWatch()
     watch.turn(["train"])
     held = bytearray(b"1" * (100 << 20))

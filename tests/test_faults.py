@@ -346,7 +346,7 @@ def test_the_command_that_goes_on_begins_nothing_anew(tmp_path, monkeypatch):
 
 def test_text_of_others_cannot_steer_the_terminal(capsys):
     assert one_line("a\n  b\x1b[2J\u202e\t[red]c") == "a b\\x1b[2J\\u202e [red]c"
-    from soundrl.engine.console import Progress
+    from soundrl.engine.telemetry.console import Progress
 
     name = "eval/[red]set[/red]/accuracy"
     Progress(True, 1).summary({name: 0.5}, {name: 0.5}, {}, "runs/[bold]x")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from soundrl.engine import judges
+from soundrl.engine.judging import judges
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.rewards import RewardSettings

@@ -12,8 +12,8 @@ from conftest import run_worker
 from fake_judge import MODEL, SERVED
 from tiny import write_tiny
 
-from soundrl.engine.judging_phase import JudgingPhase
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.judging.judging_phase import JudgingPhase
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.pending import done
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings

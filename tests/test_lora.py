@@ -12,13 +12,13 @@ from test_distributed import padded_gradients, relative
 from tiny import fixed_samples, write_tiny
 from transformers import AutoModelForCausalLM
 
-from soundrl.engine.adapter_judge import AdapterJudge, AdapterPhase
 from soundrl.engine.config import Config, Data, Genrm, Loss, Model, Rollout, Run
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic.models import critic_tokenizer
 from soundrl.engine.files.adapter_folder import read_adapter, read_shape
 from soundrl.engine.files.model_folder import load_config
-from soundrl.engine.lora import Adapters, Shape
+from soundrl.engine.judging.adapter_judge import AdapterJudge, AdapterPhase
+from soundrl.engine.lora.lora import Adapters, Shape
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Verdict
 from soundrl.fapo.records import Rollout as Sampled

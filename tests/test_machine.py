@@ -18,8 +18,8 @@ from survival import SMALL
 from tiny import write_tiny
 from torch.distributed import TCPStore
 
-from soundrl.engine.console import Progress
 from soundrl.engine.files.run_reader import RunReader
+from soundrl.engine.telemetry.console import Progress
 
 sys.path.insert(0, str(ROOT / "bench"))
 import soak

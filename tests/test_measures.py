@@ -2,9 +2,9 @@
 
 import pytest
 
-from soundrl.engine.console import between, clock, plain_words, shown
 from soundrl.engine.run import due
-from soundrl.engine.timeline import Timeline
+from soundrl.engine.telemetry.console import between, clock, plain_words, shown
+from soundrl.engine.telemetry.timeline import Timeline
 from soundrl.engine.warm_start import learning_rate
 from soundrl.fapo.data.prompt_stream import distinct
 from soundrl.fapo.measures import TooManyUnknownError, Truth, UnknownWatch, count, rates

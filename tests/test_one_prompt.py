@@ -15,7 +15,7 @@ from soundrl.engine.environments.arithmetic.critic import ArithCriticSource
 from soundrl.engine.environments.arithmetic.models import critic_tokenizer, write_arith_critic
 from soundrl.engine.environments.environment import trained_prompt
 from soundrl.engine.files.model_folder import companions, load_tokenizer
-from soundrl.engine.judges import serve
+from soundrl.engine.judging.judges import serve
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.records import Prompt, Rollout
 from soundrl.genrm import evaluate

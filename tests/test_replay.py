@@ -18,7 +18,7 @@ from test_run_files import save
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import build_environment
 from soundrl.engine.files.run_reader import FORMAT
-from soundrl.engine.judges import BuiltJudge
+from soundrl.engine.judging.judges import BuiltJudge
 from soundrl.engine.recipes import arith
 from soundrl.engine.task import build_task
 from soundrl.engine.tools import at_weights, replay

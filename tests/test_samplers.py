@@ -20,7 +20,7 @@ from soundrl.engine.rollouts import Rollouts
 from soundrl.engine.samplers.sampler import Draw, derived_seed
 from soundrl.engine.samplers.torch_sampler import TorchSampler, nucleus
 from soundrl.engine.samplers.vllm_sampler import VllmSampler
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.data.prompt_stream import PromptStream, distinct
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Group, Outcome, Prompt, Rollout

@@ -13,7 +13,7 @@ from tiny import write_tiny
 from soundrl.engine.exchange import exchange
 from soundrl.engine.packing import deal, micro_batches
 from soundrl.engine.schedule import MOST_BATCHES, UPDATE, Minibatch, cut, minibatches, number_windows
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups, done, scored
 from soundrl.fapo.records import Outcome, Prompt, Rollout, Verdict
 from soundrl.fapo.rewards import RewardSettings, assign_advantages

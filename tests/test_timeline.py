@@ -6,7 +6,7 @@ import time
 import pytest
 
 from soundrl.engine.phases import hidden, shares, union
-from soundrl.engine.timeline import Timeline, TraceFile
+from soundrl.engine.telemetry.timeline import Timeline, TraceFile
 from soundrl.engine.tools.trace import exclusive, read_trace, steps_of
 
 

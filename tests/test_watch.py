@@ -13,7 +13,7 @@ from fake_judge import MODEL, Server, find_flaw, said
 from test_probe import ROWS
 
 from soundrl.engine.files.run_folder import RunFolder
-from soundrl.engine.judge_watch import JudgeWatch, fresh, second_judge
+from soundrl.engine.judging.judge_watch import JudgeWatch, fresh, second_judge
 from soundrl.engine.recipes import RECIPES
 from soundrl.fapo.corrected import Errors
 from soundrl.fapo.pending import done

@@ -23,7 +23,7 @@ from soundrl.engine.files.trained_file import Trained, trained_name, write_train
 from soundrl.engine.files.whole import whole
 from soundrl.engine.launch.last_words import RANK, remove, undone
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.timeline import TraceFile
+from soundrl.engine.telemetry.timeline import TraceFile
 from soundrl.fapo.records import Group
 
 
@@ -183,7 +183,7 @@ class RunFolder:
         (self.path / "plan.json").write_text(json.dumps(plan, indent=2) + "\n")
 
     def save_trace(self, events: Sequence[dict[str, Any]]) -> None:
-        """This rank's events, see `soundrl.engine.timeline`. A collective."""
+        """This rank's events, see `soundrl.engine.telemetry.timeline`. A collective."""
         parts = self.ranks.gather(events)
         if self.trace is not None:
             self.trace.add(event for part in parts for event in part)

@@ -11,7 +11,7 @@ from collections import Counter
 
 from soundrl.engine.config import Config
 from soundrl.engine.gather import most_alive
-from soundrl.engine.moments import BLOCK, PLACES
+from soundrl.engine.memory.moments import BLOCK, PLACES
 from soundrl.engine.planning.shapes import Shapes, shard
 from soundrl.engine.policy import KEEP_GATHERED
 from soundrl.engine.ranks import shards_of

@@ -19,9 +19,9 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from soundrl.engine.files.adapter_folder import Shape
 from soundrl.engine.files.model_folder import load_config
-from soundrl.engine.flops import active_parameters, experts_of
-from soundrl.engine.lora import Adapters
+from soundrl.engine.lora.lora import Adapters
 from soundrl.engine.planning.meta_experts import grouped_on_meta
+from soundrl.engine.telemetry.flops import active_parameters, experts_of
 
 ATTENTION = "soundrl_plan"
 TRACED_TOKENS = 256

@@ -13,7 +13,7 @@ from soundrl.engine.files.adapter_folder import Base, Shape, base_of, other_base
 from soundrl.engine.files.checkpoint import WEIGHTS, CheckpointError, Rows
 from soundrl.engine.files.model_folder import BUFFERS, opened, weight_files
 from soundrl.engine.files.tensor_file import Layout
-from soundrl.engine.lora import KINDS, merge
+from soundrl.engine.lora.lora import KINDS, merge
 
 
 def saved_base(state: Mapping[str, Any]) -> Base | None:

@@ -24,7 +24,7 @@ from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.reference import reference_folder, reference_of
 from soundrl.engine.schedule import Minibatch
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.engine.tools.export import check, export
 from soundrl.engine.tools.recomputed import Recomputed
 from soundrl.engine.trainer import Trainer

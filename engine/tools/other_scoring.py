@@ -12,7 +12,7 @@ from typing import Any
 from soundrl.engine.config import Config
 from soundrl.engine.environments.environment import build_environment, is_environment
 from soundrl.engine.environments.files import ProblemFiles
-from soundrl.engine.judges import endpoint_judge
+from soundrl.engine.judging.judges import endpoint_judge
 from soundrl.engine.samplers.turns import LOST
 from soundrl.engine.tools.recomputed import Recomputed, fresh
 from soundrl.fapo.judging import Judge

@@ -26,7 +26,7 @@ from soundrl.engine.files.checkpoint import checkpoints
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.files.run_reader import RunReader, read_lines
 from soundrl.engine.files.saved_step import config_of, read_step
-from soundrl.engine.judges import BuiltJudge
+from soundrl.engine.judging.judges import BuiltJudge
 from soundrl.engine.packing import Sample, micro_batches, pack
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.schedule import Minibatch, minibatches

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from soundrl.engine.tools.expert_doctor import ExpertDoctor
 
 if TYPE_CHECKING:
-    from soundrl.engine.lora import Adapters
+    from soundrl.engine.lora.lora import Adapters
     from soundrl.engine.weight_sync import GateResult, WeightSync
 
 

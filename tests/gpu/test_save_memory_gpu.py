@@ -9,10 +9,10 @@ from tiny import fixed_samples, write_tiny
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from soundrl.engine import moments
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.files.model_folder import load_tokenizer
-from soundrl.engine.moments import STATES, local_rows
+from soundrl.engine.memory import moments
+from soundrl.engine.memory.moments import STATES, local_rows
 from soundrl.engine.packing import pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks

@@ -25,7 +25,7 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.recipes import RECIPES
 from soundrl.engine.schedule import minibatches
 from soundrl.engine.task import reward_settings
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.engine.trainer import Trainer
 from soundrl.fapo.pending import PendingGroups, done
 from soundrl.fapo.records import Outcome, Prompt, Rollout

@@ -10,8 +10,8 @@ import torch
 from tiny import fixed_samples, known
 from updates import updates
 
-from soundrl.engine.balance import LOAD
 from soundrl.engine.config import Loss, Model, Optim
+from soundrl.engine.experts.balance import LOAD
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks

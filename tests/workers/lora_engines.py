@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from lora import fresh, stir
 
-from soundrl.engine import adapter_sync, weight_sync
-from soundrl.engine.adapter_judge import AdapterJudge, AdapterPhase
+from soundrl.engine import weight_sync
 from soundrl.engine.config import Genrm, Rollout
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic.models import write_arith_critic
+from soundrl.engine.judging.adapter_judge import AdapterJudge, AdapterPhase
+from soundrl.engine.lora import adapter_sync
 from soundrl.engine.packing import Sample, pack
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.vllm_sampler import Room, VllmSampler

@@ -13,7 +13,8 @@ sys.path.insert(0, TESTS)
 
 from fake_judge import MODEL, SERVED  # noqa: E402
 
-from soundrl.engine import judges, train  # noqa: E402
+from soundrl.engine import train  # noqa: E402
+from soundrl.engine.judging import judges  # noqa: E402
 from soundrl.genrm.serve.servers import Worker  # noqa: E402
 
 judges.SERVED_NAME = MODEL

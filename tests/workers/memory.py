@@ -12,7 +12,7 @@ from tiny import known
 
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
-from soundrl.engine.memory_watch import MEMORY, resident
+from soundrl.engine.memory.memory_watch import MEMORY, resident
 from soundrl.engine.packing import Sample
 from soundrl.engine.planning.parts import trainer_state, trainer_work
 from soundrl.engine.planning.shapes import shapes

@@ -45,10 +45,10 @@ def main() -> dict:
         return {"refused": str(error)}
     from fake_judge import MODEL, SERVED  # what takes seconds to import, once it is needed
 
-    from soundrl.engine import judges
     from soundrl.engine.environments.arithmetic.arithmetic import Arithmetic
     from soundrl.engine.files import shared as disks
     from soundrl.engine.files.shared import keeps_checkpoints, shared
+    from soundrl.engine.judging import judges
     from soundrl.engine.recipes import RECIPES
     from soundrl.fapo.records import Prompt
     from soundrl.genrm.pool.judge import EndpointJudge

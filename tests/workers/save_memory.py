@@ -19,13 +19,13 @@ from tiny import fixed_samples, known
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from soundrl.engine import moments
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Loss, Model, Optim
 from soundrl.engine.files.checkpoint import Place
 from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet
-from soundrl.engine.moments import STATES, HostAdamW, local_rows
+from soundrl.engine.memory import moments
+from soundrl.engine.memory.moments import STATES, HostAdamW, local_rows
 from soundrl.engine.packing import pack
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks

@@ -16,8 +16,9 @@ sys.path.insert(0, arguments["tests"])
 
 from fake_judge import MODEL, SERVED  # noqa: E402
 
-from soundrl.engine import judges, task, train  # noqa: E402
+from soundrl.engine import task, train  # noqa: E402
 from soundrl.engine.files.run_reader import RunReader  # noqa: E402
+from soundrl.engine.judging import judges  # noqa: E402
 from soundrl.engine.launch.launch import be_quiet  # noqa: E402
 from soundrl.engine.ranks import Ranks  # noqa: E402
 from soundrl.engine.recipes import ARITH_SOLUTIONS, arith  # noqa: E402

@@ -27,7 +27,7 @@ from fake_judge import MODEL, SERVED
 
 from soundrl.engine.launch.hang import watch_progress
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups
 from soundrl.fapo.records import Prompt, Rollout
 from soundrl.fapo.rewards import RewardSettings

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import AdamW, adamw
 
 from soundrl.engine.config import Optim
-from soundrl.engine.host_memory import HostMemory, Layout, streams
+from soundrl.engine.memory.host_memory import HostMemory, Layout, streams
 from soundrl.engine.policy import Policy
 
 STATES = ("exp_avg", "exp_avg_sq")

@@ -27,7 +27,7 @@ from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import leaving
 from soundrl.engine.samplers.sampler import Request, Sampler
 from soundrl.engine.samplers.vllm_sampler import VllmSampler
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.data.rows import RowError
 from soundrl.fapo.judging import Judge
 from soundrl.fapo.pending import PendingGroups

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soundrl.engine.launch.launch import PROFILED
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 
 if TYPE_CHECKING:
     from soundrl.engine.run import Run

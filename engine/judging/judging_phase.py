@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.fapo.pending import PendingGroups
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.serve.servers import JudgeServers

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import AdamW
 
-from soundrl.engine.host_memory import HostMemory, Layout, streams
-from soundrl.engine.moments import STATES, HostAdamW, local_rows
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.memory.host_memory import HostMemory, Layout, streams
+from soundrl.engine.memory.moments import STATES, HostAdamW, local_rows
+from soundrl.engine.telemetry.timeline import TIMELINE
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from soundrl.engine.launch.last_words import RANK
-from soundrl.engine.memory_watch import MEMORY
+from soundrl.engine.memory.memory_watch import MEMORY
 from soundrl.engine.phases import PEAK_OF, Interval, hidden
 from soundrl.engine.ranks import Ranks
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from soundrl.engine.experts.routers import Routers
 from soundrl.engine.packing import PackedBatch
 from soundrl.engine.ranks import Ranks
-from soundrl.engine.routers import Routers
 
 if TYPE_CHECKING:
     from soundrl.engine.samplers.vllm_routes import Routes

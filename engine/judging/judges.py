@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from soundrl.engine.adapter_judge import AdapterJudge, AdapterPhase
 from soundrl.engine.config import Config, Genrm
 from soundrl.engine.environments.environment import Environment
 from soundrl.engine.files.adapter_folder import Base
 from soundrl.engine.files.model_folder import check_folder
-from soundrl.engine.judge_watch import JudgeWatch, build_watch
-from soundrl.engine.judging_phase import JudgingPhase
+from soundrl.engine.judging.adapter_judge import AdapterJudge, AdapterPhase
+from soundrl.engine.judging.judge_watch import JudgeWatch, build_watch
+from soundrl.engine.judging.judging_phase import JudgingPhase
 from soundrl.engine.planning.command import planned
 from soundrl.engine.planning.plan import judge_length
 from soundrl.engine.ranks import Ranks

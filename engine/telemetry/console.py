@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from soundrl.engine.memory_watch import MEMORY
+from soundrl.engine.memory.memory_watch import MEMORY
 from soundrl.engine.phases import PEAKS, shares
 from soundrl.fapo.printable import printable
 

@@ -1,9 +1,9 @@
 """`loss.balance`: the load of experts over a mini-batch, its metrics, and where it has a weight the term that evens it out.
 
-The term stands in engine/routers.py. Its fractions are those of the whole mini-batch, on all ranks, under the weights that are about to be
-trained: they are counted in a forward pass before it, so that the gradient is that of one rank with one micro-batch. All samples of the
-mini-batch count, prompts included, and with the term all are trained. It costs that pass; the metrics alone cost nothing of note, and are
-taken over what is trained.
+The term stands in engine/experts/routers.py. Its fractions are those of the whole mini-batch, on all ranks, under the weights that are
+about to be trained: they are counted in a forward pass before it, so that the gradient is that of one rank with one micro-batch. All samples of
+the mini-batch count, prompts included, and with the term all are trained. It costs that pass; the metrics alone cost nothing of note, and
+are taken over what is trained.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from soundrl.engine.experts.routers import Seen
 from soundrl.engine.packing import PackedBatch, Sample
 from soundrl.engine.policy import Policy
-from soundrl.engine.routers import Seen
-from soundrl.engine.timeline import TIMELINE
+from soundrl.engine.telemetry.timeline import TIMELINE
 from soundrl.kernels.lm_head import LMHead
 
 LOAD = ("moe/balance", "moe/busiest")
