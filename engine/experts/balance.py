@@ -1,9 +1,9 @@
 """`loss.balance`: the load of experts over a mini-batch, its metrics, and where it has a weight the term that evens it out.
 
 The term stands in engine/experts/routers.py. Its fractions are those of the whole mini-batch, on all ranks, under the weights that are
-about to be trained: they are counted in a forward pass before it, so that the gradient is that of one rank with one micro-batch. All samples of
-the mini-batch count, prompts included, and with the term all are trained. It costs that pass; the metrics alone cost nothing of note, and
-are taken over what is trained.
+about to be trained: they are counted in a forward pass before it, so that the gradient is that of one rank with one micro-batch. All
+samples of the mini-batch count, prompts included, and with the term all are trained. It costs that pass; the metrics alone cost nothing of
+note, and are taken over what is trained.
 """
 
 from __future__ import annotations
