@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+from forked import fork
 
 from soundrl.engine.ranks import Ranks
 
@@ -107,30 +109,39 @@ class Alone:
         pass
 
 
-def run_worker(into: Path, worker: str, ranks: int, timeout: float = PATIENCE, **arguments: Any) -> Any:
+def run_worker(into: Path, worker: str, ranks: int, timeout: float = PATIENCE, forked: bool = True, **arguments: Any) -> Any:
     """Run tests/workers/<worker>.py on `ranks` gloo ranks and return what rank 0 wrote as JSON. Without torchrun, which imports torch once
-    more; that starts ranks in test_faults.py and test_stops.py."""
+    more; that starts ranks in test_faults.py and test_stops.py. Not `forked`: for a worker that wants other imports than the rest."""
     out, log = into / f"{worker}-{ranks}.json", into / f"{worker}-{ranks}.log"
     out.unlink(missing_ok=True)
-    command = [sys.executable, f"tests/workers/{worker}.py", json.dumps(arguments), str(out)]
-    with socket.socket() as held, log.open("w") as said:
+    log.unlink(missing_ok=True)
+    script, given = ROOT / "tests" / "workers" / f"{worker}.py", [json.dumps(arguments), str(out)]
+    with socket.socket() as held, log.open("ab") as said:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))  # as the launcher holds it: the kernel gives it to nobody but rank 0
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1]), "LOCAL_WORLD_SIZE": str(ranks)}
         where |= apart() | {"GROUP_RANK": "0", "WORLD_SIZE": str(ranks)}
-        started = [
-            subprocess.Popen(command, cwd=ROOT, env=where | {"RANK": str(n), "LOCAL_RANK": str(n)}, stdout=said, stderr=said)
-            for n in range(ranks)
-        ]
+        started: list[BaseProcess | subprocess.Popen] = []
+        for environment in (where | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(ranks)):
+            if forked:
+                started.append(fork(script, given, environment, log))
+            else:
+                started.append(subprocess.Popen([sys.executable, script, *given], cwd=ROOT, env=environment, stdout=said, stderr=said))
         end = time.monotonic() + timeout
-        while any(process.poll() is None for process in started) and not any(process.poll() for process in started):
+        while None in (over := [ended(process) for process in started]) and not any(over):
             assert time.monotonic() < end, f"{worker} hangs"
             time.sleep(0.05)
-        time.sleep(1.0 if any(process.poll() for process in started) else 0.0)  # until the others have said of what
+        time.sleep(1.0 if any(over) else 0.0)  # until the others have said of what
         for process in started:
             process.kill()
-    assert [process.wait() for process in started] == [0] * ranks, log.read_text()[-8000:]
+            process.wait() if isinstance(process, subprocess.Popen) else process.join()
+    assert over == [0] * ranks, log.read_text()[-8000:]
     return json.loads(out.read_text())
+
+
+def ended(process: BaseProcess | subprocess.Popen) -> int | None:
+    """Its status; None while it runs."""
+    return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_two_ranks_train_as_one_does(computed):
 def test_training_is_the_same_whatever_computes_attention(computed, torchrun):
     """Kernels (interpreted, hence few prompts), sdpa, and the default on CPU, the reference, on the same tokens."""
     (interpreted,), few = (
-        torchrun("golden", 1, cases=[{"folder": START} | CASES["few"]], environment={"TRITON_INTERPRET": "1"}),
+        torchrun("golden", 1, forked=False, cases=[{"folder": START} | CASES["few"]], environment={"TRITON_INTERPRET": "1"}),
         computed[1]["few"],
     )
     assert computed[1]["few, sdpa"]["digest"] == few["digest"]  # the same code on CPU
