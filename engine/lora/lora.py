@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from soundrl.engine.files.adapter_folder import Shape
+from soundrl.engine.files.adapter_folder import Base, Shape, write_adapter
+from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.gather import gathered
 from soundrl.engine.ranks import Ranks
 
@@ -97,6 +99,18 @@ class Adapters:
     def full(self) -> Iterator[tuple[str, Tensor]]:
         """Every adapter, unsharded, float32, by the parameter's name in model order. A collective."""
         return gathered(self.parameters().items(), torch.float32)
+
+    def layouts(self) -> dict[str, Layout]:
+        """Of what `full` gives."""
+        return {name: Layout(torch.float32, tuple(parameter.shape)) for name, parameter in self.parameters().items()}
+
+    def write(self, target: Path, base: Base, here: bool, card: Mapping[str, Any] | None = None) -> None:
+        """As they are now, in PEFT's format with what `card` says of them, by each rank that is `here`. A collective."""
+        tensors = self.full()
+        if here:
+            write_adapter(target, self.shape, base, self.layouts(), (tensor for _, tensor in tensors), card)
+        for _ in tensors:  # all gather each
+            pass
 
     def rows(self) -> dict[str, Tensor]:
         """A copy of this rank's rows."""

@@ -16,7 +16,7 @@ from soundrl.engine.config import Genrm, Rollout
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic.models import write_arith_critic
 from soundrl.engine.judging.adapter_judge import AdapterJudge, AdapterPhase
-from soundrl.engine.lora import adapter_sync
+from soundrl.engine.lora import lora as adapters_file
 from soundrl.engine.packing import Sample, pack
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.vllm_sampler import Room, VllmSampler
@@ -118,15 +118,15 @@ def main(arguments: dict, out: Path) -> None:
     said["not loaded"] = outcome(sync)
     own.adapt = real
     said["recovered"] = outcome(sync)
-    write = adapter_sync.write_adapter
+    write = adapters_file.write_adapter
 
-    def lossy(target, shape, base, layouts, tensors):
+    def lossy(target, shape, base, layouts, tensors, card):
         kept = [torch.zeros_like(t) if "layers.1.mlp" in name else t for name, t in zip(layouts, tensors, strict=True)]
-        write(target, shape, base, layouts, kept)
+        write(target, shape, base, layouts, kept, card)
 
-    adapter_sync.write_adapter = lossy
+    adapters_file.write_adapter = lossy
     said["one block"] = outcome(sync)
-    adapter_sync.write_adapter = write
+    adapters_file.write_adapter = write
     said["left"] = [str(path) for path in sync.adapting.folder.iterdir()]
     # Not closed before the end: an engine takes the process group with it.
     print(json.dumps(said), flush=True)
