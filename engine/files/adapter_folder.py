@@ -95,8 +95,8 @@ def write_adapter(
     tensors: Iterable[Tensor],
     card: Mapping[str, Any] | None = None,
 ) -> None:
-    """`tensors` in the order of `layouts`, which has them by their parameters' names; `card`: what else its card says, of a judge the prompt
-    that it was trained on. Written beside and renamed at once."""
+    """`tensors` in the order of `layouts`, which has them by their parameters' names; `card`: what else its card says, of a judge its
+    prompt. Written beside and renamed at once."""
     names = shape.names or [*dict.fromkeys(name.split(".")[-2] for name in layouts)]
     content = {
         "peft_type": "LORA",
@@ -128,6 +128,13 @@ def read_shape(folder: Path, setting: str) -> Shape:
         )
     named = said.get("target_modules")
     return Shape(said["r"], float(said.get("lora_alpha", said["r"])), ",".join(named) if isinstance(named, list) else str(named or ""))
+
+
+def adapted(folder: Path) -> list[str]:
+    """The last names of the layers that the adapter in `folder` adds to, whatever pattern its configuration has for them."""
+    with opened(folder / TENSORS) as reader:
+        names = [name.removeprefix(BEFORE).removesuffix(AFTER) for name in reader.keys()]
+    return sorted({name.split(".")[-2] for name in names})
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
