@@ -54,9 +54,12 @@ class Adapters:
         self.shape, head = shape, model.get_output_embeddings()
         linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
         known = sorted({name.rpartition(".")[2] for name in linear})
+        self.without_experts = any(".experts." in name and p.ndim == 3 for name, p in model.named_parameters())
+        """Of a mixture: a layer's experts are one tensor, no linear layers, and stay as they are"""
+        fused = "; a layer's experts are one tensor, and take none" if self.without_experts else ""
         for asked in shape.names:
             if not any(matches(name, asked) for name in linear):
-                raise ValueError(f"model.lora names {asked}, but no linear layer is called so; there are {', '.join(known)}")
+                raise ValueError(f"model.lora names {asked}, but no linear layer is called so; there are {', '.join(known)}{fused}")
         self.layers: dict[str, Adapted] = {}
         """By the module's name, in model order."""
         for name, module in linear.items():
@@ -148,7 +151,8 @@ class Adapters:
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters().values())
         names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in self.layers))
-        return f"of which {count / 1e6:.2f} M train, in adapters of rank {self.shape.rank} on {names}"
+        fused = "; its experts stay as they are" if self.without_experts else ""
+        return f"of which {count / 1e6:.2f} M train, in adapters of rank {self.shape.rank} on {names}{fused}"
 
 
 def merged(tensors: Iterable[tuple[str, Tensor]], adapters: Adapters | None, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

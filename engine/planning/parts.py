@@ -64,8 +64,8 @@ def gathered(of: Shapes, size: int, ranks: int) -> float:
 
 
 def slots(of: Shapes, names: Iterable[str], rank: int, held: int) -> int:
-    """Elements that vLLM has for `held` adapters of at most `rank` on the layers of these (last) names: A [rank, inputs] and B
-    [outputs, rank] of each. What it computes in one product has room as a whole, whichever of it is adapted (vllm/lora/layers/base_linear.py).
+    """Elements that vLLM has for `held` adapters of at most `rank` on layers of these (last) names: A [rank, inputs] and B
+    [outputs, rank] of each. What it computes in one product has room as a whole (vllm/lora/layers/base_linear.py).
 
     Worked example: 3 layers with q_proj 8 → 8, k_proj and v_proj 8 → 4; adapters on q_proj have room for 3 · (16 + 12 + 12) · rank each.
     """

@@ -2,7 +2,6 @@
 asked the same as in an engine of its own. Writes what each says."""
 
 import json
-import sys
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from soundrl.fapo.records import Rollout as Sampled
 from soundrl.genrm.prompts import PROMPTS, split_paragraphs
 
 LENGTH = 224
+LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 weight_sync.AGAIN = 256  # an engine that is wrong here is wrong by much
 PROBLEMS = [
     (f"{a}+{b}=?", f"{a}+{b}={(a + b) % 10}\n\n{a}*{b}={a * b % 10}", str((a + b) % 10))
@@ -84,8 +84,9 @@ def verdicts(judge: AdapterJudge, generate) -> list[list]:
     return [[v.kind, v.step, v.reason, v.critique] for v in (future.result(timeout=0) for future in waiting)]
 
 
-def main(arguments: dict, out: Path) -> None:
-    ranks, root, said = Ranks.start(), Path(arguments["root"]), {}
+def main(root: Path) -> None:
+    """Leaves `engines.json`."""
+    ranks, said = Ranks.start(), {}
     base = root / "base"
     write_arith_critic(base, 0)
     teacher = fresh(base, ranks, (4, 8.0, "q_proj,v_proj,up_proj,down_proj"), max_length=LENGTH)
@@ -95,7 +96,7 @@ def main(arguments: dict, out: Path) -> None:
     trainer = fresh(base, ranks, max_length=LENGTH)
     stir(trainer, 0.1)
     export_live(trainer.policy, trainer.policy.files(), root / "policy")
-    own = engine(base, trainer, adapters=Room((5, 4), 240))
+    own = engine(base, trainer, adapters=Room((5, 4), 240, LAYERS))
     sync = synced(trainer, own)
     said["own"], said["own gap"] = outcome(sync), gap(sync)
 
@@ -137,7 +138,7 @@ def main(arguments: dict, out: Path) -> None:
     merged = synced(trainer, second)
     said["merged"], said["merged gap"] = outcome(merged), gap(merged)
     if ranks.main:
-        out.write_text(json.dumps(said))
+        (root / "engines.json").write_text(json.dumps(said))
     ranks.stop()
 
 
@@ -146,7 +147,3 @@ def AdapterJudgeOn(genrm: Genrm, sampler: VllmSampler) -> AdapterJudge:
     judge = AdapterJudge(replace(genrm), split_paragraphs)
     judge.encode = Encoder(sampler.tokenizer, LENGTH - genrm.max_tokens)
     return judge
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
