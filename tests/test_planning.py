@@ -128,7 +128,7 @@ def test_what_each_setting_gives_back(of):  # noqa: F811
     moments = plan_of(changed(save_memory=("recompute", "moments")), of, 8, 80 * GIB, "cuda")
     for phase in plain.peaks:
         assert plain.peaks[phase] - moments.peaks[phase] == 8 * (own - STREAMED)
-    assert on_host(of, 8, 4, ("moments",)) == 4 * 8 * own
+    assert on_host(of, 2, 8, 4, ("moments",)) == 4 * 8 * own
     copies = plan_of(changed(replicas=4), of, 8, 80 * GIB, "cuda")
     assert copies.parts["master weights, float32"] == 4 * plain.parts["master weights, float32"]
     assert copies.parts["NCCL's buffers"] == 2 * plain.parts["NCCL's buffers"]
@@ -138,6 +138,9 @@ def test_what_each_setting_gives_back(of):  # noqa: F811
     graphs = plan_of(eager, of, 8, 80 * GIB, "cuda").parts["KV cache"] - plain.parts["KV cache"]
     assert len(captured(256)) == 51 and captured(256)[-1] == 512 and captured(2) == [1, 2, 4] and graphs > 0.2 * GIB
     adapted = replace(of, adapters=((16, 10, 1),))
+    asleep = plan_of(changed(save_memory=("offload",)), adapted, 8, 80 * GIB, "cuda")
+    awake = plan_of(changed(save_memory=()), adapted, 8, 80 * GIB, "cuda")  # a frozen base goes to the host as well
+    assert awake.peaks["sampling"] - asleep.peaks["sampling"] == 2 * own + 12 * 20 and asleep.host == 8 * (2 * own + 12 * 20)
     term = replace(fapo_7b(), loss=Loss(kl=(0.01, "k3", "sharded")))
     assert "reference" in plan_of(term, of, 8, 80 * GIB, "cuda").parts
     assert "reference" not in plan_of(term, adapted, 8, 80 * GIB, "cuda").parts  # the base without its adapters

@@ -74,10 +74,11 @@ def slots(of: Shapes, names: Iterable[str], rank: int, held: int) -> int:
     return held * rank * sum(of.linear.get(name, 0) for name in wide)
 
 
-def on_host(of: Shapes, ranks: int, a_machine: int, save_memory: tuple[str, ...]) -> float:
-    """Pinned bytes of one machine with so many ranks, for the trainer's own."""
-    own = shard(of.adapters or of.tensors, ranks)
-    return a_machine * own * (8 * ("moments" in save_memory or "offload" in save_memory) + 4 * ("offload" in save_memory))
+def on_host(of: Shapes, size: int, ranks: int, a_machine: int, save_memory: tuple[str, ...]) -> float:
+    """Pinned bytes of one machine with so many ranks, for the trainer's own. With `offload` a frozen base goes there as well."""
+    own, offload = shard(of.adapters or of.tensors, ranks), "offload" in save_memory
+    frozen = size * shard(of.tensors, ranks) if of.adapters and offload else 0
+    return a_machine * (own * (8 * ("moments" in save_memory or offload) + 4 * offload) + frozen)
 
 
 def reference_state(config: Config, of: Shapes, size: int, ranks: int, on_gpu: bool) -> dict[str, float]:

@@ -221,8 +221,8 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     nccl = communicators(config, ranks, on_gpu)
     largest = 4 * of.adapted if config.own_adapters else in_flight(of, size, shared)  # float32, on their way to a file
     probing = gate_work(of, size, min(tokens, AGAIN // PROBE_TOKENS * (config.max_prompt_tokens + PROBE_TOKENS)), on_gpu)
-    kept = state.get("frozen weights", 0.0) + reference.get("reference", 0.0)
-    resident = kept + state["master weights, float32"] + state["AdamW moments, float32"]
+    kept = reference.get("reference", 0.0)
+    resident = kept + state.get("frozen weights", 0.0) + state["master weights, float32"] + state["AdamW moments, float32"]
     # Weights and moments are away from the end of training on: sync and gate gather them from the host, a layer at a time.
     asleep = kept if on_gpu and "offload" in saved else resident
     base = CONTEXT[device] + sum(nccl.values())
@@ -242,7 +242,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     parts |= {"gate: its own forward pass": probing}
     a_machine = min(ranks, GPUS_A_MACHINE)
     # A base under adapters is loaded once, and waits on the host while vLLM sleeps.
-    host = on_host(of, shared, a_machine, saved) + a_machine * weights * config.own_adapters if on_gpu else 0.0
+    host = on_host(of, size, shared, a_machine, saved) + a_machine * weights * config.own_adapters if on_gpu else 0.0
     sequences = cache * min(config.rollout.tensor_parallel, of.key_heads) / (of.cached * size * config.model.max_length)
     return MemoryPlan(parts, peaks, total if on_gpu else total / ranks, sequences, serial, host=host)
 

@@ -124,6 +124,13 @@ def main(root: Path, cases: dict[str, dict], others: tuple[int, ...]) -> None:
     for _ in range(2):
         trainer.train(known(ranks, samples))
     said["end"] = state_of(trainer)
+    # The same with weights and moments on the host, asleep after each update.
+    held = fresh(folder, ranks, save_memory=("offload", "moments"))
+    for _ in range(4):
+        held.train(known(ranks, samples))
+        held.sleep()
+    said["held"] = digest(held.policy.named_full_tensors()) == digest(trainer.policy.named_full_tensors())
+    said["asleep"] = logprobs(reference_of(held.policy, own / "started", "sharded")) == there and held.offload.asleep
     again = fresh(folder, ranks, seed=4)
     restore(checkpoint, again, ranks)
     said["restored"] = state_of(again) == middle

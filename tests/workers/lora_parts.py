@@ -1,4 +1,4 @@
-"""All that test_lora looks at, each part a fork of this process: what all of them import costs more than what they do."""
+"""All that is looked at of adapters, each part a fork of this process: what all of them import costs more than what most of them do."""
 
 import importlib
 import json
@@ -18,13 +18,15 @@ ON = {3: (), 1: (3,), 2: (3, 1)}
 
 
 def main(arguments: dict, out: Path) -> None:
+    """How each part has ended: with `cases` those on several ranks and the engines, and the whole runs of these names."""
     root, said = Path(arguments["root"]), {}
-    for ranks, others in ON.items():
-        cases = {name: case for name, case in arguments["cases"].items() if ranks in arguments["on"].get(name, (1, 2))}
-        said[f"on {ranks}"] = world(ranks, root / f"on-{ranks}.log", lora.main, root, cases, others)
-    (root / "engines").mkdir()
-    said["engines"] = world(1, root / "engines.log", lora_engines.main, root / "engines")
-    said["runs"] = lora_runs.runs(root)
+    if "cases" in arguments:
+        for ranks, others in ON.items():
+            cases = {name: case for name, case in arguments["cases"].items() if ranks in arguments["on"].get(name, (1, 2))}
+            said[f"on {ranks}"] = world(ranks, root / f"on-{ranks}.log", lora.main, root, cases, others)
+        (root / "engines").mkdir()
+        said["engines"] = world(1, root / "engines.log", lora_engines.main, root / "engines")
+    said["runs"] = lora_runs.runs(root, tuple(arguments["runs"]))
     out.write_text(json.dumps(said))
 
 

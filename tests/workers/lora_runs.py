@@ -21,7 +21,7 @@ from soundrl.fapo.records import Check, Outcome, Prompt, Rollout
 
 BASE = Path("starts/judge")
 SMALL = (
-    *("--data.test-rows", 2, "--run.eval-sampling", 2, 1.0, 1.0, "--run.eval-every", 2, "--run.save", 1, 9, 0, "--run.steps", 3),
+    *("--data.test-rows", 2, "--run.eval-sampling", 2, 1.0, 1.0, "--run.eval-every", 0, "--run.save", 1, 9, 0, "--run.steps", 2),
     *("--rollout.prompts", 4, "--rollout.samples", 4, "--rollout.max-new-tokens", 12, "--optim.minibatch-prompts", 2),
 )
 JUDGED = (
@@ -71,8 +71,9 @@ def struck(which: str, witness: Path) -> None:
 killed.kill = struck
 
 
-def runs(root: Path) -> dict:
-    """Statuses and what the console said, by name; `struck` is killed, goes on, is stopped, and goes on."""
+def runs(root: Path, names: tuple[str, ...]) -> dict:
+    """Status and what the console said of each, in this order; `struck` was killed, went on, was stopped, and goes on, each in its last
+    step."""
     write_judge(root / "judge")
     mixture, said = write_tiny(root / "mixture", "qwen3_moe", tied=False), {}
     judged = ("arith", *JUDGED, "--genrm.model", root / "judge")
@@ -85,8 +86,7 @@ def runs(root: Path) -> dict:
         ("struck", (*judged, "--run.folder", root / "struck")),
         ("mixture", experts),
     ):
-        log = root / f"{name}.log"
-        began, status = time.monotonic(), world(1, log, run, line, *kill)
-        print(name, status, round(time.monotonic() - began, 1), flush=True)
-        said[name] = {"status": status, "said": log.read_text()[-20_000:]}
+        if name in names:
+            log = root / f"{name}.log"
+            said[name] = {"status": world(1, log, run, line, *kill), "said": log.read_text()[-20_000:]}
     return said
