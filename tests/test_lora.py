@@ -38,7 +38,7 @@ CASES: dict[str, dict] = {
     "mixture": {},
 }
 FOLDERS = {"opt": "opt", "head": "untied", "mixture": "mixture"}
-ON = {"qwen3": (1, 2, 3), "few rows": (1, 3)}
+ON = {"qwen3": (1, 2, 3), "few rows": (1, 3), "recomputed": (1,), "some": (1,)}
 """Ranks of a case, where they are not one and two. Three cut an adapter's 5 rows into 2, 2 and 1, and its 2 into 1, 1 and none."""
 
 
@@ -67,7 +67,8 @@ def computed(parts) -> tuple[Path, dict, dict]:
 
 def of_merged(folder: Path, adapters: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss, and by the chain rule the gradients of A and B, from autograd of W + s·B·A in a plain model, float64."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    more = {"experts_implementation": "eager"} if folder.name == "mixture" else {}  # others know no float64
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager", **more)
     parameters, scale = dict(model.named_parameters()), ALPHA / RANK
     layers = {name.rpartition(".")[0]: None for name in adapters}
     parts = {layer: [adapters[f"{layer}.lora_{kind}"].double() for kind in "AB"] for layer in layers}
@@ -89,10 +90,10 @@ def test_gradients_are_those_of_the_merged_weight_and_of_any_number_of_ranks(com
         each["idle"] for each in (one, *others)
     )  # the base neither has a gradient nor wants one
     allowed = 0.15 if name == "bf16" else 1e-5  # of float32 passes; `test_the_formula…` has the formula itself
-    gap, *gaps = relative(one["gradients"], wanted), *(relative(each["gradients"], one["gradients"]) for each in others)
-    print(f"{name}: {gap:.2e} from autograd, {max(gaps):.2e} between ranks")
-    assert one["loss"] == pytest.approx(loss, rel=allowed) and gap <= allowed
-    assert max(gaps) <= (0.05 if name == "bf16" else 1e-6)
+    off, between = relative(one["gradients"], wanted), [relative(each["gradients"], one["gradients"]) for each in others]
+    print(f"{name}: {off:.2e} from autograd, {between} between ranks")
+    assert one["loss"] == pytest.approx(loss, rel=allowed) and off <= allowed
+    assert max(between, default=0.0) <= (0.05 if name == "bf16" else 1e-6)
     # They begin alike: A spread, B zero.
     assert all(torch.equal(each["began"][key], value) for each in others for key, value in one["began"].items())
     assert all((value == 0).all() if key.endswith("B") else value.std() > 0 for key, value in one["began"].items())
@@ -156,37 +157,43 @@ def logprobs(model) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def of(folder: Path, dtype: torch.dtype = torch.float32):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_exports_give_the_log_probabilities_of_the_policy(computed, ranks):
-    peft = pytest.importorskip("peft")
     root, said, tensors = computed
     own, trained = root / f"on-{ranks}", torch.tensor(said[ranks]["logprobs"], dtype=torch.float64)
-
-    def of(folder: Path, dtype: torch.dtype = torch.float32):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-
-    def gap(a: torch.Tensor, b: torch.Tensor) -> float:
-        return (a - b).abs().max().item()
-
-    adapted = logprobs(peft.PeftModel.from_pretrained(of(root / "qwen3"), own / "adapter"))
     merged, plain = logprobs(of(own / "merged")), logprobs(of(root / "qwen3"))
     oracle, parts = of(root / "qwen3", torch.float64), read_adapter(own / "adapter")
     for layer in {name.rpartition(".")[0] for name in parts}:
         a_RI, b_OR = (parts[f"{layer}.lora_{kind}"].double() for kind in "AB")
         oracle.get_submodule(layer).weight.data += ALPHA / RANK * b_OR @ a_RI
     exact = logprobs(oracle)
-    # Merging itself rounds each weight once; a pass in float32, merged or not, is as far from the exact one, and two of them twice that.
-    gaps = {"PEFT": gap(adapted, trained), "merge": gap(logprobs(of(own / "merged", torch.float64)), exact)}
-    passes = {"trainer": gap(trained, exact), "merged": gap(merged, exact), "between": gap(merged, trained)}
-    print(f"largest |Δ log-prob|: {gaps} {passes}")
-    assert max(gaps.values()) <= 1e-5 and max(passes["trainer"], passes["merged"]) <= 1.5e-5 and passes["between"] <= 3e-5
+    # A merge rounds each weight once, which a float64 pass shows alone; float32 passes, merged or not, are off by more, in an order of their
+    # own, so that two of them differ by what both are off.
+    merge, passes = gap(logprobs(of(own / "merged", torch.float64)), exact), (gap(trained, exact), gap(merged, exact))
+    print(f"largest |Δ log-prob|: merge {merge:.1e}, passes {passes[0]:.1e} {passes[1]:.1e}, between {gap(merged, trained):.1e}")
+    assert merge <= 5e-6 and max(passes) <= 1.5e-5
     assert gap(plain, trained) > 1e-2  # witness: the adapters do something
-    assert read_shape(own / "adapter", "x")[:2] == LORA and read_adapter(own / "adapter").keys() == tensors[ranks]["end"].keys()
+    assert read_shape(own / "adapter", "x")[:2] == LORA and parts.keys() == tensors[ranks]["end"].keys()
     assert said[ranks]["card"] == "own"  # of a judge: what it answers
     # The merged folder is what a sync sends, and the same from a base that was moved; which must be named.
-    found = AutoModelForCausalLM.from_pretrained(own / "elsewhere", dtype=torch.float32).state_dict()
+    found = of(own / "elsewhere").state_dict()
     assert all((found[name] - tensor).abs().max() <= 1e-6 for name, tensor in tensors[ranks]["merged"].items())
     assert "name that base: --base FOLDER" in said[ranks]["gone"]
+
+
+def test_peft_gives_them_too(computed):
+    peft = pytest.importorskip("peft")
+    root, said, _ = computed
+    adapted = logprobs(peft.PeftModel.from_pretrained(of(root / "qwen3"), root / "on-1" / "adapter"))
+    assert gap(adapted, torch.tensor(said[1]["logprobs"], dtype=torch.float64)) <= 1e-5
 
 
 def test_names_that_are_no_layer_are_told(tmp_path):

@@ -27,7 +27,7 @@ from soundrl.genrm.prompts import PROMPTS, split_paragraphs
 
 LENGTH = 224
 LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-weight_sync.AGAIN = 256  # an engine that is wrong here is wrong by much
+weight_sync.AGAIN, weight_sync.PROBE_TOKENS = 256, 16  # an engine that is wrong here is wrong by much; more probes, fewer turns of decoding
 PROBLEMS = [
     (f"{a}+{b}=?", f"{a}+{b}={(a + b) % 10}\n\n{a}*{b}={a * b % 10}", str((a + b) % 10))
     for a, b in zip(range(8), range(3, 11), strict=True)
@@ -90,6 +90,7 @@ def main(root: Path) -> None:
     base = root / "base"
     write_arith_critic(base, 0)
     teacher = fresh(base, ranks, (4, 8.0, "q_proj,v_proj,up_proj,down_proj"), max_length=LENGTH)
+    teacher.settings = replace(teacher.settings, microbatch_tokens=1024)
     taught(teacher, 60)
     export_live(teacher.policy, teacher.policy.files(), root / "judge")
 

@@ -11,7 +11,7 @@ import torch
 from forked import world
 from tiny import write_tiny
 
-from soundrl.engine import train
+from soundrl.engine import train, weight_sync
 from soundrl.engine.environments.arithmetic.arithmetic import Arithmetic
 from soundrl.engine.files.adapter_folder import Shape, base_of, write_adapter
 from soundrl.engine.files.tensor_file import Layout
@@ -19,6 +19,7 @@ from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.launch.launch import parse_arguments
 from soundrl.fapo.records import Check, Outcome, Prompt, Rollout
 
+weight_sync.PROBE_TOKENS = 16  # as many in all, in fewer turns of decoding
 BASE = Path("starts/judge")
 SMALL = (
     *("--data.test-rows", 2, "--run.eval-sampling", 2, 1.0, 1.0, "--run.eval-every", 0, "--run.save", 1, 9, 0, "--run.steps", 2),
