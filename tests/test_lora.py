@@ -175,8 +175,8 @@ def test_exports_give_the_log_probabilities_of_the_policy(computed, ranks):
         a_RI, b_OR = (parts[f"{layer}.lora_{kind}"].double() for kind in "AB")
         oracle.get_submodule(layer).weight.data += ALPHA / RANK * b_OR @ a_RI
     exact = logprobs(oracle)
-    # A merge rounds each weight once, which a float64 pass shows alone; float32 passes, merged or not, are off by more, in an order of their
-    # own, so that two of them differ by what both are off.
+    # A merge rounds each weight once, which a float64 pass shows alone; float32 passes, merged or not, are off by more, each in its own
+    # order, so that two of them differ by what both are off.
     merge, passes = gap(logprobs(of(own / "merged", torch.float64)), exact), (gap(trained, exact), gap(merged, exact))
     print(f"largest |Δ log-prob|: merge {merge:.1e}, passes {passes[0]:.1e} {passes[1]:.1e}, between {gap(merged, trained):.1e}")
     assert merge <= 5e-6 and max(passes) <= 1.5e-5
