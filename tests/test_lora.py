@@ -35,9 +35,8 @@ CASES: dict[str, dict] = {
     "some": {"lora": (*LORA, "q_proj,layers.1.mlp.down_proj")},
     "head": {"lora": (*LORA, "v_proj,lm_head")},
     "bf16": {"dtype": "bfloat16"},
-    "mixture": {},
 }
-FOLDERS = {"opt": "opt", "head": "untied", "mixture": "mixture"}
+FOLDERS = {"opt": "opt", "head": "untied"}
 ON = {"qwen3": (1, 2, 3), "few rows": (1, 3), "recomputed": (1,), "some": (1,)}
 """Ranks of a case, where they are not one and two. Three cut an adapter's 5 rows into 2, 2 and 1, and its 2 into 1, 1 and none."""
 
@@ -46,7 +45,7 @@ ON = {"qwen3": (1, 2, 3), "few rows": (1, 3), "recomputed": (1,), "some": (1,)}
 def parts(torchrun_once, tmp_path_factory) -> tuple[Path, dict]:
     """Folder, and how each part of `workers/lora_parts.py` ended."""
     root = tmp_path_factory.mktemp("lora")
-    kinds = {"qwen3": {}, "opt": {"kind": "opt"}, "untied": {"tied": False}, "other": {"seed": 1}, "mixture": {"kind": "qwen3_moe"}}
+    kinds = {"qwen3": {}, "opt": {"kind": "opt"}, "untied": {"tied": False}, "other": {"seed": 1}}
     for name, more in kinds.items():
         write_tiny(root / name, **more)
     cases = {name: case | {"folder": str(root / FOLDERS.get(name, "qwen3"))} for name, case in CASES.items()}
@@ -67,8 +66,7 @@ def computed(parts) -> tuple[Path, dict, dict]:
 
 def of_merged(folder: Path, adapters: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss, and by the chain rule the gradients of A and B, from autograd of W + s·B·A in a plain model, float64."""
-    more = {"experts_implementation": "eager"} if folder.name == "mixture" else {}  # others know no float64
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager", **more)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
     parameters, scale = dict(model.named_parameters()), ALPHA / RANK
     layers = {name.rpartition(".")[0]: None for name in adapters}
     parts = {layer: [adapters[f"{layer}.lora_{kind}"].double() for kind in "AB"] for layer in layers}
@@ -311,6 +309,11 @@ def test_the_phase_puts_every_question_while_the_engine_wears_the_judge():
     put("1+1=2")
     phase(pending, dict)
     assert found[-1].result(timeout=0) == Verdict.flawed(0) and order.count("6 requests") == 1 and "0 requests" not in order  # remembered
+    # An evaluation without one right answer asks nobody, and holds nothing back; inverse: what nobody has looked at is held.
+    pending.held.append((done(Outcome.WRONG), lambda said: order.append("told")))
+    with pytest.raises(AssertionError, match="questions are held back"):
+        pending.groups(measuring=True)
+    assert not phase.needed(pending) and order[-1] == "told" and pending.groups(measuring=True) == []
 
 
 def test_a_run_with_policy_and_judge_on_one_engine(parts):
