@@ -150,11 +150,11 @@ def test_a_judge_in_the_policys_engine_has_room_beside_it(of, qwen, tmp_path):  
     """Two adapters of rank 20, for which vLLM makes room for 32, in the layers that one of them adapts: q and k and v together, by hand."""
     base = replace(fapo_7b(), rollout=replace(fapo_7b().rollout, tensor_parallel=1))
     adapter = Genrm(judge="adapter", model=str(tmp_path / "judge"), max_tokens=2048)
-    config = replace(base, model=replace(base.model, lora=(20, 32.0, "q_proj,v_proj"), max_length=12288), genrm=adapter)
+    config = replace(base, model=replace(base.model, lora=(20, 32.0, "q_proj,v_proj")), genrm=adapter)
     needs, adapted = adapter_needs(config, of, qwen), replace(of, adapters=((20, 3584, 28),))
     attention = 28 * (3584 + 3584 + 2 * (3584 + 512))
     assert needs.slots == 2 * 32 * attention and "genrm.model is not here" in needs.said
-    assert needs.context == 12288 + 12288 // 2 + 2048 + MARGIN
+    assert needs.context == 10240 + 10240 // 2 + 2048 + MARGIN
     plan = memory_plan(config, adapted, 8, 80 * GIB, "cuda", judge=needs)
     alone = memory_plan(replace(config, genrm=Genrm(judge="none"), fapo=Fapo(lam=0.0)), adapted, 8, 80 * GIB, "cuda")
     assert plan.parts["  of which weights"] - alone.parts["  of which weights"] == 2 * needs.slots
@@ -170,7 +170,7 @@ def test_a_judge_in_the_policys_engine_has_room_beside_it(of, qwen, tmp_path):  
     assert needs.slots == 2 * 64 * (attention + 28 * 2 * (3584 + 18944)) and needs.said.endswith("room for 2 of rank 64")
     full = replace(config, rollout=replace(config.rollout, memory=0.22))
     with pytest.raises(ValueError, match=r"leaves the judge .* GiB of KV cache.*; raise rollout.memory, or lower genrm.max_tokens"):
-        memory_plan(full, adapted, 8, 80 * GIB, "cuda", judge=replace(needs, context=30000)).check()
+        memory_plan(full, adapted, 8, 80 * GIB, "cuda", judge=replace(needs, context=60000)).check()
 
 
 def test_replicas_send_once_an_optimizer_step(of):  # noqa: F811
