@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import start
 from fake_judge import MODEL, Handler, Server, find_flaw
+from safetensors.torch import load_file
 from survival import SMALL, assert_equal, everything, job, rollouts, said, small_disk
 from test_nodes import a_node_dies
 
@@ -64,6 +66,41 @@ def test_with_the_torch_sampler(point, which, uninterrupted, tmp_path):
 @pytest.mark.parametrize("kill", ["sampling,all,70", "training,1,5", "checkpoint: manifest,all,2", "sync,launcher,4"])
 def test_with_vllm(kill, uninterrupted, tmp_path):
     goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)
+
+
+@pytest.fixture(scope="module")
+def adapted(torchrun_once, tmp_path_factory) -> tuple[Path, dict]:
+    """Whole runs with adapters, see `workers/lora_runs.py`."""
+    root = tmp_path_factory.mktemp("adapted")
+    names = ["whole", "killed", "stopped", "struck", "mixture"]
+    return root, torchrun_once("lora_parts", 1, root=str(root), runs=names)["runs"]
+
+
+def test_policy_and_judge_as_adapters_of_one_engine(adapted):
+    """Killed, and then stopped, within a step."""
+    root, ended = adapted
+    assert ended["whole"]["status"] == [0], ended["whole"]["said"]
+    assert ended["killed"]["status"] == [-9] and (root / "killed").is_dir(), ended["killed"]["said"]
+    assert (root / "stopped").is_dir() and "stopped by SIGTERM in step 2" in ended["stopped"]["said"], ended["stopped"]["said"]
+    assert ended["struck"]["status"] == [0] and "goes on from" in ended["struck"]["said"], ended["struck"]["said"]
+    whole, struck = (root / name / "judged" for name in ("whole", "struck"))
+    assert_equal(everything(struck), everything(whole))
+    last = "policy/step-000002/adapter/adapter_model.safetensors"
+    assert (whole / last).read_bytes() == (struck / last).read_bytes()
+
+
+def test_of_a_mixture_attention_is_adapted_and_it_says_so(adapted):
+    root, ended = adapted
+    said = ended["mixture"]["said"]
+    assert ended["mixture"]["status"] == [0], said
+    assert "8 experts in each of 2 layers, 2 a token, of which" in said and "on q_proj, k_proj, v_proj, o_proj; its experts stay as" in said
+    folder = root / "mixed" / "mixture"
+    (row,) = (row for row in RunReader(folder).metrics() if "mismatch/gate" in row)
+    assert row["mismatch/gate"] <= 1.0001 and row["optim/grad_norm"] > 0 and row["moe/balance"] > 0
+    # The export: attention has moved, experts and routers are the base's, bit for bit.
+    before, after = (load_file(at / "model.safetensors") for at in (root / "mixture", folder / "policy" / "step-000001"))
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert before.keys() == after.keys() and moved == {name for name in before if "self_attn" in name and "proj" in name}
 
 
 def test_a_node_that_dies_costs_a_run_nothing_but_time(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Adapters: gradients, checkpoints and exports against autograd of the merged weight, plain transformers and PEFT; and real vLLM engines
 that take them as adapters, merged, and with a judge's beside the policy's."""
 
+import json
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic.models import critic_tokenizer
 from soundrl.engine.files.adapter_folder import read_adapter, read_shape
 from soundrl.engine.files.model_folder import load_config
+from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.judging.adapter_judge import AdapterJudge, AdapterPhase
 from soundrl.engine.lora.lora import Adapters, Shape
 from soundrl.fapo.pending import PendingGroups, done
@@ -27,6 +29,7 @@ from soundrl.genrm.prompts import split_paragraphs
 RANK, ALPHA = LORA = (5, 9.0)
 CASES: dict[str, dict] = {
     "qwen3": {},
+    "few rows": {"lora": (2, 3.6, "")},
     "opt": {},
     "recomputed": {"save_memory": ("recompute",)},
     "some": {"lora": (*LORA, "q_proj,layers.1.mlp.down_proj")},
@@ -34,18 +37,29 @@ CASES: dict[str, dict] = {
     "bf16": {"dtype": "bfloat16"},
 }
 FOLDERS = {"opt": "opt", "head": "untied"}
+ON = {"qwen3": (1, 2, 3), "few rows": (1, 3), "recomputed": (1,), "some": (1,)}
+"""Ranks of a case, where they are not one and two. Three cut an adapter's 5 rows into 2, 2 and 1, and its 2 into 1, 1 and none."""
 
 
 @pytest.fixture(scope="module")
-def computed(torchrun_once, tmp_path_factory) -> tuple[Path, dict, dict]:
-    """Folder, words and tensors of one and two ranks; an adapter's rank of 5 is cut into 3 and 2 rows."""
+def parts(torchrun_once, tmp_path_factory) -> tuple[Path, dict]:
+    """Folder, and how each part of `workers/lora_parts.py` ended."""
     root = tmp_path_factory.mktemp("lora")
-    for name, more in {"qwen3": {}, "opt": {"kind": "opt"}, "untied": {"tied": False}, "other": {"seed": 1}}.items():
+    kinds = {"qwen3": {}, "opt": {"kind": "opt"}, "untied": {"tied": False}, "other": {"seed": 1}}
+    for name, more in kinds.items():
         write_tiny(root / name, **more)
     cases = {name: case | {"folder": str(root / FOLDERS.get(name, "qwen3"))} for name, case in CASES.items()}
+    return root, torchrun_once("lora_parts", 1, root=str(root), cases=cases, on=ON, runs=["whole"])
+
+
+@pytest.fixture(scope="module")
+def computed(parts) -> tuple[Path, dict, dict]:
+    """Folder, words and tensors of one, two and three ranks."""
+    root, ended = parts
     said, tensors = {}, {}
-    for ranks in (1, 2):
-        said[ranks] = torchrun_once("lora", ranks, root=str(root), gradients=cases)
+    for ranks in (1, 2, 3):
+        assert ended[f"on {ranks}"] == [0] * ranks, (root / f"on-{ranks}.log").read_text()[-8000:]
+        said[ranks] = json.loads((root / f"on-{ranks}" / "said.json").read_text())
         tensors[ranks] = torch.load(root / f"on-{ranks}" / "tensors.pt", weights_only=True)
     return root, said, tensors
 
@@ -68,16 +82,18 @@ def of_merged(folder: Path, adapters: dict[str, torch.Tensor]) -> tuple[float, d
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_the_merged_weight_and_of_any_number_of_ranks(computed, name):
     root, said, tensors = computed
-    one, two = tensors[1][name], tensors[2][name]
+    one, *others = (tensors[ranks][name] for ranks in ON.get(name, (1, 2)))
     loss, wanted = of_merged(root / FOLDERS.get(name, "qwen3"), one["adapters"])
-    assert one["gradients"].keys() == wanted.keys() and one["idle"] == two["idle"] == []  # the base neither has a gradient nor wants one
+    assert one["gradients"].keys() == wanted.keys() and not any(
+        each["idle"] for each in (one, *others)
+    )  # the base neither has a gradient nor wants one
     allowed = 0.15 if name == "bf16" else 1e-5  # of float32 passes; `test_the_formula…` has the formula itself
-    gaps = relative(one["gradients"], wanted), relative(two["gradients"], one["gradients"])
-    print(f"{name}: {gaps[0]:.2e} from autograd, {gaps[1]:.2e} between ranks")
-    assert one["loss"] == pytest.approx(loss, rel=allowed) and gaps[0] <= allowed
-    assert gaps[1] <= (0.05 if name == "bf16" else 1e-6)
+    off, between = relative(one["gradients"], wanted), [relative(each["gradients"], one["gradients"]) for each in others]
+    print(f"{name}: {off:.2e} from autograd, {between} between ranks")
+    assert one["loss"] == pytest.approx(loss, rel=allowed) and off <= allowed
+    assert max(between, default=0.0) <= (0.05 if name == "bf16" else 1e-6)
     # They begin alike: A spread, B zero.
-    assert all(torch.equal(two["began"][key], value) for key, value in one["began"].items())
+    assert all(torch.equal(each["began"][key], value) for each in others for key, value in one["began"].items())
     assert all((value == 0).all() if key.endswith("B") else value.std() > 0 for key, value in one["began"].items())
 
 
@@ -108,13 +124,15 @@ def test_recomputed_activations_change_no_bit_and_layers_are_those_named(compute
     assert "in adapters of rank 5 on q_proj, down_proj" in said[1]["some"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_a_run_that_was_interrupted_is_the_same_to_the_bit(computed, ranks):
     root, said, tensors = computed
     mine = said[ranks]
     assert mine["restored"] and mine["again"] == mine["end"] != mine["middle"]
-    assert mine["of one"] == said[1]["middle"]  # read by any number of ranks
-    assert relative(tensors[2]["end"], tensors[1]["end"]) <= 1e-6
+    # Read by any number of ranks.
+    assert mine["of others"] == {str(n): said[n]["middle"] for n in {3: (), 1: (3,), 2: (3, 1)}[ranks]}
+    assert relative(tensors[ranks]["end"], tensors[1]["end"]) <= 1e-6
+    assert mine["held"] and mine["asleep"]
     # Adapters and their moments alone are saved, less than a tenth of a model that small.
     saved = {name for name in mine["files"] if name.endswith(".safetensors")}
     assert saved == {f"{part}-{i:05d}-of-{ranks:05d}.safetensors" for part in ("weights", "moments") for i in range(ranks)}
@@ -123,7 +141,7 @@ def test_a_run_that_was_interrupted_is_the_same_to_the_bit(computed, ranks):
 
 def test_the_reference_is_the_base_with_what_it_started_from(computed):
     _, said, _ = computed
-    for ranks in (1, 2):
+    for ranks in (1, 2, 3):
         # To the bit, without a warm start and with one; and the policy, which has moved by more, is put back as it was.
         assert said[ranks]["reference"] and said[ranks]["started"] and said[ranks]["unmoved"] and said[ranks]["moved"] > 1e-2
 
@@ -132,30 +150,48 @@ def logprobs(model) -> torch.Tensor:
     values = []
     for s in fixed_samples():
         with torch.no_grad():
-            log_p = torch.log_softmax(model(torch.tensor([[*s.prompt_tokens, *s.tokens]])).logits[0].float(), -1)
+            log_p = torch.log_softmax(model(torch.tensor([[*s.prompt_tokens, *s.tokens]])).logits[0].double(), -1)
         values += [log_p[len(s.prompt_tokens) - 1 + j, token].item() for j, token in enumerate(s.tokens)]
-    return torch.tensor(values)
+    return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+def of(folder: Path, dtype: torch.dtype = torch.float32):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_exports_give_the_log_probabilities_of_the_policy(computed, ranks):
-    peft = pytest.importorskip("peft")
     root, said, tensors = computed
-    own, trained = root / f"on-{ranks}", torch.tensor(said[ranks]["logprobs"])
-
-    def base():
-        return AutoModelForCausalLM.from_pretrained(root / "qwen3", dtype=torch.float32)
-
-    adapted = logprobs(peft.PeftModel.from_pretrained(base(), own / "adapter"))
-    merged, plain = logprobs(AutoModelForCausalLM.from_pretrained(own / "merged", dtype=torch.float32)), logprobs(base())
-    print(f"largest |Δ log-prob|: PEFT {(adapted - trained).abs().max():.1e}, merged {(merged - trained).abs().max():.1e}")
-    assert (adapted - trained).abs().mean() <= 1e-5 and (merged - trained).abs().mean() <= 1e-5
-    assert (plain - trained).abs().max() > 1e-2  # witness: the adapters do something
-    assert read_shape(own / "adapter", "x")[:2] == LORA and read_adapter(own / "adapter").keys() == tensors[ranks]["end"].keys()
+    own, trained = root / f"on-{ranks}", torch.tensor(said[ranks]["logprobs"], dtype=torch.float64)
+    merged, plain = logprobs(of(own / "merged")), logprobs(of(root / "qwen3"))
+    oracle, parts = of(root / "qwen3", torch.float64), read_adapter(own / "adapter")
+    for layer in {name.rpartition(".")[0] for name in parts}:
+        a_RI, b_OR = (parts[f"{layer}.lora_{kind}"].double() for kind in "AB")
+        oracle.get_submodule(layer).weight.data += ALPHA / RANK * b_OR @ a_RI
+    exact = logprobs(oracle)
+    # A merge rounds each weight once, which a float64 pass shows alone; float32 passes, merged or not, are off by more, each in its own
+    # order, so that two of them differ by what both are off.
+    merge, passes = gap(logprobs(of(own / "merged", torch.float64)), exact), (gap(trained, exact), gap(merged, exact))
+    print(f"largest |Δ log-prob|: merge {merge:.1e}, passes {passes[0]:.1e} {passes[1]:.1e}, between {gap(merged, trained):.1e}")
+    assert merge <= 5e-6 and max(passes) <= 1.5e-5
+    assert gap(plain, trained) > 1e-2  # witness: the adapters do something
+    assert read_shape(own / "adapter", "x")[:2] == LORA and parts.keys() == tensors[ranks]["end"].keys()
+    assert said[ranks]["card"] == "own"  # of a judge: what it answers
     # The merged folder is what a sync sends, and the same from a base that was moved; which must be named.
-    found = AutoModelForCausalLM.from_pretrained(own / "elsewhere", dtype=torch.float32).state_dict()
+    found = of(own / "elsewhere").state_dict()
     assert all((found[name] - tensor).abs().max() <= 1e-6 for name, tensor in tensors[ranks]["merged"].items())
     assert "name that base: --base FOLDER" in said[ranks]["gone"]
+
+
+def test_peft_gives_them_too(computed):
+    peft = pytest.importorskip("peft")
+    root, said, _ = computed
+    adapted = logprobs(peft.PeftModel.from_pretrained(of(root / "qwen3"), root / "on-1" / "adapter"))
+    assert gap(adapted, torch.tensor(said[1]["logprobs"], dtype=torch.float64)) <= 1e-5
 
 
 def test_names_that_are_no_layer_are_told(tmp_path):
@@ -197,8 +233,10 @@ def test_settings_that_do_not_fit(settings, said):
 
 
 @pytest.fixture(scope="module")
-def engines(torchrun_once, tmp_path_factory) -> dict:
-    return torchrun_once("lora_engines", 1, root=str(tmp_path_factory.mktemp("engines")))
+def engines(parts) -> dict:
+    root, ended = parts
+    assert ended["engines"] == [0], (root / "engines.log").read_text()[-8000:]
+    return json.loads((root / "engines" / "engines.json").read_text())
 
 
 def test_vllm_computes_what_the_trainer_does_with_adapters_of_its_own_and_merged(engines):
@@ -271,3 +309,34 @@ def test_the_phase_puts_every_question_while_the_engine_wears_the_judge():
     put("1+1=2")
     phase(pending, dict)
     assert found[-1].result(timeout=0) == Verdict.flawed(0) and order.count("6 requests") == 1 and "0 requests" not in order  # remembered
+    # An evaluation without one right answer asks nobody, and holds nothing back; inverse: what nobody has looked at is held.
+    pending.held.append((done(Outcome.WRONG), lambda said: order.append("told")))
+    with pytest.raises(AssertionError, match="questions are held back"):
+        pending.groups(measuring=True)
+    assert not phase.needed(pending) and order[-1] == "told" and pending.groups(measuring=True) == []
+
+
+def test_a_run_with_policy_and_judge_on_one_engine(parts):
+    """Warm start, KL term, evaluations, an export, through the main job. Killed and stopped within a step, and with a mixture: `make
+    kill-matrix`."""
+    root, ended = parts
+    assert ended["runs"]["whole"]["status"] == [0], ended["runs"]["whole"]["said"]
+    folder = root / "whole" / "judged"
+    rows = RunReader(folder).metrics()
+    first, second = steps = [row for row in rows if "mismatch/gate" in row]
+    assert [row["step"] for row in steps] == [1, 2] and all(row["mismatch/gate"] <= 1.0001 for row in steps)
+    # Nothing is right before the first update: nobody asks, and no question is left. Then the judge's own verdicts, none of them hidden.
+    assert not {"genrm/overlap", "genrm/replies", "time/judge_wake"} & first.keys()
+    assert second["genrm/unknown"] == 0.0 == second["genrm/overlap"] and second["time/judge_wait"] > 0 and second["genrm/replies"] >= 1.0
+    verdicts = [row["verdict"] for row in RunReader(folder).rollouts(2) if row["verdict"]]
+    assert len(verdicts) > 4 and {verdict["kind"] for verdict in verdicts} <= {"sound", "flawed"}
+    evaluations = {row["step"]: row for row in rows if "eval/arith-test/accuracy" in row}
+    assert evaluations.keys() == {0, 2} and evaluations[0]["eval/arith-test/accuracy"] == 0.0
+    assert not any("/flawed_ratio" in name for name in evaluations[0]) and any("/flawed_ratio" in name for name in evaluations[2])
+    # The reference is the policy after the warm start, which has trained adapters alone, not the base.
+    assert first["loss/kl_reference"] == 0.0 < second["loss/kl_reference"]
+    started, ended_at = (read_adapter(folder / "policy" / f"step-{step:06d}" / "adapter") for step in (0, 2))
+    assert max(t.abs().max() for name, t in started.items() if name.endswith("B")) > 0
+    assert any(not torch.equal(started[name], tensor) for name, tensor in ended_at.items())
+    plan = json.loads((folder / "plan.json").read_text())
+    assert 0 < plan["judging_mib"] == plan["sampling_mib"]

@@ -9,16 +9,19 @@ import torch
 from test_memory_plan import of, qwen  # noqa: F401 — fixtures
 from transformers import AutoConfig
 
-from soundrl.engine.config import Config, Loss
+from soundrl.engine.config import Config, Fapo, Genrm, Loss
+from soundrl.engine.files.adapter_folder import Shape, write_adapter
 from soundrl.engine.files.model_folder import check_folder
+from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.planning import cards
 from soundrl.engine.planning.command import planned
 from soundrl.engine.planning.known import known, models, write_known
 from soundrl.engine.planning.network import bytes_between
 from soundrl.engine.planning.parts import GIB, STREAMED, captured, on_host, trainer_state
-from soundrl.engine.planning.plan import plan_of
+from soundrl.engine.planning.plan import adapter_needs, memory_plan, plan_of
 from soundrl.engine.planning.shapes import elements, shapes, shard
 from soundrl.engine.recipes import fapo_7b
+from soundrl.genrm.serve.machine import MARGIN
 
 PUBLISHED = {  # parameters as the models' own pages count them, tied weights once
     "Qwen/Qwen2.5-0.5B": 494_032_768,
@@ -125,7 +128,7 @@ def test_what_each_setting_gives_back(of):  # noqa: F811
     moments = plan_of(changed(save_memory=("recompute", "moments")), of, 8, 80 * GIB, "cuda")
     for phase in plain.peaks:
         assert plain.peaks[phase] - moments.peaks[phase] == 8 * (own - STREAMED)
-    assert on_host(of, 8, 4, ("moments",)) == 4 * 8 * own
+    assert on_host(of, 2, 8, 4, ("moments",)) == 4 * 8 * own
     copies = plan_of(changed(replicas=4), of, 8, 80 * GIB, "cuda")
     assert copies.parts["master weights, float32"] == 4 * plain.parts["master weights, float32"]
     assert copies.parts["NCCL's buffers"] == 2 * plain.parts["NCCL's buffers"]
@@ -135,9 +138,39 @@ def test_what_each_setting_gives_back(of):  # noqa: F811
     graphs = plan_of(eager, of, 8, 80 * GIB, "cuda").parts["KV cache"] - plain.parts["KV cache"]
     assert len(captured(256)) == 51 and captured(256)[-1] == 512 and captured(2) == [1, 2, 4] and graphs > 0.2 * GIB
     adapted = replace(of, adapters=((16, 10, 1),))
+    asleep = plan_of(changed(save_memory=("offload",)), adapted, 8, 80 * GIB, "cuda")
+    awake = plan_of(changed(save_memory=()), adapted, 8, 80 * GIB, "cuda")  # a frozen base goes to the host as well
+    assert awake.peaks["sampling"] - asleep.peaks["sampling"] == 2 * own + 12 * 20 and asleep.host == 8 * (2 * own + 12 * 20)
     term = replace(fapo_7b(), loss=Loss(kl=(0.01, "k3", "sharded")))
     assert "reference" in plan_of(term, of, 8, 80 * GIB, "cuda").parts
     assert "reference" not in plan_of(term, adapted, 8, 80 * GIB, "cuda").parts  # the base without its adapters
+
+
+def test_a_judge_in_the_policys_engine_has_room_beside_it(of, qwen, tmp_path):  # noqa: F811
+    """Two adapters of rank 20, for which vLLM makes room for 32, in the layers that one of them adapts: q and k and v together, by hand."""
+    base = replace(fapo_7b(), rollout=replace(fapo_7b().rollout, tensor_parallel=1))
+    adapter = Genrm(judge="adapter", model=str(tmp_path / "judge"), max_tokens=2048)
+    config = replace(base, model=replace(base.model, lora=(20, 32.0, "q_proj,v_proj")), genrm=adapter)
+    needs, adapted = adapter_needs(config, of, qwen), replace(of, adapters=((20, 3584, 28),))
+    attention = 28 * (3584 + 3584 + 2 * (3584 + 512))
+    assert needs.slots == 2 * 32 * attention and "genrm.model is not here" in needs.said
+    assert needs.context == 10240 + 10240 // 2 + 2048 + MARGIN
+    plan = memory_plan(config, adapted, 8, 80 * GIB, "cuda", judge=needs)
+    alone = memory_plan(replace(config, genrm=Genrm(judge="none"), fapo=Fapo(lam=0.0)), adapted, 8, 80 * GIB, "cuda")
+    assert plan.parts["  of which weights"] - alone.parts["  of which weights"] == 2 * needs.slots
+    assert plan.peaks["judging"] == plan.peaks["sampling"] == alone.peaks["sampling"] and "judging" not in alone.peaks
+    assert plan.host - alone.host == 8 * 2 * (of.parameters + needs.slots)  # the base sleeps on the host
+    assert plan.critiques == pytest.approx(plan.parts["KV cache"] / (2 * of.cached * needs.context))
+    assert plan.parts["weight sync: on its way"] == 4 * adapted.adapted < alone.parts["weight sync: on its way"] / 100
+    assert "judge: the second adapter of the policy's engine" in plan.table()
+    # The judge that is there says its own rank and layers.
+    layouts = {f"model.layers.0.mlp.up_proj.lora_{kind}": Layout(torch.float32, (1, 1)) for kind in "AB"}
+    write_adapter(tmp_path / "judge", Shape(40, 8.0, "all-linear"), {"folder": "x"}, layouts, [torch.zeros(1, 1)] * 2)
+    needs = adapter_needs(config, of, qwen)
+    assert needs.slots == 2 * 64 * (attention + 28 * 2 * (3584 + 18944)) and needs.said.endswith("room for 2 of rank 64")
+    full = replace(config, rollout=replace(config.rollout, memory=0.22))
+    with pytest.raises(ValueError, match=r"leaves the judge .* GiB of KV cache.*; raise rollout.memory, or lower genrm.max_tokens"):
+        memory_plan(full, adapted, 8, 80 * GIB, "cuda", judge=replace(needs, context=60000)).check()
 
 
 def test_replicas_send_once_an_optimizer_step(of):  # noqa: F811

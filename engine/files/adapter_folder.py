@@ -2,7 +2,7 @@
 
     adapter_config.json         rank, alpha, the layers' names, where the base is
     adapter_model.safetensors   base_model.model.<layer>.lora_A.weight [R, I] and …lora_B.weight [O, R], float32
-    card.json                   of our own: SHA-256 and size of the base's config.json and weights
+    card.json                   of our own: SHA-256 and size of the base's config.json and weights, of a judge the prompt that it answers
 
 Shapes: I and O inputs and outputs of a layer, R rank.
 """
@@ -87,8 +87,16 @@ def peft_name(name: str) -> str:
     return f"{BEFORE}{name}{AFTER}"
 
 
-def write_adapter(target: Path, shape: Shape, base: Base, layouts: Mapping[str, Layout], tensors: Iterable[Tensor]) -> None:
-    """`tensors` in the order of `layouts`, which has them by their parameters' names. Written beside and renamed at once."""
+def write_adapter(
+    target: Path,
+    shape: Shape,
+    base: Base,
+    layouts: Mapping[str, Layout],
+    tensors: Iterable[Tensor],
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """`tensors` in the order of `layouts`, which has them by their parameters' names; `card`: what else its card says, of a judge its
+    prompt. Written beside and renamed at once."""
     names = shape.names or [*dict.fromkeys(name.split(".")[-2] for name in layouts)]
     content = {
         "peft_type": "LORA",
@@ -104,7 +112,7 @@ def write_adapter(target: Path, shape: Shape, base: Base, layouts: Mapping[str, 
     }
     with whole(target) as beside:
         write_bytes(beside / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
-        write_bytes(beside / CARD, (json.dumps({"base": base}, indent=2) + "\n").encode())
+        write_bytes(beside / CARD, (json.dumps({**(card or {}), "base": base}, indent=2) + "\n").encode())
         write_tensors(beside / TENSORS, {peft_name(name): layout for name, layout in layouts.items()}, tensors, {"format": "pt"})
 
 
@@ -120,6 +128,13 @@ def read_shape(folder: Path, setting: str) -> Shape:
         )
     named = said.get("target_modules")
     return Shape(said["r"], float(said.get("lora_alpha", said["r"])), ",".join(named) if isinstance(named, list) else str(named or ""))
+
+
+def adapted(folder: Path) -> list[str]:
+    """The last names of the layers that the adapter in `folder` adds to, whatever pattern its configuration has for them."""
+    with opened(folder / TENSORS) as reader:
+        names = [name.removeprefix(BEFORE).removesuffix(AFTER) for name in reader.keys()]
+    return sorted({name.split(".")[-2] for name in names})
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:

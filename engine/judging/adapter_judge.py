@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ import numpy as np
 from soundrl.engine.config import Genrm
 from soundrl.engine.encode import Encoder
 from soundrl.engine.files.adapter_folder import Base, its_base, other_base
+from soundrl.engine.judging.phase import Phase, Timed
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.rollouts import leaving
 from soundrl.engine.samplers.sampler import Request, Sampler
@@ -131,13 +132,15 @@ class AdapterJudge(Judge):
         return out | ({"genrm/critique_tokens": tokens / replies} if replies else {})
 
 
-class AdapterPhase:
-    """As `JudgingPhase`: each rank's engine judges what is the rank's own. Calls are collectives."""
+class AdapterPhase(Phase):
+    """Each rank's engine judges what is the rank's own, where any rank has a question."""
 
+    always = False
     sampler: VllmSampler
 
     def __init__(self, judge: AdapterJudge, folder: Path, ranks: Ranks) -> None:
-        self.judge, self.folder, self.ranks = judge, folder, ranks
+        super().__init__(ranks)
+        self.judge, self.folder = judge, folder
 
     def enter(self, sampler: Sampler, base: Base | None) -> None:
         """The engine, awake, takes the judge's adapter. ValueError where that belongs to another base than the policy's."""
@@ -148,24 +151,15 @@ class AdapterPhase:
         self.judge.encode = Encoder(sampler.tokenizer, sampler.longest - self.judge.settings.max_tokens)
         sampler.hold(self.folder)
 
-    def __call__(self, pending: PendingGroups, also: Callable[[], dict[str, float]]) -> dict[str, float]:
-        needed = self.needed(pending)  # waits for the outcomes, so that all questions are put below
-        with self.awake(TIMELINE) if needed else TIMELINE("judge_wait"), TIMELINE.detail("judged by the adapter"):
-            self.ask(pending).groups()
-        return also()
-
-    def needed(self, pending: PendingGroups) -> bool:
-        """Whether any rank has a question."""
-        return self.ranks.sum([float(pending.questions)])[0] > 0
-
     def ask(self, pending: PendingGroups) -> PendingGroups:
         """Puts the questions that were held back, whose outcomes are here, and answers them."""
         pending.ask()
-        self.judge.answer(lambda requests: self.sampler.generate(requests, leaving))
+        with TIMELINE.detail("judged by the adapter"):
+            self.judge.answer(lambda requests: self.sampler.generate(requests, leaving))
         return pending
 
     @contextmanager
-    def awake(self, timed: Callable[[str], AbstractContextManager]) -> Iterator[None]:
+    def awake(self, timed: Timed) -> Iterator[None]:
         """The policy's engine wears the judge within."""
         with timed("judge_wake"):
             for part in ("weights", "kv_cache"):

@@ -17,6 +17,7 @@ from soundrl.engine.files.model_folder import check_folder
 from soundrl.engine.judging.adapter_judge import AdapterJudge, AdapterPhase
 from soundrl.engine.judging.judge_watch import JudgeWatch, build_watch
 from soundrl.engine.judging.judging_phase import JudgingPhase
+from soundrl.engine.judging.phase import Phase
 from soundrl.engine.planning.command import planned
 from soundrl.engine.planning.plan import judge_length
 from soundrl.engine.ranks import Ranks
@@ -40,7 +41,7 @@ class BuiltJudge:
     judge: Judge | None
     ready: Callable[[], None] = lambda: None
     """Waits until it answers; a collective. ValueError where it does not."""
-    phase: JudgingPhase | AdapterPhase | None = None
+    phase: Phase | None = None
     """Where the judge sleeps but for a phase of its own."""
     close: Callable[[], None] = lambda: None
     """Ends its connections, and the servers that were started for it."""

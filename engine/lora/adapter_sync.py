@@ -9,10 +9,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
-from soundrl.engine.files.adapter_folder import write_adapter
-from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.policy import Policy
 from soundrl.engine.samplers.sampler import Sampler
 
@@ -25,8 +21,7 @@ class AdapterSync:
     def __init__(self, policy: Policy, sampler: Sampler) -> None:
         assert policy.adapters is not None and policy.base is not None
         self.ranks, self.sampler, self.adapters, self.base = policy.ranks, sampler, policy.adapters, policy.base
-        self.layouts = {name: Layout(torch.float32, tuple(p.shape)) for name, p in self.adapters.parameters().items()}
-        self.size = sum(layout.size for layout in self.layouts.values())
+        self.size = sum(layout.size for layout in self.adapters.layouts().values())
         # Removed when this process ends, in whatever way it does; what is written within is, after each sync.
         self.held = tempfile.TemporaryDirectory(prefix="soundrl-adapter-", dir=self._place()) if self.ranks.node.first else None
         self.folder = Path(self.ranks.of_node(self.held and self.held.name))
@@ -38,14 +33,10 @@ class AdapterSync:
     def __call__(self) -> list[str]:
         """The sampler computes with the adapters as they are now; returns their names."""
         target = self.folder / "adapter"
-        tensors = self.adapters.full()
-        if self.ranks.node.first:
-            write_adapter(target, self.adapters.shape, self.base, self.layouts, (tensor for _, tensor in tensors))
-        for _ in tensors:  # all gather each
-            pass
+        self.adapters.write(target, self.base, here=self.ranks.node.first)
         self.ranks.barrier()
         self.sampler.adapt(target)
         self.ranks.barrier()
         if self.ranks.node.first:
             shutil.rmtree(target)
-        return list(self.layouts)
+        return list(self.adapters.parameters())

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from soundrl.engine.files.adapter_folder import Shape
+from soundrl.engine.files.adapter_folder import Base, Shape, write_adapter
+from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.gather import gathered
 from soundrl.engine.ranks import Ranks
 
@@ -52,9 +54,12 @@ class Adapters:
         self.shape, head = shape, model.get_output_embeddings()
         linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
         known = sorted({name.rpartition(".")[2] for name in linear})
+        self.without_experts = any(".experts." in name and p.ndim == 3 for name, p in model.named_parameters())
+        """Of a mixture: a layer's experts are one tensor, no linear layers, and stay as they are"""
+        fused = "; a layer's experts are one tensor, and take none" if self.without_experts else ""
         for asked in shape.names:
             if not any(matches(name, asked) for name in linear):
-                raise ValueError(f"model.lora names {asked}, but no linear layer is called so; there are {', '.join(known)}")
+                raise ValueError(f"model.lora names {asked}, but no linear layer is called so; there are {', '.join(known)}{fused}")
         self.layers: dict[str, Adapted] = {}
         """By the module's name, in model order."""
         for name, module in linear.items():
@@ -98,6 +103,18 @@ class Adapters:
         """Every adapter, unsharded, float32, by the parameter's name in model order. A collective."""
         return gathered(self.parameters().items(), torch.float32)
 
+    def layouts(self) -> dict[str, Layout]:
+        """Of what `full` gives."""
+        return {name: Layout(torch.float32, tuple(parameter.shape)) for name, parameter in self.parameters().items()}
+
+    def write(self, target: Path, base: Base, here: bool, card: Mapping[str, Any] | None = None) -> None:
+        """As they are now, in PEFT's format with what `card` says of them, by each rank that is `here`. A collective."""
+        tensors = self.full()
+        if here:
+            write_adapter(target, self.shape, base, self.layouts(), (tensor for _, tensor in tensors), card)
+        for _ in tensors:  # all gather each
+            pass
+
     def rows(self) -> dict[str, Tensor]:
         """A copy of this rank's rows."""
         return {name: local(parameter).clone() for name, parameter in self.parameters().items()}
@@ -134,7 +151,8 @@ class Adapters:
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters().values())
         names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in self.layers))
-        return f"of which {count / 1e6:.2f} M train, in adapters of rank {self.shape.rank} on {names}"
+        fused = "; its experts stay as they are" if self.without_experts else ""
+        return f"of which {count / 1e6:.2f} M train, in adapters of rank {self.shape.rank} on {names}{fused}"
 
 
 def merged(tensors: Iterable[tuple[str, Tensor]], adapters: Adapters | None, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

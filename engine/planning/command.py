@@ -15,7 +15,7 @@ from soundrl.engine.planning.cards import table
 from soundrl.engine.planning.known import known, write_known
 from soundrl.engine.planning.network import between
 from soundrl.engine.planning.parts import GIB
-from soundrl.engine.planning.plan import GPUS_A_MACHINE, MemoryPlan, judge_needs, memory_plan
+from soundrl.engine.planning.plan import GPUS_A_MACHINE, MemoryPlan, adapter_needs, judge_needs, memory_plan
 from soundrl.engine.planning.shapes import Shapes, shapes
 
 
@@ -57,8 +57,10 @@ def everything(config: Config, gpus: int, gpu_gib: float | None) -> Planned:
             if not Path(genrm.model).exists() and (other := known(genrm.model)):
                 genrm = replace(genrm, model=str(write_known(other, Path(fresh) / "judge")))
             judge = judge_needs(replace(config, genrm=genrm), device)
-        machine = torch.cuda.device_count() if gpu_gib is None and device == "cuda" else min(ranks, GPUS_A_MACHINE)
         of = shapes(folder, getattr(torch, config.model.dtype), config.model.lora)
+        if genrm.judge == "adapter":
+            judge = adapter_needs(config, of, folder)
+        machine = torch.cuda.device_count() if gpu_gib is None and device == "cuda" else min(ranks, GPUS_A_MACHINE)
         return Planned(memory_plan(config, of, ranks, total, device, machine, judge), of, ranks, machine, name)
 
 

@@ -8,6 +8,7 @@ model, T tokens of a micro-batch, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from soundrl.engine.config import Config
 from soundrl.engine.gather import most_alive
@@ -27,6 +28,8 @@ NCCL = 0.5 * GIB
 """Predicted, of a communicator: 4 MiB a channel and direction and protocol (NCCL_BUFFSIZE), 16 to 32 channels."""
 GRAPH = 0.2 * 2**20
 """Predicted, of one layer in one CUDA graph: nodes and parameters; what a graph computes with lies in one pool that all share."""
+PACKED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that vLLM's models compute in one product."""
 STREAMED = PLACES * BLOCK
 """Elements of each moment that are on the device while an update streams through."""
 WIDEST_ALIVE = 4  # tensors as wide as the widest that a layer holds at once without gradient: residual, gate, up and their product
@@ -60,10 +63,22 @@ def gathered(of: Shapes, size: int, ranks: int) -> float:
     return size * (of.parameters if small else (2 if ranks > 1 else 1) * of.layer + of.outside)
 
 
-def on_host(of: Shapes, ranks: int, a_machine: int, save_memory: tuple[str, ...]) -> float:
-    """Pinned bytes of one machine with so many ranks."""
-    own = shard(of.adapters or of.tensors, ranks)
-    return a_machine * own * (8 * ("moments" in save_memory or "offload" in save_memory) + 4 * ("offload" in save_memory))
+def slots(of: Shapes, names: Iterable[str], rank: int, held: int) -> int:
+    """Elements that vLLM has for `held` adapters of at most `rank` on layers of these (last) names: A [rank, inputs] and B
+    [outputs, rank] of each. What it computes in one product has room as a whole (vllm/lora/layers/base_linear.py).
+
+    Worked example: 3 layers with q_proj 8 → 8, k_proj and v_proj 8 → 4; adapters on q_proj have room for 3 · (16 + 12 + 12) · rank each.
+    """
+    asked = {*names}
+    wide = asked.union(*(group for group in PACKED if asked.intersection(group)))
+    return held * rank * sum(of.linear.get(name, 0) for name in wide)
+
+
+def on_host(of: Shapes, size: int, ranks: int, a_machine: int, save_memory: tuple[str, ...]) -> float:
+    """Pinned bytes of one machine with so many ranks, for the trainer's own. With `offload` a frozen base goes there as well."""
+    own, offload = shard(of.adapters or of.tensors, ranks), "offload" in save_memory
+    frozen = size * shard(of.tensors, ranks) if of.adapters and offload else 0
+    return a_machine * (own * (8 * ("moments" in save_memory or offload) + 4 * offload) + frozen)
 
 
 def reference_state(config: Config, of: Shapes, size: int, ranks: int, on_gpu: bool) -> dict[str, float]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from soundrl.engine.config import Config
+from soundrl.engine.conflicts import HEAD
+from soundrl.engine.files.adapter_folder import Shape, adapted, read_shape
 from soundrl.engine.phases import PEAKS
 from soundrl.engine.planning.parts import (
     CONTEXT,
@@ -24,11 +26,13 @@ from soundrl.engine.planning.parts import (
     in_flight,
     on_host,
     reference_state,
+    slots,
     trainer_state,
     trainer_work,
 )
 from soundrl.engine.planning.shapes import Shapes, shapes
 from soundrl.engine.ranks import shards_of
+from soundrl.engine.samplers.vllm_sampler import Room
 from soundrl.engine.weight_sync import AGAIN, PROBE_TOKENS
 from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
 
@@ -47,6 +51,15 @@ class JudgeNeeds:
 
 
 @dataclass(frozen=True)
+class AdapterNeeds:
+    """What a judge takes that is asked in the policy's own engine, as its second adapter."""
+
+    slots: int  # elements of vLLM's room for both adapters
+    context: int  # tokens of its longest prompt and critique
+    said: str
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes on one GPU, one with a judge where there is any (on CPU: of one rank)."""
 
@@ -56,10 +69,10 @@ class MemoryPlan:
     total: float
     sequences: float  # sequences of model.max_length that the KV cache holds at once
     serial: bool = False  # the served judge sleeps but for a phase of its own
-    judging: str = ""  # the same in words, with the reason; empty where no judge is served
+    judging: str = ""  # the same in words, with the reason; empty where no judge is planned for
     critiques: float = math.inf  # of the judge's context, that its KV cache holds at once
-    context: int = 0  # of the judge, in tokens; 0 where none is served
-    host: float = 0.0  # pinned memory of each machine, for what `model.save_memory` keeps there
+    context: int = 0  # of the judge, in tokens; 0 where none is planned for
+    host: float = 0.0  # pinned memory of each machine, for what `model.save_memory` keeps there, and a base that sleeps
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -79,9 +92,11 @@ class MemoryPlan:
                 "model.max_length; raise rollout.memory or rollout.tensor_parallel, or lower model.max_length"
             )
         if self.critiques < 1:
+            served = self.parts.get("  of which KV cache")
+            cache, more = (self.parts["KV cache"], "") if served is None else (served, " or genrm.workers' GPUs")
             raise ValueError(
-                f"rollout.memory leaves the judge {self.parts['  of which KV cache'] / GIB:.1f} GiB of KV cache, {self.critiques:.2f} of a "
-                f"prompt and critique of {self.context} tokens; raise rollout.memory or genrm.workers' GPUs, or lower genrm.max_tokens"
+                f"rollout.memory leaves the judge {cache / GIB:.1f} GiB of KV cache, {self.critiques:.2f} of a "
+                f"prompt and critique of {self.context} tokens; raise rollout.memory{more}, or lower genrm.max_tokens"
             )
         if not self.fits:
             turns = ", though judge and policy take turns" if self.serial else ""
@@ -131,14 +146,38 @@ def judge_needs(config: Config, device: str) -> JudgeNeeds | None:
     )
 
 
+def adapter_needs(config: Config, of: Shapes, folder: Path) -> AdapterNeeds:
+    """Of the judge in `genrm.model`, an adapter of the policy in `folder`; where it is not there yet it is taken to be as the policy's own.
+    ValueError for what is no adapter, or too short for question and critique."""
+    shape, judge = Shape(*config.model.lora), Path(config.genrm.model)
+    names = {name.rpartition(".")[2] for name in shape.names} or {*of.linear} - {HEAD}
+    held, said = (shape.rank, shape.rank), ", taken to be as the policy's: genrm.model is not here"
+    if judge.is_dir():
+        held, said = (shape.rank, read_shape(judge, "genrm.model").rank), ""
+        names |= {*adapted(judge)}
+    room = Room(held).rank
+    said = f"the second adapter of the policy's engine, in a phase of its own; room for {len(held)} of rank {room}{said}"
+    return AdapterNeeds(slots(of, names, room, len(held)), judge_length(config, folder), said)
+
+
 def memory_plan(
-    config: Config, of: Shapes, ranks: int, total: float, device: str, machine: int = GPUS_A_MACHINE, judge: JudgeNeeds | None = None
+    config: Config,
+    of: Shapes,
+    ranks: int,
+    total: float,
+    device: str,
+    machine: int = GPUS_A_MACHINE,
+    judge: JudgeNeeds | AdapterNeeds | None = None,
 ) -> MemoryPlan:
     """The plan of `config` on each of `ranks` GPUs with `total` bytes, `machine` of them on each machine, as are its own served judges
     (`device` cpu: on `ranks` processes that share `total`). A served judge stays awake where `run.overlap` wants it and both fit; else it
     has a serial phase. ValueError where `rollout.memory` is no share of a GPU, or judges take more GPUs than a machine has."""
     config.check_memory(device)
     g = config.genrm
+    if isinstance(judge, AdapterNeeds):
+        plan = plan_of(config, replace(of, slots=judge.slots), ranks, total, device)
+        critiques = plan.parts["KV cache"] / (of.cached * element_size(config) * judge.context)
+        return replace(plan, judging=judge.said, critiques=critiques, context=judge.context)
     if g.judge != "serve":
         return plan_of(config, of, ranks, total, device)
     if device == "cuda" and (taken := math.prod(g.workers)) > machine:
@@ -179,10 +218,11 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     reference = reference_state(config, of, size, shared, on_gpu)
     work = trainer_work(of, size, tokens, "recompute" in saved, on_gpu)
     weights, share, cache = engine_share(config, of, total, on_gpu)
-    nccl, largest = communicators(config, ranks, on_gpu), in_flight(of, size, shared)
+    nccl = communicators(config, ranks, on_gpu)
+    largest = 4 * of.adapted if config.own_adapters else in_flight(of, size, shared)  # float32, on their way to a file
     probing = gate_work(of, size, min(tokens, AGAIN // PROBE_TOKENS * (config.max_prompt_tokens + PROBE_TOKENS)), on_gpu)
-    kept = state.get("frozen weights", 0.0) + reference.get("reference", 0.0)
-    resident = kept + state["master weights, float32"] + state["AdamW moments, float32"]
+    kept = reference.get("reference", 0.0)
+    resident = kept + state.get("frozen weights", 0.0) + state["master weights, float32"] + state["AdamW moments, float32"]
     # Weights and moments are away from the end of training on: sync and gate gather them from the host, a layer at a time.
     asleep = kept if on_gpu and "offload" in saved else resident
     base = CONTEXT[device] + sum(nccl.values())
@@ -192,6 +232,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     peaks = {
         "sampling": base + asleep + share + beside,
         **({"judging": base + asleep + judge} if serial else {}),
+        **({"judging": base + asleep + share} if config.own_adapters else {}),
         "training": base + resident + sum(state[name] for name in list(state)[-2:]) + sum(work.values()) + awake + beside,
         "syncing": base + asleep + loading + largest + beside,
         "gate": base + asleep + share + gathered(of, size, shared) + probing + beside,
@@ -199,14 +240,16 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     parts = {"context": CONTEXT[device], **nccl, **state, **reference, **work, "vLLM's share (rollout.memory)": share}
     parts |= {"  of which weights": weights, "KV cache": max(cache, 0.0), "served judges": judge, "weight sync: on its way": largest}
     parts |= {"gate: its own forward pass": probing}
-    host = on_host(of, shared, min(ranks, GPUS_A_MACHINE), saved) if on_gpu else 0.0
+    a_machine = min(ranks, GPUS_A_MACHINE)
+    # A base under adapters is loaded once, and waits on the host while vLLM sleeps.
+    host = on_host(of, size, shared, a_machine, saved) + a_machine * weights * config.own_adapters if on_gpu else 0.0
     sequences = cache * min(config.rollout.tensor_parallel, of.key_heads) / (of.cached * size * config.model.max_length)
     return MemoryPlan(parts, peaks, total if on_gpu else total / ranks, sequences, serial, host=host)
 
 
 def engine_share(config: Config, of: Shapes, total: float, on_gpu: bool) -> tuple[float, float, float]:
-    """vLLM's weights, all that it takes, and what of it is KV cache, in bytes of a rank."""
-    weights = of.parameters * element_size(config) / config.rollout.tensor_parallel
+    """vLLM's weights with its room for adapters, all that it takes, and what of it is KV cache, in bytes of a rank."""
+    weights = (of.parameters + of.slots) * element_size(config) / config.rollout.tensor_parallel
     if not on_gpu:
         cache = config.rollout.memory * GIB
         return weights, weights + cache, cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Shapes:
     heads: int
     key_heads: int  # each is in one rank of vLLM's alone, whatever `rollout.tensor_parallel`
     adapters: Sizes = ()
+    linear: dict[str, int] = field(default_factory=dict)  # inputs and outputs of the linear layers of each (last) name, over all layers
+    slots: int = 0  # elements that vLLM has for adapters of its own
 
     @property
     def parameters(self) -> int:
@@ -105,6 +107,10 @@ def shapes(folder: Path, dtype: torch.dtype, lora: tuple[int, float, str] = (0, 
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
     sizes, named = counted(model.parameters()), {name: p.numel() for name, p in model.named_parameters()}
     layer = max(sum(p.numel() for p in each.parameters()) for each in layers)
+    linear = Counter[str]()
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear:
+            linear[name.rpartition(".")[2]] += module.in_features + module.out_features
     active, adapters = active_parameters(model, config), attached(model, lora) if lora[0] else ()
     model.get_output_embeddings().forward = lambda hidden: hidden.sum()[None, None]
     with grouped_on_meta(), saved_bytes(model) as saved, repeated(layers, saved):
@@ -127,6 +133,7 @@ def shapes(folder: Path, dtype: torch.dtype, lora: tuple[int, float, str] = (0, 
         heads=config.num_attention_heads,
         key_heads=heads,
         adapters=adapters,
+        linear=dict(linear),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from soundrl.engine.config import Config
-from soundrl.engine.files.adapter_folder import read_shape
+from soundrl.engine.files.adapter_folder import adapted, read_shape
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.fapo.records import Rollout
@@ -148,10 +148,12 @@ def build_sampler(config: Config, policy: Policy, ranks: Ranks) -> Sampler:
         return TorchSampler(policy.folder, policy.tokenizer, config.model, ranks)
     from soundrl.engine.samplers.vllm_sampler import Room, VllmSampler
 
-    room = Room((policy.adapters.shape.rank,)) if policy.adapters is not None and config.own_adapters else None
-    if room and config.genrm.judge == "adapter":
+    room = None
+    if policy.adapters is not None and config.own_adapters:
         from soundrl.engine.planning.plan import judge_length
 
-        judge = read_shape(Path(config.genrm.model), "genrm.model")
-        room = Room((*room.ranks, judge.rank), judge_length(config, policy.folder))
+        judge = Path(config.genrm.model)
+        ranks_held = policy.adapters.shape.rank, read_shape(judge, "genrm.model").rank
+        layers = {*(name.rpartition(".")[2] for name in policy.adapters.layers), *adapted(judge)}
+        room = Room(ranks_held, judge_length(config, policy.folder), tuple(sorted(layers)))
     return VllmSampler(policy.folder, policy.tokenizer, config.model, config.rollout, ranks, adapters=room)

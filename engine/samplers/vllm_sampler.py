@@ -82,17 +82,25 @@ def clear_kv_memory(worker: Any) -> None:
 
 
 class Room(NamedTuple):
-    """For adapters: the ranks of those held at once, the policy's first, and tokens of the longest sequence (0 = as the policy's)."""
+    """For adapters: the ranks of those held at once, the policy's first, tokens of the longest sequence (0 = as the policy's), and the last
+    names of the layers that they add to (none = every layer)."""
 
     ranks: tuple[int, ...]
     length: int = 0
+    layers: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """That each has room for. ValueError for a rank that vLLM has no room for."""
+        if (largest := max(self.ranks)) > ROOMS[-1]:
+            raise ValueError(f"model.lora or genrm.model has rank {largest}, and vLLM's adapters at most {ROOMS[-1]}; lower it")
+        return next(room for room in ROOMS if largest <= room)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """vLLM's. ValueError for a rank that it has no room for."""
-        if (largest := max(self.ranks)) > ROOMS[-1]:
-            raise ValueError(f"model.lora or genrm.model has rank {largest}, and vLLM's adapters at most {ROOMS[-1]}; lower it")
-        return {"enable_lora": True, "max_loras": len(self.ranks), "max_lora_rank": next(room for room in ROOMS if largest <= room)}
+        """vLLM's. Left alone it makes room in every layer that it could, the embedding, the head and all experts among them."""
+        only = {"lora_target_modules": list(self.layers)} if self.layers else {}
+        return {"enable_lora": True, "max_loras": len(self.ranks), "max_lora_rank": self.rank, **only}
 
 
 class VllmSampler:
@@ -120,6 +128,7 @@ class VllmSampler:
                 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
             from vllm import LLM
+            from vllm.engine.arg_utils import EngineArgs
         except ImportError as error:
             raise ValueError(
                 f"rollout.engine is vllm, but it cannot be imported ({error}); install requirements/cpu.txt or requirements/gpu.txt, "
@@ -130,6 +139,7 @@ class VllmSampler:
         overrides: dict[str, Any] = {"head_dtype": "float32"}  # logits as the trainer's head makes them
         if model.rope_base_length:
             overrides["max_position_embeddings"] = model.rope_base_length
+        more = adapters.arguments if adapters else {}  # an older vLLM cannot be told layers: it makes room in all, and computes the same
         threads, longest = torch.get_num_threads(), max(model.max_length, adapters.length if adapters else 0)
         self.llm = LLM(
             str(folder),
@@ -153,7 +163,7 @@ class VllmSampler:
             use_tqdm_on_load=False,
             load_format="safetensors" if loads or adapters else "dummy",  # the first sync brings every tensor, and the gate proves it
             trust_remote_code=False,
-            **(adapters.arguments if adapters else {}),
+            **{name: value for name, value in more.items() if name in EngineArgs.__dataclass_fields__ or name != "lora_target_modules"},
         )
         torch.set_num_threads(threads)
         self.tokenizer = tokenizer

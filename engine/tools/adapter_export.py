@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soundrl.engine.files.adapter_folder import Base, Shape, base_of, other_base, write_adapter
+from soundrl.engine.files.adapter_folder import CARD, Base, Shape, base_of, other_base, write_adapter
 from soundrl.engine.files.checkpoint import WEIGHTS, CheckpointError, Rows
-from soundrl.engine.files.model_folder import BUFFERS, opened, weight_files
+from soundrl.engine.files.model_folder import BUFFERS, opened, read_json, weight_files
 from soundrl.engine.files.tensor_file import Layout
 from soundrl.engine.lora.lora import KINDS, merge
 
@@ -70,4 +70,6 @@ def export_adapter(checkpoint: Path, target: Path, state: Mapping[str, Any]) -> 
         raise CheckpointError(f"{checkpoint} holds every weight and no adapter (model.lora was off); export it without --adapter")
     with Rows(checkpoint, WEIGHTS) as rows:
         layouts = {name: Layout(torch.float32, rows.shape(name)) for name in rows.pieces}
-        write_adapter(target, saved_shape(state), base, layouts, (rows.whole(name) for name in layouts))
+        card = checkpoint / "model" / CARD  # of a judge
+        said = read_json(card) if card.is_file() else {}
+        write_adapter(target, saved_shape(state), base, layouts, (rows.whole(name) for name in layouts), said)

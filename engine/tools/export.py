@@ -20,7 +20,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from soundrl.engine.files.adapter_folder import ADAPTER, write_adapter
+from soundrl.engine.files.adapter_folder import ADAPTER, CARD
 from soundrl.engine.files.checkpoint import WEIGHTS, CheckpointError, Rows, checkpoints, faults, place_of, read_manifest, read_state
 from soundrl.engine.files.names import Names, named_like_folder
 from soundrl.engine.files.tensor_file import Layout, write_bytes, write_tensors
@@ -61,13 +61,8 @@ def export_live(policy: Policy, files: Mapping[str, bytes], target: Path) -> Non
         write_folder(target, files, layouts, (tensor for _, tensor in tensors))
     for _ in tensors:  # all gather each
         pass
-    if (adapters := policy.adapters) is not None and policy.base is not None:
-        tensors = adapters.full()
-        if policy.ranks.main:
-            layouts = {name: Layout(torch.float32, tuple(p.shape)) for name, p in adapters.parameters().items()}
-            write_adapter(target / ADAPTER, adapters.shape, policy.base, layouts, (tensor for _, tensor in tensors))
-        for _ in tensors:
-            pass
+    if policy.adapters is not None and policy.base is not None:
+        policy.adapters.write(target / ADAPTER, policy.base, policy.ranks.main, json.loads(files.get(CARD, b"{}")))
     policy.ranks.barrier()
 
 

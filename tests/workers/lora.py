@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -91,10 +90,12 @@ def error(work, *arguments) -> str:
     return ""
 
 
-def main(arguments: dict, out: Path) -> None:
-    ranks, root, said = Ranks.start(), Path(arguments["root"]), {}
+def main(root: Path, cases: dict[str, dict], others: tuple[int, ...]) -> None:
+    """Leaves `said.json` and `tensors.pt` in a folder of its own; reads what as many ranks as `others` have saved."""
+    ranks, said = Ranks.start(), {}
     tensors = {}
-    for name, case in arguments["gradients"].items():
+    for name, case in cases.items():
+        case = dict(case)
         trainer = fresh(Path(case.pop("folder")), ranks, tuple(case.pop("lora", LORA)), **case)
         began = {name: tensor.clone() for name, tensor in trainer.policy.adapters.full()}
         stir(trainer)
@@ -103,7 +104,7 @@ def main(arguments: dict, out: Path) -> None:
     folder, own = root / "qwen3", root / f"on-{ranks.size}"
     samples = fixed_samples()
 
-    # Two updates, a checkpoint, two more; and the same from the checkpoint of as many ranks, and of one.
+    # Two updates, a checkpoint, two more; and the same from the checkpoint of as many ranks, and of others.
     trainer = fresh(folder, ranks)
     begun = logprobs(trainer.policy)
     for _ in range(2):
@@ -116,23 +117,30 @@ def main(arguments: dict, out: Path) -> None:
     stirred = fresh(folder, ranks)
     stir(stirred)
     there = logprobs(stirred.policy)
-    export_live(stirred.policy, stirred.policy.files(), own / "started")
+    export_live(stirred.policy, stirred.policy.files() | {"card.json": b'{"prompt": "own"}'}, own / "started")
     reference = reference_of(trainer.policy, own / "started", "sharded")
     said["started"] = logprobs(reference) == there
     said["unmoved"] = state_of(trainer) == middle
     for _ in range(2):
         trainer.train(known(ranks, samples))
     said["end"] = state_of(trainer)
+    # The same with weights and moments on the host, asleep after each update.
+    held = fresh(folder, ranks, save_memory=("offload", "moments"))
+    for _ in range(4):
+        held.train(known(ranks, samples))
+        held.sleep()
+    said["held"] = digest(held.policy.named_full_tensors()) == digest(trainer.policy.named_full_tensors())
+    said["asleep"] = logprobs(reference_of(held.policy, own / "started", "sharded")) == there and held.offload.asleep
     again = fresh(folder, ranks, seed=4)
     restore(checkpoint, again, ranks)
     said["restored"] = state_of(again) == middle
     for _ in range(2):
         again.train(known(ranks, samples))
     said["again"] = state_of(again)
-    one = fresh(folder, ranks, seed=4)
-    restore(root / "on-1" / checkpoint.name, one, ranks)
-    said["of one"] = state_of(one)
-    said["middle"] = middle
+    said["middle"], said["of others"] = middle, {}
+    for other in others:
+        restore(root / f"on-{other}" / checkpoint.name, again, ranks)
+        said["of others"][other] = state_of(again)
     said["other base"] = error(restore, checkpoint, fresh(root / "other", ranks), ranks)
     tensors["end"] = {name: tensor.clone() for name, tensor in trainer.policy.adapters.full()}
     said["logprobs"] = logprobs(trainer.policy)
@@ -141,6 +149,7 @@ def main(arguments: dict, out: Path) -> None:
     last = saved(trainer, own)
     if ranks.main:
         torch.save(tensors, own / "tensors.pt")
+        said["card"] = json.loads((own / "started" / "adapter" / "card.json").read_text())["prompt"]
         said["files"] = sorted(file.name for file in last.iterdir() if file.is_file())
         export(last, own / "merged")
         export_main("write", last, own / "adapter", adapter=True)
@@ -148,10 +157,6 @@ def main(arguments: dict, out: Path) -> None:
         said["gone"] = error(export, last, own / "nowhere")
         export(last, own / "elsewhere", base=moved)
         moved.rename(folder)
-        out.write_text(json.dumps(said))
+        (own / "said.json").write_text(json.dumps(said))
     ranks.barrier()
     ranks.stop()
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))

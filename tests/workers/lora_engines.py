@@ -2,7 +2,6 @@
 asked the same as in an engine of its own. Writes what each says."""
 
 import json
-import sys
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from soundrl.engine.config import Genrm, Rollout
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic.models import write_arith_critic
 from soundrl.engine.judging.adapter_judge import AdapterJudge, AdapterPhase
-from soundrl.engine.lora import adapter_sync
+from soundrl.engine.lora import lora as adapters_file
 from soundrl.engine.packing import Sample, pack
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.vllm_sampler import Room, VllmSampler
@@ -27,7 +26,8 @@ from soundrl.fapo.records import Rollout as Sampled
 from soundrl.genrm.prompts import PROMPTS, split_paragraphs
 
 LENGTH = 224
-weight_sync.AGAIN = 256  # an engine that is wrong here is wrong by much
+LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+weight_sync.AGAIN, weight_sync.PROBE_TOKENS = 256, 16  # an engine that is wrong here is wrong by much; more probes, fewer turns of decoding
 PROBLEMS = [
     (f"{a}+{b}=?", f"{a}+{b}={(a + b) % 10}\n\n{a}*{b}={a * b % 10}", str((a + b) % 10))
     for a, b in zip(range(8), range(3, 11), strict=True)
@@ -84,18 +84,20 @@ def verdicts(judge: AdapterJudge, generate) -> list[list]:
     return [[v.kind, v.step, v.reason, v.critique] for v in (future.result(timeout=0) for future in waiting)]
 
 
-def main(arguments: dict, out: Path) -> None:
-    ranks, root, said = Ranks.start(), Path(arguments["root"]), {}
+def main(root: Path) -> None:
+    """Leaves `engines.json`."""
+    ranks, said = Ranks.start(), {}
     base = root / "base"
     write_arith_critic(base, 0)
     teacher = fresh(base, ranks, (4, 8.0, "q_proj,v_proj,up_proj,down_proj"), max_length=LENGTH)
+    teacher.settings = replace(teacher.settings, microbatch_tokens=1024)
     taught(teacher, 60)
     export_live(teacher.policy, teacher.policy.files(), root / "judge")
 
     trainer = fresh(base, ranks, max_length=LENGTH)
     stir(trainer, 0.1)
     export_live(trainer.policy, trainer.policy.files(), root / "policy")
-    own = engine(base, trainer, adapters=Room((5, 4), 240))
+    own = engine(base, trainer, adapters=Room((5, 4), 240, LAYERS))
     sync = synced(trainer, own)
     said["own"], said["own gap"] = outcome(sync), gap(sync)
 
@@ -118,15 +120,15 @@ def main(arguments: dict, out: Path) -> None:
     said["not loaded"] = outcome(sync)
     own.adapt = real
     said["recovered"] = outcome(sync)
-    write = adapter_sync.write_adapter
+    write = adapters_file.write_adapter
 
-    def lossy(target, shape, base, layouts, tensors):
+    def lossy(target, shape, base, layouts, tensors, card):
         kept = [torch.zeros_like(t) if "layers.1.mlp" in name else t for name, t in zip(layouts, tensors, strict=True)]
-        write(target, shape, base, layouts, kept)
+        write(target, shape, base, layouts, kept, card)
 
-    adapter_sync.write_adapter = lossy
+    adapters_file.write_adapter = lossy
     said["one block"] = outcome(sync)
-    adapter_sync.write_adapter = write
+    adapters_file.write_adapter = write
     said["left"] = [str(path) for path in sync.adapting.folder.iterdir()]
     # Not closed before the end: an engine takes the process group with it.
     print(json.dumps(said), flush=True)
@@ -137,7 +139,7 @@ def main(arguments: dict, out: Path) -> None:
     merged = synced(trainer, second)
     said["merged"], said["merged gap"] = outcome(merged), gap(merged)
     if ranks.main:
-        out.write_text(json.dumps(said))
+        (root / "engines.json").write_text(json.dumps(said))
     ranks.stop()
 
 
@@ -146,7 +148,3 @@ def AdapterJudgeOn(genrm: Genrm, sampler: VllmSampler) -> AdapterJudge:
     judge = AdapterJudge(replace(genrm), split_paragraphs)
     judge.encode = Encoder(sampler.tokenizer, LENGTH - genrm.max_tokens)
     return judge
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
