@@ -62,12 +62,12 @@ def buckets(sizes: Mapping[str, int], limit: int = BUCKET) -> list[list[str]]:
     out: list[list[str]] = []
     last, total = "", 0
     for name, size in sizes.items():
-        if out and _layer(name) == last and total + size <= limit:
+        if out and module_of(name) == last and total + size <= limit:
             out[-1].append(name)
             total += size
         else:
             out.append([name])
-            last, total = _layer(name), size
+            last, total = module_of(name), size
     return out
 
 
@@ -85,11 +85,15 @@ def most_alive(sizes: Mapping[str, int], ranks: int, limit: int = BUCKET) -> int
     return two + -(-two // ranks)
 
 
-def _layer(name: str) -> str:
-    """`model.layers.7.mlp.up_proj.weight` → `model.layers.7`; a parameter of no layer: its module."""
+def module_of(name: str, below: int = 0) -> str:
+    """The layer that a parameter is in, with `below` parts of its name more; of a parameter in no layer: its module.
+
+    Worked example: `model.layers.7.mlp.up_proj.weight` → `model.layers.7`, with one below `model.layers.7.mlp`; `model.norm.weight` →
+    `model.norm`.
+    """
     parts = name.split(".")
     number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(parts[:-1] if number is None else parts[: number + 1])
+    return ".".join(parts[:-1] if number is None else parts[: number + 1 + below])
 
 
 class _Bucket:

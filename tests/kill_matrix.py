@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import start
+import torch
+from conftest import run_worker, start
 from fake_judge import MODEL, Handler, Server, find_flaw
 from survival import SMALL, assert_equal, everything, job, rollouts, said, small_disk
 from test_nodes import a_node_dies
+from test_replicas import run_of, state
 
 from soundrl.engine.files.run_reader import RunReader
 
@@ -64,6 +66,63 @@ def test_with_the_torch_sampler(point, which, uninterrupted, tmp_path):
 @pytest.mark.parametrize("kill", ["sampling,all,70", "training,1,5", "checkpoint: manifest,all,2", "sync,launcher,4"])
 def test_with_vllm(kill, uninterrupted, tmp_path):
     goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)
+
+
+REPLICAS = ("--model.replicas", 2)
+OF_REPLICAS = {  # point: pass of one rank that is killed, in step 3 or at its end, on 2 × 2 ranks
+    **{"sampling": 35, "exchange": 3, "training": 5, "optimizer step": 6, "after an optimizer step": 5, "sync": 4},
+    **{"checkpoint: weights": 3, "checkpoint: state": 9, "checkpoint: manifest": 2, "checkpoint: renamed": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def two_by_two(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("replicas")
+    done = job(folder, *REPLICAS, NPROC=4)
+    assert done.returncode == 0, said(done)
+    return everything(folder / "arith") | {"state": state(folder / "arith", 5)}
+
+
+@pytest.mark.parametrize(("point", "which"), [(p, w) for p in OF_REPLICAS for w in ("3", "all") if w == "all" or not p.startswith(OF_RANK_0)])
+def test_with_replicas(point, which, two_by_two, tmp_path):
+    """Rank 3 has a part of the second copy. Weights, moments and all figures are those of the run that nothing interrupted, bit for bit,
+    whatever is on the host meanwhile."""
+    kill = f"{point},{which},{OF_REPLICAS[point]}"
+    ways = ("--model.save-memory", "offload", "moments") if which == "all" else ()
+    killed = job(tmp_path, *REPLICAS, *ways, KILL=kill, WITNESS=tmp_path / "witness", NPROC=4)
+    assert (tmp_path / "witness").exists() and killed.returncode != 0, said(killed)
+    done = job(tmp_path, *REPLICAS, NPROC=4)
+    assert done.returncode == 0, said(done)
+    assert_equal(everything(tmp_path / "arith"), two_by_two)
+    found = state(tmp_path / "arith", 5)
+    assert found.keys() == two_by_two["state"].keys() and all(torch.equal(found[n], two_by_two["state"][n]) for n in found)
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Norm of the difference by norm, of weights and of each moment."""
+    assert one.keys() == other.keys()
+    kinds = {name: name.partition("/")[0] if "/" in name else "weights" for name in one}
+    pairs = {kind: [torch.cat([of[n].double().flatten() for n in one if kinds[n] == kind]) for of in (one, other)] for kind in {*kinds.values()}}
+    return {kind: float((a - b).norm() / b.norm()) for kind, (a, b) in pairs.items()}
+
+
+def test_with_replicas_and_ended_on_other_numbers_of_ranks(tmp_path):
+    """2 × 2, killed in step 2; on 2 until it is killed in step 3; ended on 4 without copies: the run of 2 × 2 within 1e-6."""
+    runs = [
+        run_of(tmp_path, "whole", 4, 2),
+        run_of(tmp_path, "other", 4, 2, "training,3,4"),
+        run_of(tmp_path, "other", 2, 1, "training,1,4"),
+        run_of(tmp_path, "other", 4, 1),
+    ]
+    ended = run_worker(tmp_path, "forked_runs", 1, runs=runs)
+    assert ended[0]["statuses"] == [0] * 4 == ended[3]["statuses"], ended
+    assert all(ended[i]["killed"] and -9 in ended[i]["statuses"] for i in (1, 2)), ended  # witness
+    whole, other = tmp_path / "whole" / "arith", tmp_path / "other" / "arith"
+    for step, shards in ((2, 2), (3, 4)):  # witness: written by so many
+        assert (other / "checkpoints" / f"step-{step:06d}" / f"weights-00000-of-0000{shards}.safetensors").is_file()
+    found = apart(state(other), state(whole))
+    assert found["weights"] <= 1e-6 and max(found.values()) <= 1e-5, found  # in moments the order of sums shows more
+    assert apart(state(whole, 2), state(whole))["weights"] > 1e-4  # inverse: one step less is another state
 
 
 def test_a_node_that_dies_costs_a_run_nothing_but_time(tmp_path, monkeypatch):

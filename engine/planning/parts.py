@@ -75,15 +75,24 @@ def reference_state(config: Config, of: Shapes, size: int, ranks: int, on_gpu: b
 
 
 def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: bool) -> dict[str, float]:
-    """What one micro-batch of `tokens` needs, in bytes: activations, their gradients on the way back, and the fused head. A frozen head has
-    chunks of logits and no gradient of its weight."""
+    """What one micro-batch of `tokens` needs, in bytes: activations that wait for the backward pass, what that pass makes of a layer, and
+    the fused head; the last two are not there at once (`at_once`). A frozen head has chunks of logits and no gradient of its weight."""
     whole, layer = of.saved * tokens, of.saved * tokens / of.layers
-    kept = of.layers * of.hidden * size * tokens + layer if recomputed else whole
+    # The gradient of the widest product and what that is made of, and the gradient of what layers hand on.
+    back = (2 * of.widest + size * of.hidden) * tokens
     head = head_memory(tokens, of.hidden, of.vocabulary, size, True, USUAL, on_gpu).peak  # fp32 logits, as `Policy` calls it
     if of.adapters:
         head = logits(of, size, tokens, on_gpu) + size * of.hidden * tokens
-    name = "activations, recomputed layer by layer" if recomputed else "activations"
-    return {name: kept, "gradients of activations": 2 * of.widest * tokens, "head: chunk of logits, gradient of its weight": head}
+    kept = {"activations": whole, "gradients of activations": back}
+    if recomputed:
+        kept = {"activations between layers": of.layers * of.hidden * size * tokens, "activations and gradients of one layer": layer + back}
+    return kept | {"head: chunk of logits, gradient of its weight": head}
+
+
+def at_once(work: dict[str, float]) -> float:
+    """Of `trainer_work`: the head is done, gradient and all, before the first layer goes back."""
+    kept, back, head = work.values()
+    return kept + max(back, head)
 
 
 def logits(of: Shapes, size: int, tokens: int, on_gpu: bool) -> float:

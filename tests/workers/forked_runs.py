@@ -1,0 +1,37 @@
+"""The main job several times on several ranks (`forks.py`), killed where it is asked to be. Arguments: `runs`, each {"ranks", "line", "kill"}:
+what `killed.py` reads from KILL, or empty. Says how the ranks of each ended."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.utils.tensorboard  # noqa: F401 — imported by each run otherwise
+from forks import forked
+from killed import arm
+
+from soundrl.engine import train
+from soundrl.engine.launch.launch import be_quiet, parse_arguments
+from soundrl.engine.samplers import torch_sampler  # noqa: F401
+
+
+def run(rank: int, line: list[str], kill: str, witness: Path) -> None:
+    point, which, nth = (kill or "start,none,0").split(",")
+    if which in (str(rank), "all"):
+        arm(point, which, int(nth), witness)
+    known = set(sys.modules)
+    train.main(parse_arguments(line))
+    if rank == 0: print("LAZY", sorted({m if m.count(".") < 2 else ".".join(m.split(".")[:2]) for m in set(sys.modules) - known}))
+
+
+def main(arguments: dict, out: Path) -> None:
+    said = []
+    for number, each in enumerate(arguments["runs"]):
+        witness = out.parent / f"witness-{number}"
+        statuses = forked(each["ranks"], lambda rank, each=each, witness=witness: run(rank, each["line"], each["kill"], witness))
+        said.append({"statuses": statuses, "killed": witness.exists()})
+        print(number, said[-1], flush=True)
+    out.write_text(json.dumps(said))
+
+
+be_quiet()
+main(json.loads(sys.argv[1]), Path(sys.argv[2]))
