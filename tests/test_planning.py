@@ -165,7 +165,7 @@ def test_more_ranks_than_experts(of):  # noqa: F811
     copies = plan_of(changed(replicas=8), mixture, 64, 80 * GIB, "cuda")
     assert copies.uneven == "" and copies.parts["master weights, float32"] == few.parts["master weights, float32"]
     with pytest.raises(ValueError, match=r"more GPUs hold no less each .8 experts lie on 8 of 64 ranks.*: use --model.save-memory recompute"):
-        plan_of(changed(), replace(mixture, tensors=((8, 40_000_000, 100),)), 64, 80 * GIB, "cuda").check()
+        replace(plan_of(changed(), replace(mixture, tensors=((8, 40_000_000, 100),)), 64, 80 * GIB, "cuda"), sequences=8.0).check()
     assert uneven(replace(of, tensors=((128, 10_000, 1),)), 96).endswith("so these hold 1.5 times an even part")  # two on 64, none on 32
     assert uneven(replace(of, tensors=((128, 10_000, 1),)), 64) == ""
 

@@ -5,11 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+import torch.profiler
 import torch.utils.tensorboard  # noqa: F401 — imported by each run otherwise
 from forks import forked
 from killed import arm
+from transformers import AutoModelForCausalLM
 
 from soundrl.engine import train
+from soundrl.engine.files.model_folder import load_tokenizer
 from soundrl.engine.launch.launch import be_quiet, parse_arguments
 from soundrl.engine.samplers import torch_sampler  # noqa: F401
 
@@ -18,12 +21,14 @@ def run(rank: int, line: list[str], kill: str, witness: Path) -> None:
     point, which, nth = (kill or "start,none,0").split(",")
     if which in (str(rank), "all"):
         arm(point, which, int(nth), witness)
-    known = set(sys.modules)
     train.main(parse_arguments(line))
-    if rank == 0: print("LAZY", sorted({m if m.count(".") < 2 else ".".join(m.split(".")[:2]) for m in set(sys.modules) - known}))
 
 
 def main(arguments: dict, out: Path) -> None:
+    # What a run imports as it goes: once, here.
+    folder = Path(parse_arguments(arguments["runs"][0]["line"]).model.path)
+    load_tokenizer(folder)
+    AutoModelForCausalLM.from_pretrained(folder)
     said = []
     for number, each in enumerate(arguments["runs"]):
         witness = out.parent / f"witness-{number}"

@@ -48,7 +48,7 @@ class Work:
         folder = self.root / "model"
         model = Model(path=str(folder), dtype="float32", max_length=128, save_memory=save_memory)  # type: ignore[arg-type]
         policy = Policy(folder, load_tokenizer(folder), model, self.ranks)
-        return Trainer(policy, Optim(lr=1e-3, microbatch_tokens=64, warmup_steps=1, grad_clip=0.5), Loss(), 1.0)
+        return Trainer(policy, Optim(lr=1e-3, microbatch_tokens=128, warmup_steps=1, grad_clip=0.5), Loss(), 1.0)
 
     def train(self, trainer: Trainer, steps: int = STEPS) -> list[float]:
         """Steps of two mini-batches, asleep between them where it can be; gradient norms."""
