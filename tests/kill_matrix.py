@@ -68,41 +68,39 @@ def test_with_vllm(kill, uninterrupted, tmp_path):
     goes_on(tmp_path, kill, uninterrupted["vllm"], *VLLM)
 
 
-REPLICAS = ("--model.replicas", 2)
-OF_REPLICAS = {  # point: pass of one rank that is killed, in step 3 or at its end, on 2 × 2 ranks
-    **{"sampling": 35, "exchange": 3, "training": 5, "optimizer step": 6, "after an optimizer step": 5, "sync": 4},
-    **{"checkpoint: weights": 3, "checkpoint: state": 9, "checkpoint: manifest": 2, "checkpoint: renamed": 3},
-}
+REPLICAS = (  # point, rank (3 has a part of the second copy), pass: in step 2 of 3 or at its end
+    *("sampling,3,6", "exchange,all,2", "training,3,2", "optimizer step,3,2", "after an optimizer step,all,2", "sync,3,3"),
+    *("checkpoint: weights,1,3", "checkpoint: state,3,2", "checkpoint: manifest,all,2", "checkpoint: renamed,0,2"),
+)
 
 
 @pytest.fixture(scope="module")
-def two_by_two(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("replicas")
-    done = job(folder, *REPLICAS, NPROC=4)
-    assert done.returncode == 0, said(done)
-    return everything(folder / "arith") | {"state": state(folder / "arith", 5)}
+def two_by_two(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("replicas")
+    (ended,) = run_worker(root, "forked_runs", 1, runs=[run_of(root, "whole", 4, 2, 3)])
+    assert ended == {"statuses": [0] * 4, "killed": False}
+    return root / "whole" / "arith"
 
 
-@pytest.mark.parametrize(("point", "which"), [(p, w) for p in OF_REPLICAS for w in ("3", "all") if w == "all" or not p.startswith(OF_RANK_0)])
-def test_with_replicas(point, which, two_by_two, tmp_path):
-    """Rank 3 has a part of the second copy. Weights, moments and all figures are those of the run that nothing interrupted, bit for bit,
-    whatever is on the host meanwhile."""
-    kill = f"{point},{which},{OF_REPLICAS[point]}"
-    ways = ("--model.save-memory", "offload", "moments") if which == "all" else ()
-    killed = job(tmp_path, *REPLICAS, *ways, KILL=kill, WITNESS=tmp_path / "witness", NPROC=4)
-    assert (tmp_path / "witness").exists() and killed.returncode != 0, said(killed)
-    done = job(tmp_path, *REPLICAS, NPROC=4)
-    assert done.returncode == 0, said(done)
-    assert_equal(everything(tmp_path / "arith"), two_by_two)
-    found = state(tmp_path / "arith", 5)
-    assert found.keys() == two_by_two["state"].keys() and all(torch.equal(found[n], two_by_two["state"][n]) for n in found)
+@pytest.mark.parametrize("kill", REPLICAS)
+def test_with_replicas(kill, two_by_two, tmp_path):
+    """Weights, moments and all figures are those of the run that nothing interrupted, bit for bit, whatever is on the host meanwhile."""
+    ways = ("--model.save-memory", "offload", "moments") if ",all," in kill else ()
+    runs = [run_of(tmp_path, "killed", 4, 2, 3, kill, *ways), run_of(tmp_path, "killed", 4, 2, 3)]
+    killed, again = run_worker(tmp_path, "forked_runs", 1, runs=runs)
+    assert killed["killed"] and -9 in killed["statuses"] and again["statuses"] == [0] * 4, (killed, again)
+    assert_equal(everything(tmp_path / "killed" / "arith"), everything(two_by_two))
+    one, other = (state(run, 3) for run in (two_by_two, tmp_path / "killed" / "arith"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
     """Norm of the difference by norm, of weights and of each moment."""
     assert one.keys() == other.keys()
     kinds = {name: name.partition("/")[0] if "/" in name else "weights" for name in one}
-    pairs = {kind: [torch.cat([of[n].double().flatten() for n in one if kinds[n] == kind]) for of in (one, other)] for kind in {*kinds.values()}}
+    pairs = {
+        kind: [torch.cat([of[n].double().flatten() for n in one if kinds[n] == kind]) for of in (one, other)] for kind in {*kinds.values()}
+    }
     return {kind: float((a - b).norm() / b.norm()) for kind, (a, b) in pairs.items()}
 
 

@@ -153,7 +153,7 @@ def test_replicas_send_once_an_optimizer_step(of):  # noqa: F811
 
 
 def test_more_ranks_than_experts(of):  # noqa: F811
-    """Each of 8 ranks holds a whole expert of every layer, however many ranks there are: the plan counts it, says so, and says what helps."""
+    """Each of 8 ranks holds a whole expert of every layer, however many there are: the plan counts it, says so, and what helps."""
     dense, experts = ((4096, 1000, 1),), ((8, 4_000_000, 10),)
     mixture = replace(of, tensors=(*dense, *experts))
     few, many = (plan_of(changed(), mixture, ranks, 80 * GIB, "cuda") for ranks in (8, 64))
@@ -164,7 +164,9 @@ def test_more_ranks_than_experts(of):  # noqa: F811
     assert many.uneven.endswith("--model.replicas 8 takes 1.01 times as much a rank and gathers from 8") and many.uneven in many.table()
     copies = plan_of(changed(replicas=8), mixture, 64, 80 * GIB, "cuda")
     assert copies.uneven == "" and copies.parts["master weights, float32"] == few.parts["master weights, float32"]
-    with pytest.raises(ValueError, match=r"more GPUs hold no less each .8 experts lie on 8 of 64 ranks.*: use --model.save-memory recompute"):
+    with pytest.raises(
+        ValueError, match=r"more GPUs hold no less each .8 experts lie on 8 of 64 ranks.*: use --model.save-memory recompute"
+    ):
         replace(plan_of(changed(), replace(mixture, tensors=((8, 40_000_000, 100),)), 64, 80 * GIB, "cuda"), sequences=8.0).check()
     assert uneven(replace(of, tensors=((128, 10_000, 1),)), 96).endswith("so these hold 1.5 times an even part")  # two on 64, none on 32
     assert uneven(replace(of, tensors=((128, 10_000, 1),)), 64) == ""

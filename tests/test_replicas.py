@@ -1,4 +1,4 @@
-"""A run on 2 × 2 ranks (`model.replicas 2`, real FSDP2 over gloo), killed in a step and while it saves, equals one that was not, bit for bit.
+"""A run on 2 × 2 ranks (`model.replicas 2`, FSDP2 over gloo), killed in a step and while it saves, equals one that was not, bit by bit.
 Every point under the real launcher, and ends on other numbers of ranks: `make kill-matrix`."""
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LINE = (
 )
 
 
-def run_of(root: Path, name: str, ranks: int, replicas: int, steps: int, kill: str = "") -> dict:
+def run_of(root: Path, name: str, ranks: int, replicas: int, steps: int, kill: str = "", *more: str) -> dict:
     """For `workers/forked_runs.py`."""
-    line = [*map(str, LINE), "--run.folder", str(root / name), "--model.replicas", str(replicas), "--run.steps", str(steps)]
+    line = [*map(str, LINE), "--run.folder", str(root / name), "--model.replicas", str(replicas), "--run.steps", str(steps), *more]
     return {"ranks": ranks, "line": line, "kill": kill}
 
 

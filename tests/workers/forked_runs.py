@@ -1,5 +1,5 @@
-"""The main job several times on several ranks (`forks.py`), killed where it is asked to be. Arguments: `runs`, each {"ranks", "line", "kill"}:
-what `killed.py` reads from KILL, or empty. Says how the ranks of each ended."""
+"""The main job several times on several ranks (`forks.py`), killed where it is asked to be. Arguments: `runs`, each {"ranks", "line",
+"kill"}, the last as `killed.py` reads KILL, or empty. Says how the ranks of each ended."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
-"""Ranks forked from a process that has imported everything once: a process that imports torch and the engine costs more than what is done in
-it. They are processes of their own, join over gloo, and die of SIGKILL as any do; the launcher has no part in it."""
+"""Ranks forked from a process that has imported everything once: importing torch and the engine costs more than what is done with them.
+They are processes of their own, join over gloo, and die of SIGKILL as any do; the launcher has no part in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from soundrl.engine.launch.last_words import RANK
 
 
 def forked(ranks: int, work: Callable[[int], None]) -> list[int]:
-    """`work(rank)` in each of `ranks` forks, with torchrun's environment; statuses, −9 of one that was killed. The others are killed as soon
-    as one ends otherwise than with 0: nobody waits for a rank that has died."""
+    """`work(rank)` in each of `ranks` forks, with torchrun's environment; statuses, −9 of one that was killed. The others are killed as
+    soon as one ends otherwise than with 0: nobody waits for a rank that has died."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))  # as the launcher holds it: nobody gets it but rank 0
@@ -49,6 +49,8 @@ def _end(rank: int, work: Callable[[int], None]) -> None:
     try:
         work(rank)
         status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 — whatever it is, the status says so
         traceback.print_exc()
     finally:

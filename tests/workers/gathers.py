@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from forks import forked
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -152,4 +153,6 @@ def main(out: Path) -> None:
         out.write_text(json.dumps(said))
 
 
-main(Path(sys.argv[2]))
+if __name__ == "__main__":
+    to = Path(sys.argv[2])
+    assert forked(4, lambda _: main(to)) == [0] * 4

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forks import forked
 from tiny import fixed_samples, known
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -220,8 +221,8 @@ def fewer(ranks: Ranks, size: int, port: int) -> Ranks:
     return Ranks.start()
 
 
-def main(arguments: dict, out: Path) -> None:
-    root, ranks = Path(arguments["root"]), Ranks.start()
+def main(root: Path, out: Path) -> None:
+    ranks = Ranks.start()
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = ranks.gather([held.getsockname()[1] for held in (one, other)])[0]
     said = on_four(Work(ranks, root), Work(Ranks.start(replicas=2), root))
@@ -231,4 +232,6 @@ def main(arguments: dict, out: Path) -> None:
     ranks.stop()
 
 
-main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+if __name__ == "__main__":
+    where, to = Path(json.loads(sys.argv[1])["root"]), Path(sys.argv[2])
+    assert forked(4, lambda _: main(where, to)) == [0] * 4
