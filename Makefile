@@ -123,7 +123,7 @@ judge-router: $(STAMP)
 soak-run: $(STAMP)
 	$(BIN)/python bench/soak.py
 
-# A run killed at 28 points, in whole and in part: each restart must equal the uninterrupted run. Half an hour.
+# A run killed at 28 points, in whole and in part, and at ten on 2 × 2 ranks: each restart must equal the uninterrupted run. Half an hour.
 kill-matrix: $(TESTED)/.installed
 	$(TESTED)/bin/python -m pytest tests/kill_matrix.py tests/watch_runs.py -n0 -v
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_type_hints
 
-from soundrl.engine.conflicts import conflicts
+from soundrl.engine.conflicts import Way, conflicts
 from soundrl.engine.environments.environment import is_environment
 from soundrl.fapo.data.files import INSTRUCTION
 from soundrl.kernels.loss_rule import LossRule
@@ -23,7 +23,7 @@ class Model:
     """Overrides `max_position_embeddings` of the folder's config (the paper's 7B recipe needs it); 0 keeps it."""
     attention: Literal["triton", "flash", "sdpa"] = "triton"
     """Attention over packed rows: our kernels (on CPU, where nothing compiles them, sdpa serves), flash-attn where installed, or sdpa."""
-    save_memory: tuple[Literal["recompute", "offload", "moments"], ...] = ()
+    save_memory: tuple[Way, ...] = ()
     """Time for memory, any of: recompute each layer in the backward pass (about 30 % more time, activations of one layer instead of all);
     offload weights and moments to the host while the policy samples; moments on the host for good, streamed through each update."""
     replicas: int = 1

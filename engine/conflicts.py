@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from soundrl.engine.environments.environment import answers, environment_of, is_environment, own_world
 from soundrl.fapo.data.columns import Columns
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from soundrl.engine.config import Config
 
 WEEK = 604_800
-WAYS = ("recompute", "offload", "moments")  # of `model.save_memory`
+Way = Literal["recompute", "offload", "moments"]
+"""Of `model.save_memory`"""
+WAYS: tuple[Way, ...] = get_args(Way)
 HEAD = "lm_head"
 POSITIVE = (
     "model.max_length model.replicas rollout.prompts rollout.samples rollout.temperature rollout.max_new_tokens rollout.memory "

@@ -4,8 +4,8 @@
 
 A bucket is one layer (embeddings, last norm and head are each their own), or a part of it where that is more than `BUCKET` bytes. FSDP2
 cuts the first dimension into equal parts, rounded up, so that padding stands behind the last row alone: what all ranks send stands in each
-output as the whole tensor does, and no copy puts it together. Each tensor has memory of its own, so that one that the caller keeps holds
-no bucket. Two buckets are alive at most: `most_alive`.
+output as the whole tensor does, and no copy puts it together (on CPU one does). Each tensor has memory of its own, so that one that the
+caller keeps holds no bucket. Two buckets are alive at most: `most_alive`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,19 +61,19 @@ def buckets(sizes: Mapping[str, int], limit: int = BUCKET) -> list[list[str]]:
     out: list[list[str]] = []
     last, total = "", 0
     for name, size in sizes.items():
-        if out and _layer(name) == last and total + size <= limit:
+        if out and module_of(name) == last and total + size <= limit:
             out[-1].append(name)
             total += size
         else:
             out.append([name])
-            last, total = _layer(name), size
+            last, total = module_of(name), size
     return out
 
 
 def most_alive(sizes: Mapping[str, int], ranks: int, limit: int = BUCKET) -> int:
     """Bytes alive at most while tensors of these `sizes` (bytes, in the type that is gathered) come from shards over `ranks`: two buckets
-    that follow each other, and what this rank sends of them. What the caller keeps comes on top, and on CPU gloo's own copies of the same
-    size. Padding (at most a row a rank and tensor) is left out.
+    that follow each other, and what this rank sends of them. What the caller keeps comes on top, and on CPU a copy of the same size, as it
+    lands. Padding (at most a row a rank and tensor) is left out.
 
     Worked example: layers of 40 MiB after an embedding of 100 MiB, over 4 ranks: (100 + 40) · 5/4 = 175 MiB.
     """
@@ -85,11 +84,15 @@ def most_alive(sizes: Mapping[str, int], ranks: int, limit: int = BUCKET) -> int
     return two + -(-two // ranks)
 
 
-def _layer(name: str) -> str:
-    """`model.layers.7.mlp.up_proj.weight` → `model.layers.7`; a parameter of no layer: its module."""
+def module_of(name: str, below: int = 0) -> str:
+    """The layer that a parameter is in, with `below` parts of its name more; of a parameter in no layer: its module.
+
+    Worked example: `model.layers.7.mlp.up_proj.weight` → `model.layers.7`, with one below `model.layers.7.mlp`; `model.norm.weight` →
+    `model.norm`.
+    """
     parts = name.split(".")
     number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(parts[:-1] if number is None else parts[: number + 1])
+    return ".".join(parts[:-1] if number is None else parts[: number + 1 + below])
 
 
 class _Bucket:
@@ -111,15 +114,15 @@ class _Bucket:
                 ins.append(own)
                 own = whole[:rows]
             self.parts.append((name, own, device, kind))
-        # One call for all tensors of a group and type: NCCL makes one launch of them, gloo one exchange. `sent` stays until they arrive.
-        self.sent: Any = sent
-        self.work = [group.allgather_into_tensor_coalesced(outs, ins) for (group, _), (outs, ins) in sent.items()]
+        # One exchange for all tensors of a group and type; NCCL makes one launch of them.
+        of = {"cuda": _Launched, "cpu": _Landed}
+        self.work = [of[outs[0].device.type](group, outs, ins) for (group, _), (outs, ins) in sent.items()]
 
     def wait(self) -> None:
         """On a GPU the stream that loads waits, not the host."""
         for work in self.work:
             work.wait()
-        self.sent = self.work = ()
+        self.work = ()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         self.wait()
@@ -130,6 +133,35 @@ class _Bucket:
     def _next(self) -> tuple[str, Tensor]:
         name, tensor, device, kind = self.parts.popleft()
         return name, _moved(tensor, device, kind)
+
+
+class _Launched:
+    """`outs` from all ranks' `ins` by NCCL, which both stay for until they have arrived."""
+
+    def __init__(self, group: dist.ProcessGroup, outs: list[Tensor], ins: list[Tensor]) -> None:
+        self.held = outs, ins
+        self.work = group.allgather_into_tensor_coalesced(outs, ins)
+
+    def wait(self) -> None:
+        self.work.wait()
+
+
+class _Landed:
+    """The same by gloo, as one tensor: two of its own coalesced gathers under way at once write into memory that is someone else's (torch
+    2.13: "unaligned tcache chunk" within a few thousand; pytorch/pytorch#65231), and it copies as much itself."""
+
+    def __init__(self, group: dist.ProcessGroup, outs: list[Tensor], ins: list[Tensor]) -> None:
+        self.outs, self.sizes, self.sent = outs, [own.numel() for own in ins], torch.cat([own.flatten() for own in ins])
+        self.landed = self.sent.new_empty(group.size(), len(self.sent))
+        work = dist.all_gather_into_tensor(self.landed.view(-1), self.sent, group=group, async_op=True)
+        assert work is not None
+        self.work = work
+
+    @torch.no_grad()
+    def wait(self) -> None:
+        self.work.wait()
+        for out, part in zip(self.outs, self.landed.split(self.sizes, dim=1), strict=True):
+            out.view(part.shape).copy_(part)
 
 
 def _shard(name: str, parameter: nn.Parameter) -> tuple[Tensor, dist.ProcessGroup | None, torch.device]:

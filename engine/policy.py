@@ -248,6 +248,6 @@ class Policy:
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        experts = "" if self.routers is None else f", {self.routers.describe(self.ranks.size)}"
+        experts = "" if self.routers is None else f", {self.routers.describe(self.ranks.shards)}"
         adapters = f", {self.adapters.describe()}" if self.adapters else ""
         return f"{self.architecture}, {count / 1e6:.1f} M parameters{experts}{adapters}, {self.settings.dtype}"

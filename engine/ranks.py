@@ -211,6 +211,14 @@ def shards_of(ranks: int, replicas: int) -> int:
     return ranks // replicas
 
 
+def holders(rows: int, shards: int) -> int:
+    """Of `shards` ranks those that hold any of a tensor with so many rows, as `Ranks.first_row` cuts it.
+
+    Worked example: 8 rows over 64 ranks lie on 8 of them, 128 over 96 on 64 (two each), 5 over 4 on 3.
+    """
+    return -(-rows // -(-rows // shards))
+
+
 def _mesh(device: str, ranks: int, replicas: int, longest_wait: float) -> DeviceMesh:
     shards = shards_of(ranks, replicas)
     if replicas == 1:

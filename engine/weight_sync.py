@@ -53,8 +53,9 @@ class GateResult:
     """sampled on each engine"""
     not_finite: int = 0
     """left out on the engine with most of them: the sampler's log-probability is none"""
-    router: float | None = None
-    """share of (token, layer) where sampler and trainer chose the same experts, over all engines; None: no experts, or it cannot be told"""
+    routers: tuple[float, ...] = ()
+    """share of tokens for which sampler and trainer chose the same experts, by layer, over all engines; empty: no experts, or it cannot be
+    told"""
 
     @property
     def blind(self) -> bool:
@@ -101,7 +102,8 @@ class WeightSync:
             from soundrl.engine.tools.sync_doctor import diagnose
 
             raise SyncError(diagnose(self, result))
-        return ({} if result.router is None else {"mismatch/router": result.router}) | {
+        layers = result.routers  # each has counted the same tokens
+        return ({"mismatch/router": sum(layers) / len(layers), "mismatch/router_lowest": min(layers)} if layers else {}) | {
             "mismatch/gate": result.exp_abs_dlogp,
             "mismatch/gate_tokens": float(result.tokens),
             "sync/gathered_mib": self.most_alive() / 2**20,
@@ -160,10 +162,10 @@ class WeightSync:
         with agreement.sampling():
             samples = [replace(sample, index=i) for i, sample in enumerate(self.probes(least))]
         worst, known, left_out = self._gap(samples, self.temperature, agreement)
-        untempered, router = worst, agreement.share(self.policy.ranks)
+        untempered, routers = worst, agreement.shares(self.policy.ranks)
         if self.temperature != 1.0 and worst > self.limit:  # all ranks hold the same numbers; it says what is wrong, not whether
             untempered, _, _ = self._gap(samples, 1.0)
-        return GateResult(worst, untempered, known + left_out, int(self.policy.ranks.max(left_out)), router)
+        return GateResult(worst, untempered, known + left_out, int(self.policy.ranks.max(left_out)), routers)
 
     def _gap(self, samples: Sequence[Sample], temperature: float, agreement: Agreement | None = None) -> tuple[float, int, int]:
         """Mean exp|Δ| on the engine where it is highest, with the trainer at `temperature`, and this engine's tokens with and without a

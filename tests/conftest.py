@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
-from forked import fork
+from fork_server import fork
 
 from soundrl.engine.ranks import Ranks
 

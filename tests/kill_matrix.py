@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import start
+from conftest import run_worker, start
 from fake_judge import MODEL, Handler, Server, find_flaw
 from safetensors.torch import load_file
 from survival import SMALL, assert_equal, everything, job, rollouts, said, small_disk
 from test_nodes import a_node_dies
+from test_replicas import run_of, state
 
 from soundrl.engine.files.run_reader import RunReader
 
@@ -101,6 +102,61 @@ def test_of_a_mixture_attention_is_adapted_and_it_says_so(adapted):
     before, after = (load_file(at / "model.safetensors") for at in (root / "mixture", folder / "policy" / "step-000001"))
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert before.keys() == after.keys() and moved == {name for name in before if "self_attn" in name and "proj" in name}
+
+
+REPLICAS = (  # point, rank (3 has a part of the second copy), pass: in step 2 of 3 or at its end
+    *("sampling,3,6", "exchange,all,2", "training,3,2", "optimizer step,3,2", "after an optimizer step,all,2", "sync,3,3"),
+    *("checkpoint: weights,1,3", "checkpoint: state,3,2", "checkpoint: manifest,all,2", "checkpoint: renamed,0,2"),
+)
+
+
+@pytest.fixture(scope="module")
+def two_by_two(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("replicas")
+    (ended,) = run_worker(root, "forked_runs", 1, runs=[run_of(root, "whole", 4, 2, 3)])
+    assert ended == {"statuses": [0] * 4, "killed": False}
+    return root / "whole" / "arith"
+
+
+@pytest.mark.parametrize("kill", REPLICAS)
+def test_with_replicas(kill, two_by_two, tmp_path):
+    """Weights, moments and all figures are those of the run that nothing interrupted, bit for bit, whatever is on the host meanwhile."""
+    ways = ("--model.save-memory", "offload", "moments") if ",all," in kill else ()
+    runs = [run_of(tmp_path, "killed", 4, 2, 3, kill, *ways), run_of(tmp_path, "killed", 4, 2, 3)]
+    killed, again = run_worker(tmp_path, "forked_runs", 1, runs=runs)
+    assert killed["killed"] and -9 in killed["statuses"] and again["statuses"] == [0] * 4, (killed, again)
+    assert_equal(everything(tmp_path / "killed" / "arith"), everything(two_by_two))
+    one, other = (state(run, 3) for run in (two_by_two, tmp_path / "killed" / "arith"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Norm of the difference by norm, of weights and of each moment."""
+    assert one.keys() == other.keys()
+    kinds = {name: name.partition("/")[0] if "/" in name else "weights" for name in one}
+    pairs = {
+        kind: [torch.cat([of[n].double().flatten() for n in one if kinds[n] == kind]) for of in (one, other)] for kind in {*kinds.values()}
+    }
+    return {kind: float((a - b).norm() / b.norm()) for kind, (a, b) in pairs.items()}
+
+
+def test_with_replicas_and_ended_on_other_numbers_of_ranks(tmp_path):
+    """2 × 2, killed in step 2; on 2 until it is killed in step 3; ended on 4 without copies: the run of 2 × 2 within 1e-6."""
+    runs = [
+        run_of(tmp_path, "whole", 4, 2, 3),
+        run_of(tmp_path, "other", 4, 2, 3, "training,3,2"),
+        run_of(tmp_path, "other", 2, 1, 3, "training,1,2"),
+        run_of(tmp_path, "other", 4, 1, 3),
+    ]
+    ended = run_worker(tmp_path, "forked_runs", 1, runs=runs)
+    assert ended[0]["statuses"] == [0] * 4 == ended[3]["statuses"], ended
+    assert all(ended[i]["killed"] and -9 in ended[i]["statuses"] for i in (1, 2)), ended  # witness
+    whole, other = tmp_path / "whole" / "arith", tmp_path / "other" / "arith"
+    for step, shards in ((2, 2), (3, 4)):  # witness: written by so many
+        assert (other / "checkpoints" / f"step-{step:06d}" / f"weights-00000-of-0000{shards}.safetensors").is_file()
+    found = apart(state(other, 3), state(whole, 3))
+    assert found["weights"] <= 1e-6 and max(found.values()) <= 1e-5, found  # in moments the order of sums shows more
+    assert apart(state(whole, 2), state(whole, 3))["weights"] > 1e-4  # inverse: one step less is another state
 
 
 def test_a_node_that_dies_costs_a_run_nothing_but_time(tmp_path, monkeypatch):

@@ -35,8 +35,9 @@ CASES: dict[str, dict] = {
     "some": {"lora": (*LORA, "q_proj,layers.1.mlp.down_proj")},
     "head": {"lora": (*LORA, "v_proj,lm_head")},
     "bf16": {"dtype": "bfloat16"},
+    "mixture": {},
 }
-FOLDERS = {"opt": "opt", "head": "untied"}
+FOLDERS = {"opt": "opt", "head": "untied", "mixture": "tied experts"}
 ON = {"qwen3": (1, 2, 3), "few rows": (1, 3), "recomputed": (1,), "some": (1,)}
 """Ranks of a case, where they are not one and two. Three cut an adapter's 5 rows into 2, 2 and 1, and its 2 into 1, 1 and none."""
 
@@ -45,7 +46,7 @@ ON = {"qwen3": (1, 2, 3), "few rows": (1, 3), "recomputed": (1,), "some": (1,)}
 def parts(torchrun_once, tmp_path_factory) -> tuple[Path, dict]:
     """Folder, and how each part of `workers/lora_parts.py` ended."""
     root = tmp_path_factory.mktemp("lora")
-    kinds = {"qwen3": {}, "opt": {"kind": "opt"}, "untied": {"tied": False}, "other": {"seed": 1}}
+    kinds = {"qwen3": {}, "opt": {"kind": "opt"}, "untied": {"tied": False}, "other": {"seed": 1}, "tied experts": {"kind": "qwen3_moe"}}
     for name, more in kinds.items():
         write_tiny(root / name, **more)
     cases = {name: case | {"folder": str(root / FOLDERS.get(name, "qwen3"))} for name, case in CASES.items()}
@@ -66,7 +67,8 @@ def computed(parts) -> tuple[Path, dict, dict]:
 
 def of_merged(folder: Path, adapters: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss, and by the chain rule the gradients of A and B, from autograd of W + s·B·A in a plain model, float64."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}  # grouped products have no float64
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **plain)
     parameters, scale = dict(model.named_parameters()), ALPHA / RANK
     layers = {name.rpartition(".")[0]: None for name in adapters}
     parts = {layer: [adapters[f"{layer}.lora_{kind}"].double() for kind in "AB"] for layer in layers}

@@ -140,8 +140,9 @@ def computed(torchrun_once, folders, tmp_path_factory) -> dict:
     cases["qwen2_moe", "split"] = CASES["split"] | {"folder": str(folders["qwen2_moe"])}
     two = {(kind, f"{name} on two"): case for (kind, name), case in cases.items() if name in ("split", "balanced and split")}
     results: dict = {"folder": starved}
-    for ranks, these in ((1, cases), (2, two)):
-        results |= dict(zip(these, torchrun_once("gradients", ranks, cases=list(these.values())), strict=True))
+    said = torchrun_once("gradients", 1, on={1: list(cases.values()), 2: list(two.values())})
+    for ranks, these in (("1", cases), ("2", two)):
+        results |= dict(zip(these, said[ranks], strict=True))
     for key, result in results.items():
         if key != "folder":
             result["gradient"] = torch.load(result["file"], weights_only=True)
@@ -261,7 +262,7 @@ def test_a_mixture_trains_and_syncs_on_two_ranks(trained):
     assert len(steps) == 2
     for row in steps:
         print({name: row[name] for name in row if name.startswith(("mismatch/", "moe/"))})
-        assert row["mismatch/gate"] <= 1.001 and row["mismatch/router"] >= 0.99
+        assert row["mismatch/gate"] <= 1.001 and row["mismatch/router"] >= row["mismatch/router_lowest"] >= 0.99
         assert row["moe/balance"] >= 2.0 and row["moe/busiest"] >= 1.0  # at most as even as can be: f sums to 2 a token
         assert row["tokens/trained"] > 0
     start, end = load_file(model / "model.safetensors"), load_file(folder / "policy" / "step-000002" / "model.safetensors")

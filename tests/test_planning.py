@@ -18,8 +18,9 @@ from soundrl.engine.planning.command import planned
 from soundrl.engine.planning.known import known, models, write_known
 from soundrl.engine.planning.network import bytes_between
 from soundrl.engine.planning.parts import GIB, STREAMED, captured, on_host, trainer_state
-from soundrl.engine.planning.plan import adapter_needs, memory_plan, plan_of
+from soundrl.engine.planning.plan import adapter_needs, memory_plan, plan_of, uneven
 from soundrl.engine.planning.shapes import elements, shapes, shard
+from soundrl.engine.ranks import holders
 from soundrl.engine.recipes import fapo_7b
 from soundrl.genrm.serve.machine import MARGIN
 
@@ -105,8 +106,9 @@ def test_adapters_and_shards_are_those_that_torch_would_make(qwen):  # noqa: F81
     assert some.adapted == 28 * rank * (2 * h + h + inner) and some.saved < found.saved
     with pytest.raises(ValueError, match=r"model.lora names gate, but no linear layer is called so; there are down_proj, .*, v_proj"):
         shapes(qwen, torch.bfloat16, (rank, 32.0, "q_proj,gate"))
-    for sizes in (((5, 2, 1),), ((152064, 8, 1), (1, 7, 3)), found.adapters):
-        for ranks in (1, 2, 3, 64):
+    for sizes in (((5, 2, 1),), ((152064, 8, 1), (1, 7, 3)), ((8, 6, 2), (128, 5, 1), (60, 1, 3)), found.adapters):
+        for ranks in (1, 2, 3, 64, 96):
+            assert all(holders(rows, ranks) == len(torch.empty(rows, device="meta").chunk(ranks)) for rows, *_ in sizes)
             assert shard(sizes, ranks) == sum(torch.empty(rows, device="meta").chunk(ranks)[0].numel() * row * n for rows, row, n in sizes)
     assert elements(((5, 2, 3),)) == 30
     state = trainer_state(found, 2, 8)
@@ -181,6 +183,26 @@ def test_replicas_send_once_an_optimizer_step(of):  # noqa: F811
     adapted = replace(of, adapters=((16, 1000, 1),))
     assert bytes_between(adapted, 2, 32, 8, 4) == (0, 8 * 16_000 * 3 / 4)
     assert bytes_between(of, 2, 32, 8, 2) == (8 * n / 2, 8 * n / 2 / 2)
+
+
+def test_more_ranks_than_experts(of):  # noqa: F811
+    """Each of 8 ranks holds a whole expert of every layer, however many there are: the plan counts it, says so, and what helps."""
+    dense, experts = ((4096, 1000, 1),), ((8, 4_000_000, 10),)
+    mixture = replace(of, tensors=(*dense, *experts))
+    few, many = (plan_of(changed(), mixture, ranks, 80 * GIB, "cuda") for ranks in (8, 64))
+    chunks = {ranks: [sum(len(p) for p in torch.empty(8, device="meta").chunk(ranks)[:1]), 4096 // ranks] for ranks in (8, 64)}
+    for plan, ranks in ((few, 8), (many, 64)):
+        assert plan.parts["master weights, float32"] == 4 * (chunks[ranks][0] * 40_000_000 + chunks[ranks][1] * 1000)
+    assert few.uneven == "" and many.uneven.startswith("8 experts lie on 8 of 64 ranks, so these hold 7.9 times an even part; ")
+    assert many.uneven.endswith("--model.replicas 8 takes 1.01 times as much a rank and gathers from 8") and many.uneven in many.table()
+    copies = plan_of(changed(replicas=8), mixture, 64, 80 * GIB, "cuda")
+    assert copies.uneven == "" and copies.parts["master weights, float32"] == few.parts["master weights, float32"]
+    with pytest.raises(
+        ValueError, match=r"more GPUs hold no less each .8 experts lie on 8 of 64 ranks.*: use --model.save-memory recompute"
+    ):
+        replace(plan_of(changed(), replace(mixture, tensors=((8, 40_000_000, 100),)), 64, 80 * GIB, "cuda"), sequences=8.0).check()
+    assert uneven(replace(of, tensors=((128, 10_000, 1),)), 96).endswith("so these hold 1.5 times an even part")  # two on 64, none on 32
+    assert uneven(replace(of, tensors=((128, 10_000, 1),)), 64) == ""
 
 
 PAGE = Path("docs/which-settings.md")

@@ -27,7 +27,10 @@ class Agreement:
 
     def __init__(self, routers: Routers | None, routes: Routes | None) -> None:
         self.routers, self.routes = routers, routes
-        self.equal = self.pairs = 0
+        layers = routers.layers if routers else 0
+        self.equal_L, self.pairs_L = np.zeros(layers), np.zeros(layers)
+        self.alike: list[np.ndarray] = []
+        """[R] bool of each batch that was scored: whether no layer is known to have chosen otherwise"""
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -49,18 +52,21 @@ class Agreement:
         own_TLK = torch.stack(seen.chosen, dim=1).cpu().numpy()
         rows_R, bounds = batch.response_index.cpu().numpy() - 1, batch.response_cu_seqlens.tolist()
         place_T, length_B = batch.position_ids.cpu().numpy(), batch.cu_seqlens.diff().tolist()
+        alike: list[np.ndarray] = []
         for b, index in enumerate(batch.indices):
             rows = rows_R[bounds[b] : bounds[b + 1]]
             theirs_RLK = self.routes.chosen(str(index), length_B[b])[place_T[rows]]
             same_RL = (np.sort(own_TLK[rows], -1) == np.sort(theirs_RLK, -1)).all(-1)
             known_RL = theirs_RLK[..., 0] >= 0
-            self.equal += int((same_RL & known_RL).sum())
-            self.pairs += int(known_RL.sum())
+            self.equal_L += (same_RL & known_RL).sum(0)
+            self.pairs_L += known_RL.sum(0)
+            alike.append((same_RL | ~known_RL).all(-1))
+        self.alike.append(np.concatenate(alike))
 
-    def share(self, ranks: Ranks) -> float | None:
-        """Of (token, layer) with equal sets of experts, over all ranks; None where nothing was counted. A collective where there are
-        routers."""
+    def shares(self, ranks: Ranks) -> tuple[float, ...]:
+        """Of the tokens, by layer, with equal sets of experts, over all ranks; empty where nothing was counted. A collective where there
+        are routers."""
         if self.routers is None:
-            return None
-        equal, pairs = ranks.sum([float(self.equal), float(self.pairs)])
-        return equal / pairs if pairs else None
+            return ()
+        equal_L, pairs_L = np.split(np.array(ranks.sum([*self.equal_L, *self.pairs_L])), 2)
+        return tuple((equal_L / pairs_L).tolist()) if pairs_L.all() else ()

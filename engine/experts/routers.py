@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from soundrl.engine.ranks import holders
+
 SOFTMAX = ("qwen2_moe", "qwen3_moe", "olmoe", "mixtral", "flex_olmo", "qwen3_next", "qwen3_5_moe_text", "minimax")
 """Families whose routers take the largest of a softmax over all experts and return (logits, weights, choices), as transformers 5.19 has
 them; the first four are tried."""
@@ -97,7 +99,7 @@ class Routers:
         finally:
             self.seen = None
 
-    def describe(self, ranks: int) -> str:
-        # FSDP2 cuts a parameter's first dimension, and the experts' is the experts.
-        where = f", on {self.experts} of {ranks} ranks alone" if ranks > self.experts else ""
+    def describe(self, shards: int) -> str:
+        """`shards`: ranks that hold one copy. FSDP2 cuts a parameter's first dimension, and the experts' is the experts."""
+        where = f", on {held} of {shards} ranks alone" if (held := holders(self.experts, shards)) < shards else ""
         return f"{self.experts} experts in each of {self.layers} layers{where}, {self.chosen} a token"

@@ -43,15 +43,17 @@ def trainer_state(of: Shapes, size: int, ranks: int, save_memory: tuple[str, ...
     """What one of `ranks` that share a copy keeps of weights and optimizer, in bytes: 12 and 4 for gradients a trained parameter, and
     `size` a frozen one. With `moments` the two of AdamW stay on the host, but for the blocks under way."""
     own = shard(of.adapters or of.tensors, ranks)
-    # A gradient in `size`, and in float32 to be reduced.
-    unit = of.adapted / of.layers if of.adapters else max(of.layer, of.outside)
+    # A gradient in `size`, and in float32 to be reduced: of a layer, while the head's waits for the others that are in none; or of these.
+    reduced = max(of.layer * (size + 4) + of.hidden * of.vocabulary * size, of.outside * (size + 4))
+    if of.adapters:
+        reduced = of.adapted / of.layers * (size + 4)
     moments = 8 * (min(own, STREAMED) if "moments" in save_memory else own)
     return {
         **({"frozen weights": size * shard(of.tensors, ranks)} if of.adapters else {}),
         "master weights, float32": 4 * own,
         "AdamW moments, float32": moments,
         "gradients, float32": 4 * own,
-        "gathered weights and one layer's gradient": gathered(of, size, ranks) + unit * (size + 4),
+        "gathered weights and one layer's gradient": gathered(of, size, ranks) + reduced,
     }
 
 
@@ -90,15 +92,24 @@ def reference_state(config: Config, of: Shapes, size: int, ranks: int, on_gpu: b
 
 
 def trainer_work(of: Shapes, size: int, tokens: int, recomputed: bool, on_gpu: bool) -> dict[str, float]:
-    """What one micro-batch of `tokens` needs, in bytes: activations, their gradients on the way back, and the fused head. A frozen head has
-    chunks of logits and no gradient of its weight."""
+    """What one micro-batch of `tokens` needs, in bytes: activations that wait for the backward pass, what that pass makes of a layer, and
+    the fused head; the last two are not there at once (`at_once`). A frozen head has chunks of logits and no gradient of its weight."""
     whole, layer = of.saved * tokens, of.saved * tokens / of.layers
-    kept = of.layers * of.hidden * size * tokens + layer if recomputed else whole
+    # The gradient of the widest product and what that is made of, and the gradient of what layers hand on.
+    back = (2 * of.widest + size * of.hidden) * tokens
     head = head_memory(tokens, of.hidden, of.vocabulary, size, True, USUAL, on_gpu).peak  # fp32 logits, as `Policy` calls it
     if of.adapters:
         head = logits(of, size, tokens, on_gpu) + size * of.hidden * tokens
-    name = "activations, recomputed layer by layer" if recomputed else "activations"
-    return {name: kept, "gradients of activations": 2 * of.widest * tokens, "head: chunk of logits, gradient of its weight": head}
+    kept = {"activations": whole, "gradients of activations": back}
+    if recomputed:
+        kept = {"activations between layers": of.layers * of.hidden * size * tokens, "activations and gradients of one layer": layer + back}
+    return kept | {"head: chunk of logits, gradient of its weight": head}
+
+
+def at_once(work: dict[str, float]) -> float:
+    """Of `trainer_work`: the head is done, gradient and all, before the first layer goes back."""
+    kept, back, head = work.values()
+    return kept + max(back, head)
 
 
 def logits(of: Shapes, size: int, tokens: int, on_gpu: bool) -> float:

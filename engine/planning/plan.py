@@ -18,6 +18,7 @@ from soundrl.engine.phases import PEAKS
 from soundrl.engine.planning.parts import (
     CONTEXT,
     GIB,
+    at_once,
     communicators,
     element_size,
     engine_work,
@@ -30,12 +31,13 @@ from soundrl.engine.planning.parts import (
     trainer_state,
     trainer_work,
 )
-from soundrl.engine.planning.shapes import Shapes, shapes
-from soundrl.engine.ranks import shards_of
+from soundrl.engine.planning.shapes import Shapes, shapes, shard
+from soundrl.engine.ranks import holders, shards_of
 from soundrl.engine.samplers.vllm_sampler import Room
 from soundrl.engine.weight_sync import AGAIN, PROBE_TOKENS
 from soundrl.genrm.serve.machine import cached_bytes, check_heads, positions, served_length
 
+UNEVEN = 1.1  # times an even part, from which on a plan says why
 GPUS_A_MACHINE = 8  # of a machine that is planned for but not there; each has served judges of its own
 JUDGE_BATCHED_TOKENS, JUDGE_SEQUENCES = 8192, 1024  # what vLLM's server takes at once on a large GPU
 
@@ -73,6 +75,7 @@ class MemoryPlan:
     critiques: float = math.inf  # of the judge's context, that its KV cache holds at once
     context: int = 0  # of the judge, in tokens; 0 where none is planned for
     host: float = 0.0  # pinned memory of each machine, for what `model.save_memory` keeps there, and a base that sleeps
+    uneven: str = ""  # why a rank holds more than its even part of the model, and what helps; empty where it does not
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -100,8 +103,9 @@ class MemoryPlan:
             )
         if not self.fits:
             turns = ", though judge and policy take turns" if self.serial else ""
+            more = f"more GPUs hold no less each ({self.uneven}): use " if self.uneven else "use more GPUs, "
             raise ValueError(
-                f"the run needs {peak / GIB:.1f} GiB while {PEAKS[name]}{turns}, but there are {self.total / GIB:.1f}; use more GPUs, "
+                f"the run needs {peak / GIB:.1f} GiB while {PEAKS[name]}{turns}, but there are {self.total / GIB:.1f}; {more}"
                 "--model.save-memory recompute offload moments, --model.lora, a smaller optim.microbatch_tokens or rollout.memory, or a "
                 "judge on another machine"
             )
@@ -112,6 +116,7 @@ class MemoryPlan:
         lines += [
             f"  there are {'':<34} {self.total / GIB:8.2f}",
             *([f"  on the host of each machine, pinned {'':<9} {self.host / GIB:8.2f}"] if self.host else []),
+            *([f"  shards are uneven: {self.uneven}"] if self.uneven else []),
             f"  KV cache: {self.sequences:.1f} sequences of model.max_length at once",
             *([f"  judge: {self.judging}"] if self.judging else []),
             *([f"  judge's KV cache: {self.critiques:.1f} prompts and critiques of {self.context} tokens at once"] if self.context else []),
@@ -233,7 +238,7 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
         "sampling": base + asleep + share + beside,
         **({"judging": base + asleep + judge} if serial else {}),
         **({"judging": base + asleep + share} if config.own_adapters else {}),
-        "training": base + resident + sum(state[name] for name in list(state)[-2:]) + sum(work.values()) + awake + beside,
+        "training": base + resident + sum(state[name] for name in list(state)[-2:]) + at_once(work) + awake + beside,
         "syncing": base + asleep + loading + largest + beside,
         "gate": base + asleep + share + gathered(of, size, shared) + probing + beside,
     }
@@ -244,7 +249,23 @@ def plan_of(config: Config, of: Shapes, ranks: int, total: float, device: str, j
     # A base under adapters is loaded once, and waits on the host while vLLM sleeps.
     host = on_host(of, size, shared, a_machine, saved) + a_machine * weights * config.own_adapters if on_gpu else 0.0
     sequences = cache * min(config.rollout.tensor_parallel, of.key_heads) / (of.cached * size * config.model.max_length)
-    return MemoryPlan(parts, peaks, total if on_gpu else total / ranks, sequences, serial, host=host)
+    return MemoryPlan(parts, peaks, total if on_gpu else total / ranks, sequences, serial, host=host, uneven=uneven(of, shared))
+
+
+def uneven(of: Shapes, shared: int) -> str:
+    """What to say where `shared` ranks of a copy hold more than `UNEVEN` times an even part each: FSDP2 cuts the first dimension alone, and
+    that of a mixture's largest tensors is the experts."""
+    own = shard(of.tensors, shared)
+    if own * shared <= UNEVEN * of.parameters:
+        return ""
+    rows, *_ = max(of.tensors, key=lambda size: (-(-size[0] // shared) * shared - size[0]) * size[1] * size[2])
+    held = holders(rows, shared)
+    said = f"{rows} experts lie on {held} of {shared} ranks, so these hold {own * shared / of.parameters:.1f} times an even part"
+    copies = shared // held
+    if copies < 2 or shared % copies:
+        return said
+    other = shard(of.tensors, shared // copies) / own
+    return f"{said}; --model.replicas {copies} takes {other:.2f} times as much a rank and gathers from {shared // copies}"
 
 
 def engine_share(config: Config, of: Shapes, total: float, on_gpu: bool) -> tuple[float, float, float]:

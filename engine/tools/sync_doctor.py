@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from soundrl.engine.gather import module_of
 from soundrl.engine.tools.expert_doctor import ExpertDoctor
 
 if TYPE_CHECKING:
@@ -97,11 +98,6 @@ def blocks(names: list[str]) -> list[tuple[str, list[str]]]:
     mixtures = {name.partition(".experts.")[0] for name in names if ".experts." in name}
     grouped: dict[str, list[str]] = {}
     for name in names:
-        parts = name.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        end = len(parts) - 1 if number is None else number + 2
-        block = ".".join(parts[:end])
-        if block in mixtures:
-            block = ".".join(parts[: end + 1])
-        grouped.setdefault(block, []).append(name)
+        block = module_of(name, below=1)
+        grouped.setdefault(module_of(name, below=2) if block in mixtures else block, []).append(name)
     return list(grouped.items())

@@ -3,12 +3,13 @@
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import lora
 import lora_engines
 import lora_runs
-from forked import world
+from forks import forked
 
 for name in ("vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"):
     importlib.import_module(name)
@@ -23,9 +24,10 @@ def main(arguments: dict, out: Path) -> None:
     if "cases" in arguments:
         for ranks, others in ON.items():
             cases = {name: case for name, case in arguments["cases"].items() if ranks in arguments["on"].get(name, (1, 2))}
-            said[f"on {ranks}"] = world(ranks, root / f"on-{ranks}.log", lora.main, root, cases, others)
+            part = partial(lora.main, root, cases, others)
+            said[f"on {ranks}"] = forked(ranks, lambda _, part=part: part(), root / f"on-{ranks}.log")
         (root / "engines").mkdir()
-        said["engines"] = world(1, root / "engines.log", lora_engines.main, root / "engines")
+        said["engines"] = forked(1, lambda _: lora_engines.main(root / "engines"), root / "engines.log")
     said["runs"] = lora_runs.runs(root, tuple(arguments["runs"]))
     out.write_text(json.dumps(said))
 

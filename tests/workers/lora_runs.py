@@ -8,7 +8,7 @@ from pathlib import Path
 
 import killed
 import torch
-from forked import world
+from forks import forked
 from tiny import write_tiny
 
 from soundrl.engine import train, weight_sync
@@ -89,5 +89,5 @@ def runs(root: Path, names: tuple[str, ...]) -> dict:
     ):
         if name in names:
             log = root / f"{name}.log"
-            said[name] = {"status": world(1, log, run, line, *kill), "said": log.read_text()[-20_000:]}
+            said[name] = {"status": forked(1, lambda _, line=line, kill=kill: run(line, *kill), log), "said": log.read_text()[-20_000:]}
     return said

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forks import forked
 from tiny import fixed_samples, known
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -41,14 +42,14 @@ ALL = ("recompute", "offload", "moments")
 class Work:
     """What one number of ranks does with the model in `root`/model."""
 
-    def __init__(self, ranks: Ranks, root: Path) -> None:
-        self.ranks, self.root = ranks, root
+    def __init__(self, ranks: Ranks, root: Path, budget: int = 128) -> None:
+        self.ranks, self.root, self.budget = ranks, root, budget
 
     def fresh(self, *save_memory: str) -> Trainer:
         folder = self.root / "model"
         model = Model(path=str(folder), dtype="float32", max_length=128, save_memory=save_memory)  # type: ignore[arg-type]
         policy = Policy(folder, load_tokenizer(folder), model, self.ranks)
-        return Trainer(policy, Optim(lr=1e-3, microbatch_tokens=64, warmup_steps=1, grad_clip=0.5), Loss(), 1.0)
+        return Trainer(policy, Optim(lr=1e-3, microbatch_tokens=self.budget, warmup_steps=1, grad_clip=0.5), Loss(), 1.0)
 
     def train(self, trainer: Trainer, steps: int = STEPS) -> list[float]:
         """Steps of two mini-batches, asleep between them where it can be; gradient norms."""
@@ -220,15 +221,17 @@ def fewer(ranks: Ranks, size: int, port: int) -> Ranks:
     return Ranks.start()
 
 
-def main(arguments: dict, out: Path) -> None:
-    root, ranks = Path(arguments["root"]), Ranks.start()
+def main(root: Path, out: Path) -> None:
+    ranks = Ranks.start()
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = ranks.gather([held.getsockname()[1] for held in (one, other)])[0]
-    said = on_four(Work(ranks, root), Work(Ranks.start(replicas=2), root))
+    said = on_four(Work(ranks, root), Work(Ranks.start(replicas=2), root, budget=64))  # several micro-batches an update
     said |= on_three(Work(ranks := fewer(ranks, 3, ports[0]), root))
     said |= on_one(Work(ranks := fewer(ranks, 1, ports[1]), root))
     out.write_text(json.dumps(said))
     ranks.stop()
 
 
-main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+if __name__ == "__main__":
+    where, to = Path(json.loads(sys.argv[1])["root"]), Path(sys.argv[2])
+    assert forked(4, lambda _: main(where, to)) == [0] * 4

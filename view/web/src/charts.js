@@ -78,7 +78,7 @@ export const GROUPS = [
         show: fixed,
         lines: { "mismatch/gate": "after the sync", "mismatch/exp_abs_dlogp": "training tokens" },
       },
-      { title: "Experts: same choice in sampler and trainer", show: share, lines: { "mismatch/router": "of tokens and layers" } },
+      { title: "Experts: tokens with the same in sampler and trainer", show: share, lines: { "mismatch/router": "all layers", "mismatch/router_lowest": "lowest layer" } },
       { title: "Experts: the busiest against the mean", show: number, lines: { "moe/busiest": "busiest", "moe/balance": "balance term" } },
       { title: "Clipped tokens", show: share, lines: { "loss/clip_low": "low", "loss/clip_high": "high", "loss/dual_clip": "dual" } },
       { title: "KL a token", show: number, lines: { "loss/kl_reference": "to the start", "mismatch/kl": "sampler to trainer" } },

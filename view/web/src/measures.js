@@ -64,7 +64,7 @@ export function oneLine(name, data, label = name) {
 const SHARES = new RegExp(
   `(${[
     "accuracy|sound|_ratio|_corrected|correct|no_answer|unparseable|unknown|groups_with_signal|past_shift",
-    "precision|recall|over_critic|overlap|mfu|mfu_generate|mfu_train|router|cut|fill|clip_low|clip_high|dual_clip|pass@\\d+|maj@\\d+",
+    "precision|recall|over_critic|overlap|mfu|mfu_generate|mfu_train|router|router_lowest|cut|fill|clip_low|clip_high|dual_clip|pass@\\d+|maj@\\d+",
   ].join("|")})$`,
 );
 
