@@ -78,8 +78,9 @@ def smollm2_gsm8k() -> Config:
 def paper(name: str, path: str, response: int, steps: int, lam: float, tensor_parallel: int, rope: int) -> Config:
     """What the paper's four reasoning runs share (arXiv 2510.22543 Tab. 1 and the released scripts).
 
-    Their offload and sequence parallelism have no setting here: fp32 master weights and moments are sharded over all ranks (12 bytes
-    × parameters ÷ ranks), and packed micro-batches with recomputation bound activations by `optim.microbatch_tokens`.
+    Their sequence parallelism has no setting here, and their offload is off (`model.save_memory`): fp32 master weights and moments are
+    sharded over all ranks (12 bytes × parameters ÷ ranks), and packed micro-batches with recomputation bound activations by
+    `optim.microbatch_tokens`.
     """
     return Config(
         model=Model(path=path, dtype="bfloat16", max_length=2048 + response, rope_base_length=rope, save_memory=("recompute",)),

@@ -165,6 +165,14 @@ def test_a_judge_in_the_policys_engine_has_room_beside_it(of, qwen, tmp_path):  
     assert plan.critiques == pytest.approx(plan.parts["KV cache"] / (2 * of.cached * needs.context))
     assert plan.parts["weight sync: on its way"] == 4 * adapted.adapted < alone.parts["weight sync: on its way"] / 100
     assert "judge: the second adapter of the policy's engine" in plan.table()
+    # Positions are the policy's as the run has them: Qwen2.5-Math-7B says 4096, and the recipe 32768.
+    (tmp_path / "math").mkdir()
+    (tmp_path / "math" / "config.json").write_text(
+        json.dumps(json.loads((qwen / "config.json").read_text()) | {"max_position_embeddings": 4096})
+    )
+    assert adapter_needs(config, of, tmp_path / "math").context == needs.context
+    with pytest.raises(ValueError, match=r"genrm.model takes 4096 tokens, but a prompt of model.max_length 10240"):
+        adapter_needs(replace(config, model=replace(config.model, rope_base_length=0)), of, tmp_path / "math")
     # The judge that is there says its own rank and layers.
     layouts = {f"model.layers.0.mlp.up_proj.lora_{kind}": Layout(torch.float32, (1, 1)) for kind in "AB"}
     write_adapter(tmp_path / "judge", Shape(40, 8.0, "all-linear"), {"folder": "x"}, layouts, [torch.zeros(1, 1)] * 2)

@@ -125,15 +125,18 @@ class MemoryPlan:
 
 
 def judge_length(config: Config, folder: Path) -> int:
-    """Tokens of the longest prompt and critique of the judge in `folder`. ValueError where its model takes fewer than may come."""
+    """Tokens of the longest prompt and critique of the judge in `folder`, which of an adapter is the policy's. ValueError where its model
+    takes fewer than may come."""
     longest, critique, own = config.model.max_length, config.genrm.max_tokens, positions(folder)
+    if config.genrm.judge == "adapter":  # it has the policy's own positions
+        own = config.model.rope_base_length or own
     if 0 < own < longest + critique:
         raise ValueError(
             f"genrm.model takes {own} tokens, but a prompt of model.max_length {longest} and a critique of genrm.max_tokens {critique} may "
             f"come; lower genrm.max_tokens{f' to {own - longest}' if own > longest else ' and model.max_length'}, or serve another judge"
         )
     # The judge counts other tokens than the policy, and tags around each paragraph.
-    return served_length(folder, longest + longest // 2, critique)
+    return served_length(folder, longest + longest // 2, critique, own)
 
 
 def judge_needs(config: Config, device: str) -> JudgeNeeds | None:

@@ -73,10 +73,10 @@ def gpu_bytes(name: str) -> int:
     return int(subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True).stdout)
 
 
-def served_length(folder: Path, prompt: int, critique: int) -> int:
-    """`max_length` of a server for prompts and critiques of so many tokens, at most the model's own: a KV cache for 262,144 tokens, which
-    Qwen3-4B-Instruct-2507 says it takes, is 36 GiB, and vLLM does not start with less."""
-    wanted, own = prompt + critique + MARGIN, positions(folder)
+def served_length(folder: Path, prompt: int, critique: int, own: int | None = None) -> int:
+    """`max_length` of a server for prompts and critiques of so many tokens, at most the model's own (`positions` unless given): a KV cache
+    for 262,144 tokens, which Qwen3-4B-Instruct-2507 says it takes, is 36 GiB, and vLLM does not start with less."""
+    wanted, own = prompt + critique + MARGIN, positions(folder) if own is None else own
     return min(wanted, own) if own else wanted
 
 
