@@ -50,6 +50,11 @@ class Contrast:
     def n(self) -> int:
         return len(self.values)
 
+    @property
+    def counted(self) -> str:
+        """What n counts."""
+        return "runs" if self.unit == "runs" else "seeds"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:

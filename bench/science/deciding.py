@@ -147,8 +147,7 @@ def in_words(test: Test) -> str:
         return f"{c.what}: not run (n = 0)"
     side = f"{'≥' if test.at_least else '≤'} {test.bound:g}" if test.margin else f"{'>' if test.at_least else '<'} {test.bound:g}"
     p = "" if test.margin else f", Holm p {c.holm:.3g}" if c.holm is not None else ""
-    of = "runs" if c.unit == "runs" else "seeds"
-    return f"{c.what}: {number(c.mean)} [{number(c.low)}, {number(c.high)}], claimed {side}, n = {c.n} {of}{p}"
+    return f"{c.what}: {number(c.mean)} [{number(c.low)}, {number(c.high)}], claimed {side}, n = {c.n} {c.counted}{p}"
 
 
 def more(contrast: Contrast) -> Test:

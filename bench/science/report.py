@@ -135,8 +135,9 @@ def arms(claim: Claim) -> list[Block]:
 
 def section(claim: Claim, name: str, pictures: Sequence[Figure]) -> Section:
     """One claim, with the figures that belong to it."""
+    of = claim.contrasts[0].counted if claim.contrasts else "seeds"
     blocks: list[Block] = [
-        f"**{claim.verdict}**, n = {words.seeds(claim)} seeds. Claimed in: {claim.source or 'this project'}.",
+        f"**{claim.verdict}**, n = {words.seeds(claim)} {of}. Claimed in: {claim.source or 'this project'}.",
         claim.because or "Nothing to say yet.",
     ]
     blocks += contrasts(claim) + arms(claim)
