@@ -20,7 +20,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -70,7 +70,7 @@ def write_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def compared(folder: Path, dtype: Literal["float32", "bfloat16"]) -> dict[str, float | list[float]]:
+def compared(folder: Path, dtype: Literal["float32", "bfloat16"]) -> dict[str, Any]:
     """Sampler and trainer on `folder`, on the tokens that the gate takes when it measures once more. `routers`: share of tokens with the
     same experts, by layer; `alike`: share of tokens with the same in all layers; of exp|Δ log-probability| the mean over all tokens (the
     gate's), and mean and maximum over those that are routed alike and over the others (NaN where there are none)."""
@@ -106,7 +106,11 @@ def compared(folder: Path, dtype: Literal["float32", "bfloat16"]) -> dict[str, f
         shares = agreement.shares(ranks)
         sampler.close()  # with the process group that it has begun
     ratio_R, alike_R = np.concatenate(gaps), np.concatenate(agreement.alike)
-    out: dict = {"tokens": len(ratio_R), "routers": [round(share, 6) for share in shares], "alike": round(float(alike_R.mean()), 6)}
+    out: dict[str, Any] = {
+        "tokens": len(ratio_R),
+        "routers": [round(share, 6) for share in shares],
+        "alike": round(float(alike_R.mean()), 6),
+    }
     for name, part in (("all", ratio_R), ("routed alike", ratio_R[alike_R]), ("routed otherwise", ratio_R[~alike_R])):
         out[name] = [round(float(of(part)), 6) if len(part) else float("nan") for of in (np.mean, np.max)]
     return out
