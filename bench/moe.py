@@ -20,9 +20,14 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from soundrl.engine.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {
@@ -75,37 +80,11 @@ def compared(folder: Path, dtype: Literal["float32", "bfloat16"]) -> dict[str, A
     same experts, by layer; `alike`: share of tokens with the same in all layers; of exp|Δ log-probability| the mean over all tokens (the
     gate's), and mean and maximum over those that are routed alike and over the others (NaN where there are none)."""
     import numpy as np
-    import torch
 
-    from soundrl.engine.config import Loss, Model, Optim, Rollout
-    from soundrl.engine.environments.arithmetic.chains import draw
-    from soundrl.engine.experts.agreement import Agreement
-    from soundrl.engine.files.model_folder import load_tokenizer
-    from soundrl.engine.packing import pack_all
-    from soundrl.engine.policy import Policy
     from soundrl.engine.ranks import alone
-    from soundrl.engine.samplers.vllm_sampler import VllmSampler
-    from soundrl.engine.trainer import Trainer
-    from soundrl.engine.weight_sync import AGAIN, WeightSync
 
-    model, tokenizer = Model(path=str(folder), dtype=dtype, max_length=256), load_tokenizer(folder)
     with alone() as ranks:
-        sampler = VllmSampler(folder, tokenizer, model, Rollout(memory=1.0, eager=True), ranks, loads=True)
-        policy = Policy(folder, tokenizer, model, ranks)
-        rng = random.Random(1)
-        prompts = [np.array(tokenizer(draw(rng).text)["input_ids"], np.int32) for _ in range(8)]
-        sync = WeightSync(policy, Trainer(policy, Optim(), Loss(), 1.0), sampler, prompts, 1.0, limit=1.05)
-        agreement, gaps = Agreement(policy.routers, sampler.routes), []
-        with torch.no_grad():
-            with agreement.sampling():
-                samples = [replace(sample, index=i) for i, sample in enumerate(sync.probes(AGAIN))]
-            for batch in pack_all(samples, 1024, ranks.device):
-                with agreement.scoring(batch):
-                    logprob_R, _ = policy.response_logprobs(batch, 1.0)
-                gaps.append((logprob_R - batch.sampler_logprobs[batch.response_index]).abs().exp().numpy())
-        shares = agreement.shares(ranks)
-        sampler.close()  # with the process group that it has begun
-    ratio_R, alike_R = np.concatenate(gaps), np.concatenate(agreement.alike)
+        ratio_R, alike_R, shares = measured(folder, dtype, ranks)
     out: dict[str, Any] = {
         "tokens": len(ratio_R),
         "routers": [round(share, 6) for share in shares],
@@ -114,6 +93,46 @@ def compared(folder: Path, dtype: Literal["float32", "bfloat16"]) -> dict[str, A
     for name, part in (("all", ratio_R), ("routed alike", ratio_R[alike_R]), ("routed otherwise", ratio_R[~alike_R])):
         out[name] = [round(float(of(part)), 6) if len(part) else float("nan") for of in (np.mean, np.max)]
     return out
+
+
+def measured(folder: Path, dtype: Literal["float32", "bfloat16"], ranks: Ranks) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """exp|Δ log-probability| and whether all layers chose alike, of each token; shares by layer. Nothing of vLLM's outlives it, which would
+    look at its exit for a process group that has gone."""
+    import gc
+
+    import numpy as np
+    import torch
+
+    from soundrl.engine.config import Loss, Model, Optim, Rollout
+    from soundrl.engine.environments.arithmetic.chains import draw
+    from soundrl.engine.experts.agreement import Agreement
+    from soundrl.engine.files.model_folder import load_tokenizer
+    from soundrl.engine.packing import pack_all
+    from soundrl.engine.policy import Policy
+    from soundrl.engine.samplers.vllm_sampler import VllmSampler
+    from soundrl.engine.trainer import Trainer
+    from soundrl.engine.weight_sync import AGAIN, WeightSync
+
+    model, tokenizer = Model(path=str(folder), dtype=dtype, max_length=256), load_tokenizer(folder)
+    sampler = VllmSampler(folder, tokenizer, model, Rollout(memory=1.0, eager=True), ranks, loads=True)
+    policy = Policy(folder, tokenizer, model, ranks)
+    rng = random.Random(1)
+    prompts = [np.array(tokenizer(draw(rng).text)["input_ids"], np.int32) for _ in range(8)]
+    sync = WeightSync(policy, Trainer(policy, Optim(), Loss(), 1.0), sampler, prompts, 1.0, limit=1.05)
+    agreement, gaps = Agreement(policy.routers, sampler.routes), []
+    with torch.no_grad():
+        with agreement.sampling():
+            samples = [replace(sample, index=i) for i, sample in enumerate(sync.probes(AGAIN))]
+        for batch in pack_all(samples, 1024, ranks.device):
+            with agreement.scoring(batch):
+                logprob_R, _ = policy.response_logprobs(batch, 1.0)
+            gaps.append((logprob_R - batch.sampler_logprobs[batch.response_index]).abs().exp().numpy())
+    shares = agreement.shares(ranks)
+    found = np.concatenate(gaps), np.concatenate(agreement.alike), shares
+    sampler.close()
+    del sampler, sync, agreement
+    gc.collect()
+    return found
 
 
 def main(arguments: Arguments) -> None:
