@@ -13,7 +13,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def said(torchrun_once):
-    return torchrun_once("gathers", 1)
+    return torchrun_once("gathers", 4)
 
 
 @pytest.mark.parametrize("mesh", ["2x2", "4", "4x1", "3"])

@@ -140,9 +140,8 @@ def computed(torchrun_once, folders, tmp_path_factory) -> dict:
     cases["qwen2_moe", "split"] = CASES["split"] | {"folder": str(folders["qwen2_moe"])}
     two = {(kind, f"{name} on two"): case for (kind, name), case in cases.items() if name in ("split", "balanced and split")}
     results: dict = {"folder": starved}
-    said = torchrun_once("gradients", 1, on={1: list(cases.values()), 2: list(two.values())})
-    for ranks, these in (("1", cases), ("2", two)):
-        results |= dict(zip(these, said[ranks], strict=True))
+    for ranks, these in ((1, cases), (2, two)):
+        results |= dict(zip(these, torchrun_once("gradients", ranks, cases=list(these.values())), strict=True))
     for key, result in results.items():
         if key != "folder":
             result["gradient"] = torch.load(result["file"], weights_only=True)

@@ -21,7 +21,7 @@ from soundrl.engine.tools.trace import read_trace
 def said(torchrun_once, tmp_path_factory) -> dict:
     root = tmp_path_factory.mktemp("save-memory")
     write_tiny(root / "model", "qwen3")
-    found = torchrun_once("save_memory", 1, root=str(root))
+    found = torchrun_once("save_memory", 4, root=str(root))
     return found | {"root": root}
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from forks import forked
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -158,6 +157,4 @@ def main(out: Path) -> None:
         out.write_text(json.dumps(said))
 
 
-if __name__ == "__main__":
-    to = Path(sys.argv[2])
-    assert forked(4, lambda _: main(to)) == [0] * 4
+main(Path(sys.argv[2]))

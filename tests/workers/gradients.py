@@ -1,5 +1,5 @@
 """One loss and gradient over fixed rollouts, on any number of ranks and with any micro-batch budget; rank 0 writes both; and what
-steps of `updates` have said, the model's folder. With `on`, {ranks: cases}, on each of these numbers of ranks in turn (`forks.py`)."""
+steps of `updates` have said, the model's folder."""
 
 import json
 import sys
@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from forks import forked
 from tiny import fixed_samples, known
 from updates import updates
 
@@ -18,15 +17,6 @@ from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.reference import reference_of
 from soundrl.engine.trainer import Trainer
-
-
-def on_each(on: dict[str, list[dict]], out: Path) -> None:
-    said = {}
-    for ranks, cases in on.items():
-        part = out.with_name(f"{out.stem}-on-{ranks}.json")
-        assert forked(int(ranks), lambda _, cases=cases, part=part: main({"cases": cases}, part)) == [0] * int(ranks)
-        said[ranks] = json.loads(part.read_text())
-    out.write_text(json.dumps(said))
 
 
 def main(arguments: dict, out: Path) -> None:
@@ -66,6 +56,4 @@ def main(arguments: dict, out: Path) -> None:
     ranks.stop()
 
 
-if __name__ == "__main__":
-    given, to = json.loads(sys.argv[1]), Path(sys.argv[2])
-    on_each(given["on"], to) if "on" in given else main(given, to)
+main(json.loads(sys.argv[1]), Path(sys.argv[2]))
