@@ -53,6 +53,8 @@ class GateResult:
     """sampled on each engine"""
     not_finite: int = 0
     """left out on the engine with most of them: the sampler's log-probability is none"""
+    abs_dlogp: float = 0.0
+    """mean |sampler − trainer|, of the engine where it is highest. A few tokens do not make it up, as they do the other"""
     routers: tuple[float, ...] = ()
     """share of tokens for which sampler and trainer chose the same experts, by layer, over all engines; empty: no experts, or it cannot be
     told"""
@@ -161,24 +163,26 @@ class WeightSync:
         agreement = Agreement(self.policy.routers, self.sampler.routes)
         with agreement.sampling():
             samples = [replace(sample, index=i) for i, sample in enumerate(self.probes(least))]
-        worst, known, left_out = self._gap(samples, self.temperature, agreement)
+        worst, typical, known, left_out = self._gap(samples, self.temperature, agreement)
         untempered, routers = worst, agreement.shares(self.policy.ranks)
         if self.temperature != 1.0 and worst > self.limit:  # all ranks hold the same numbers; it says what is wrong, not whether
-            untempered, _, _ = self._gap(samples, 1.0)
-        return GateResult(worst, untempered, known + left_out, int(self.policy.ranks.max(left_out)), routers)
+            untempered, *_ = self._gap(samples, 1.0)
+        return GateResult(worst, untempered, known + left_out, int(self.policy.ranks.max(left_out)), typical, routers)
 
-    def _gap(self, samples: Sequence[Sample], temperature: float, agreement: Agreement | None = None) -> tuple[float, int, int]:
-        """Mean exp|Δ| on the engine where it is highest, with the trainer at `temperature`, and this engine's tokens with and without a
-        log-probability. `agreement` looks at the trainer's routers meanwhile."""
-        gap, known, left_out = 0.0, 0, 0
+    def _gap(self, samples: Sequence[Sample], temperature: float, agreement: Agreement | None = None) -> tuple[float, float, int, int]:
+        """Mean exp|Δ| and mean |Δ|, each on the engine where it is highest, with the trainer at `temperature`, and this engine's tokens
+        with and without a log-probability. `agreement` looks at the trainer's routers meanwhile."""
+        sums, known, left_out = torch.zeros(2, dtype=torch.float64), 0, 0
         # As many micro-batches on every rank: the lengths are the same.
         for batch in pack_all(samples, self.trainer.settings.microbatch_tokens, self.policy.ranks.device):
             sampler_R = batch.sampler_logprobs[batch.response_index]
             known_R = is_logprob(sampler_R)
             with agreement.scoring(batch) if agreement else nullcontext():
                 logprob_R, _ = self.policy.response_logprobs(batch, temperature)
-            gap += (logprob_R - sampler_R)[known_R].abs().exp().sum().item()
+            gap_R = (logprob_R - sampler_R)[known_R].abs()
+            sums += torch.stack((gap_R.exp().sum(), gap_R.sum())).cpu()
             known += int(known_R.sum())
             left_out += int((~known_R).sum())
         # A NaN must not pass, and a maximum over ranks would lose it.
-        return self.policy.ranks.max(gap / known if known and math.isfinite(gap) else math.inf), known, left_out
+        worst, typical = (self.policy.ranks.max(gap / known if known and math.isfinite(gap) else math.inf) for gap in sums.tolist())
+        return worst, typical, known, left_out

@@ -3,9 +3,11 @@
 import math
 import re
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import evaluations
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from soundrl.engine import weight_sync
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.files.underway import BATCH
 from soundrl.engine.tools import sync_doctor
-from soundrl.engine.weight_sync import SyncError, WeightSync
+from soundrl.engine.weight_sync import GateResult, SyncError, WeightSync
 from soundrl.fapo.records import Rollout
 
 
@@ -89,6 +91,29 @@ def test_a_gap_that_stays_stops_the_run(doctor):
     with pytest.raises(SyncError, match="diagnosed 1.105 over 2048"):
         gated(Sampler({}), trainer_says=-1.1)
     with pytest.raises(SyncError, match="diagnosed inf over 2048"):
+        gated(Sampler({}), trainer_says=math.nan)
+
+
+def test_broken_weights_are_never_called_repaired_as_other_tokens_are_sampled():
+    """Broken weights are 0.3 off, but for one token in two hundred: by 9.3, which alone makes up mean exp|Δ|."""
+
+    def measured(scale: float, tokens: int, far: float = 0.0) -> GateResult:
+        gap = np.where(rng.random(tokens) < 0.005, far, rng.exponential(scale, tokens))
+        return GateResult(np.exp(gap).mean(), 1.0, tokens, abs_dlogp=gap.mean())
+
+    rng, called_repaired = np.random.default_rng(0), 0
+    for _ in range(300):
+        failed = measured(0.3, 2048, 9.3)
+        again = measured(0.3, 256, 9.3)
+        assert not sync_doctor.closed(again, failed, 1.005)
+        called_repaired += again.exp_abs_dlogp <= failed.exp_abs_dlogp**0.25
+        assert sync_doctor.closed(measured(1e-6, 256), failed, 1.005) and sync_doctor.closed(measured(0.03, 256), failed, 1.005)
+        assert not sync_doctor.closed(replace(measured(0.03, 256), not_finite=128), failed, 1.005)
+    assert called_repaired > 10  # witness: the other mean takes one for the other
+
+
+def test_a_trainer_that_is_not_finite_is_named_and_nothing_is_sent_again():
+    with pytest.raises(SyncError, match="trainer's own log-probabilities are not finite"):
         gated(Sampler({}), trainer_says=math.nan)
 
 
