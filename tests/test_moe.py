@@ -18,6 +18,7 @@ from soundrl.engine.files.names import Names
 from soundrl.engine.launch.launch import UserError, parse_arguments
 from soundrl.engine.policy import Policy
 from soundrl.engine.ranks import alone
+from soundrl.engine.tools.expert_doctor import at_fault
 from soundrl.engine.tools.export import export
 
 KINDS = tuple(MIXTURES)
@@ -282,6 +283,21 @@ def test_plain_transformers_and_a_fresh_vllm_read_the_export(trained, engine):
         log_p = torch.log_softmax(model(torch.tensor([[*prompt, *tokens]])).logits[0].float(), -1)
         mine = [log_p[len(prompt) + i - 1, token].item() for i, token in enumerate(tokens)]
         assert np.abs(np.subtract(mine, logprobs)).max() <= 1e-5
+
+
+def test_a_token_that_is_certain_acquits_no_expert():
+    """It is as likely whatever they compute: two of the probes that met expert 3, the broken one, show no gap for that."""
+    draw = np.random.default_rng(0)
+    pairs = [set(map(int, draw.choice(8, 2, replace=False))) for _ in range(64)]
+    chose = [(pair, pair | {int(draw.integers(8))}) for pair in pairs]
+    wrong = np.array([3 in last for last, _ in chose])
+    certain, right = np.flatnonzero(wrong)[:2], ~wrong
+    wrong[certain], right[certain] = False, True
+    assert at_fault(chose, wrong, right)[0] == set()  # witness: taken at their word, the two acquit it, and nobody is named
+    right[certain] = False
+    assert at_fault(chose, wrong, right) == ({3}, set(range(8)) - {3})
+    everything = np.ones(64, bool)
+    assert at_fault(chose, everything, ~everything) == (set(range(8)), set())
 
 
 def test_each_fault_of_expert_tensors_is_caught_and_named(engine):

@@ -35,7 +35,7 @@ def science():
 
     sys.path[:0] = [str(BENCH / "science"), str(BENCH)]
     try:
-        names = ("analysis", "claim", "deciding", "experiments", "lab", "measures", "over_seeds", "science")
+        names = ("analysis", "claim", "critics", "deciding", "experiments", "lab", "measures", "over_seeds", "science")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         del sys.path[:2]
@@ -189,6 +189,23 @@ def test_a_run_is_measured_by_the_oracle_whatever_its_judge_has_said(science, tm
     }
     assert signs == {"groups": 2, "exceptions": 0, "ties": 1}
     assert science.measures.series_of(RunReader(tmp_path), 0.0)[1] == {"groups": 0, "exceptions": 0, "ties": 0}
+
+
+def test_a_critic_is_measured_by_kind_of_flaw(science, monkeypatch):
+    """The committed judge, which has learnt a student's flaws from a warm start: real verdicts, counted here once more."""
+    critics, said = science.critics, list[tuple]()
+    monkeypatch.setattr(critics, "ROWS", 32)
+    told = critics.verdicts
+    monkeypatch.setattr(critics, "verdicts", lambda folder, rows: said.append((rows, told(folder, rows))) or said[-1][1])
+    found = critics.of_critic(BENCH.parent / "starts" / "judge")
+    (seen, seen_says), (unseen, unseen_says) = said
+    assert {row.kind for row in seen if row.label >= 0} == {*science.experiments.KINDS_SEEN}
+    assert {row.kind for row in unseen if row.label >= 0} == {*science.experiments.KINDS_UNSEEN}
+    for name, rows, says in (("exact/student", seen, seen_says), ("exact/unseen", unseen, unseen_says)):
+        hits = [verdict == Verdict.flawed(row.label) for row, verdict in zip(rows, says, strict=True) if row.label >= 0]
+        assert found[name] == sum(hits) / len(hits) and len(hits) >= 10
+    assert found["exact/student"] >= 0.3 and found["precision"] >= 0.8  # it is no bad judge
+    assert {f"exact/{kind}" for kind in (*science.experiments.KINDS_SEEN, *science.experiments.KINDS_UNSEEN)} < found.keys()
 
 
 # Over seeds

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
-
-import torch
+from typing import cast
 
 from soundrl.engine.config import Model
 from soundrl.engine.encode import Encoder
 from soundrl.engine.environments.arithmetic.critic import CriticRow, arith, arith_unseen
 from soundrl.engine.files.model_folder import load_tokenizer
+from soundrl.engine.ranks import alone
 from soundrl.engine.samplers.sampler import Draw
 from soundrl.engine.samplers.torch_sampler import TorchSampler
 from soundrl.fapo.records import Verdict
@@ -29,12 +27,13 @@ MEASURES = {"precision": "precision", "recall": "recall", "f1": "flawed_f1", "lo
 def verdicts(folder: Path, rows: list[CriticRow]) -> list[Verdict]:
     tokenizer = load_tokenizer(folder)
     model = Model(path=str(folder), dtype="float32", max_length=144)
-    sampler = TorchSampler(folder, tokenizer, model, cast(Any, SimpleNamespace(device=torch.device("cpu"))))
     encode = Encoder(tokenizer, 80)
     prompts = {row.id: labelled_prompt(row, "bench") for row in rows}
     draw = Draw(run_seed=0, phase="bench", step=0, temperature=1.0, max_new_tokens=64)
     requests = draw.requests([(id, encode(prompt)) for id, prompt in prompts.items()], 1)
-    found = {r.prompt_id: parse_verdict(r.text, r.finish_reason, prompts[r.prompt_id].steps or 1) for r in sampler.generate(requests)}
+    with alone() as ranks:
+        rollouts = list(TorchSampler(folder, tokenizer, model, ranks).generate(requests))
+    found = {r.prompt_id: parse_verdict(r.text, r.finish_reason, prompts[r.prompt_id].steps or 1) for r in rollouts}
     return [found[row.id] for row in rows]
 
 

@@ -7,6 +7,7 @@ gaps that are left then are rounding. Shapes: Λ layers with experts, K experts 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,16 @@ from soundrl.engine.packing import Sample, pack_all
 from soundrl.engine.samplers.sampler import Draw
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from soundrl.engine.weight_sync import WeightSync
 
 SHORT = 256  # probes
 ROUNDING = 3.0
-"""A gap is one where it is above so many times the largest that the repaired sampler shows"""
+"""A gap is one where it is above so many times the largest that the repaired sampler shows, and none where it is below that; what lies
+between may be rounding, or an expert of little weight"""
+CERTAIN = 0.95
+"""A token of a higher probability stays as likely whatever its experts compute: it proves none of them right"""
 
 
 class ExpertDoctor:
@@ -32,7 +38,7 @@ class ExpertDoctor:
         self.routers = sync.policy.routers if self.layers else None
         self.chose: list[list[tuple[set[int], set[int]]]] = []
         """By probe and layer: of its last token, which surely bear on what follows, and of all (in the last layer the others do not)"""
-        self.before = self._gaps() if self.routers is not None else np.empty(0)
+        self.before, self.telling = self._shown() if self.routers is not None else (np.empty(0), np.empty(0, bool))
 
     def _probes(self) -> list[tuple[int, ...]]:
         """Each token of the gate's prompts alone, and pairs of them while there is room."""
@@ -41,8 +47,9 @@ class ExpertDoctor:
         return [*((token,) for token in tokens), *pairs][:SHORT]
 
     @torch.no_grad()
-    def _gaps(self) -> np.ndarray:
-        """|Δ log-probability| of one token after each probe, the largest of any engine; `chose` is filled. A collective."""
+    def _shown(self) -> tuple[np.ndarray, np.ndarray]:
+        """By probe, |Δ log-probability| of one token after it, the largest of any engine, and whether each engine's token says something of
+        the experts; `chose` is filled, from the trainer, whose choices stay as they are. A collective."""
         sync, routers = self.sync, self.routers
         assert routers is not None
         draw = Draw(run_seed=sync.sampler.engine, phase="probe", step=sync.sampler.version, temperature=sync.temperature, max_new_tokens=1)
@@ -50,6 +57,7 @@ class ExpertDoctor:
         rollouts = sorted(sync.sampler.generate(asked), key=lambda r: int(r.prompt_id))
         gaps = np.zeros(len(asked))
         self.chose = [[] for _ in asked]
+        telling = np.array([rollout.logprobs[-1] < math.log(CERTAIN) for rollout in rollouts])
         samples = [replace(Sample.of(rollout), index=i) for i, rollout in enumerate(rollouts)]
         for batch in pack_all(samples, sync.trainer.settings.microbatch_tokens, sync.policy.ranks.device):
             with routers.watched(torch.ones_like(batch.loss_mask), keep=True) as seen:
@@ -62,19 +70,34 @@ class ExpertDoctor:
                     (set(read[-1, layer].tolist()), set(read[:, layer].flatten().tolist())) for layer in range(routers.layers)
                 ]
                 gaps[index] = np.nan_to_num(gap_R[b], nan=np.inf)
-        return np.max(sync.policy.ranks.gather(gaps), axis=0)
+        everywhere = sync.policy.ranks.gather((gaps, telling))
+        return np.max([gaps for gaps, _ in everywhere], axis=0), np.all([telling for _, telling in everywhere], axis=0)
 
     def named(self, block: str) -> str:
         """After `block` was sent again and the gap is closed: a sentence on who it came from; empty where that is not certain."""
         if self.routers is None or block not in self.layers:
             return ""
-        layer, limit = self.layers.index(block), ROUNDING * float(self._gaps().max())
-        wrong = [chose[layer][1] for chose, gap in zip(self.chose, self.before, strict=True) if gap > limit]
-        right = set[int]().union(*(chose[layer][0] for chose, gap in zip(self.chose, self.before, strict=True) if gap <= limit))
-        suspects = set[int]().union(*wrong) - right
-        if not suspects or not all(chose & suspects for chose in wrong):
+        layer, rounding = self.layers.index(block), float(self._shown()[0].max())
+        wrong, right = self.before > ROUNDING * rounding, (self.before <= rounding) & self.telling
+        guilty, others = at_fault([layers[layer] for layers in self.chose], wrong, right)
+        if not guilty:
             return ""
-        if not right:
+        if not others:
             return ". What differed came from all of its experts"
-        numbers = sorted(suspects)
+        numbers = sorted(guilty)
         return f". What differed came from expert{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} alone"
+
+
+def at_fault(chose: Sequence[tuple[set[int], set[int]]], wrong: np.ndarray, right: np.ndarray) -> tuple[set[int], set[int]]:
+    """Experts of a layer that alone explain the probes that are `wrong`, and those that the `right` ones acquit; a probe may be neither.
+    None of the first: that is not certain.
+
+    `chose`: of each probe, what its last token chose, and what any of its tokens did.
+
+    >>> at_fault([({0}, {0}), ({1}, {0, 1}), ({0}, {0, 1})], np.array([False, True, False]), np.array([True, False, True]))
+    ({1}, {0})
+    """
+    acquitted = set[int]().union(*(last for (last, _), sure in zip(chose, right, strict=True) if sure))
+    met = [every for (_, every), bad in zip(chose, wrong, strict=True) if bad]
+    guilty = set[int]().union(*met) - acquitted
+    return (guilty, acquitted) if all(every & guilty for every in met) else (set(), acquitted)
