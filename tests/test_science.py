@@ -204,7 +204,7 @@ def test_a_critic_is_measured_by_kind_of_flaw(science, monkeypatch):
     for name, rows, says in (("exact/student", seen, seen_says), ("exact/unseen", unseen, unseen_says)):
         hits = [verdict == Verdict.flawed(row.label) for row, verdict in zip(rows, says, strict=True) if row.label >= 0]
         assert found[name] == sum(hits) / len(hits) and len(hits) >= 10
-    assert found["exact/student"] >= 0.3 and found["precision"] >= 0.8  # it is no bad judge
+    assert found["exact/student"] >= 0.3  # a critic that knows nothing names the very step of hardly any
     assert {f"exact/{kind}" for kind in (*science.experiments.KINDS_SEEN, *science.experiments.KINDS_UNSEEN)} < found.keys()
 
 
