@@ -54,18 +54,27 @@ QUIET = {
 # The longest files first, so that no single one is left for the end while the other process has nothing to do (--no-loadscope-reorder).
 LONGEST = (
     "train",
+    "lora",
+    "resume",
     "faults",
     "verifier",
+    "serve",
+    "save_memory",
+    "moe",
+    "bench",
     "view_browser",
     "varlen_attention",
     "view_attacks",
     "packaging",
     "certificate",
-    "serve",
+    "selection",
+    "weight_sync",
     "export",
     "schedule",
-    "weight_sync",
     "scorer",
+    "replicas",
+    "nodes",
+    "memory_plan",
 )
 
 
