@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import words
 from claim import Arm, Claim, Contrast, Row, Verdict
 from experiments import EARLY
 from over_seeds import mean, rises, sign_flip, t_test
@@ -137,17 +138,16 @@ def decide(tests: Sequence[Test]) -> Verdict:
     return "supported" if all(test.holds for test in tests) else "no power"
 
 
-def number(value: float) -> str:
-    return f"{value:+.3f}"
-
-
 def in_words(test: Test) -> str:
     c = test.contrast
     if not c.n:
         return f"{c.what}: not run (n = 0)"
-    side = f"{'≥' if test.at_least else '≤'} {test.bound:g}" if test.margin else f"{'>' if test.at_least else '<'} {test.bound:g}"
-    p = "" if test.margin else f", Holm p {c.holm:.3g}" if c.holm is not None else ""
-    return f"{c.what}: {number(c.mean)} [{number(c.low)}, {number(c.high)}], claimed {side}, n = {c.n} {c.counted}{p}"
+    sign = ("≥" if test.at_least else "≤") if test.margin else ">" if test.at_least else "<"
+    side = f"{sign} {test.bound:g}".replace("-", "−")
+    chance = words.probability(c.holm)
+    p = "" if test.margin or c.holm is None else f", Holm p {'' if '<' in chance else '= '}{chance}"
+    said = words.interval(c.mean, c.low, c.high, signed=True, unit=c.unit)
+    return f"{c.what}: {said}, claimed {side}, n = {c.n} {c.counted}{p}"
 
 
 def more(contrast: Contrast) -> Test:
