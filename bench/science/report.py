@@ -88,7 +88,7 @@ def outcome(claim: Claim) -> str:
         parts.append(
             f"{what(contrast)} {shown(contrast)}, {'p' if contrast.holm is None else 'Holm p'} {'' if '<' in chance else '= '}{chance}"
         )
-    return "; ".join(parts) or "–"
+    return "; ".join(parts) or ("–" if claim.verdict == "not run" else claim.because)
 
 
 def anchors(claims: Sequence[Claim]) -> list[str]:
@@ -108,7 +108,8 @@ def contrasts(claim: Claim) -> list[Block]:
     rows = []
     for contrast in claim.contrasts:
         digits = words.places(contrast.values, contrast.unit)
-        each = " ".join(words.number(value, digits, signed=True) for value in contrast.values)
+        seen = [words.number(value, digits, signed=True) for value in contrast.values]
+        each = f"each {seen[0]}" if contrast.unit == "runs" and len({*seen}) == 1 else " ".join(seen)
         name = f"{what(contrast)}{', primary' if contrast.primary else ''}"
         rows.append([name, shown(contrast), words.probability(contrast.p), words.probability(contrast.holm), str(contrast.n), each])
     blocks: list[Block] = ["### Contrasts", Table(head, rows)]
