@@ -144,10 +144,8 @@ def in_words(test: Test) -> str:
         return f"{c.what}: not run (n = 0)"
     sign = ("≥" if test.at_least else "≤") if test.margin else ">" if test.at_least else "<"
     side = f"{sign} {test.bound:g}".replace("-", "−")
-    chance = words.probability(c.holm)
-    p = "" if test.margin or c.holm is None else f", Holm p {'' if '<' in chance else '= '}{chance}"
-    said = words.interval(c.mean, c.low, c.high, signed=True, unit=c.unit)
-    return f"{c.what}: {said}, claimed {side}, n = {c.n} {c.counted}{p}"
+    p = "" if test.margin or c.holm is None else f", {words.chance('Holm p', c.holm)}"
+    return f"{c.what}: {words.shown(c)}, claimed {side}, n = {c.n} {c.counted}{p}"
 
 
 def more(contrast: Contrast) -> Test:

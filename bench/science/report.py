@@ -71,10 +71,6 @@ def digest(rows: Iterable[Row]) -> str:
     return hashlib.sha256("\n".join(sorted(json.dumps(row, sort_keys=True) for row in rows)).encode()).hexdigest()[:16]
 
 
-def shown(contrast: Contrast) -> str:
-    return words.interval(contrast.mean, contrast.low, contrast.high, signed=True, unit=contrast.unit)
-
-
 def what(contrast: Contrast) -> str:
     return f"{contrast.what} ({contrast.unit})" if contrast.unit else contrast.what
 
@@ -82,12 +78,7 @@ def what(contrast: Contrast) -> str:
 def outcome(claim: Claim) -> str:
     """The primary outcomes in one cell: `sound: λ = 1 − λ = 0 +.201 [.164, .238], p = .008`."""
     primary = [contrast for contrast in claim.contrasts if contrast.primary and contrast.n]
-    parts = []
-    for contrast in primary:
-        chance = words.probability(contrast.p if contrast.holm is None else contrast.holm)
-        parts.append(
-            f"{what(contrast)} {shown(contrast)}, {'p' if contrast.holm is None else 'Holm p'} {'' if '<' in chance else '= '}{chance}"
-        )
+    parts = [f"{what(c)} {words.shown(c)}, {words.chance('p', c.p) if c.holm is None else words.chance('Holm p', c.holm)}" for c in primary]
     return "; ".join(parts) or ("–" if claim.verdict == "not run" else claim.because)
 
 
@@ -111,7 +102,7 @@ def contrasts(claim: Claim) -> list[Block]:
         seen = [words.number(value, digits, signed=True) for value in contrast.values]
         each = f"each {seen[0]}" if contrast.unit == "runs" and len({*seen}) == 1 else " ".join(seen)
         name = f"{what(contrast)}{', primary' if contrast.primary else ''}"
-        rows.append([name, shown(contrast), words.probability(contrast.p), words.probability(contrast.holm), str(contrast.n), each])
+        rows.append([name, words.shown(contrast), words.probability(contrast.p), words.probability(contrast.holm), str(contrast.n), each])
     blocks: list[Block] = ["### Contrasts", Table(head, rows)]
     panels, sizes = [], []
     for unit in dict.fromkeys(contrast.unit for contrast in claim.contrasts):

@@ -70,6 +70,20 @@ def probability(p: float | None) -> str:
     return "" if p is None or not math.isfinite(p) else "< .001" if p < 0.0005 else "1" if p >= 0.9995 else number(p)
 
 
+def chance(name: str, p: float | None) -> str:
+    """
+    >>> chance("Holm p", 0.0078125), chance("p", 0.0001)
+    ('Holm p = .008', 'p < .001')
+    """
+    said = probability(p)
+    return f"{name} {said if said.startswith('<') else f'= {said}'}"
+
+
+def shown(contrast: Contrast) -> str:
+    """Mean and interval of a difference, by its unit."""
+    return interval(contrast.mean, contrast.low, contrast.high, signed=True, unit=contrast.unit)
+
+
 def arm(name: str) -> str:
     """
     >>> [arm(name) for name in ("lam=0", "lam=2/3", "step-ratio+lenient", "false_alarms=0.4", "blind=skip", "judge=warm", "overlap/0.5")]
