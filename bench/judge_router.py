@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from soundrl.fapo.records import Verdict
 from soundrl.genrm.critic_data.labelled import Labelled, load_labelled
 from soundrl.genrm.pool.judge import EndpointJudge
 from soundrl.genrm.serve.machine import reserve_port
-from soundrl.genrm.serve.servers import TOKEN_ENV, JudgeServers, Serving
+from soundrl.genrm.serve.servers import JudgeServers, Serving
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 600.0
@@ -78,7 +77,6 @@ def version(router: Path) -> str:
 def main(arguments: Arguments) -> None:
     from record import machine
 
-    token = os.environ[TOKEN_ENV] = secrets.token_urlsafe(24)
     rows = load_labelled(ARITH_SOLUTIONS, max_rows=arguments.questions)
     settings = {"max_tokens": 64, "concurrency": arguments.concurrency, "deadline": PATIENCE}
     serving = Serving(model=ROOT / "starts" / "judge", workers=2, eager=True, max_length=256)
@@ -93,7 +91,7 @@ def main(arguments: Arguments) -> None:
         router = subprocess.Popen(words, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL)
         try:
             url = f"http://127.0.0.1:{port}/v1"
-            until_ready(url, token, router)
+            until_ready(url, servers.token, router)
             with EndpointJudge(url, serving.name, **settings) as judge:
                 judge.check()
                 futures = ask(judge, rows)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,20 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a test leaves in the environment reaches every later one of its process, and so the result would follow from the order of the
+    files: a token for which two nodes would each draw one, a rank, another machine's address."""
+    before = _ours()
+    yield
+    assert _ours() == before, "the test leaves another environment than it has found"
+
+
+def _ours() -> dict[str, str]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "COLUMNS")
+    return {name: value for name, value in os.environ.items() if name.startswith("SOUNDRL_") or name in names}
 
 
 PATIENCE = 1200

@@ -42,7 +42,8 @@ def nodes(tmp_path) -> Iterator[list[Machine]]:
 def on_each(nodes: list[Machine], folder: Path, master: str = "10.77.0.1", **arguments) -> list[dict]:
     """What tests/workers/nodes.py says on each."""
     command = [sys.executable, "tests/workers/nodes.py", json.dumps({"folder": str(folder)} | arguments), str(folder / "out.json")]
-    started = [node.start(*command, **ALONE, RANK=str(rank), GROUP_RANK=str(rank), MASTER_ADDR=master) for rank, node in enumerate(nodes)]
+    own = ALONE | {"SOUNDRL_GENRM_TOKEN": ""}  # each node draws one
+    started = [node.start(*command, **own, RANK=str(rank), GROUP_RANK=str(rank), MASTER_ADDR=master) for rank, node in enumerate(nodes)]
     for process in started:
         text, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, text[-3000:]

@@ -237,6 +237,38 @@ def test_the_command_keeps_a_drawn_token_where_its_user_finds_it(folder, monkeyp
     assert asked == [[Verdict.flawed(1)] * 2]
 
 
+def test_a_drawn_token_leaves_with_the_last_server_that_asks_for_it(folder, monkeypatch):
+    """Who is asked afterwards (the endpoint of a teacher, after a policy's folder was served) is not sent it."""
+
+    def one() -> JudgeServers:
+        return JudgeServers(Serving(model=folder, name=MODEL), logs=folder)
+
+    for empty in (None, " "):
+        monkeypatch.setenv(TOKEN_ENV, empty) if empty else monkeypatch.delenv(TOKEN_ENV)
+        with one() as first:
+            drawn = os.environ[TOKEN_ENV]
+            with one() as second:
+                assert first.token == second.token == drawn and len(drawn) == 32
+                first.close()
+                first.close()  # twice, as one may
+                assert os.environ[TOKEN_ENV] == drawn  # the second one's workers are still asked with it
+        assert TOKEN_ENV not in os.environ
+        with one() as third:
+            assert third.token != drawn
+        with pytest.raises(ValueError, match="need whole GPUs"):
+            JudgeServers(Serving(model=folder, tensor_parallel=2, max_length=8), logs=folder)
+        assert TOKEN_ENV not in os.environ
+    # One of our own stays, and so does one that somebody has put there meanwhile.
+    monkeypatch.setenv(TOKEN_ENV, "canary-73")
+    with one() as mine:
+        assert mine.token == "canary-73"
+    assert os.environ[TOKEN_ENV] == "canary-73"
+    monkeypatch.delenv(TOKEN_ENV)
+    with one():
+        monkeypatch.setenv(TOKEN_ENV, "canary-75")
+    assert os.environ[TOKEN_ENV] == "canary-75"
+
+
 def test_an_address_that_others_reach_needs_a_token_of_ours(folder, monkeypatch):
     wide = Serving(model=folder, name=MODEL, host="0.0.0.0")
     monkeypatch.setenv(TOKEN_ENV, " ")

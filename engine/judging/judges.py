@@ -104,7 +104,7 @@ def build_judge(config: Config, environment: Environment, ranks: Ranks, say: Cal
         own = None
         if first:
             servers = serve(config, ranks, sleeps=bool(why))
-            own = servers.urls, os.environ[TOKEN_ENV]
+            own = servers.urls, servers.token
         urls, os.environ[TOKEN_ENV] = ranks.of_node(own)
         model = SERVED_NAME
         gone_after = START_SECONDS  # a server that has died is started again, which takes as long as loading the model

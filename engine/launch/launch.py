@@ -62,7 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
             check_name(argument)
     if arguments[0] not in RECIPES and arguments[0] not in HELP:
         raise UserError(f"unknown recipe {arguments[0]!r}; choose one of {', '.join(RECIPES)}")
-    said, columns = io.StringIO(), os.environ.get("COLUMNS", "")
+    said, columns = io.StringIO(), os.environ.get("COLUMNS")
     try:
         with contextlib.ExitStack() as stack:
             if not any(argument in HELP for argument in arguments):
@@ -74,7 +74,7 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
             raise
         raise UserError(said_in(said.getvalue())) from None
     finally:
-        os.environ["COLUMNS"] = columns
+        os.environ.pop("COLUMNS", None) if columns is None else os.environ.update(COLUMNS=columns)
 
 
 def plan_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:

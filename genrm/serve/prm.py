@@ -244,7 +244,8 @@ def refusal(why: str) -> web.Response:
 async def serve(settings: Scoring) -> None:
     """Until a signal comes; says how to ask, and where a drawn token is kept."""
     drawn = not os.environ.get(TOKEN_ENV, "").strip()
-    server, held = PrmServer(Scorer(settings), own_token(settings.host)), reserve_port(settings.host, settings.port)
+    token = own_token(settings.host)
+    server, held = PrmServer(Scorer(settings), token), reserve_port(settings.host, settings.port)
     runner = web.AppRunner(server.app, access_log=None)
     await runner.setup()
     await web.SockSite(runner, held).start()
@@ -252,7 +253,7 @@ async def serve(settings: Scoring) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     if drawn:
-        keep_token(Path(tempfile.mkdtemp(prefix="prm-")))
+        keep_token(Path(tempfile.mkdtemp(prefix="prm-")), token)
     host = own_host(settings.host) or settings.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{held.getsockname()[1]}/v1"
     print(f"--genrm.urls {url} --genrm.model {settings.name}", flush=True)

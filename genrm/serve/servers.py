@@ -3,9 +3,9 @@
     python -m soundrl.genrm.serve --model models/FAPO-GenRM-4B --workers 2
 
 Each listens on loopback alone (the command's `--host` widens it) and asks for a token on every route, which is drawn where the environment
-holds none and reaches the server through its environment (a command line can be read by every user of the machine). A server that has
-died, or has not generated a token for anybody for `SICK_SECONDS`, is killed and started again on the same port, so that a pool that knows
-its URL finds it again by itself.
+holds none, leaves it with the last server, and reaches servers through theirs (a command line can be read by every user of the machine). A
+server that has died, or has not generated a token for anybody for `SICK_SECONDS`, is killed and started again on the same port, so that a
+pool that knows its URL finds it again by itself.
 
 Servers that share their GPUs with a policy that needs all of the memory *sleep* (vLLM's level 1: weights in host memory, no KV cache) but
 for the phase in which they judge. In their sleep nobody asks them, and none is started: its memory belongs to others then.
@@ -54,13 +54,14 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
     """
 
     def __init__(self, settings: Serving, logs: Path | None = None, sleeps: bool = False) -> None:
-        token = own_token(settings.host)
+        self.token = token = own_token(settings.host)
         self.settings = settings = settings.planned()
         self.folder = folder = logs or Path(tempfile.mkdtemp(prefix="genrm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.workers = [Worker(settings, number, token, folder, sleeps) for number in range(settings.workers)]
+        hold(token)
         self.urls: Sequence[str] = [worker.url for worker in self.workers]
-        self.asleep = False
+        self.asleep = self._closed = False
         self._looking = threading.Lock()
         """Held while workers are looked after, so that nobody is asked or started while they fall asleep."""
         self._ended = threading.Event()
@@ -136,6 +137,9 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
         for worker in self.workers:
             worker.stop()
             worker.held.close()
+        if not self._closed:
+            self._closed = True
+            release(self.token)
 
     def _all(self, what: Callable[[Worker], T]) -> list[T]:
         """At once: one that lets us wait makes nobody else look sick."""
@@ -153,20 +157,38 @@ class JudgeServers(AbstractContextManager["JudgeServers"]):
                         worker.start_again()
 
 
+DRAWN: list[str] = []
+"""Tokens that the environment holds for servers of this process, each as often as servers ask for it."""
+
+
 def own_token(host: str) -> str:
-    """The token of the environment, drawn where it holds none: the judge's connections read it there. ValueError where nobody could know a
-    drawn one, since `host` is reached by others."""
+    """The token of the environment, drawn where it holds none. ValueError where nobody could know a drawn one, since `host` is reached by
+    others."""
     token = os.environ.get(TOKEN_ENV, "").strip()
     if not token and host not in LOOPBACK:
         raise ValueError(f"--host {host} can be reached by others: put a token into ${TOKEN_ENV}, here and where judges are asked")
-    token = os.environ[TOKEN_ENV] = token or secrets.token_urlsafe(24)
-    return token
+    return token or secrets.token_urlsafe(24)
 
 
-def keep_token(folder: Path) -> None:
+def hold(token: str) -> None:
+    """Connections of this process find a drawn token in the environment until the last server that asks for it is gone: whoever is asked
+    afterwards (a teacher's endpoint) would be sent what is none of his, and servers that others start would all share it."""
+    if token in DRAWN or not os.environ.get(TOKEN_ENV, "").strip():
+        DRAWN.append(token)
+        os.environ[TOKEN_ENV] = token
+
+
+def release(token: str) -> None:
+    if token in DRAWN:
+        DRAWN.remove(token)
+        if token not in DRAWN and os.environ.get(TOKEN_ENV) == token:
+            del os.environ[TOKEN_ENV]
+
+
+def keep_token(folder: Path, token: str) -> None:
     """Writes the drawn token where its owner alone reads it, and says where."""
     with open(os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(os.environ[TOKEN_ENV])
+        file.write(token)
     print(f"export {TOKEN_ENV}=$(cat {folder / 'token'})")
 
 
@@ -176,7 +198,7 @@ def main(settings: Serving) -> None:
     with JudgeServers(settings) as servers:
         servers.wait()
         if drawn:
-            keep_token(servers.folder)
+            keep_token(servers.folder, servers.token)
         here = socket.gethostname() if settings.host in ("0.0.0.0", "::") else ""
         urls = [f"http://{here}:{worker.port}/v1" if here else worker.url for worker in servers.workers]
         print(f"holds {servers.settings.max_length} tokens of prompt and critique", file=sys.stderr)
