@@ -9,6 +9,7 @@ from claim import Claim, Contrast, Row
 from deciding import FEWEST, Asked, Measure, Rows, Test, after, contrast, early, half_past, less, more, no_worse, rising
 from experiments import BLIND, EARLY, KINDS_SEEN, KINDS_UNSEEN, LAMBDAS, RATIOS
 from over_seeds import holm
+from words import measure
 
 POLICY: dict[str, Measure] = {
     "right": after("right"),
@@ -155,8 +156,8 @@ def of_hacking(r: Rows) -> list[Asked]:
 
 def of_noise(r: Rows) -> list[Asked]:
     def over(name: str, arm: str, primary: bool = True, base: str = "lam=1") -> Contrast:
-        said = {"lam=1": "the exact judge", "lam=0": "GRPO"}[base]
-        return r.contrast(f"{name} at the end, {arm} − {said}", "default", (arm, base), after(name), primary)
+        said, what = {"lam=1": "the exact judge", "lam=0": "GRPO"}[base], measure(name) if name in BLIND else name
+        return r.contrast(f"{what} at the end, {arm} − {said}", "default", (arm, base), after(name), primary)
 
     random, named = ("false_alarms=0.4", "false_alarms=0.8", "misses=0.5", "misses=0.9"), [f"blind={kind}" for kind in BLIND]
     arms = r.arms(

@@ -14,6 +14,7 @@ MEASURES = {
     "flawed": "flawed ÷ right",
     "wrong": "wrong",
     "lines": "lines a right solution",
+    "false": "with a false equation ÷ right",
     "skip": "with a skipped line ÷ right",
     "guess": "guessed ÷ right",
     "past": "groups past the shift",
