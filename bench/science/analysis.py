@@ -248,9 +248,10 @@ def of_critics(r: Rows) -> list[Asked]:
 
 def of_timing(r: Rows) -> list[Asked]:
     def times(arm: str, primary: bool = False) -> Contrast:
-        return contrast(f"step ÷ step with verdicts known, {arm}", list(r.values("timing", arm, after("x_known")).values()), primary, "×")
+        what = f"step ÷ step with verdicts known, {arm.replace('/', ', judging ÷ training ')}"
+        return contrast(what, list(r.values("timing", arm, after("x_known")).values()), primary, "×")
 
-    at = times("overlap/0.5")
+    at = times("overlap/0.5", True)
     test = Test(at, 0.0, bound=1.2, at_least=False, margin=True)
     others = [times(f"{mode}/{ratio:g}") for ratio in RATIOS for mode in ("overlap", "serial") if f"{mode}/{ratio:g}" != "overlap/0.5"]
     named = {f"{mode}, judging ÷ training {ratio:g}": f"{mode}/{ratio:g}" for ratio in RATIOS for mode in ("overlap", "serial")}

@@ -53,7 +53,12 @@ class Contrast:
     @property
     def counted(self) -> str:
         """What n counts."""
-        return "runs" if self.unit == "runs" else "seeds"
+        return {"runs": "runs", "×": "repeats"}.get(self.unit, "seeds")
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is a difference, which has a sign and can be tested against 0: a count and a ratio cannot."""
+        return self.counted == "seeds"
 
 
 @dataclass(frozen=True, kw_only=True)

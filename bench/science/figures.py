@@ -32,11 +32,11 @@ class Figure:
     panels: Sequence[Panel]
 
 
-def figure(caption: str, *panels: Panel | None) -> Figure | None:
-    """What has been drawn, with the numbers of seeds behind it."""
+def figure(caption: str, *panels: Panel | None, of: str = "seeds") -> Figure | None:
+    """What has been drawn, with the numbers of seeds, or of what else, behind it."""
     there = [panel for panel in panels if panel]
     sizes = [int(size) for panel in there for row in panel.rows for size in row[-1].split("–")]
-    return Figure(f"{caption} n = {words.counted(sizes)} seeds.", there) if there else None
+    return Figure(f"{caption} n = {words.counted(sizes)} {of}.", there) if there else None
 
 
 def runs(rows: Sequence[Row], start: str, arm: str) -> list[Row]:
@@ -275,6 +275,7 @@ def e8_time(rows: Sequence[Row], told: Sequence[Contrast]) -> Figure | None:
         "its 95 % t interval; the line at 1.2 is the fifth of a step that judging may cost.",
         panel("x_known", "A step ÷ one with verdicts known", "ratio", 1.2),
         panel("hidden", "Judging hidden", "share of judging"),
+        of="repeats",
     )
 
 

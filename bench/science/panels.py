@@ -112,7 +112,7 @@ def points(
         [*([name] if len(series) > 1 else []), name if len(series) == 1 else "everywhere", *summary(values)]
         for name, values in bands.items()
     ]
-    head = [*(["arm"] if len(series) > 1 else []), x.label or "arm", "mean [95 % interval]", "seeds' values", "n"]
+    head = [*(["arm"] if len(series) > 1 else []), x.label or "arm", "mean [95 % interval]", "values", "n"]
     return Panel(title, drawn(draw, Axis(x.label, x.ticks, x.log, room), y, entries), head, rows)
 
 

@@ -35,7 +35,7 @@ class Arguments:
 def block(claims: Sequence[Claim], runs: Sequence[Row]) -> str:
     rows = [[f"{claim.id}. {claim.claim}", claim.verdict, outcome(claim), words.seeds(claim)] for claim in claims]
     short = ", of the short version" if runs and all(run["quick"] for run in runs) else ""
-    said = f"n counts seeds; {len(runs)} runs{short}. Written by `python bench/science/readme_table.py`.\n"
+    said = f"{words.counting(claims)}; {words.ran(runs)}{short}. Written by `python bench/science/readme_table.py`.\n"
     return f"{md_table(Table(['claim', 'verdict', 'primary outcomes: mean [95 % interval] over paired seeds', 'n'], rows))}\n{said}"
 
 

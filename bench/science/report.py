@@ -78,7 +78,8 @@ def what(contrast: Contrast) -> str:
 def outcome(claim: Claim) -> str:
     """The primary outcomes in one cell: `sound: λ = 1 − λ = 0 +.201 [.164, .238], p = .008`."""
     primary = [contrast for contrast in claim.contrasts if contrast.primary and contrast.n]
-    parts = [f"{what(c)} {words.shown(c)}, {words.chance('p', c.p) if c.holm is None else words.chance('Holm p', c.holm)}" for c in primary]
+    tested = [words.chance("p", c.p) if c.holm is None else words.chance("Holm p", c.holm) for c in primary]
+    parts = [f"{what(c)} {words.shown(c)}{f', {p}' if c.differs else ''}" for c, p in zip(primary, tested, strict=True)]
     return "; ".join(parts) or ("–" if claim.verdict == "not run" else claim.because)
 
 
@@ -95,22 +96,25 @@ def contrasts(claim: Claim) -> list[Block]:
     """The table of contrasts, and a line of dots for each, by unit, where there are several seeds."""
     if not claim.contrasts:
         return []
-    head = ["contrast, paired by seed", "mean [95 % interval]", "exact p", "Holm p", "n", "seeds' values"]
+    paired, of = all(contrast.differs for contrast in claim.contrasts), claim.contrasts[0].counted
+    head = [f"contrast{', paired by seed' if paired else ''}", "mean [95 % interval]", "exact p", "Holm p", "n", "values"]
     rows = []
     for contrast in claim.contrasts:
         digits = words.places(contrast.values, contrast.unit)
-        seen = [words.number(value, digits, signed=True) for value in contrast.values]
+        seen = [words.number(value, digits, signed=contrast.differs) for value in contrast.values]
         each = f"each {seen[0]}" if contrast.unit == "runs" and len({*seen}) == 1 else " ".join(seen)
         name = f"{what(contrast)}{', primary' if contrast.primary else ''}"
-        rows.append([name, words.shown(contrast), words.probability(contrast.p), words.probability(contrast.holm), str(contrast.n), each])
+        p = words.probability(contrast.p) if contrast.differs else ""
+        rows.append([name, words.shown(contrast), p, words.probability(contrast.holm), str(contrast.n), each])
     blocks: list[Block] = ["### Contrasts", Table(head, rows)]
     panels, sizes = [], []
     for unit in dict.fromkeys(contrast.unit for contrast in claim.contrasts):
         lines = {c.what: (c.values, c.mean, c.low, c.high) for c in claim.contrasts if c.unit == unit and c.n and math.isfinite(c.mean)}
         if lines:
-            panels.append((f"Each seed's difference{unit and f', {unit}'}", forest(unit or "difference", lines)))
+            each = "Each seed's difference" if paired else f"Each of the {of}"
+            panels.append((f"{each}{unit and f', {unit}'}", forest(unit or "difference", lines)))
             sizes += [len(values) for values, *_ in lines.values()]
-    caption = f"A dot is a seed, the marker the mean with its 95 % t interval. n = {words.counted(sizes)} seeds."
+    caption = f"A dot is one of the {of}, the marker the mean with its 95 % t interval. n = {words.counted(sizes)} {of}."
     return [*blocks, Pictures(panels, caption)] if panels else blocks
 
 
@@ -122,7 +126,8 @@ def arms(claim: Claim) -> list[Block]:
         [arm.label, str(arm.n), *(words.interval(*arm.figures[name]) if name in arm.figures else "–" for name in measures)]
         for arm in claim.arms
     ]
-    return ["### Arms: mean over seeds [95 % t interval], not paired", Table(["arm", "n", *map(words.measure, measures)], rows)]
+    of = claim.contrasts[0].counted if claim.contrasts else "seeds"
+    return [f"### Arms: mean over {of} [95 % t interval], not paired", Table(["arm", "n", *map(words.measure, measures)], rows)]
 
 
 def section(claim: Claim, name: str, pictures: Sequence[Figure]) -> Section:
@@ -152,12 +157,12 @@ def head(claims: Sequence[Claim], rows: Sequence[Row]) -> Section:
         "verdicts",
         "What FAPO claims, and what came out",
         [
-            f"{len(claims)} claims of arXiv 2510.22543 or of this project: {told}. n = {len(rows)} runs, {seeds} seeds, {version}. "
+            f"{len(claims)} claims of arXiv 2510.22543 or of this project: {told}. n = {words.ran(rows)}, {seeds} seeds, {version}. "
             "[How it was made](#made).",
             Table(["claim", "verdict", "n", "primary outcomes"], table),
             "Primary outcomes are means over paired seeds [95 % interval]. Supported: every interval lies on the claim's side, Holm's p "
             "of the paired t test is below .05. Contradicted: one lies on the other side. No power: neither, which is no evidence for "
-            "equality. n counts seeds unless another thing is named.",
+            f"equality. {words.counting(claims)}.",
         ],
     )
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from claim import Arm, Claim, Contrast
+from claim import Arm, Claim, Contrast, Row
 
 MEASURES = {
     "right": "right",
@@ -81,8 +81,8 @@ def chance(name: str, p: float | None) -> str:
 
 
 def shown(contrast: Contrast) -> str:
-    """Mean and interval of a difference, by its unit."""
-    return interval(contrast.mean, contrast.low, contrast.high, signed=True, unit=contrast.unit)
+    """Mean and interval of a contrast, by its unit."""
+    return interval(contrast.mean, contrast.low, contrast.high, signed=contrast.differs, unit=contrast.unit)
 
 
 def arm(name: str) -> str:
@@ -125,6 +125,21 @@ def counted(sizes: Iterable[int]) -> str:
     """
     found = sorted(set(sizes)) or [0]
     return f"{found[0]}" if len(found) == 1 else f"{found[0]}–{found[-1]}"
+
+
+def ran(rows: Iterable[Row]) -> str:
+    """
+    >>> ran([{"start": "default"}, {"start": "timing"}, {"start": "critic"}]), ran([])
+    ('2 runs and 1 timings', '0 runs')
+    """
+    timed = [row["start"] == "timing" for row in rows]
+    return f"{timed.count(False)} runs" + (f" and {timed.count(True)} timings" if any(timed) else "")
+
+
+def counting(claims: Iterable[Claim]) -> str:
+    """What n counts, claim by claim where it is no seed: `n counts seeds, of E8 repeats`."""
+    others = [f", of {claim.id} {claim.contrasts[0].counted}" for claim in claims if claim.contrasts and not claim.contrasts[0].differs]
+    return f"n counts seeds{''.join(others)}"
 
 
 def seeds(claim: Claim) -> str:
