@@ -5,8 +5,10 @@ Readable in grey: an arm is told by its marker and line style as well as by its 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -252,19 +254,28 @@ def ternary(title: str, arms: Mapping[str, tuple[Series, Series, Series]], lines
     return Panel(title, svg, ["arm", "sound (α), first → last step", "wrong (β)", "flawed (γ)", "n"], rows)
 
 
+LABEL, EXTRA = 54, 0.36
+"""Letters of a line of a label in `forest`, and the room of each further line, in lines of it."""
+
+
 def forest(unit: str, rows: Mapping[str, tuple[Sequence[float], float, float, float]]) -> str:
     """Differences paired by seed: a line each, a dot a seed, the mean with its interval, and where no difference is. row → values, mean,
     low, high. Returns the SVG: its numbers stand in the table of contrasts."""
+
+    labels = [textwrap.wrap(name, LABEL) for name in rows]
+    places = list(itertools.accumulate(1 + EXTRA * (len(label) - 1) for label in labels))
+    """Of the markers, a line below each other; longer labels, above them, take more room."""
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color="#000000", linewidth=0.8)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-        for line, (name, (values, mean, low, high)) in enumerate(rows.items()):
-            label = axes.text(-0.2, line - 0.42, name, transform=axes.get_yaxis_transform(), va="center")
-            label.set_bbox({"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.5})
-            axes.plot(values, [line + 0.16] * len(values), "o", color="#000000", markersize=3.2, alpha=0.45, markeredgewidth=0)
+        for label, at, (values, mean, low, high) in zip(labels, places, rows.values(), strict=True):
+            middle = at - 0.42 - EXTRA / 2 * (len(label) - 1)
+            text = axes.text(-0.2, middle, "\n".join(label), transform=axes.get_yaxis_transform(), va="center")
+            text.set_bbox({"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.5})
+            axes.plot(values, [at + 0.16] * len(values), "o", color="#000000", markersize=3.2, alpha=0.45, markeredgewidth=0)
             bars = [[mean - low], [high - mean]] if math.isfinite(low) and math.isfinite(high) else None
-            axes.errorbar(mean, line - 0.04, xerr=bars, color=COLOURS[2], marker=MARKERS[2], markersize=4.5, capsize=2.5, linewidth=1.3)
+            axes.errorbar(mean, at - 0.04, xerr=bars, color=COLOURS[2], marker=MARKERS[2], markersize=4.5, capsize=2.5, linewidth=1.3)
 
-    return drawn(draw, Axis(unit), Axis("", ticks={}, limits=(len(rows) - 0.5, -0.75)), height=0.75 + 0.42 * len(rows))
+    return drawn(draw, Axis(unit), Axis("", ticks={}, limits=(places[-1] + 0.5, 0.25)), height=0.75 + 0.42 * places[-1])
