@@ -70,6 +70,32 @@ def test_a_named_environment_writes_the_fresh_model_once(tmp_path, recipe, folde
     assert len(load_tokenizer(found)) >= tokens
 
 
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_run_may_begin_while_another_reads_the_same_fresh_model(tmp_path, monkeypatch, protected):
+    """Arms of a seed share it. Inverse: written where it is read, its files are there in halves meanwhile."""
+    config = RECIPES["arith"]()
+    config = replace(config, run=replace(config.run, folder=str(tmp_path), seed=5))
+    alone = SimpleNamespace(main=True, barrier=lambda: None)
+    folder = policy_folder(config, alone)  # type: ignore[arg-type]
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    writes, seen = Arithmetic.write_model, []
+
+    def half(config, into: Path) -> None:
+        into = into if protected else folder
+        (into / "config.json").write_text("{")
+        seen.append((folder / "config.json").read_bytes())  # as the other run would
+        writes(config, into)
+
+    monkeypatch.setattr(Arithmetic, "write_model", staticmethod(half))
+    if protected:
+        policy_folder(config, alone)  # type: ignore[arg-type]
+    else:
+        half(config, folder)
+    assert seen == [files["config.json"] if protected else b"{"]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 @pytest.mark.parametrize(
     ("text", "is_path"),
     [

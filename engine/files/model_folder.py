@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,12 @@ def policy_folder(config: Config, ranks: Ranks) -> Path:
     what = "" if not config.run.critic else "critic-" if (asked := trained_prompt(config)) == "own" else f"critic-{asked}-"
     folder = Path(config.run.folder) / "fresh" / f"{name}-{what}seed{config.run.seed}"
     if ranks.main:
-        environment_of(name).write_model(config, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Runs of one seed share it, and one may begin while another reads: each file is there whole or not at all, with the same bytes.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as made:
+            environment_of(name).write_model(config, Path(made))
+            for file in Path(made).iterdir():
+                file.replace(folder / file.name)
     ranks.barrier()
     return folder
 
