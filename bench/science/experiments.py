@@ -60,7 +60,7 @@ STARTS = {
             model="arith?scale=2",
             world="arith?lengths=4,5",
             tests="arith?lengths=4,5",
-            settings=("--warm-start.steps", "1000"),
+            settings=("--warm-start.steps", "1500", "--warm-start.lr", "1e-3"),
         ),
         Start(name="critic", recipe="genrm-arith"),
     )
