@@ -247,14 +247,15 @@ def of_critics(r: Rows) -> list[Asked]:
 
 
 def of_timing(r: Rows) -> list[Asked]:
-    def times(arm: str, primary: bool = False) -> Contrast:
-        what = f"step ÷ step with verdicts known, {arm.replace('/', ', judging ÷ training ')}"
-        return contrast(what, list(r.values("timing", arm, after("x_known")).values()), primary, "×")
-
-    at = times("overlap/0.5", True)
-    test = Test(at, 0.0, bound=1.2, at_least=False, margin=True)
-    others = [times(f"{mode}/{ratio:g}") for ratio in RATIOS for mode in ("overlap", "serial") if f"{mode}/{ratio:g}" != "overlap/0.5"]
     named = {f"{mode}, judging ÷ training {ratio:g}": f"{mode}/{ratio:g}" for ratio in RATIOS for mode in ("overlap", "serial")}
+    decides = "overlap, judging ÷ training 0.5"
+
+    def times(label: str) -> Contrast:
+        values = r.values("timing", named[label], after("x_known")).values()
+        return contrast(f"step ÷ step with verdicts known, {label}", list(values), label == decides, "×")
+
+    test = Test(times(decides), 0.0, bound=1.2, at_least=False, margin=True)
+    others = [times(label) for label in named if label != decides]
     arms = r.arms("timing", named, {"× known": after("x_known"), "hidden": after("hidden")})
     return [
         Asked(

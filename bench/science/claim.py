@@ -90,3 +90,8 @@ class Claim:
     arms: Sequence[Arm] = ()
     notes: Sequence[str] = field(default_factory=tuple)
     """What limits it."""
+
+    @property
+    def counted(self) -> str:
+        """What n counts."""
+        return self.contrasts[0].counted if self.contrasts else "seeds"

@@ -96,7 +96,7 @@ def contrasts(claim: Claim) -> list[Block]:
     """The table of contrasts, and a line of dots for each, by unit, where there are several seeds."""
     if not claim.contrasts:
         return []
-    paired, of = all(contrast.differs for contrast in claim.contrasts), claim.contrasts[0].counted
+    paired, of = all(contrast.differs for contrast in claim.contrasts), claim.counted
     head = [f"contrast{', paired by seed' if paired else ''}", "mean [95 % interval]", "exact p", "Holm p", "n", "values"]
     rows = []
     for contrast in claim.contrasts:
@@ -126,15 +126,13 @@ def arms(claim: Claim) -> list[Block]:
         [arm.label, str(arm.n), *(words.interval(*arm.figures[name]) if name in arm.figures else "–" for name in measures)]
         for arm in claim.arms
     ]
-    of = claim.contrasts[0].counted if claim.contrasts else "seeds"
-    return [f"### Arms: mean over {of} [95 % t interval], not paired", Table(["arm", "n", *map(words.measure, measures)], rows)]
+    return [f"### Arms: mean over {claim.counted} [95 % t interval], not paired", Table(["arm", "n", *map(words.measure, measures)], rows)]
 
 
 def section(claim: Claim, name: str, pictures: Sequence[Figure]) -> Section:
     """One claim, with the figures that belong to it."""
-    of = claim.contrasts[0].counted if claim.contrasts else "seeds"
     blocks: list[Block] = [
-        f"**{claim.verdict}**, n = {words.seeds(claim)} {of}. Claimed in: {claim.source or 'this project'}.",
+        f"**{claim.verdict}**, n = {words.seeds(claim)} {claim.counted}. Claimed in: {claim.source or 'this project'}.",
         claim.because or "Nothing to say yet.",
     ]
     blocks += contrasts(claim) + arms(claim)

@@ -138,7 +138,7 @@ def ran(rows: Iterable[Row]) -> str:
 
 def counting(claims: Iterable[Claim]) -> str:
     """What n counts, claim by claim where it is no seed: `n counts seeds, of E8 repeats`."""
-    others = [f", of {claim.id} {claim.contrasts[0].counted}" for claim in claims if claim.contrasts and not claim.contrasts[0].differs]
+    others = [f", of {claim.id} {claim.counted}" for claim in claims if claim.counted != "seeds"]
     return f"n counts seeds{''.join(others)}"
 
 
