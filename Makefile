@@ -84,7 +84,7 @@ compare: $(STAMP)
 compare-tools: $(STAMP)
 	$(BIN)/python bench/arith_lambda.py --recipe arith-tools
 
-# The paper's claims over seeds, and the page that says what came out: docs/science.md. A night on two cores; ARGS=--quick: 3 hours.
+# The paper's claims over seeds, and the page that says what came out: docs/science.md. A night on two cores; ARGS=--quick: under 3 hours.
 science: $(STAMP)
 	$(BIN)/python bench/science/science.py $(ARGS)
 

@@ -309,6 +309,16 @@ def test_starts_come_before_arms_and_judges_before_what_they_judge(science, tmp_
             science.lab.parsed(stub.lab.job(arm, 0))
 
 
+def test_the_quick_version_has_what_takes_long_by_name_alone(science):
+    experiments = science.experiments
+    assert experiments.FULL.left_out == () and experiments.QUICK.left_out
+    for name in experiments.QUICK.left_out:
+        own = {id(arm) for arm in experiments.ARMS[name]}
+        ran = {id(arm) for arm, _ in experiments.wanted((), 1, experiments.QUICK.left_out)}
+        assert not own & ran and len(ran) > 20
+        assert {id(arm) for arm, _ in experiments.wanted((name,), 1, experiments.QUICK.left_out)} == own
+
+
 def test_what_needs_a_run_that_failed_is_left_out_and_named(science, tmp_path):
     stub = Stub(science, tmp_path, failing="critic/seed0/start")
     with pytest.raises(SystemExit, match="critic/seed0/start.*default/seed0/judge=process"):

@@ -21,9 +21,12 @@ class Size:
     critic_steps: int
     repeats: int
     """Of each timing."""
+    left_out: tuple[str, ...] = ()
+    """Experiments that it has only where they are asked for by name."""
 
 
-FULL, QUICK = Size(8, 40, 40, 5), Size(4, 24, 24, 3)
+FULL, QUICK = Size(8, 40, 40, 5), Size(4, 24, 24, 3, ("E1b",))
+"""E1b's starts take as long as those of all others together, and steps of a warm start cannot be fewer."""
 PROMPTS, SAMPLES, NEW_TOKENS = 16, 8, 48
 """Of a step; the longest solution has 44 tokens, its end included."""
 TEST_ROWS, EARLY = 300, 15
@@ -116,8 +119,8 @@ ARMS: dict[str, list[Arm]] = {
 """By experiment, in the order in which they are run; E3 is read off E1 and E2, E8 has no run."""
 
 
-def wanted(only: tuple[str, ...], seeds: int) -> Iterator[tuple[Arm, int]]:
+def wanted(only: tuple[str, ...], seeds: int, left_out: tuple[str, ...] = ()) -> Iterator[tuple[Arm, int]]:
     """Arms and seeds, all arms of a seed before the next one: what is cut short still holds whole pairs."""
     for experiment, own in ARMS.items():
-        if not only or experiment in only:
+        if experiment in only or (not only and experiment not in left_out):
             yield from ((arm, seed) for seed in range(seeds) for arm in own)
