@@ -212,6 +212,27 @@ def test_a_body_in_chunks_is_cut_off_too(ask):
     refused(answer, 413, "64 KiB")
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_too_much_reads_why(ask, monkeypatch, chunked):
+    """A line that is closed with bytes unread is reset, and what was answered may never be seen."""
+    body, how = b"x" * 900_000, {"Content_Type": "application/json"}
+    if chunked:
+        body, how = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), how | {"Transfer_Encoding": "chunked"}
+    for _ in range(5):
+        refused(post(ask, body, **how), 413, "64 KiB")
+    refused(post(ask, body, token="X-None: 1", **how), 403, "the token is missing")
+    refused(post(ask, body, path="/api/one/run.json", **how), 405, "only labels")
+    monkeypatch.setattr(server, "UNREAD", 0)  # the inverse
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        for _ in range(50):
+            post(ask, body, **how)
+
+
+def test_who_asks_before_sending_sends_nothing(ask):
+    how = {"Content_Type": "application/json", "Expect": "100-continue", "Content_Length": "900000"}
+    refused(post(ask, b"", **how), 413, "64 KiB")
+
+
 def test_no_labels_where_they_are_switched_off(tmp_path):
     write_run(tmp_path / "runs" / "one", steps=1)
     asked = Asked(tmp_path / "runs", labels=False)

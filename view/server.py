@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import anyio
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from soundrl.view import labels
 from soundrl.view.api import answer
@@ -27,7 +27,27 @@ TYPES = {
     ".txt": "text/plain; charset=utf-8",
 }
 THREADS = 4  # that read at a time
+UNREAD = 1 << 20  # bytes of a refused body that are still read: who closes with some unread resets the line, and the reason is lost
 log = logging.getLogger(__name__)
+
+
+class Body:
+    """A request's messages, as ASGI's `receive`; knows whether more of the body is to come."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.receive = receive
+        self.more = all(name != b"expect" for name, _ in scope["headers"])  # who asks first has sent no body
+
+    async def __call__(self) -> Message:
+        message = await self.receive()
+        self.more = message.get("more_body", False)
+        return message
+
+    async def rest(self) -> None:
+        """Read what is to come and forget it, `UNREAD` at most."""
+        read = 0
+        while self.more and read < UNREAD:
+            read += len((await self()).get("body", b""))
 
 
 class App:
@@ -42,9 +62,11 @@ class App:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            request = Request(scope, receive)
-            response = await self._respond(request)
+            body = Body(scope, receive)
+            response = await self._respond(Request(scope, body))
             response.headers.update(HEADERS)
+            if response.status_code >= 400:
+                await body.rest()
             await response(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
