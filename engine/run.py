@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
@@ -18,14 +18,14 @@ from soundrl.engine.environments.environment import build_environment, trained_p
 from soundrl.engine.exchange import StepBatch
 from soundrl.engine.files.checkpoint import Place, place_of
 from soundrl.engine.files.model_folder import cards, load_tokenizer, policy_folder
-from soundrl.engine.files.run_folder import WARM_START, RunFolder
+from soundrl.engine.files.run_folder import RunFolder
 from soundrl.engine.files.shared import keeps_checkpoints
 from soundrl.engine.files.underway import RememberingJudge, Underway, next_start, take_over
 from soundrl.engine.judging.judges import build_judge
 from soundrl.engine.launch.hang import watch_progress
 from soundrl.engine.launch.last_words import RANK, ComeAgain, PlannedStop, remove
 from soundrl.engine.launch.launch import users_mistakes
-from soundrl.engine.launch.words import kept
+from soundrl.engine.launch.words import WARM_START, kept
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Problems
 from soundrl.engine.ranks import Ranks
@@ -95,16 +95,20 @@ class Run:
         self.underway.start = ranks.gather(self.underway.start)[0]  # nobody writes before
         progress.say(f"{config.run.name}: {self.policy.describe()} on {ranks.describe()}")
         if demonstrations is not None:
+            RANK.grace, RANK.stops = config.run.patience[1], self.keeps
             with TIMELINE("warm_start"):
                 kept = Checkpoints(self.folder.path / WARM_START, ranks, (0, 1, 0), progress.say) if self.keeps else None
-                warm_start(self.policy, config, demonstrations, progress, kept)
+                if place := warm_start(self.policy, config, demonstrations, progress, kept):
+                    self._stop(f"after step {place.step} of the warm start", whole=kept is not None and kept.saved == place)
             self.at = self.snapshot(0, version=1)
             self.save()
             self.export()  # other settings can start from the very same policy: --model.path …/step-000000 --warm-start.steps 0
-            if kept is not None and kept.saved:
-                self.checkpoints.wait()  # step 0 is whole; what led there is not needed
-                if ranks.main:
-                    remove(kept.folder)
+            self.leave()
+            RANK.stops = False  # while the sampler and the judge start
+        if ranks.gather((led := self.folder.path / WARM_START).exists())[0]:
+            self.checkpoints.wait()
+            if ranks.main and (self.checkpoints.saved or not config.run.save[0]):
+                remove(led)  # what it led to is whole
 
     @property
     def step(self) -> int:
@@ -249,10 +253,13 @@ class Run:
         self.underway.flush(sync=True)
         self.save()
         self.checkpoints.wait()
-        number = next((name for name in self.ranks.gather(RANK.asked and RANK.asked.name) if name), None)
-        whole = self.checkpoints.saved == self.place
+        self._stop(f"in step {self.step + 1}", whole=self.checkpoints.saved == self.place)
+
+    def _stop(self, where: str, whole: bool) -> NoReturn:
+        """The end of a run that was to save; `whole`: it has. A collective."""
+        number = self.ranks.first_said(RANK.asked.name if RANK.asked else "")
         lost = "" if whole else ", and its state could not be saved"
-        text = f"stopped by {number} in step {self.step + 1}{lost}" if number else f"no judge answers, in step {self.step + 1}{lost}"
+        text = (f"stopped by {number} {where}" if number else f"no judge answers, {where}") + lost
         if number and whole:
             raise PlannedStop(text + kept(self.folder.path))
         raise ComeAgain(text)

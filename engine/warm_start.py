@@ -8,14 +8,17 @@ from dataclasses import replace
 from soundrl.engine.checkpoints import Checkpoints, restore
 from soundrl.engine.config import Config
 from soundrl.engine.files.checkpoint import Place
+from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.policy import Policy
 from soundrl.engine.problems import Demonstrations
 from soundrl.engine.telemetry.console import Progress
 from soundrl.engine.trainer import Trainer
 
 WARMUP_SHARE, FINAL_SHARE = 0.02, 0.1
-SAVE_SECONDS, LOOK = 120.0, 5
-"""Between checkpoints, by rank 0's clock; and steps between its looks at it. Nothing that is computed hangs on either."""
+SAVE_SECONDS = 120.0
+"""Between checkpoints. Nothing that is computed hangs on them."""
+STOP = 2.0
+"""Above what a clock says, of all ranks' reasons to save."""
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -27,9 +30,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * left)
 
 
-def warm_start(policy: Policy, config: Config, demonstrations: Demonstrations, progress: Progress, kept: Checkpoints | None) -> None:
+def warm_start(
+    policy: Policy, config: Config, demonstrations: Demonstrations, progress: Progress, kept: Checkpoints | None
+) -> Place | None:
     """Train `config.warm_start.steps` steps on response tokens, with moments of its own: RL begins with a fresh optimizer. A long one is
-    saved in `kept` on the way, and goes on from there with the same bits; None: nothing is saved."""
+    saved in `kept` on the way, and goes on from there with the same bits; None: nothing is saved. Where somebody asks for a stop, on any
+    rank, it ends after the step under way, saved, and returns that step's place; None: it is whole."""
     settings, ranks = config.warm_start, policy.ranks
     trainer = Trainer(policy, replace(config.optim, lr=settings.lr), config.loss, temperature=1.0)
     begun = kept.find() if kept else None
@@ -40,8 +46,12 @@ def warm_start(policy: Policy, config: Config, demonstrations: Demonstrations, p
             continue
         stats = trainer.supervised_step(samples, learning_rate(step, settings.steps, settings.lr))
         progress.warm_start(step + 1, settings.steps, stats["loss"])
-        if kept and step % LOOK == LOOK - 1 and ranks.gather(time.monotonic() - saved > SAVE_SECONDS)[0]:
-            kept.save(Place(step + 1), trainer, {"trainer": trainer.state()}, {})
+        if kept and (why := ranks.max(STOP if RANK.asked else float(time.monotonic() - saved > SAVE_SECONDS))):
+            kept.save(place := Place(step + 1), trainer, {"trainer": trainer.state()}, {})
             saved = time.monotonic()
+            if why == STOP:
+                kept.wait()
+                return place
     if kept:
         kept.wait()
+    return None

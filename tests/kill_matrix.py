@@ -56,7 +56,21 @@ def goes_on(folder: Path, kill: str, expected: dict, *more: str) -> None:
 def test_every_point_is_killed():
     from killed import POINTS
 
-    assert NTH.keys() == POINTS.keys() and len(SMALL) > 0
+    assert NTH.keys() | {"warm start"} == POINTS.keys() and len(SMALL) > 0
+
+
+def test_a_warm_start_is_stopped_under_the_launcher_and_goes_on(tmp_path):
+    settings = (*SMALL, "--warm-start.steps", 4, "--warm-start.batch", 4, "--run.steps", 1)
+    whole = job(tmp_path / "whole", settings=settings)
+    assert whole.returncode == 0, said(whole)
+    stopped = job(tmp_path, settings=settings, KILL="warm start,SIGTERM,2", WITNESS=tmp_path / "witness")
+    assert (tmp_path / "witness").exists() and stopped.returncode == 0, said(stopped)
+    kept = tmp_path / "arith" / "warm_start" / "step-000002"
+    words = f"stopped by SIGTERM after step 2 of the warm start; kept: {kept}; the same command goes on: python tests/workers/killed.py"
+    assert stopped.stderr.splitlines()[-1].startswith(words), said(stopped)
+    done = job(tmp_path, settings=settings)
+    assert done.returncode == 0 and "warm start     4/4" in done.stdout, said(done)
+    assert_equal(everything(tmp_path / "arith"), everything(tmp_path / "whole" / "arith"))
 
 
 @pytest.mark.parametrize(("point", "which"), MATRIX)

@@ -33,7 +33,7 @@ from soundrl.genrm.make.card import write
 from soundrl.genrm.make.make import command
 from soundrl.genrm.make.rows import Making, asked_at
 from soundrl.genrm.make.stages import Stages, digests
-from soundrl.genrm.make.training import train_command
+from soundrl.genrm.make.training import to_its_end, train_command
 from soundrl.genrm.make.world import Known, problems_of, world_of
 from soundrl.genrm.pool import scorer
 from soundrl.genrm.verdict import unanimous
@@ -435,6 +435,14 @@ def test_a_training_ends_with_us_and_saves_its_state_where_it_is_asked_to(number
     while runs(training):
         time.sleep(0.02)
     assert (tmp_path / "saved").exists() == (number == signal.SIGTERM)
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_trained(tmp_path):
+    """It has saved, and ends with status 0."""
+    run, leaves = tmp_path / "run", [sys.executable, "-c", "import os, sys; os.makedirs(sys.argv[1])"]
+    with pytest.raises(ValueError, match=r"/run was stopped before its end; the same command goes on"):
+        to_its_end([*leaves, str(run / "underway")], run)
+    to_its_end([*leaves, str(tmp_path / "other" / "policy")], tmp_path / "other")  # inverse
 
 
 def runs(process: Path) -> bool:

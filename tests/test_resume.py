@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
 from survival import assert_equal, everything, job, said
 
 from soundrl.engine.files.run_folder import FREE, differences, goes_on
@@ -72,6 +75,37 @@ def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, tmp_
     assert sum(row["refill/groups"] for row in steps) > 0
     assert {kind for _, kind, _, _ in uninterrupted["rollouts"]} == {"train", "replaced", "eval"}
     assert 0 < steps[0]["loss/kl_reference"] < 0.1 * steps[4]["loss/kl_reference"]  # it moves away from where it began
+
+
+START, WARMED = "starts/policy", "policy/step-000000"
+WARM = (
+    *("arith", "--model.path", START, "--rollout.engine", "torch", "--data.test", "--warm-start.steps", 4),
+    *("--warm-start.batch", 4, "--rollout.prompts", 2, "--optim.minibatch-prompts", 2, "--rollout.samples", 2),
+    *("--rollout.max-new-tokens", 8, "--run.steps", 1),
+)
+
+
+def test_a_warm_start_that_is_stopped_goes_on(torchrun, tmp_path):
+    """The signal comes to the second of two ranks, in step 2 and then in the last one; what led to step 0 goes when that is whole."""
+
+    def warm(name: str, kill: str = "") -> dict:
+        return {"ranks": 2, "line": [*map(str, WARM), "--run.folder", str(tmp_path / name)], "kill": kill}
+
+    stops = [warm("stopped", "warm start,SIGTERM,2"), warm("stopped", "warm start,SIGTERM,2"), warm("stopped")]
+    ended = torchrun("forked_runs", 1, runs=[warm("whole"), *stops])
+    assert [one["statuses"] for one in ended] == [[0, 0]] * 4, ended
+    assert [one["killed"] for one in ended] == [False, True, True, False]  # witness
+    log = (tmp_path / "forked_runs-1.log").read_text()
+    for step in (2, 4):
+        kept = tmp_path / "stopped" / "arith" / "warm_start" / f"step-{step:06d}"
+        words = f"stopped by SIGTERM after step {step} of the warm start; kept: {kept}; the same command goes on: "
+        assert log.count(words) == 1, log[-5000:]
+    assert "Traceback" not in log
+    whole, stopped = (tmp_path / name / "arith" for name in ("whole", "stopped"))
+    assert_equal(everything(stopped), everything(whole))
+    warm, same, cold = (load_file(folder / "model.safetensors") for folder in (*(run / WARMED for run in (whole, stopped)), ROOT / START))
+    assert all(torch.equal(tensor, same[name]) and not torch.equal(tensor, cold[name]) for name, tensor in warm.items())
+    assert not (stopped / "warm_start").exists() and (stopped / "checkpoints" / "step-000001").is_dir()
 
 
 def begun(folder: Path, config) -> Path:

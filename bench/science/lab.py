@@ -164,6 +164,9 @@ class Lab:
         if process.exitcode:
             print(f"{job.folder}: failed (status {process.exitcode}), see {folder}.log", flush=True)
             return None
+        if not (folder / "found.json").is_file():  # a run that has saved ends with status 0
+            print(f"{job.folder}: was stopped before its end; the same command goes on", flush=True)
+            return None
         found = json.loads((folder / "found.json").read_bytes())
         row = {"run": job.folder, "start": job.folder.partition("/")[0], "arm": job.arm.name if job.arm else "start", "seed": job.seed}
         row |= {"quick": self.quick, "settings": self.settings(job)} | found

@@ -53,7 +53,7 @@ from soundrl.genrm.critic_data.labelled import Critiqued, Labelled, load_labelle
 from soundrl.genrm.journal import digest
 from soundrl.genrm.make import card
 from soundrl.genrm.make.stages import Found, Stages, digests, file_digest, write_json
-from soundrl.genrm.make.training import ended, guarded, train_command
+from soundrl.genrm.make.training import to_its_end, train_command
 from soundrl.genrm.prompts import PROMPTS
 from soundrl.genrm.scores import difference
 
@@ -106,8 +106,7 @@ class Text:
             "rollout.eager": (),
         }
         given = own | {name.replace("__", ".").replace("_", "-"): value for name, value in settings.items()}
-        ended(folder / "run" / ".lock")
-        guarded(train_command(folder, recipe, {name: tuple(value) for name, value in given.items()}, ()))
+        to_its_end(train_command(folder, recipe, {name: tuple(value) for name, value in given.items()}, ()), folder / "run")
         return RunReader(folder / "run")
 
     def warm_start(self, steps: int) -> dict[str, Sequence[object]]:

@@ -22,6 +22,7 @@ from soundrl.engine.files.run_reader import FORMAT, read_lines
 from soundrl.engine.files.trained_file import Trained, trained_name, write_trained
 from soundrl.engine.files.whole import whole
 from soundrl.engine.launch.last_words import RANK, remove, undone
+from soundrl.engine.launch.words import WARM_START
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.telemetry.timeline import TraceFile
 from soundrl.fapo.records import Group
@@ -222,8 +223,6 @@ the same, up to the order in which numbers are added."""
 
 
 ALARMS = "alarms.jsonl"
-WARM_START = "warm_start"
-"""Folder of checkpoints in the middle of a warm start; gone when it has ended."""
 
 
 def restarted() -> bool:

@@ -11,6 +11,9 @@ from typing import Any
 
 from soundrl.fapo.printable import one_line
 
+WARM_START = "warm_start"
+"""Folder of checkpoints in the middle of a run's warm start; gone when that is whole."""
+
 
 def say(text: str) -> None:
     """On standard error, to whoever still reads it: a terminal that was closed must not keep a rank from its end."""
@@ -54,10 +57,10 @@ def named(number: signal.Signals) -> str:
 
 def kept(folder: Path | str | None) -> str:
     """`; kept: runs/x/checkpoints/step-000040; the same command goes on: python engine/train.py …`, by what stands in a run's folder."""
-    saved = {path.parent for path in Path(folder).glob("checkpoints/step-*[0-9]/manifest.json")} if folder is not None else set()
-    if not saved:
-        return "; nothing was saved yet, the same command begins again"
-    return f"; kept: {max(saved, key=lambda path: path.name)}; the same command goes on: {command()}"
+    for kind in ("checkpoints", WARM_START) if folder is not None else ():
+        if saved := {path.parent for path in Path(folder).glob(f"{kind}/step-*[0-9]/manifest.json")}:
+            return f"; kept: {max(saved, key=lambda path: path.name)}; the same command goes on: {command()}"
+    return "; nothing was saved yet, the same command begins again"
 
 
 def command() -> str:

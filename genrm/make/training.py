@@ -38,8 +38,7 @@ def train(command: Sequence[str], folder: Path, base: Path, prompt: str) -> Foun
     """Runs `command` and exports every checkpoint it has kept; `policy/step-000000` is the `base` itself, to compare with. Each is marked
     as one that reads `prompt`. ValueError where a process has failed; its own words stand above."""
     run = folder / "run"
-    ended(run / ".lock")
-    guarded(command)
+    to_its_end(command, run)
     dtype = json.loads((run / "config.json").read_text())["model"]["dtype"]
     guarded([sys.executable, "-m", "soundrl.engine.tools.export", "write", str(run), "--dtype", dtype])
     card = json.dumps({"prompt": prompt}) + "\n"
@@ -48,6 +47,14 @@ def train(command: Sequence[str], folder: Path, base: Path, prompt: str) -> Foun
     if (start := run / "policy" / "step-000000") not in exported(run):
         linked(base, start, "card.json", card)
     return {"checkpoints": {path.name: digests(path) for path in exported(run)}}
+
+
+def to_its_end(command: Sequence[str], run: Path) -> None:
+    """The run in `run`, begun or gone on with by `command`. ValueError where it has failed, or has not come to its end."""
+    ended(run / ".lock")
+    guarded(command)
+    if (run / "underway").exists():  # stopped and saved, it ends with status 0 as well
+        raise ValueError(f"{run} was stopped before its end; the same command goes on")
 
 
 def ended(lock: Path, seconds: float = 30.0) -> None:

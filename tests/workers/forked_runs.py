@@ -13,15 +13,19 @@ from transformers import AutoModelForCausalLM
 
 from soundrl.engine import train
 from soundrl.engine.files.model_folder import load_tokenizer
+from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.launch.launch import be_quiet, parse_arguments
 from soundrl.engine.samplers import torch_sampler  # noqa: F401
 
 
-def run(rank: int, line: list[str], kill: str, witness: Path) -> None:
+def run(rank: int, last: int, line: list[str], kill: str, witness: Path) -> None:
+    """A signal that asks for a stop (SIGTERM) is the `last` rank's."""
     point, which, nth = (kill or "start,none,0").split(",")
-    if which in (str(rank), "all"):
+    if which in (str(rank), "all") or (which.startswith("SIG") and rank == last):
         arm(point, which, int(nth), witness)
-    train.main(parse_arguments(line))
+    RANK.watch()
+    with RANK.speaks():
+        train.main(parse_arguments(line))
 
 
 def main(arguments: dict, out: Path) -> None:
@@ -32,7 +36,8 @@ def main(arguments: dict, out: Path) -> None:
     said = []
     for number, each in enumerate(arguments["runs"]):
         witness = out.parent / f"witness-{number}"
-        statuses = forked(each["ranks"], lambda rank, each=each, witness=witness: run(rank, each["line"], each["kill"], witness))
+        last, given = each["ranks"] - 1, (each["line"], each["kill"], witness)
+        statuses = forked(last + 1, lambda rank, last=last, given=given: run(rank, last, *given))
         said.append({"statuses": statuses, "killed": witness.exists()})
         print(number, said[-1], flush=True)
     out.write_text(json.dumps(said))

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 POINTS = {  # point: what is killed before it is called (after it, where the name ends in +)
     "start": "engine.problems:Problems.check",
+    "warm start": "engine.trainer:Trainer.supervised_step",
     "start sampler": "engine.run:build_sampler",
     "sampling": "engine.files.underway:Underway.add",
     "sampled": "fapo.pending:PendingGroups.outcomes",
@@ -62,8 +63,8 @@ def kill(which: str, witness: Path) -> None:
             while True:
                 file.write(bytes(1 << 12))
         return
-    if which.startswith("SIG"):  # a planned stop: the launcher is told
-        os.kill(launcher, getattr(signal, which))
+    if which.startswith("SIG"):  # a planned stop: the launcher is told, or where there is none of ours this rank
+        os.kill(os.getpid() if RANK.launcher is None else launcher, getattr(signal, which))
         while RANK.asked is None:
             time.sleep(0.01)
         return

@@ -1,9 +1,6 @@
 """Whole runs of the main job with adapters, each a fork: warm start, reference, judge and policy as two adapters of one vLLM, evaluations,
 an export; the same killed within a step and stopped within another; and a mixture of experts."""
 
-import os
-import signal
-import time
 from pathlib import Path
 
 import killed
@@ -60,16 +57,6 @@ def run(line: tuple, kill: str = "", witness: Path = Path()) -> None:
     RANK.watch()
     with RANK.speaks():
         train.main(parse_arguments([str(word) for word in line]))
-
-
-def struck(which: str, witness: Path) -> None:
-    witness.mkdir()
-    os.kill(os.getpid(), getattr(signal, which))
-    while RANK.asked is None:  # the run goes on to where it heeds it
-        time.sleep(0.01)
-
-
-killed.kill = struck
 
 
 def runs(root: Path, names: tuple[str, ...]) -> dict:

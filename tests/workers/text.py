@@ -26,6 +26,7 @@ from soundrl.engine import trainer, warm_start
 from soundrl.engine.launch.launch import be_quiet, parse_arguments
 from soundrl.genrm import selection
 from soundrl.genrm.journal import Journal
+from soundrl.genrm.make import training
 from soundrl.genrm.serve.machine import reserve_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ spec.loader.exec_module(train)
 ARGUMENTS, OUT = json.loads(sys.argv[1]), Path(sys.argv[2])
 JUDGE = ("--genrm.judge", "endpoint", "--genrm.urls", ARGUMENTS["url"], "--genrm.model", "genrm")
 trained, add, command_of = trainer.Trainer.supervised_step, Journal.add, real_text.train_command
-warm_start.SAVE_SECONDS, warm_start.LOOK = 0.0, 1
+warm_start.SAVE_SECONDS = 0.0
 call: dict = {}
 judges: list[list[str]] = []
 
@@ -122,7 +123,7 @@ class Served:
 
 write_model(Path(ARGUMENTS["root"]) / "model", ARGUMENTS["texts"], TEMPLATE)
 write_model(Path(ARGUMENTS["root"]) / "base", ["1+1=2"], None)
-real_text.guarded, real_text.train_command, selection.JudgeServers, Journal.add = forked, command, Served, stopping
+training.guarded, real_text.train_command, selection.JudgeServers, Journal.add = forked, command, Served, stopping
 said = []
 for call in ARGUMENTS["calls"]:
     try:
