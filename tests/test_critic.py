@@ -145,11 +145,11 @@ def test_recipes_hold_the_papers_values():
     assert c.run.task == "critic" and c.genrm.judge == "none"
 
 
-def test_a_run_end_to_end(train, tmp_path):
+def test_a_run_end_to_end(forked_train, tmp_path):
     small = ("--warm-start.steps", 20, "--run.steps", 2, "--data.test-rows", 8, "--rollout.prompts", 8, "--rollout.samples", 4)
     arguments = ("genrm-arith", *small, "--optim.minibatch-prompts", 8, "--rollout.engine", "torch", "--run.folder", tmp_path)
-    done = train(*arguments, NPROC="1")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    statuses, said = forked_train(*arguments)
+    assert statuses == [0], said[-6000:]
     run = RunReader(tmp_path / "genrm-arith")
     rows = run.metrics()
     steps = [row for row in rows if "loss/policy" in row]
@@ -160,4 +160,4 @@ def test_a_run_end_to_end(train, tmp_path):
         assert json.loads((run.path / folder / "card.json").read_text()) == {"prompt": "own"}
     rollouts = run.rollouts(1)
     assert len(rollouts) == 32 and all("<paragraph_0>" in r["prompt"] and r["verdict"] is not None for r in rollouts)
-    assert "evaluation after step 2" in done.stdout
+    assert "evaluation after step 2" in said

@@ -303,7 +303,7 @@ def test_no_solutions_at_all_is_a_conflict_of_settings(tokenizer, tmp_path):
         loaded(settings).demonstrations(Encoder(tokenizer, 20))
 
 
-def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tmp_path):
+def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(forked_train, tmp_path):
     """Two sets called test.jsonl, and a train file of that name: each is sampled and reported as its own."""
     tiny = write_tiny(tmp_path / "tiny", "llama")
     files = [write(tmp_path / f"{name}/test.jsonl", GOOD, {"problem": "?"}) for name in ("gsm8k", "aime24", "math500")]
@@ -312,14 +312,14 @@ def test_the_main_job_evaluates_every_set_and_lists_what_it_leaves_out(train, tm
     (sheet := tmp_path / "sheet.csv").write_text("Problem,Answer\n2+2?1,4\n")
     settings += f" --run.name x --run.folder {tmp_path}/runs --data.train {files[0]}:2 {sheet} --data.test {files[1]} {files[2]}"
     arguments = ["smollm2-gsm8k", *settings.split(), "--data.instruction", "", "--data.form", "box"]
-    stopped = train(*arguments, NPROC="1")
-    assert stopped.returncode == 2 and "3 of 7 rows cannot be used: " in stopped.stderr and "Traceback" not in stopped.stderr
+    statuses, said = forked_train(*arguments)
+    assert statuses == [2] and "3 of 7 rows cannot be used: " in said and "Traceback" not in said
     assert len((tmp_path / "runs/x.left_out.jsonl").read_text().splitlines()) == 3
-    done = train(*arguments, "--data.skip-unusable", NPROC="1")
-    assert done.returncode == 0, done.stderr
-    assert f"{files[1]}: left out 1 of 2 rows (answer 1)" in done.stdout
-    assert f'{sheet}: "2+2?1" (box): "\\boxed{{4}}" is read as "4", and the reference is "4"' in done.stdout
-    assert f"data.train: of each step's prompts {files[0]} 66.7%, {sheet} 33.3%" in done.stdout
+    statuses, said = forked_train(*arguments, "--data.skip-unusable")
+    assert statuses == [0], said
+    assert f"{files[1]}: left out 1 of 2 rows (answer 1)" in said
+    assert f'{sheet}: "2+2?1" (box): "\\boxed{{4}}" is read as "4", and the reference is "4"' in said
+    assert f"data.train: of each step's prompts {files[0]} 66.7%, {sheet} 33.3%" in said
     logged = RunReader(tmp_path / "runs/x").metrics()[0]
     assert {"eval/aime24/test/accuracy", "eval/math500/test/accuracy"} <= set(logged)
     listed = [json.loads(line)["file"] for line in (tmp_path / "runs/x/left_out.jsonl").read_text().splitlines()]

@@ -1,17 +1,18 @@
 """A run that was stopped in the middle of a step goes on, and equals one that was not, bit for bit. Kills, of every part at every point:
-`make kill-matrix`."""
+`make kill-matrix`, under the real launcher."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from survival import assert_equal, everything, job, said
+from survival import SMALL, assert_equal, everything
 
 from soundrl.engine.files.run_folder import FREE, differences, goes_on
 from soundrl.engine.files.run_reader import RunReader
@@ -26,12 +27,17 @@ REFILL = (
 """Steps whose prompts, and whose loss, hang on more than themselves."""
 
 
+def on_two_ranks(folder: Path, *settings: Any, kill: str = "") -> dict:
+    """For `workers/forked_runs.py`; the run is `folder`/arith."""
+    return {"ranks": 2, "line": ["arith", *map(str, settings), "--run.folder", str(folder)], "kill": kill}
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> dict:
+def uninterrupted(torchrun_once, tmp_path_factory) -> dict:
     """Without overlap."""
     folder = tmp_path_factory.mktemp("whole")
-    done = job(folder, *REFILL, "--run.no-overlap")
-    assert done.returncode == 0, said(done)
+    (ended,) = torchrun_once("forked_runs", 1, runs=[on_two_ranks(folder, *SMALL, *REFILL, "--run.no-overlap")])
+    assert ended["statuses"] == [0, 0], ended
     return everything(folder / "arith") | {"folder": folder / "arith"}
 
 
@@ -48,29 +54,31 @@ def test_its_steps_are_replayed(uninterrupted):
     assert number == 5 and replaced > 5  # witness
 
 
-def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, tmp_path):
+def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, torchrun, tmp_path):
     """Killed while groups of step 2 are refilled, then, behind steps that are trained once more, stopped between two optimizer steps; with
     weights and moments on the host, with weights there while it samples, and with neither."""
     steps = [row for row in uninterrupted["metrics"] if "refill/groups" in row]
     sampled = 1 + steps[0]["refill/rounds"]  # how often step 1 has sampled
     ways = ("--model.save-memory", "offload", "moments")  # which change no bit, and may be others when the run goes on
-    killed = job(tmp_path, *REFILL, *ways, KILL=f"sampled,all,{sampled + 2:.0f}", WITNESS=tmp_path / "witness")
-    assert (tmp_path / "witness").exists() and killed.returncode != 0, said(killed)
-    stopped = job(tmp_path, *REFILL, *ways[:2], KILL="after an optimizer step,SIGTERM,5", WITNESS=tmp_path / "another")
-    assert (tmp_path / "another").exists() and stopped.returncode == 0, said(stopped)
-    (*_, line) = stopped.stderr.splitlines()
-    assert line.startswith("stopped by SIGTERM in step 3; kept: ") and "step-000002+1; the same command goes on: python " in line, said(
-        stopped
-    )
-    assert "Traceback" not in stopped.stderr
-    decided = json.loads((tmp_path / "arith" / "checkpoints" / "step-000002+1" / "state.json").read_bytes())["silent"]
+    settings, run = (*SMALL, *REFILL), tmp_path / "arith"
+    interrupted = [
+        on_two_ranks(tmp_path, *settings, *ways, kill=f"sampled,all,{sampled + 2:.0f}"),
+        on_two_ranks(tmp_path, *settings, *ways[:2], kill="after an optimizer step,SIGTERM,5"),
+    ]
+    killed, stopped = torchrun("forked_runs", 1, runs=interrupted)
+    assert killed["killed"] and -9 in killed["statuses"] and stopped == {"statuses": [0, 0], "killed": True}, (killed, stopped)
+    log = tmp_path / "forked_runs-1.log"
+    (line,) = (line for line in log.read_text().splitlines() if line.startswith("stopped by "))
+    assert line.startswith("stopped by SIGTERM in step 3; kept: ") and "step-000002+1; the same command goes on: python " in line
+    assert "Traceback" not in log.read_text()
+    decided = json.loads((run / "checkpoints" / "step-000002+1" / "state.json").read_bytes())["silent"]
     assert len(decided) == 1 + steps[2]["refill/rounds"] and decided[0]
-    done = job(tmp_path, *REFILL)
-    assert done.returncode == 0 and "step-000002+1: 2 of 5 steps are done" in done.stdout, said(done)
-    (state,) = (tmp_path / "arith" / "checkpoints").glob("step-000004/state.json")
+    (done,) = torchrun("forked_runs", 1, runs=[on_two_ranks(tmp_path, *settings)])
+    assert done["statuses"] == [0, 0] and "step-000002+1: 2 of 5 steps are done" in log.read_text(), log.read_text()[-5000:]
+    (state,) = (run / "checkpoints").glob("step-000004/state.json")
     assert json.loads(state.read_bytes())["stream"]["silent"]  # witness: some were to come less often
     assert sum(row["data/passed_over"] for row in steps) > 0
-    assert_equal(everything(tmp_path / "arith"), uninterrupted)
+    assert_equal(everything(run), uninterrupted)
     assert steps[1]["refill/rounds"] > 0 < steps[2]["refill/rounds"]  # witness: where it was killed and stopped
     assert sum(row["refill/groups"] for row in steps) > 0
     assert {kind for _, kind, _, _ in uninterrupted["rollouts"]} == {"train", "replaced", "eval"}
@@ -79,7 +87,7 @@ def test_a_run_that_is_killed_and_stopped_goes_on_from_there(uninterrupted, tmp_
 
 START, WARMED = "starts/policy", "policy/step-000000"
 WARM = (
-    *("arith", "--model.path", START, "--rollout.engine", "torch", "--data.test", "--warm-start.steps", 4),
+    *("--model.path", START, "--rollout.engine", "torch", "--data.test", "--warm-start.steps", 4),
     *("--warm-start.batch", 4, "--rollout.prompts", 2, "--optim.minibatch-prompts", 2, "--rollout.samples", 2),
     *("--rollout.max-new-tokens", 8, "--run.steps", 1),
 )
@@ -89,7 +97,7 @@ def test_a_warm_start_that_is_stopped_goes_on(torchrun, tmp_path):
     """The signal comes to the second of two ranks, in step 2 and then in the last one; what led to step 0 goes when that is whole."""
 
     def warm(name: str, kill: str = "") -> dict:
-        return {"ranks": 2, "line": [*map(str, WARM), "--run.folder", str(tmp_path / name)], "kill": kill}
+        return on_two_ranks(tmp_path / name, *WARM, kill=kill)
 
     stops = [warm("stopped", "warm start,SIGTERM,2"), warm("stopped", "warm start,SIGTERM,2"), warm("stopped")]
     ended = torchrun("forked_runs", 1, runs=[warm("whole"), *stops])

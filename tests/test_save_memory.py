@@ -2,11 +2,10 @@
 FSDP2; tests/workers/save_memory.py)."""
 
 import json
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, start
+from conftest import ROOT
 from safetensors import safe_open
 from tiny import write_tiny
 
@@ -113,23 +112,12 @@ def test_settings_that_cannot_be():
         three.engines(4, "cpu")
 
 
-def test_a_run_through_vllm_with_all_of_it(tmp_path):
-    """Two replicas of one rank each, everything on the host that can be, as a user starts it."""
-    arguments = ["arith", "--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", 2, "--data.test"]
-    arguments += [
-        "--run.folder",
-        tmp_path,
-        "--rollout.prompts",
-        8,
-        "--optim.minibatch-prompts",
-        4,
-        "--model.replicas",
-        2,
-        "--model.save-memory",
-        *WAYS,
-    ]
-    done = start([sys.executable, "engine/train.py", *map(str, arguments)], NPROC="2")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+def test_a_run_through_vllm_with_all_of_it(forked_train, tmp_path):
+    """Two replicas of one rank each, everything on the host that can be."""
+    small = ("--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", 2, "--data.test", "--run.folder", tmp_path)
+    small += ("--rollout.prompts", 8, "--optim.minibatch-prompts", 4)
+    statuses, said = forked_train("arith", *small, "--model.replicas", 2, "--model.save-memory", *WAYS, ranks=2)
+    assert statuses == [0, 0], said[-6000:]
     folder = tmp_path / "arith"
     steps = [row for row in RunReader(folder).metrics() if "loss/policy" in row]
     assert len(steps) == 2 and all(1.0 <= row["mismatch/gate"] <= 1.05 and row["optim/grad_norm"] > 0 for row in steps)

@@ -551,13 +551,13 @@ def test_the_command_serves_a_model_of_262144_positions(tmp_path):
     assert said.startswith("--genrm.urls http://127.0.0.1:") and [one["max_model_len"] for one in served] == [10_240] * len(served)
 
 
-def test_a_run_serves_its_own_judge_through_vllm(train, tmp_path):
+def test_a_run_serves_its_own_judge_through_vllm(forked_train, tmp_path):
     """A critic with random weights and 262,144 positions: every verdict is unknown, counted by reason, and no rollout earns by it."""
     write_long(tmp_path / "critic")
     small = ("--model.path", "starts/policy", "--warm-start.steps", 0, "--run.steps", 1, "--data.test", "--rollout.engine", "torch")
     judge = ("--genrm.judge", "serve", "--genrm.model", tmp_path / "critic", "--genrm.max-tokens", 30, "--genrm.unknown", "drop", 1.0)
-    done = train("arith", *small, *judge, "--run.folder", tmp_path, NPROC="1")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    statuses, words = forked_train("arith", *small, *judge, "--run.folder", tmp_path)
+    assert statuses == [0], words[-6000:]
     run = RunReader(tmp_path / "arith")
     rows = run.metrics()
     row = next(row for row in rows if "loss/policy" in row)

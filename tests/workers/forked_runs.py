@@ -31,8 +31,9 @@ def run(rank: int, last: int, line: list[str], kill: str, witness: Path) -> None
 def main(arguments: dict, out: Path) -> None:
     # What a run imports as it goes: once, here.
     folder = Path(parse_arguments(arguments["runs"][0]["line"]).model.path)
-    load_tokenizer(folder)
-    AutoModelForCausalLM.from_pretrained(folder)
+    if folder.is_dir():
+        load_tokenizer(folder)
+        AutoModelForCausalLM.from_pretrained(folder)
     said = []
     for number, each in enumerate(arguments["runs"]):
         witness = out.parent / f"witness-{number}"
