@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import killed
+import killed_make
 import pytest
 import torch
 from conftest import ROOT
+from points import found
 from safetensors.torch import load_file
 from survival import SMALL, assert_equal, everything
 
@@ -121,6 +124,15 @@ def begun(folder: Path, config) -> Path:
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"format": 2, **json.loads(json.dumps(config, default=vars))}))
     return run
+
+
+def test_every_point_of_the_kills_that_take_long_is_there():
+    """What `make kill-matrix` and `make genrm-kills` look for by name must not be moved away from under them."""
+    of_make = [f"genrm.{place}" for _, place in killed_make.POINTS.values()]
+    of_run = [place for point, place in killed.POINTS.items() if point != "checkpoint: old one half removed"]  # made by `arm`
+    assert all(callable(getattr(*found(place))) for place in (*of_run, *of_make)) and len(of_run) > 20 < 10 + len(of_make)
+    with pytest.raises(AttributeError, match="write_folder"):  # inverse
+        found("engine.run:write_folder")
 
 
 def test_who_goes_on(tmp_path, monkeypatch):

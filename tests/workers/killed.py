@@ -9,8 +9,9 @@ import functools
 import os
 import signal
 import time
-from importlib import import_module
 from pathlib import Path
+
+from points import found
 
 from soundrl.engine.launch import launch
 from soundrl.engine.launch.last_words import RANK
@@ -45,7 +46,7 @@ POINTS = {  # point: what is killed before it is called (after it, where the nam
     "checkpoint: manifest written": "engine.checkpoints:write_manifest+",
     "checkpoint: renamed": "engine.checkpoints:superseded",
     "checkpoint: old one half removed": "engine.checkpoints:half",
-    "export": "engine.run:write_folder",
+    "export": "engine.run:export_live",
     "export: weights": "engine.tools.export:write_tensors",
     "end": "engine.recorder:Recorder.end",
 }
@@ -93,11 +94,7 @@ def arm(point: str, which: str, nth: int, witness: Path) -> None:
             rmtree, disk_usage = staticmethod(half), staticmethod(checkpoints.shutil.disk_usage)
 
         checkpoints.shutil = Shutil  # type: ignore[assignment]
-    module, _, names = POINTS[point].removesuffix("+").partition(":")
-    owner = import_module(f"soundrl.{module}")
-    *path, name = names.split(".")
-    for part in path:
-        owner = getattr(owner, part)
+    owner, name = found(POINTS[point])
     real, passed, after = getattr(owner, name), 0, POINTS[point].endswith("+")
 
     @functools.wraps(real)

@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import time
-from importlib import import_module
 from pathlib import Path
+
+from points import found
 
 from soundrl.genrm.make import make, training
 
@@ -45,11 +46,7 @@ def kill_when(file: Path) -> None:
 
 
 def arm(point: str, nth: int) -> None:
-    module, _, names = POINTS[point][1].removesuffix("+").partition(":")
-    owner = import_module(f"soundrl.genrm.{module}")
-    *path, name = names.split(".")
-    for part in path:
-        owner = getattr(owner, part)
+    owner, name = found(f"genrm.{POINTS[point][1]}")
     real, passed, after = getattr(owner, name), 0, POINTS[point][1].endswith("+")
 
     @functools.wraps(real)
