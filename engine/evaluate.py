@@ -14,6 +14,7 @@ asks in another order give the same rollouts.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -235,6 +236,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has come is written
     be_quiet()
     try:
         command(main, Arguments)

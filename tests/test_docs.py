@@ -176,8 +176,10 @@ def has_its_options(words: list[str], place: Path) -> None:
     texts = [script.read_text()]
     if "from harness import" in texts[0]:
         texts.append((ROOT / "bench" / "harness.py").read_text())
+    if beside := re.search(r"^from (\w+) import .*\bArguments\b", texts[0], re.MULTILINE):
+        texts.append(script.with_name(f"{beside[1]}.py").read_text())
     known = set(re.findall(r'"(--[a-z-]+)"', "\n".join(texts)))
-    for node in ast.walk(ast.parse(texts[0])):
+    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
         if isinstance(node, ast.ClassDef) and node.name == "Arguments":
             known |= {"--" + ast.unparse(part.target).replace("_", "-") for part in node.body if isinstance(part, ast.AnnAssign)}
     assert {word.partition("=")[0] for word in words[2:] if word.startswith("--")} <= known

@@ -2,14 +2,19 @@
 What is killed in mid sampling and goes on is in tests/test_weight_sync.py, where vLLM runs already."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_judge import MODEL, Server, find_flaw, said
+from conftest import ROOT, apart
+from fake_judge import MODEL, Server, find_flaw, hang, said
+from fork_server import fork
 
 from soundrl.engine.evaluate import main
 from soundrl.engine.evaluation import sets
@@ -18,6 +23,7 @@ from soundrl.engine.evaluation.arguments import Arguments
 from soundrl.engine.evaluation.kept import lacking
 from soundrl.engine.evaluation.local import Local
 from soundrl.engine.evaluation.protocol import settled
+from soundrl.engine.files.rollout_file import read_file
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.samplers.sampler import Draw
 from soundrl.fapo.records import Verdict
@@ -216,6 +222,30 @@ def test_an_endpoint_s_odd_replies_are_counted_apart_and_errors_asked_again(serv
     assert scores["errors"] == {} and scores["figures"]["accuracy"]["value"] == pytest.approx(7 / 9)
     assert [body["seed"] for body in up.bodies[asked:] if "seed" in body] == [script.seeds["3+3"][1]]
     assert "return_token_ids" not in up.bodies[-1]  # this server gives none
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_said_and_what_has_come_is_kept(number, server, tmp_path):
+    """SIGTERM is how a scheduler takes a machine back."""
+
+    def answers_five(handler, number) -> None:
+        if sum("seed" in body for body in up.bodies) > 5:
+            hang(handler, number)
+        else:
+            handler.send(200, said("\\boxed{4}"))
+
+    up, log, out = server(answers_five), tmp_path / "log", tmp_path / "out"
+    words = ["--model", MODEL, "--urls", up.url, "--data", problems(tmp_path / "sums.jsonl"), "--samples", "3", "--concurrency", "1"]
+    process = fork(ROOT / "engine" / "evaluate.py", [*words, "--out", str(out)], apart(), log)
+    while sum("seed" in body for body in up.bodies) <= 5:
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130 and "stopped; what has come is kept, and the same command goes on" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    (kept,) = out.glob("underway/sums/step-000000/*.arrows")
+    assert len(read_file(kept)[0]) == 5
 
 
 def test_a_base_model_is_asked_without_chat_and_gives_its_token_ids(server, tmp_path):

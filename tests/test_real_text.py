@@ -4,6 +4,7 @@ tiny model: killed in a stage and between two, it goes on."""
 import json
 import sys
 import zlib
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, start
@@ -17,6 +18,7 @@ from soundrl.genrm.critic_data.labelled import Critiqued, load_critic, load_labe
 from soundrl.genrm.prompts import PROMPTS
 
 sys.path.insert(0, str(ROOT / "bench" / "science"))
+import text_table
 from stated_sums import stated, worked_out
 from text_shares import shares
 
@@ -160,7 +162,7 @@ def test_killed_within_a_stage_and_between_stages_it_goes_on(stages):
     steps = (root / "said.steps").read_text().split()
     # The judge's: two before it was killed in its third; the rest from the checkpoint after the first or second.
     assert steps.count("speed") == 4 and steps.count("policy") == 2 and 4 <= steps.count("judge") <= 5
-    assert list(rows) == ["speed", "rows", "judge", "benchmark", "policy", "flawed", "pair"]
+    assert list(rows) == ["speed", "rows", "judge", "benchmark", "policy", "flawed", "kinds", "pair"]
     assert len((root / "rows.jsonl").read_text().splitlines()) == len(rows)  # nothing twice, though the stages were read three times
     assert not (root / "out" / "judge" / "run" / "warm_start").exists()
     assert rows["judge"]["found"]["model"] == said["judge"]  # the same bits as without a kill
@@ -182,12 +184,38 @@ def test_what_the_stages_have_found(stages):
         part = found["benchmark"][name]
         value, low, high = part["coverage"]
         assert part["rows"] == 6 and 0 <= low <= value <= high <= 1 and round(6 * value) == 6 - sum(part["unknown"].values())
+    by_kind = found["kinds"]["after, standard"]
+    assert by_kind == found["kinds"]["before, standard"] and sum(n for n, _, _ in by_kind.values()) == 6
+    assert {kind: n for kind, (n, _, _) in by_kind.items()} == {k: n for k, n in found["rows"]["planted"].items() if k in by_kind}
+    called = sum(flawed for kind, (_, flawed, _) in by_kind.items() if kind != "sound")
+    recall = found["benchmark"]["after, standard, planted"]["recall"][0]
+    flaws = sum(n for kind, (n, _, _) in by_kind.items() if kind != "sound")
+    assert recall == pytest.approx(called / flaws, abs=1e-4) and all(n >= flawed >= exact for n, flawed, exact in by_kind.values())
+    assert by_kind["sound"][2] == 0
     # The script does not hang on who is asked, so that nothing has changed.
     assert found["benchmark"]["after − before, standard, planted, f1"] == [0.0, 0.0, 0.0]
     assert found["flawed"]["right"] == {"share": [0.0, 0.0, 0.3244], "n": 8} and found["flawed"]["flawed, raw"] is None
     assert found["flawed"]["problems"] == 4 and found["pair"]["λ = 1"].keys() == {"step 0", "step 1"}
     assert found["pair"]["λ = 1"]["step 0"] == found["pair"]["λ = 0"]["step 0"]
     assert {"device", "torch", "commit", "date"} <= rows["flawed"]["stamp"].keys() and rows["flawed"]["preset"] == "smoke"
+
+
+def test_the_pages_tables_are_what_the_rows_say(stages, tmp_path):
+    root, _, rows, _, _ = stages
+    (tmp_path / "page.md").write_text("before\n<!-- text -->\n<!-- /text -->\n")
+    given = text_table.Arguments(rows=root / "rows.jsonl", pages=(tmp_path / "page.md",))
+    with pytest.raises(SystemExit, match=r"not what the rows say: page\.md"):
+        text_table.main(replace(given, check=True))
+    text_table.main(given)
+    text_table.main(replace(given, check=True))
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    assert sum("| ProcessBench |" in line for line in lines) == 4 and "all stages" in " ".join(lines[3:6])
+    f1 = text_table.per_cent(rows["benchmark"]["found"]["after, assisted, planted"]["f1"])
+    (line,) = (line for line in lines if line.startswith("| planted | shown | after |"))
+    assert line.startswith(f"| planted | shown | after | {f1} |") and line.endswith("| +0.0 [+0.0, +0.0] | 6 |")
+    assert "| right, of the policy's samples | 0.0 [0.0, 32.4] | 8 |" in lines and "| flawed by the judge, of these | – | 0 |" in lines
+    assert "| sound | 8 | 8 | 0 | 0 |" in lines
+    text_table.main(text_table.Arguments(check=True))  # the committed ones
 
 
 def test_a_model_without_chat_template_or_data_is_refused_before_anything_starts(stages):

@@ -9,6 +9,7 @@ A claim a line, with its verdict, primary outcomes and n, under what the report'
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,6 @@ import words
 from claim import Claim, Row
 from page import Table, md_table
 from report import ROOT, ROWS, outcome, read
-
-BLOCK = re.compile(r"(<!-- science -->\n).*?(<!-- /science -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,34 +38,39 @@ def block(claims: Sequence[Claim], runs: Sequence[Row]) -> str:
     return f"{md_table(Table(['claim', 'verdict', 'primary outcomes: mean [95 % interval] over paired seeds', 'n'], rows))}\n{said}"
 
 
-def rewritten(page: str, block: str, name: str) -> str:
+def rewritten(page: str, block: str, name: str, mark: str) -> str:
     """The page with `block` between its marks. Raises SystemExit where they do not stand there exactly once.
 
-    >>> rewritten("a\\n<!-- science -->\\nold\\n<!-- /science -->\\nb\\n", "new\\n", "README.md")
+    >>> rewritten("a\\n<!-- science -->\\nold\\n<!-- /science -->\\nb\\n", "new\\n", "README.md", "science")
     'a\\n<!-- science -->\\nnew\\n<!-- /science -->\\nb\\n'
     """
-    if len(BLOCK.findall(page)) != 1:
-        raise SystemExit(f"error: {name} needs <!-- science --> and <!-- /science -->, each on a line of its own and once")
-    return BLOCK.sub(lambda found: f"{found[1]}{block}{found[2]}", page)
+    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    if len(marks.findall(page)) != 1:
+        raise SystemExit(f"error: {name} needs <!-- {mark} --> and <!-- /{mark} -->, each on a line of its own and once")
+    return marks.sub(lambda found: f"{found[1]}{block}{found[2]}", page)
+
+
+def renew(pages: Sequence[Path], block: str, mark: str, check: bool) -> None:
+    """Rewrites what stands between the marks, or with `check` ends with status 1 where it is not up to date."""
+    stale = []
+    for path in pages:
+        page = path.read_text()
+        new = rewritten(page, block, path.name, mark)
+        if new != page:
+            stale.append(path)
+            if not check:
+                path.write_text(new)
+    names = ", ".join(path.name for path in stale)
+    if stale and check:
+        raise SystemExit(f"error: not what the rows say: {names}; run python {Path(sys.argv[0])}")
+    print(f"rewritten: {names}" if stale else "up to date")
 
 
 def main(arguments: Arguments) -> None:
     from analysis import claims
 
     rows = read(arguments.rows)
-    new_block = block(claims(rows), rows)
-    stale = []
-    for path in arguments.pages:
-        page = path.read_text()
-        new = rewritten(page, new_block, path.name)
-        if new != page:
-            stale.append(path)
-            if not arguments.check:
-                path.write_text(new)
-    names = ", ".join(path.name for path in stale)
-    if stale and arguments.check:
-        raise SystemExit(f"error: not what the rows say: {names}; run python bench/science/readme_table.py")
-    print(f"rewritten: {names}" if stale else "up to date")
+    renew(arguments.pages, block(claims(rows), rows), "science", arguments.check)
 
 
 if __name__ == "__main__":

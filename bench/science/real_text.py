@@ -12,6 +12,7 @@
 | benchmark | the model as it is, and the judge, on ProcessBench and on the held-out planted flaws, with the reference answer and without |
 | policy | warm start on worked solutions |
 | flawed | its samples of test problems: right, and of these the flawed share by the judge, corrected for its errors, and by stated sums |
+| kinds | the judge's verdicts on the planted flaws by kind: how many it calls flawed, and at the right step |
 | pair | a few steps of FAPO and of GRPO from that policy, where `--hours` leaves time: one seed, far too few to tell them apart |
 
 A stage that has ended is not repeated. Killed within one, the same command goes on: training from its last checkpoint, the benchmark from
@@ -64,6 +65,7 @@ STAGES = {
     "benchmark": "",
     "policy": "policy_steps",
     "flawed": "test_rows samples",
+    "kinds": "",
     "pair": "rl_steps rl_prompts rl_samples",
 }
 """In their order, and the arguments that each adds to those of the stages before."""
@@ -171,9 +173,9 @@ class Text:
             else:
                 kept = kept[: a.rows or 400]
                 for row in every:
-                    read.setdefault(row.id.rpartition("/")[2], []).append(row)
+                    read.setdefault(kind_of(row), []).append(row)
             write_rows(folder / f"{name}.jsonl", kept, name)
-            kinds = Counter(row.id.rpartition("/")[2] for row in kept)
+            kinds = Counter(map(kind_of, kept))
             found[name] = {"rows": len(kept), **kinds} | {f"left out, {reason}": count for reason, count in left.items()}
         rows = json.loads(self.benchmarks.read_text())
         rows = random.Random(a.seed).sample(rows, a.rows) if 0 < a.rows < len(rows) else rows
@@ -226,6 +228,24 @@ class Text:
         known = {name: Errors(*self.found["benchmark"][f"after, assisted, {name}"]["errors"]) for name in ("processbench", "planted")}
         return shares(run.rollouts(0, "eval"), known)
 
+    def kinds(self, folder: Path) -> Found:
+        """By who has judged, how, and kind of flaw (or sound): rows, those called flawed, those called so at the right step."""
+        a, found = self.arguments, Found()
+        every = planted_rows(Planted(problems=str(self.test), out=a.out / "rows", seed=a.seed))
+        kinds = map(kind_of, select(every, 5, a.seed)[0])  # as in `rows`, whose file does not name them
+        rows = list(zip(load_labelled(str(a.out / "rows" / "planted.jsonl")), kinds, strict=False))
+        for how in WAYS:
+            for who, model in zip(JUDGES, (a.model, self.judge), strict=True):
+                file = a.out / "benchmark" / f"{who}-{how}" / model.name / "verdicts.jsonl"
+                said = {one["id"]: Verdict(*one["verdict"]) for one in read_lines(file)[1:]}
+                table: dict[str, list[int]] = {}
+                for row, kind in rows:
+                    verdict, own = said[f"planted/{row.id}"], table.setdefault(kind, [0, 0, 0])
+                    flawed = verdict.kind == "flawed"
+                    table[kind] = [own[0] + 1, own[1] + flawed, own[2] + (flawed and verdict.step == row.label)]
+                found[f"{who}, {how}"] = dict(sorted(table.items()))
+        return found
+
     def pair(self, folder: Path) -> Found:
         """Before and after of both arms, of the first half of the test problems."""
         a, found = self.arguments, Found()
@@ -246,7 +266,7 @@ class Text:
     def __call__(self) -> None:
         a = self.arguments
         make = {"speed": self.speed, "rows": self.rows, "judge": self.trained_judge, "benchmark": self.benchmark}
-        make |= {"policy": self.trained_policy, "flawed": self.flawed, "pair": self.pair}
+        make |= {"policy": self.trained_policy, "flawed": self.flawed, "kinds": self.kinds, "pair": self.pair}
         stages = Stages(a.out, [*STAGES])
         try:
             for name in STAGES:
@@ -277,6 +297,11 @@ class Text:
         spent, needs = sum(part["seconds"] for part in self.found.values()), estimate(a, self.found["speed"])["pair"]
         fits = (a.out / "pair").exists() or spent + needs <= 3600 * a.hours
         return "" if fits else f"it takes {needs / 3600:.1f} hours, and {a.hours - spent / 3600:.1f} of {a.hours:g} are left"
+
+
+def kind_of(row: Labelled) -> str:
+    """Of a planted row: its flaw, or sound."""
+    return row.id.rpartition("/")[2]
 
 
 def cpu_seconds() -> float:
