@@ -57,8 +57,9 @@ def named(number: signal.Signals) -> str:
 
 def kept(folder: Path | str | None) -> str:
     """`; kept: runs/x/checkpoints/step-000040; the same command goes on: python engine/train.py …`, by what stands in a run's folder."""
-    for kind in ("checkpoints", WARM_START) if folder is not None else ():
-        if saved := {path.parent for path in Path(folder).glob(f"{kind}/step-*[0-9]/manifest.json")}:
+    for kind in ("checkpoints", WARM_START):
+        saved = {path.parent for path in Path(folder).glob(f"{kind}/step-*[0-9]/manifest.json")} if folder is not None else ()
+        if saved:
             return f"; kept: {max(saved, key=lambda path: path.name)}; the same command goes on: {command()}"
     return "; nothing was saved yet, the same command begins again"
 
