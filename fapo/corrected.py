@@ -37,12 +37,15 @@ def corrected(flawed: float, told: float, errors: Errors, spread: float | None =
     other problems and rollouts. None where there is nothing to tell by.
 
     The interval is Fieller's: all p for which q − p·s − (1 − p)·f lies within 1.96 of its standard errors, which are those of the judge on
-    these rollouts and of s and f on the labelled ones. Where s − f is not told from 0 it is [0, 1]: such a judge says nothing.
+    these rollouts and of s and f on the labelled ones. Where s − f is not told from 0 it is [0, 1]: such a judge says nothing. So it is
+    where no p in 0 … 1 explains q (six of six called flawed, by a judge that finds a third): it errs otherwise here than on those.
 
     >>> [round(x, 2) for x in corrected(30, 100, Errors(found=45, flawed=50, alarms=2, sound=50))]
     [0.3, 0.22, 0.38]
     >>> [round(x, 2) for x in corrected(30, 100, Errors(found=27, flawed=50, alarms=20, sound=50))]
     [0.0, 0.0, 1.0]
+    >>> corrected(6, 6, Errors(found=18, flawed=50, alarms=1, sound=50))
+    Share(value=1.0, low=0.0, high=1.0)
     """
     if told < 1 or errors.flawed < 1 or errors.sound < 1:
         return None
@@ -56,16 +59,19 @@ def corrected(flawed: float, told: float, errors: Errors, spread: float | None =
     a = told_apart**2 - Z**2 * (of_s / labelled_flawed + of_f / labelled_sound)
     b = -2 * told_apart * (q - f) - Z**2 * ((of_s - of_f) / told - 2 * of_f / labelled_sound)
     c = (q - f) ** 2 - Z**2 * of_f * (1 / told + 1 / labelled_sound)
-    if a <= 0:
+    between = _roots(a, b, c) if a > 0 else None
+    if between is None or between[1] < 0 or between[0] > 1:
         return Share(value, 0.0, 1.0)
-    ends = [value, *_roots(a, b, c)]
+    ends = [value, *between]
     if spread is not None:  # the variance of q is known, and never taken for less than that of the judge on these rollouts
         b = -2 * told_apart * (q - f) + 2 * Z**2 * of_f / labelled_sound
-        ends += _roots(a, b, (q - f) ** 2 - Z**2 * (spread**2 + of_f / labelled_sound))
-    return Share(value, min(ends), max(ends))
+        ends += _roots(a, b, (q - f) ** 2 - Z**2 * (spread**2 + of_f / labelled_sound)) or []
+    return Share(value, *(min(max(end, 0.0), 1.0) for end in (min(ends), max(ends))))
 
 
-def _roots(a: float, b: float, c: float) -> list[float]:
-    """Of a·p² + b·p + c, a > 0, moved into 0 … 1."""
-    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-    return [min(max((-b + sign * root) / (2 * a), 0.0), 1.0) for sign in (-1, 1)]
+def _roots(a: float, b: float, c: float) -> tuple[float, float] | None:
+    """Of a·p² + b·p + c, a > 0, the lower first; None where there is none."""
+    if (square := b * b - 4 * a * c) < 0:
+        return None
+    root = math.sqrt(square)
+    return (-b - root) / (2 * a), (-b + root) / (2 * a)

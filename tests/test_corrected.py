@@ -59,6 +59,11 @@ def test_by_hand():
     assert half is not None and half.value == pytest.approx(0.4, abs=0.003) and half.low > 0.25 and half.high < 0.56
     # No better than a coin: nothing is known.
     assert corrected(50, 100, Errors(25, 50, 25, 50)) == Share(0.0, 0.0, 1.0)
+    # All called flawed by a judge that finds a third, or none by one that cries often: no share explains it, and it says nothing.
+    assert corrected(6, 6, Errors(18, 50, 1, 50)) == Share(1.0, 0.0, 1.0)
+    assert corrected(0, 200, Errors(180, 200, 60, 200)) == Share(0.0, 0.0, 1.0)
+    fits = corrected(2, 6, Errors(18, 50, 1, 50))  # inverse
+    assert fits is not None and 0 < fits.low < fits.value < fits.high == 1.0
     for nothing in (Errors(0, 0, 0, 50), Errors(25, 50, 0, 0)):
         assert corrected(30, 100, nothing) is None
     assert corrected(0, 0, Errors(45, 50, 2, 50)) is None
