@@ -110,7 +110,8 @@ def section(preset: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Of the stages that are there."""
     stamp, hours = rows["speed"]["stamp"], sum(row["found"].get("seconds", 0.0) for row in rows.values()) / 3600
     said = [f"`real_text.py {preset}` on {stamp['device']}, {stamp['date'][:10]}, torch {stamp['torch']}, {hours:.1f} hours"]
-    said += [f"the {who}'s warm start {found['steps']} steps, {found['rows seen']:,} rows" for who, found in trained(rows)]
+    trained = [(who, rows[who]["found"]) for who in ("judge", "policy") if who in rows]
+    said += [f"the {who}'s warm start {found['steps']} steps, {found['rows seen']:,} rows" for who, found in trained]
     if "flawed" in rows:
         said.append(f"{rows['flawed']['samples']} samples of each of {rows['flawed']['found']['problems']} test problems")
     said.append("all stages" if "pair" in rows else "without the pair of FAPO and GRPO")
@@ -118,10 +119,6 @@ def section(preset: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     for stage, write in (("benchmark", benchmark), ("kinds", kinds), ("flawed", shares)):
         parts += [write(rows[stage]["found"])] if stage in rows else []
     return "\n".join([*parts, sums(rows["rows"]["found"]["false sums"])])
-
-
-def trained(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(who, rows[who]["found"]) for who in ("judge", "policy") if who in rows]
 
 
 def block(rows: Sequence[Mapping[str, Any]]) -> str:
