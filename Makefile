@@ -69,7 +69,7 @@ test lint: export CUDA_VISIBLE_DEVICES =
 test: $(TESTED)/.installed
 	@$(TESTED)/bin/python tests/mathverify_cases.py --fetch
 	@$(TESTED)/bin/python tests/browser/chromium.py
-	$(TESTED)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TESTED)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Runs in the browser: make view RUNS=runs/arith-genrm ARGS="--port 8765"
 RUNS ?= runs

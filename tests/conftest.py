@@ -84,17 +84,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """What a test leaves in the environment reaches every later one of its process, and so the result would follow from the order of the
-    files: a token for which two nodes would each draw one, a rank, another machine's address."""
-    before = _ours()
+def as_it_was() -> Iterator[None]:
+    """What a test leaves in its process reaches every later one, and so the result would follow from the order of the files: a token for
+    which two nodes would each draw one, another machine's address; a broken connection that ends the process."""
+    before = process_state()
     yield
-    assert _ours() == before, "the test leaves another environment than it has found"
+    after = process_state()
+    assert after == before, "the test leaves in its process: " + ", ".join(sorted(f"{k} {v}" for k, v in after.items() ^ before.items()))
 
 
-def _ours() -> dict[str, str]:
+def process_state() -> dict[str, Any]:
+    """What this process has for all that runs in it."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "COLUMNS")
-    return {name: value for name, value in os.environ.items() if name.startswith("SOUNDRL_") or name in names}
+    state = {name: value for name, value in os.environ.items() if name.startswith("SOUNDRL_") or name in names}
+    state |= {signal.Signals(number).name: signal.getsignal(number) for number in (*range(1, 16), signal.SIGPROF)}
+    return state | {
+        "working directory": os.getcwd(),
+        "wakeup": _wakeup(),
+        "recursion": sys.getrecursionlimit(),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+    }
+
+
+def _wakeup() -> int:
+    """The descriptor that signals are written to."""
+    found = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(found)
+    return found
 
 
 PATIENCE = 1200

@@ -10,6 +10,7 @@ import atexit
 import os
 import runpy
 import sys
+import warnings
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
@@ -34,30 +35,35 @@ def environ(environment: dict[str, str]):
         os.environ.update(before)
 
 
-def fork(script: Path, arguments: list[str], environment: dict[str, str], log: Path) -> BaseProcess:
-    """A process that runs `script` as `python script *arguments` would, both of its outputs into `log`. The first one's environment decides
-    what modules read where they are imported, so all must agree on it but for ranks and ports."""
+def fork(script: Path | str, arguments: list[str], environment: dict[str, str], log: Path, place: Path = ROOT) -> BaseProcess:
+    """A process that runs `script` in the folder `place` as `python script *arguments` would, or `python -m` where it is a module's name,
+    both of its outputs into `log`. The first one's environment decides what modules read where they are imported, so all must agree on it
+    but for ranks and ports."""
     with environ(environment):
         forkserver.ensure_running()
-    process = FORKED.Process(target=_work, args=(str(script), arguments, environment, str(log)))
+    process = FORKED.Process(target=_work, args=(script, arguments, environment, log.absolute(), place))
     process.start()
     return process
 
 
-def _work(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
-    with Path(log).open("ab", buffering=0) as said:
+def _work(script: Path | str, arguments: list[str], environment: dict[str, str], log: Path, place: Path) -> None:
+    with log.open("ab", buffering=0) as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).parent)  # as for any script
+    os.chdir(place)
+    sys.argv = [str(script), *arguments]
+    sys.path[0] = str(script.parent if isinstance(script, Path) else place)  # as for any script or module
 
     from soundrl.engine.launch.last_words import RANK
 
     RANK.parent = os.getppid()  # who has imported it is not who waits for this rank
     try:
-        runpy.run_path(script, run_name="__main__")
+        if isinstance(script, Path):
+            runpy.run_path(str(script), run_name="__main__")
+        else:
+            warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # a forked process leaves without

@@ -1,7 +1,6 @@
 """What the pages say: every command is proved by a rule of `RULES`, programs run, links lead somewhere, and what is named exists."""
 
 import ast
-import io
 import json
 import os
 import re
@@ -9,16 +8,15 @@ import runpy
 import shlex
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tyro
-from conftest import ROOT, start
+from conftest import ROOT, apart, start
+from fork_server import fork
 from test_checkpoint import written
 from test_memory_plan import QWEN_7B
 from tiny import write_tiny
@@ -112,13 +110,13 @@ def group() -> Group:
 
 
 def as_it_stands(words: list[str], place: Path) -> None:
-    """Run, where a run's folder lies; in this process, which has imported what takes such a command most of its time."""
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
-        patch.chdir(place)
-        patch.setattr(sys, "argv", words[2:])
-        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-    assert said.getvalue()
+    """Run, where a run's folder lies, in a process of its own: what it does with signals or threads is its own."""
+    log = place / "said.log"
+    process = fork(words[2], words[3:], apart(), log, place)
+    process.join()
+    said = log.read_text()
+    log.unlink()
+    assert process.exitcode == 0 and said, said
 
 
 def says_its_help(words: list[str], place: Path) -> None:

@@ -142,7 +142,6 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 def main(run: Annotated[Path, tyro.conf.Positional], step: Annotated[int, tyro.conf.Positional], /, kind: str = "train") -> None:
     """Print the rollouts of a step, without their tokens; `kind`: train, replaced, eval or probe."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     try:
         table = RunReader(run).table(step, kind)
     except ValueError as error:
@@ -152,4 +151,5 @@ def main(run: Annotated[Path, tyro.conf.Positional], step: Annotated[int, tyro.c
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
     tyro.cli(main)
