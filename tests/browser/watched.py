@@ -59,9 +59,13 @@ class Watched:
         return self.ready()
 
     def ready(self) -> Page:
-        self.page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")  # a new route is drawn
+        self._drawn()  # a new route
         self.page.wait_for_function(READY)
+        self._drawn()  # what has come: rows are laid out where they are seen (content-visibility), and have no inner text before
         return self.page
+
+    def _drawn(self) -> None:
+        self.page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
 
     def title(self) -> str:
         return self.page.inner_text("main h1")

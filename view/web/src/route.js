@@ -98,14 +98,14 @@ export function up(route) {
   return route.page === "runs" ? null : { page: "runs", query: {} };
 }
 
-/** Goes to a route; `replace` leaves no entry in the history, for sliders and boxes that change often. */
+/**
+ * Goes to a route; `replace` leaves no entry in the history, for sliders and boxes that change often. The page is drawn anew before the
+ * next key is heard: an event of the browser's own (`location.hash = …`) would come after that, and the key would be the page's before.
+ */
 export function go(route, replace = false) {
   const address = typeof route === "string" ? route : format(route);
   if (address === location.hash) return;
-  if (replace) {
-    history.replaceState(null, "", address);
-    dispatchEvent(new HashChangeEvent("hashchange"));
-  } else {
-    location.hash = address;
-  }
+  if (replace) history.replaceState(null, "", address);
+  else history.pushState(null, "", address);
+  dispatchEvent(new HashChangeEvent("hashchange"));
 }
