@@ -133,7 +133,10 @@ def test_a_run_that_was_interrupted_is_the_same_to_the_bit(computed, ranks):
     assert mine["restored"] and mine["again"] == mine["end"] != mine["middle"]
     # Read by any number of ranks.
     assert mine["of others"] == {str(n): said[n]["middle"] for n in {3: (), 1: (3,), 2: (3, 1)}[ranks]}
-    assert relative(tensors[ranks]["end"], tensors[1]["end"]) <= 1e-6
+    # Adam moves an element whose gradient is rounding alone by as much as any other: 2.6e-6 at most, over SSE4, AVX2 and AVX-512.
+    off, moved = relative(tensors[ranks]["end"], tensors[1]["end"]), relative(tensors[1]["end"], tensors[1]["qwen3"]["began"])
+    print(f"{off:.2e} between ranks, {moved:.2e} from the start")
+    assert off <= 1e-5 < 1e-2 < moved
     assert mine["held"] and mine["asleep"]
     # Adapters and their moments alone are saved, less than a tenth of a model that small.
     saved = {name for name in mine["files"] if name.endswith(".safetensors")}
