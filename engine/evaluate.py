@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -25,13 +25,13 @@ from soundrl.engine.config import Config, Data, Fapo, Model, Optim, Run
 from soundrl.engine.config import Rollout as RolloutSettings
 from soundrl.engine.evaluation import again
 from soundrl.engine.evaluation.arguments import OPTIONS, SETTING, Arguments
-from soundrl.engine.evaluation.kept import Kept, keeps, lacking
+from soundrl.engine.evaluation.kept import Kept, keeps, lacking, unbroken
 from soundrl.engine.evaluation.local import Local
 from soundrl.engine.evaluation.protocol import Protocol, settled
 from soundrl.engine.evaluation.scores import compared, errors_in, tell
 from soundrl.engine.evaluation.served import ERROR, Served
 from soundrl.engine.evaluation.sets import ProblemSet, check, load_sets
-from soundrl.engine.files.underway import RememberingJudge, Underway
+from soundrl.engine.files.underway import Key, RememberingJudge, Underway
 from soundrl.engine.judging.judges import BuiltJudge, build_judge
 from soundrl.engine.launch.launch import be_quiet
 from soundrl.engine.ranks import Ranks, alone
@@ -173,25 +173,40 @@ class Evaluation:
         assert isinstance(task, ReasoningTask)
         verify = task.verify
         task.verify = lambda prompt, rollout: Outcome.NO_ANSWER if rollout.finish_reason.startswith(ERROR) else verify(prompt, rollout)
+        sampled = self.sampled(part, config, missing, underway)
         try:
-            pending = task.collect(part.prompts, chain(known.values(), self.sampled(part, config, missing, underway)))
+            pending = task.collect(part.prompts, chain(known.values(), sampled))
             groups = pending.groups(measuring=True)
         finally:
+            sampled.close()
             underway.flush()
             underway.close()
         self.kept.save(part, groups)
         underway.end()
         return groups
 
-    def sampled(self, part: ProblemSet, config: Config, missing: Sequence[Request], underway: Underway) -> Iterator[Rollout]:
-        rollouts = self.policy.sample(part, config, missing)
-        for rollout in counted(rollouts, len(missing), f"responses to {part.name}") if len(missing) >= MANY else rollouts:
-            if keeps(rollout):
-                underway.add(rollout)
-                # Each has cost somebody something; and no verdict may be there before what it is of.
-                if self.policy.remote or self.judge is not None:
-                    underway.flush()
-            yield rollout
+    def sampled(self, part: ProblemSet, config: Config, missing: Sequence[Request], underway: Underway) -> Generator[Rollout]:
+        """Each as it comes, once it is kept; where sampling is broken off, what has come by then is kept as well."""
+        rollouts, kept = self.policy.sample(part, config, missing), set[Key]()
+        try:
+            for rollout in counted(rollouts, len(missing), f"responses to {part.name}") if len(missing) >= MANY else rollouts:
+                self.keep(rollout, underway, kept)
+                yield rollout
+        finally:
+            rollouts.close()
+            for rollout in self.policy.come:
+                self.keep(rollout, underway, kept)
+
+    def keep(self, rollout: Rollout, underway: Underway, kept: set[Key]) -> None:
+        """Once, whole or not at all."""
+        if (key := (rollout.prompt_id, rollout.sample)) in kept or not keeps(rollout):
+            return
+        with unbroken():
+            underway.add(rollout)
+            kept.add(key)
+            # Each has cost somebody something; and no verdict may be there before what it is of.
+            if self.policy.remote or self.judge is not None:
+                underway.flush()
 
     def judge_of(self, part: ProblemSet, underway: Underway) -> Judge | None:
         if self.judge is None:

@@ -16,7 +16,7 @@ from conftest import ROOT, apart
 from fake_judge import MODEL, Server, find_flaw, hang, said
 from fork_server import fork
 
-from soundrl.engine.evaluate import main
+from soundrl.engine.evaluate import Evaluation, main
 from soundrl.engine.evaluation import sets
 from soundrl.engine.evaluation.again import agreement
 from soundrl.engine.evaluation.arguments import Arguments
@@ -26,7 +26,7 @@ from soundrl.engine.evaluation.protocol import settled
 from soundrl.engine.files.rollout_file import read_file
 from soundrl.engine.files.run_reader import RunReader
 from soundrl.engine.samplers.sampler import Draw
-from soundrl.fapo.records import Verdict
+from soundrl.fapo.records import Rollout, Verdict
 from soundrl.genrm.evaluate import command
 from soundrl.genrm.pool import scorer
 
@@ -224,8 +224,8 @@ def test_an_endpoint_s_odd_replies_are_counted_apart_and_errors_asked_again(serv
     assert "return_token_ids" not in up.bodies[-1]  # this server gives none
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_said_and_what_has_come_is_kept(number, server, tmp_path):
+@pytest.mark.parametrize(("number", "concurrency"), [(signal.SIGTERM, 1), (signal.SIGINT, 4)])
+def test_a_stop_is_said_and_what_has_come_is_kept(number, concurrency, server, tmp_path):
     """SIGTERM is how a scheduler takes a machine back."""
 
     def answers_five(handler, number) -> None:
@@ -235,9 +235,10 @@ def test_a_stop_is_said_and_what_has_come_is_kept(number, server, tmp_path):
             handler.send(200, said("\\boxed{4}"))
 
     up, log, out = server(answers_five), tmp_path / "log", tmp_path / "out"
-    words = ["--model", MODEL, "--urls", up.url, "--data", problems(tmp_path / "sums.jsonl"), "--samples", "3", "--concurrency", "1"]
-    process = fork(ROOT / "engine" / "evaluate.py", [*words, "--out", str(out)], apart(), log)
-    while sum("seed" in body for body in up.bodies) <= 5:
+    words = ["--model", MODEL, "--urls", up.url, "--data", problems(tmp_path / "sums.jsonl"), "--samples", "3"]
+    words += ["--concurrency", str(concurrency), "--out", str(out)]
+    process = fork(ROOT / "engine" / "evaluate.py", words, apart(), log)
+    while sum("seed" in body for body in up.bodies) < 5 + concurrency:  # none of those that hang is sent before an earlier one has come
         assert process.is_alive(), log.read_text()
         time.sleep(0.01)
     os.kill(process.pid, number)
@@ -246,6 +247,44 @@ def test_a_stop_is_said_and_what_has_come_is_kept(number, server, tmp_path):
     assert "Traceback" not in log.read_text()
     (kept,) = out.glob("underway/sums/step-000000/*.arrows")
     assert len(read_file(kept)[0]) == 5
+
+
+class Slow:
+    """A policy of whom nothing is taken before a stop: its replies have come, and Ctrl-C is pressed while the first is written."""
+
+    remote = True
+
+    def __init__(self, rollouts: list[Rollout]) -> None:
+        self.rollouts, self.come = rollouts, list[Rollout]()
+
+    def sample(self, *_: object):
+        try:
+            yield self.rollouts[0]
+        finally:
+            self.come = self.rollouts
+
+
+def test_a_stop_in_the_middle_of_a_write_comes_behind_it():
+    written: list[tuple[str, int]] = []
+
+    class Interrupted:
+        def add(self, rollout: Rollout) -> None:
+            if not written:
+                signal.raise_signal(signal.SIGINT)  # between bytes
+            written.append((rollout.prompt_id, rollout.sample))
+
+        def flush(self) -> None:
+            written.append(("flushed", len(written)))
+
+    made = {"prompt_tokens": (), "tokens": (1,), "logprobs": (0.0,), "text": "4", "finish_reason": "stop", "policy_version": 0}
+    rollouts = [Rollout(prompt_id="a", sample=n, **made) for n in range(3)]  # type: ignore[arg-type]
+    evaluation = Evaluation.__new__(Evaluation)
+    evaluation.policy, evaluation.judge = Slow(rollouts), None  # type: ignore[assignment]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        next(evaluation.sampled(None, None, [], Interrupted()))  # type: ignore[arg-type]
+    assert written == [("a", 0), ("flushed", 1), ("a", 1), ("flushed", 3), ("a", 2), ("flushed", 5)]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_base_model_is_asked_without_chat_and_gives_its_token_ids(server, tmp_path):

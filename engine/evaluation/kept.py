@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,25 @@ from soundrl.genrm.verdict import UNASKED
 
 GROUPS = 32  # written at once
 CHANGED = 8  # settings that a refusal names
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """What is written here is written whole: Ctrl-C or SIGTERM is heard behind it."""
+    if threading.current_thread() is not threading.main_thread():  # which hears none
+        yield
+        return
+    heard: list[signal.Signals] = []
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: heard.append(signal.Signals(number)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in heard[:1]:
+            signal.raise_signal(number)
 
 
 class Kept(AbstractContextManager["Kept"]):

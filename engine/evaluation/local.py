@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from soundrl.engine.config import Config, Model
@@ -24,6 +24,8 @@ class Local:
     """`settings`: of the model, whose `max_length` is its context here. ValueError, one line, where the folder is none or incomplete."""
 
     remote = False
+    come: Sequence[Rollout] = ()
+    """See `Served`: what the engine holds when it is stopped costs nobody but us."""
 
     def __init__(self, settings: Model, engine: str, ranks: Ranks) -> None:
         self.folder = check_folder(settings.path, "--model")
@@ -65,7 +67,7 @@ class Local:
         new = max_new_tokens or min(LONGEST, self.context - longest)
         return longest + new, new
 
-    def sample(self, part: ProblemSet, config: Config, requests: Sequence[Request]) -> Iterator[Rollout]:
+    def sample(self, part: ProblemSet, config: Config, requests: Sequence[Request]) -> Generator[Rollout]:
         """Each rollout as it is whole. The engine starts with the first request, with `config`."""
         if not requests:
             return

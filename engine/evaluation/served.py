@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from itertools import islice
@@ -82,6 +82,8 @@ class Served:
         self.at_once = 2 * concurrency * len(urls)
         self.tells_ids = False
         """Whether they all give token ids"""
+        self.come: list[Rollout] = []
+        """What had come when sampling was broken off, and was not given out, but for the last one that was"""
         self.untold = 0
         """Replies without a count of tokens"""
         self.loop = asyncio.new_event_loop()
@@ -126,14 +128,16 @@ class Served:
             if failure.reason != HTTP_4XX:  # else it refuses a field that it does not know
                 raise ValueError(f"{failure}: a second trial request failed; see the server's log") from None
 
-    def sample(self, part: ProblemSet, config: Config, requests: Sequence[Request]) -> Iterator[Rollout]:
+    def sample(self, part: ProblemSet, config: Config, requests: Sequence[Request]) -> Generator[Rollout]:
         """Each rollout as it comes. ValueError where no server is left, or all that is asked fails."""
         prompts, left = {prompt.id: prompt for prompt in part.prompts}, iter(requests)
         open_, failed = set[Future[Rollout]](), Counter[str]()
+        self.come = []
         try:
-            while open_ or not open_ and (open_ := self._ask(left, prompts, self.at_once)):
-                done, open_ = wait(open_, return_when=FIRST_COMPLETED)
-                for rollout in (future.result() for future in done):
+            while open_ or (open_ := self._ask(left, prompts, self.at_once)):
+                done, _ = wait(open_, return_when=FIRST_COMPLETED)
+                for future in done:
+                    rollout = future.result()
                     RANK.beat()
                     failed = failed + Counter([rollout.finish_reason]) if rollout.finish_reason.startswith(ERROR) else Counter()
                     if failed.total() >= HOPELESS or (failed and not self.pool.stats()["alive"]):
@@ -142,8 +146,12 @@ class Served:
                             "again, and give the same command"
                         )
                     yield rollout
+                    open_.discard(future)  # whoever asked has it
                 open_ |= self._ask(left, prompts, len(done))
         finally:
+            if open_ and self.loop.is_running():
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result()  # a reply that is there has its future set
+                self.come = [future.result() for future in open_ if future.done() and not future.exception()]
             for future in open_:
                 future.cancel()
 
