@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from soundrl.engine.files.model_folder import end_tokens
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.ranks import Ranks
 from soundrl.engine.samplers.sampler import More, Request, no_more
+from soundrl.engine.samplers.shared_memory import named_apart
 from soundrl.engine.samplers.vllm_routes import Routes
 from soundrl.fapo.records import Rollout
 from soundrl.genrm.serve.api_server import inspect_here
@@ -141,30 +142,31 @@ class VllmSampler:
             overrides["max_position_embeddings"] = model.rope_base_length
         more = adapters.arguments if adapters else {}  # an older vLLM cannot be told layers: it makes room in all, and computes the same
         threads, longest = torch.get_num_threads(), max(model.max_length, adapters.length if adapters else 0)
-        self.llm = LLM(
-            str(folder),
-            dtype=model.dtype,
-            max_model_len=longest,
-            hf_overrides=overrides,
-            distributed_executor_backend="external_launcher",
-            tensor_parallel_size=settings.tensor_parallel,
-            seed=ranks.rank // settings.tensor_parallel,
-            logprobs_mode="processed_logprobs",
-            gpu_memory_utilization=0.3 if on_cpu else settings.memory,
-            kv_cache_memory_bytes=int(settings.memory * 2**30) if on_cpu else None,
-            max_num_seqs=MAX_SEQUENCES,
-            max_num_batched_tokens=max(MAX_BATCHED_TOKENS, longest),
-            # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
-            enable_chunked_prefill=not on_cpu,
-            enforce_eager=settings.eager,
-            enable_sleep_mode=not on_cpu,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            load_format="safetensors" if loads or adapters else "dummy",  # the first sync brings every tensor, and the gate proves it
-            trust_remote_code=False,
-            **{name: value for name, value in more.items() if name in EngineArgs.__dataclass_fields__ or name != "lora_target_modules"},
-        )
+        with named_apart(ranks) if on_cpu and settings.tensor_parallel > 1 else nullcontext():
+            self.llm = LLM(
+                str(folder),
+                dtype=model.dtype,
+                max_model_len=longest,
+                hf_overrides=overrides,
+                distributed_executor_backend="external_launcher",
+                tensor_parallel_size=settings.tensor_parallel,
+                seed=ranks.rank // settings.tensor_parallel,
+                logprobs_mode="processed_logprobs",
+                gpu_memory_utilization=0.3 if on_cpu else settings.memory,
+                kv_cache_memory_bytes=int(settings.memory * 2**30) if on_cpu else None,
+                max_num_seqs=MAX_SEQUENCES,
+                max_num_batched_tokens=max(MAX_BATCHED_TOKENS, longest),
+                # A seeded request whose prompt is cut into chunks ends vLLM's CPU engine: "CPU Generator does not use offset".
+                enable_chunked_prefill=not on_cpu,
+                enforce_eager=settings.eager,
+                enable_sleep_mode=not on_cpu,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                load_format="safetensors" if loads or adapters else "dummy",  # the first sync brings every tensor, and the gate proves it
+                trust_remote_code=False,
+                **{name: value for name, value in more.items() if name in EngineArgs.__dataclass_fields__ or name != "lora_target_modules"},
+            )
         torch.set_num_threads(threads)
         self.tokenizer = tokenizer
         self.routes = Routes.of(self.llm, graphs=not (on_cpu or settings.eager))

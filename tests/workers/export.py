@@ -63,15 +63,17 @@ def written(trainer: Trainer, target: Path) -> None:
     ranks.barrier()
 
 
-def read(folder: Path, ranks: Ranks) -> list[float]:
-    """A fresh engine, split over both ranks, that has read the exported folder itself: the gate's comparison, then a sync."""
+def read(folder: Path, ranks: Ranks) -> dict:
+    """A fresh engine, split over both ranks, that has read the exported folder itself: the gate's comparison, then a sync; and the memory
+    that they share, by name."""
     from soundrl.engine.samplers.vllm_sampler import VllmSampler
 
     policy, trainer = load(folder, ranks)
     settings = Rollout(memory=1.0, eager=True, tensor_parallel=ranks.size)
     generator = VllmSampler(folder, policy.tokenizer, model_at(folder), settings, ranks, loads=True)
     sync = WeightSync(policy, trainer, generator, [s.prompt_tokens for s in fixed_samples()], 1.0, 1.05)
-    return [sync.gate().exp_abs_dlogp, sync()["mismatch/gate"]]
+    shared = [line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "cpushm" in line]
+    return {"gates": [sync.gate().exp_abs_dlogp, sync()["mismatch/gate"]], "shared": shared}
 
 
 def model_at(folder: Path) -> Model:
