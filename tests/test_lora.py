@@ -2,13 +2,17 @@
 that take them as adapters, merged, and with a judge's beside the policy's."""
 
 import json
+import time
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import apart
+from fork_server import fork
 from test_distributed import padded_gradients, relative
 from tiny import fixed_samples, write_tiny
 from transformers import AutoModelForCausalLM
@@ -345,3 +349,48 @@ def test_a_run_with_policy_and_judge_on_one_engine(parts):
     assert any(not torch.equal(started[name], tensor) for name, tensor in ended_at.items())
     plan = json.loads((folder / "plan.json").read_text())
     assert 0 < plan["judging_mib"] == plan["sampling_mib"]
+
+
+MAKES = """
+import os, signal, sys, time
+from pathlib import Path
+from soundrl.engine.launch.last_words import RANK
+from soundrl.engine.lora.adapter_sync import own_folder
+place, how = Path(sys.argv[1]), sys.argv[2]
+own = own_folder(place)
+(own / "adapter").mkdir()
+(place.parent / f"{how}.made").write_text(own.name)
+while not (place.parent / f"{how}.goes").exists():
+    time.sleep(0.01)
+if how == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "stopped":
+    RANK.end(0)
+"""
+
+
+def test_the_folder_of_a_killed_run_goes_with_the_next_run(tmp_path):
+    """That of one that lives does not, nor what has another name; and each goes with its own process where that was not killed."""
+    (place := tmp_path / "memory").mkdir()
+    (tmp_path / "makes.py").write_text(MAKES)
+    (other := place / "soundrl-other").mkdir()
+
+    def made(how: str) -> tuple[BaseProcess, Path]:
+        process, name = fork(tmp_path / "makes.py", [str(place), how], apart(), tmp_path / "log"), tmp_path / f"{how}.made"
+        while not (name.exists() and name.read_text()):
+            assert process.is_alive(), (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        return process, place / name.read_text()
+
+    def ended(how: str, process: BaseProcess) -> int | None:
+        (tmp_path / f"{how}.goes").touch()
+        process.join()
+        return process.exitcode
+
+    started = {how: made(how) for how in ("lives", "killed", "stopped")}
+    assert {*place.iterdir()} == {other, *(folder for _, folder in started.values())}
+    assert [ended(how, started[how][0]) for how in ("killed", "stopped")] == [-9, 0]
+    assert (started["killed"][1] / "adapter").is_dir() and not started["stopped"][1].exists()  # witness
+    last, folder = made("ends")
+    assert {*place.iterdir()} == {other, folder, started["lives"][1]}
+    assert ended("ends", last) == ended("lives", started["lives"][0]) == 0 and {*place.iterdir()} == {other}

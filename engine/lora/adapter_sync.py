@@ -5,14 +5,45 @@ gather float32 → first rank of each node writes the folder → every engine ta
 
 from __future__ import annotations
 
+import atexit
+import fcntl
+import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
+from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.policy import Policy
 from soundrl.engine.samplers.sampler import Sampler
 
 MEMORY = Path("/dev/shm")
+PREFIX = "soundrl-adapter-"
+
+
+def own_folder(place: Path) -> Path:
+    """A folder of this process in `place`. It goes when the process ends, and where that was killed, when another one makes its own here:
+    nobody holds its lock any more."""
+    for other in place.glob(f"{PREFIX}*"):
+        try:
+            lock = os.open(other, os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # another user's, or gone by now
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other, ignore_errors=True)
+        except BlockingIOError:  # of a process that lives
+            pass
+        finally:
+            os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=place))
+    fcntl.flock(os.open(folder, os.O_DIRECTORY), fcntl.LOCK_EX)  # never closed: its end is that of this process
+    own = folder.rename(place / folder.name[1:])  # under this name it was never without its lock
+    gone = partial(shutil.rmtree, own, ignore_errors=True)
+    atexit.register(gone)
+    RANK.unfinished.append(gone)  # an end at once passes atexit by
+    return own
 
 
 class AdapterSync:
@@ -22,13 +53,12 @@ class AdapterSync:
         assert policy.adapters is not None and policy.base is not None
         self.ranks, self.sampler, self.adapters, self.base = policy.ranks, sampler, policy.adapters, policy.base
         self.size = sum(layout.size for layout in self.adapters.layouts().values())
-        # Removed when this process ends, in whatever way it does; what is written within is, after each sync.
-        self.held = tempfile.TemporaryDirectory(prefix="soundrl-adapter-", dir=self._place()) if self.ranks.node.first else None
-        self.folder = Path(self.ranks.of_node(self.held and self.held.name))
+        self.folder: Path = self.ranks.of_node(own_folder(self._place()) if self.ranks.node.first else None)
 
-    def _place(self) -> Path | None:
+    def _place(self) -> Path:
         """Memory where it holds the folder twice, as in a container it may not; else the usual place for what is temporary."""
-        return MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * self.size else None
+        roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * self.size
+        return MEMORY if roomy else Path(tempfile.gettempdir())
 
     def __call__(self) -> list[str]:
         """The sampler computes with the adapters as they are now; returns their names."""
