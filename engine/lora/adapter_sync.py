@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,16 +30,14 @@ def own_folder(place: Path) -> Path:
             lock = os.open(other, os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:  # another user's, or gone by now
             continue
-        try:
+        with suppress(OSError):  # of a process that lives, or on a disk without locks, where what a kill left stays
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock).st_uid == os.geteuid():
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(other, ignore_errors=True)
-        except BlockingIOError:  # of a process that lives
-            pass
-        finally:
-            os.close(lock)
+        os.close(lock)
     folder = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=place))
-    fcntl.flock(os.open(folder, os.O_DIRECTORY), fcntl.LOCK_EX)  # never closed: its end is that of this process
+    with suppress(OSError):
+        fcntl.flock(os.open(folder, os.O_DIRECTORY), fcntl.LOCK_EX)  # never closed: its end is that of this process
     own = folder.rename(place / folder.name[1:])  # under this name it was never without its lock
     gone = partial(shutil.rmtree, own, ignore_errors=True)
     atexit.register(gone)
