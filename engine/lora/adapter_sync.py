@@ -17,8 +17,8 @@ from pathlib import Path
 from soundrl.engine.launch.last_words import RANK
 from soundrl.engine.policy import Policy
 from soundrl.engine.samplers.sampler import Sampler
+from soundrl.engine.samplers.shared_memory import MEMORY
 
-MEMORY = Path("/dev/shm")
 PREFIX = "soundrl-adapter-"
 
 
